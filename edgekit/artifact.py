@@ -1,0 +1,248 @@
+"""Answer one question: what is written down about an exported model?
+
+An artifact is a folder with ``manifest.json``. Exporters write it, engines and ``verify`` read
+it; they meet nowhere else. It must not know how a format works.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from edgekit.errors import ArtifactError, UsageError
+from edgekit.scheme import Scheme
+
+MANIFEST_NAME: Final = "manifest.json"
+SCHEMA_VERSION: Final = 1
+_CHUNK_BYTES: Final = 1 << 20
+
+
+class Format(enum.Enum):
+    """A file format that edgekit writes."""
+
+    ONNX = "onnx"
+    MLX = "mlx"
+    COREML = "coreml"
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of an artifact; ``path`` is relative with forward slashes."""
+
+    path: str
+    n_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One weight: canonical name, shape, how it is stored, why, and the hash of its codes.
+
+    ``sha256`` covers the packed codes and the float32 scales and is equal in every format;
+    it is None for float tensors, whose stored width a format may choose.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    scheme: str
+    reason: str
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything written down about an artifact, ``manifest.json``.
+
+    ``weights_sha256`` is the hash over all quantized tensors: equal for two artifacts exactly
+    when they hold the same codes and scales. ``decoder`` is ``DecoderSpec.as_dict()``.
+    """
+
+    format: Format
+    scheme: str
+    model_name: str
+    model_type: str
+    source: str
+    source_sha256: str
+    weights_sha256: str
+    n_parameters: int
+    context_length: int
+    decoder: Mapping[str, Any]
+    tensors: tuple[TensorEntry, ...]
+    files: tuple[FileEntry, ...]
+    tool_versions: Mapping[str, str]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        """Write as deterministic JSON text."""
+        data = asdict(self)
+        data["format"] = self.format.value
+        return json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str) -> Manifest:
+        """Read a manifest; ``where`` names the file in errors.
+
+        Raises:
+            ArtifactError: Not JSON, wrong version, or fields missing.
+        """
+        try:
+            data = json.loads(text)
+            version = data["schema_version"]
+            if version != SCHEMA_VERSION:
+                raise ArtifactError(
+                    f"{where}: manifest version",
+                    got=version,
+                    wanted=SCHEMA_VERSION,
+                    do="Export the model again with this edgekit.",
+                )
+            data["format"] = Format(data["format"])
+            data["tensors"] = tuple(
+                TensorEntry(**{**t, "shape": tuple(t["shape"])}) for t in data["tensors"]
+            )
+            data["files"] = tuple(FileEntry(**f) for f in data["files"])
+            return _checked(cls(**data))
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RecursionError,
+            UsageError,
+        ) as error:
+            raise ArtifactError(
+                f"{where} is not a manifest",
+                got=f"{type(error).__name__}: {error}",
+                do="Export the model again.",
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An exported model on disk: its folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Artifact:
+        """Read the manifest of an artifact folder; no weight is touched.
+
+        Raises:
+            ArtifactError: No folder, no manifest, a damaged manifest, or a listed file is
+                absent or has another size.
+        """
+        folder = Path(path)
+        manifest_path = folder / MANIFEST_NAME
+        try:
+            text = manifest_path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArtifactError(
+                f"{folder} is not an artifact",
+                got=str(error),
+                wanted=f"a folder with {MANIFEST_NAME}",
+                do="Make one with: edgekit export MODEL --format onnx --out DIR",
+            ) from error
+        manifest = Manifest.from_json(text, where=str(manifest_path))
+        for entry in manifest.files:
+            target = folder / entry.path
+            if not _is_inside(target, folder):
+                raise ArtifactError(f"{manifest_path}: file outside the artifact", got=entry.path)
+            n_bytes = target.stat().st_size if target.is_file() else None
+            if n_bytes != entry.n_bytes:
+                raise ArtifactError(
+                    f"{target}: size",
+                    got="no such file" if n_bytes is None else n_bytes,
+                    wanted=entry.n_bytes,
+                    do="Export the model again.",
+                )
+        return cls(folder, manifest)
+
+    @property
+    def format(self) -> Format:
+        """The file format."""
+        return self.manifest.format
+
+    @property
+    def scheme(self) -> Scheme:
+        """How the weights are stored."""
+        return Scheme.parse(self.manifest.scheme)
+
+    @property
+    def name(self) -> str:
+        """Short name for tables, such as ``pocket onnx int4-g32``."""
+        return f"{self.manifest.model_name} {self.format.value} {self.manifest.scheme}"
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of all files."""
+        return sum(entry.n_bytes for entry in self.manifest.files)
+
+    def check_files(self) -> None:
+        """Hash every file against the manifest.
+
+        Raises:
+            ArtifactError: A file differs; the message lists every such file.
+        """
+        try:
+            changed = [
+                entry.path
+                for entry in self.manifest.files
+                if hash_file(self.path / entry.path) != entry.sha256
+            ]
+        except OSError as error:
+            raise ArtifactError(
+                f"{self.path}: a file cannot be read",
+                got=str(error),
+                do="Export the model again.",
+            ) from error
+        if changed:
+            raise ArtifactError(
+                f"{self.path}: files changed since the export",
+                got=", ".join(changed),
+                wanted="the sha256 in manifest.json",
+                do="Export the model again.",
+            )
+
+
+def hash_file(path: Path) -> str:
+    """Give the sha256 of a file as hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _checked(manifest: Manifest) -> Manifest:
+    """Refuse values that later code would trip over; a manifest is untrusted input."""
+    texts = ("model_name", "model_type", "source", "source_sha256", "weights_sha256")
+    wrong = [name for name in texts if not isinstance(getattr(manifest, name), str)]
+    counts = ("n_parameters", "context_length")
+    wrong += [name for name in counts if not _is_count(getattr(manifest, name))]
+    maps = ("decoder", "tool_versions", "settings")
+    wrong += [name for name in maps if not isinstance(getattr(manifest, name), dict)]
+    for file in manifest.files:
+        if not isinstance(file.path, str) or "\0" in file.path or not _is_count(file.n_bytes):
+            wrong.append(f"files entry {file.path!r}")
+    for tensor in manifest.tensors:
+        if not isinstance(tensor.name, str) or not all(map(_is_count, tensor.shape)):
+            wrong.append(f"tensors entry {tensor.name!r}")
+        Scheme.parse(tensor.scheme)
+    Scheme.parse(manifest.scheme)
+    if wrong:
+        raise TypeError(f"wrong type of {', '.join(wrong[:5])}")
+    return manifest
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_inside(target: Path, folder: Path) -> bool:
+    return target.resolve().is_relative_to(folder.resolve())

@@ -1,0 +1,167 @@
+"""Answer one question: what is in a model folder?
+
+Config and tensor headers are read and checked at once; weights only when asked for. Pickles
+are never read. It must not know what the tensors mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import Final, Self
+
+import numpy as np
+
+from edgekit.checkpoint.config import RawConfig, read_object
+from edgekit.checkpoint.repository import CONFIG_NAME, model_name, resolve_model
+from edgekit.errors import CheckpointError, MissingFileError
+from edgekit.formats.safetensors import SafetensorsFile, SafetensorsTensor
+
+WEIGHTS_NAME: Final = "model.safetensors"
+INDEX_NAME: Final = "model.safetensors.index.json"
+ASSET_NAMES: Final = (
+    CONFIG_NAME,
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+_MAX_INDEX_BYTES: Final = 64 << 20
+_HASH_CHUNK_BYTES: Final = 16 << 20
+
+
+class Checkpoint:
+    """An open model folder.
+
+    Attributes:
+        name: Short display name.
+        origin: What the user named.
+        folder: Where it lies.
+        config: The keys of config.json.
+        tensors: Every tensor by its own name, in file order.
+        assets: Config, tokenizer and template files that exist, by file name.
+    """
+
+    def __init__(self, model: str | Path) -> None:
+        """Open a model folder; see ``open_checkpoint``."""
+        self.folder = resolve_model(model)
+        self.name = model_name(model, self.folder)
+        self.origin = str(model)
+        self.config = RawConfig.open(self.folder / CONFIG_NAME)
+        self.assets: Mapping[str, Path] = MappingProxyType(
+            {name: self.folder / name for name in ASSET_NAMES if (self.folder / name).is_file()}
+        )
+        self._files = ExitStack()
+        try:
+            self.tensors: Mapping[str, SafetensorsTensor] = MappingProxyType(self._open_tensors())
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all tensors as stored."""
+        return sum(tensor.info.n_bytes for tensor in self.tensors.values())
+
+    def sha256(self) -> str:
+        """Hash config.json and every tensor; the same whichever way the file is sharded."""
+        config = json.dumps(dict(self.config), sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(config.encode())
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name]
+            info = tensor.info
+            digest.update(f"\n{name} {info.dtype.value} {list(info.shape)}\n".encode())
+            flat = np.atleast_1d(tensor.raw()).reshape(-1).view(np.uint8)
+            for start in range(0, flat.size, _HASH_CHUNK_BYTES):
+                digest.update(flat[start : start + _HASH_CHUNK_BYTES].data)
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Let go of the files; safe to call twice."""
+        self._files.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open_tensors(self) -> dict[str, SafetensorsTensor]:
+        if (self.folder / WEIGHTS_NAME).is_file():
+            return dict(self._open_file(WEIGHTS_NAME).tensors)
+        if (self.folder / INDEX_NAME).is_file():
+            return self._open_shards()
+        pickles = sorted(path.name for path in self.folder.glob("*.bin"))
+        raise MissingFileError(
+            f"{self.folder}: no weights",
+            got=f"{', '.join(pickles)} (pickle files are never read)" if pickles else None,
+            wanted=f"{WEIGHTS_NAME} or {INDEX_NAME}",
+            do="Save the model as safetensors." if pickles else "Download the model again.",
+        )
+
+    def _open_file(self, name: str) -> SafetensorsFile:
+        return self._files.enter_context(SafetensorsFile(self.folder / name))
+
+    def _open_shards(self) -> dict[str, SafetensorsTensor]:
+        shard_of = _weight_map(self.folder / INDEX_NAME)
+        names = sorted(set(shard_of.values()))
+        missing = [name for name in names if not (self.folder / name).is_file()]
+        if missing:
+            raise MissingFileError(
+                f"{self.folder}: {len(missing)} of {len(names)} weight files are missing",
+                got=", ".join(missing),
+                do="Download the model again.",
+            )
+        shards = {name: self._open_file(name) for name in names}
+        absent = [f"{t} (in {s})" for t, s in shard_of.items() if t not in shards[s].tensors]
+        if absent:
+            raise CheckpointError(
+                f"{self.folder / INDEX_NAME} lists tensors that their files do not hold",
+                got=", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if absent[8:] else ""),
+                do="Download the model again.",
+            )
+        return {
+            tensor_name: tensor
+            for shard_name, shard in shards.items()
+            for tensor_name, tensor in shard.tensors.items()
+            if shard_of.get(tensor_name) == shard_name
+        }
+
+
+def open_checkpoint(model: str | Path) -> Checkpoint:
+    """Open a model: config and headers are checked, no weight is read.
+
+    Args:
+        model: Folder, bundled name, or Hub id (``owner/name`` or ``owner/name@revision``).
+
+    Raises:
+        MissingFileError: config.json or a weight file is absent; all absent ones are named.
+        CheckpointError: No such model, or config or index are damaged.
+        FormatError: A weight file is damaged.
+    """
+    return Checkpoint(model)
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """Read tensor name to file name from the index.
+
+    Raises:
+        CheckpointError: No map, or a file name that is not a plain name beside the index.
+    """
+    entries = read_object(path, max_bytes=_MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(entries, dict) or not entries:
+        raise CheckpointError(f"{path}: weight_map", wanted="an object: tensor name to file name")
+    for file_name in set(map(str, entries.values())):
+        is_plain = PurePosixPath(file_name).name == file_name and "\\" not in file_name
+        if not is_plain or not file_name.endswith(".safetensors") or ":" in file_name:
+            raise CheckpointError(
+                f"{path}: weight file",
+                got=repr(file_name[:120]),
+                wanted="a plain .safetensors name in the same folder",
+            )
+    return {name: str(file_name) for name, file_name in entries.items()}

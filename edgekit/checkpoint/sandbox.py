@@ -1,0 +1,277 @@
+"""Answer one question: what may a chat template from an unknown author do?
+
+Templates run in Jinja's immutable sandbox with the names and filters that transformers gives
+them, on a budget: every loop step, call and result is charged, and what would grow beyond the
+budget in one operation is refused before it runs. The only module, with chat.py, that uses
+jinja2; it is imported when the first template is rendered.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sized
+from contextvars import ContextVar
+from datetime import datetime
+from functools import wraps
+from typing import Any, Final
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+# A unit is about a byte written; a chat that fills a context of 128k tokens needs some 5 million.
+_MAX_UNITS: Final = 16 << 20
+_STEP_UNITS: Final = 256
+_ITEM_UNITS: Final = 8
+_MAX_S: Final = 10.0
+_MAX_INT_BITS: Final = 4096
+_WIDE_FIELD: Final = re.compile(r"\d{5,}|%[^a-zA-Z%]*\*")
+_MAX_INDENT: Final = 64
+# Methods and filters whose result can be much longer than what goes in.
+_GROWING_NAMES: Final = """
+    center expandtabs format format_map indent join ljust replace rjust tojson translate truncate
+    wordwrap xmlattr zfill
+"""
+# Filters that write their input as text, lists and objects included.
+_WRITING_NAMES: Final = """
+    capitalize e escape forceescape lower pprint safe string striptags title trim upper urlencode
+    urlize wordcount
+"""
+_GROWING: Final = frozenset(_GROWING_NAMES.split())
+_WRITING: Final = _GROWING | frozenset(_WRITING_NAMES.split())
+
+
+class TemplateLimitError(jinja2.TemplateError):
+    """A template does more work than a chat template ever needs."""
+
+
+class _Budget:
+    """What is left of one rendering: units of work, and seconds."""
+
+    def __init__(self) -> None:
+        self.n_units = _MAX_UNITS
+        self.deadline_s = time.monotonic() + _MAX_S
+
+    def spend(self, n_units: int) -> None:
+        self.n_units -= _STEP_UNITS + n_units
+        if self.n_units < 0 or time.monotonic() > self.deadline_s:
+            raise TemplateLimitError("the template does too much work")
+
+    def spend_deep(self, value: object) -> int:
+        """Charge for writing a value as text, shared parts each time; give its size."""
+        n_items = n_chars = 0
+        waiting = [value]
+        while waiting:
+            item = waiting.pop()
+            if isinstance(item, Mapping):
+                waiting.extend((*item.keys(), *item.values()))
+            elif isinstance(item, list | tuple | set | frozenset):
+                waiting.extend(item)
+            n_items += 1
+            n_chars += len(item) if isinstance(item, str) else 0
+            if n_chars + _STEP_UNITS * (n_items + len(waiting)) > self.n_units:
+                raise TemplateLimitError("the template writes too much text")
+        self.spend(n_chars + _STEP_UNITS * n_items)
+        return n_chars + n_items
+
+
+_budget: ContextVar[_Budget] = ContextVar("budget")
+
+
+class _Generation(Extension):
+    """``{% generation %}`` marks the answer for training; for rendering it is transparent."""
+
+    tags = {"generation"}  # noqa: RUF012 - the base class wants a set
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class TemplateSandbox(ImmutableSandboxedEnvironment):
+    """The environment that chat templates run in."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", _Generation],
+            finalize=_charged_output,
+        )
+        self.filters["tojson"] = _tojson
+        self.filters = {name: _charged(name, call) for name, call in self.filters.items()}
+        self._compiled: dict[str, jinja2.Template] = {}
+        self.globals["raise_exception"] = _raise_exception
+        self.globals["strftime_now"] = _strftime_now
+
+    def render_text(self, source: str, values: Mapping[str, Any]) -> str:
+        """Render a template on a fresh budget.
+
+        Raises:
+            jinja2.TemplateError: The template is wrong, raises, or does too much work; Python
+                errors of what it does to the values come through as they are.
+        """
+        token = _budget.set(_Budget())
+        try:
+            pieces: list[str] = []
+            for piece in self._template(source).generate(values):
+                _budget.get().spend(len(piece))
+                pieces.append(piece)
+            return "".join(pieces)
+        finally:
+            _budget.reset(token)
+
+    def _template(self, source: str) -> jinja2.Template:
+        if source not in self._compiled:
+            self._compiled[source] = self.from_string(source)
+        return self._compiled[source]
+
+    def step(self) -> bool:
+        """Charge one step of a loop; called by every loop of a template."""
+        _budget.get().spend(0)
+        return True
+
+    def concat_values(self, *values: object) -> str:
+        """Compute ``a ~ b``, charged."""
+        for value in values:
+            _budget.get().spend_deep(value)
+        return "".join(map(str, values))
+
+    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Call what a template calls, charged."""
+        # Jinja wraps ``format``; the method of the text itself is inside.
+        method = getattr(obj, "__wrapped__", obj)
+        owner = getattr(method, "__self__", None)
+        if isinstance(owner, str) and method.__name__ in _GROWING:
+            if method.__name__.startswith("format"):
+                _check_fields(owner)
+            _check_growth(owner, *args, *kwargs.values())
+        result = super().call(context, obj, *args, **kwargs)
+        _budget.get().spend(_size(result))
+        return result
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Compute a binary operation, refusing results without bound."""
+        if operator == "**":
+            if not (_is_small(left) and _is_small(right) and abs(right) <= 64):
+                raise TemplateLimitError("power too large")
+        elif operator == "*" or (operator == "%" and isinstance(left, str)):
+            if operator == "%":
+                _check_fields(left)
+            _check_growth(left, right)
+        _budget.get().spend(_size(left) + _size(right))
+        result = super().call_binop(context, operator, left, right)
+        if not _is_small(result):
+            raise TemplateLimitError("number too large")
+        _budget.get().spend(_size(result))
+        return result
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = super()._parse(source, name, filename)
+        for loop in tree.find_all(nodes.For):
+            step = _method_call("step", [])
+            if loop.test is not None:
+                loop.test = nodes.And(step, loop.test)
+            loop.body.insert(0, nodes.ExprStmt(step))
+        _replace_concat(tree)
+        tree.set_environment(self)
+        return tree
+
+
+def _method_call(name: str, args: list[nodes.Expr]) -> nodes.Call:
+    return nodes.Call(nodes.EnvironmentAttribute(name), args, [], None, None)
+
+
+def _replace_concat(node: nodes.Node) -> None:
+    """Turn every ``a ~ b`` below a node into a call that is charged."""
+    for key, value in list(node.iter_fields()):
+        if isinstance(value, list):
+            setattr(node, key, [_charged_concat(item) for item in value])
+        else:
+            setattr(node, key, _charged_concat(value))
+
+
+def _charged_concat(value: Any) -> Any:
+    if not isinstance(value, nodes.Node):
+        return value
+    _replace_concat(value)
+    if isinstance(value, nodes.Concat):
+        return _method_call("concat_values", value.nodes).set_lineno(value.lineno)
+    return value
+
+
+def _charged(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(call)
+    def charged(*args: Any, **kwargs: Any) -> Any:
+        if name in _WRITING:
+            _check_growth(*args, *kwargs.values(), is_growing=name in _GROWING)
+        if name == "format":
+            _check_fields(args[0])
+        result = call(*args, **kwargs)
+        _budget.get().spend(_size(result))
+        return result
+
+    return charged
+
+
+def _charged_output(value: Any) -> Any:
+    if not isinstance(value, str):
+        _budget.get().spend_deep(value)
+    return value
+
+
+def _check_growth(*values: Any, is_growing: bool = True) -> None:
+    """Refuse an operation whose result might have more characters than the budget.
+
+    The product of all sizes is an upper bound for padding, repeating, joining and replacing.
+    """
+    bound = 1
+    for value in values:
+        n_units = abs(value) if isinstance(value, int) else _budget.get().spend_deep(value)
+        bound *= 1 + n_units
+    if is_growing and bound > _MAX_UNITS:
+        raise TemplateLimitError("text too long")
+
+
+def _check_fields(form: object) -> None:
+    if _WIDE_FIELD.search(str(form)):
+        raise TemplateLimitError("format field too wide")
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    return _ITEM_UNITS * len(value) if isinstance(value, Sized) else 0
+
+
+def _is_small(value: Any) -> bool:
+    return not isinstance(value, int) or value.bit_length() <= _MAX_INT_BITS
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # As in transformers: Jinja's own filter escapes for HTML, which changes the prompt.
+    if isinstance(indent, int) and indent > _MAX_INDENT:
+        raise TemplateLimitError("indent too wide")
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().astimezone().strftime(form)

@@ -1,0 +1,115 @@
+"""`edgekit compare`: an artifact against a server-hosted model, with a verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgekit.cli.options import (
+    ArtifactArg,
+    DeviceOpt,
+    EngineOpt,
+    ItemsOpt,
+    JsonOpt,
+    SeedOpt,
+    SuiteOpt,
+    ThreadsOpt,
+)
+from edgekit.cli.output import Output
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def command(
+    artifact: ArtifactArg,
+    server: Annotated[
+        str | None,
+        typer.Option("--server", metavar="URL", help="Base URL, such as http://host/v1."),
+    ] = None,
+    server_model: Annotated[
+        str | None, typer.Option("--server-model", help="Model name to ask the server for.")
+    ] = None,
+    api_key_env: Annotated[
+        str, typer.Option("--api-key-env", help="Environment variable that holds the key.")
+    ] = "OPENAI_API_KEY",
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, help="Seconds per answer.")
+    ] = 60.0,
+    record: Annotated[
+        Path | None, typer.Option("--record", help="Write the server's answers to this JSONL file.")
+    ] = None,
+    replay: Annotated[
+        Path | None, typer.Option("--replay", help="Answer from a recording; no network.")
+    ] = None,
+    items: ItemsOpt = 100,
+    suite: SuiteOpt = None,
+    seed: SeedOpt = 20261,
+    margin: Annotated[
+        float, typer.Option("--margin", min=0, max=100, help="Points a suite may lose.")
+    ] = 5.0,
+    max_ttft: Annotated[
+        float, typer.Option("--max-ttft", min=0, help="Seconds to the first token.")
+    ] = 1.0,
+    min_speed: Annotated[
+        float, typer.Option("--min-speed", min=0, help="Tokens per second when decoding.")
+    ] = 10.0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write a report to this folder.")
+    ] = None,
+    device: DeviceOpt = "host",
+    engine: EngineOpt = None,
+    threads: ThreadsOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Ask ARTIFACT and a server the same items and say where to ship.
+
+    Example: edgekit compare artifacts/pocket-onnx-int4-g32 --server http://127.0.0.1:8080/v1
+    --server-model pocket-onnx-fp32 --record answers.jsonl --out report
+    """
+    from edgekit.artifact import Artifact
+    from edgekit.pipeline.compare import compare, comparison_report
+    from edgekit.pipeline.hosting import open_server
+    from edgekit.quality.evaluate import SuitePlan
+    from edgekit.quality.suites import SUITES
+    from edgekit.quality.verdict import Rule
+    from edgekit.records import to_data
+    from edgekit.report.terminal import print_report
+    from edgekit.report.write import write_report
+
+    output = Output(is_json=as_json)
+    plan = SuitePlan(tuple(suite or SUITES), items, seed)
+    rule = Rule(margin=margin / 100, max_ttft_s=max_ttft, min_decode_tok_per_s=min_speed)
+    opened = Artifact.open(artifact)
+    with (
+        open_server(
+            server,
+            server_model,
+            api_key_env=api_key_env,
+            timeout_s=timeout,
+            record=record,
+            replay=replay,
+        ) as backend,
+        output.progress() as progress,
+    ):
+        found = compare(
+            opened,
+            backend,
+            plan=plan,
+            rule=rule,
+            device=device,
+            engine=engine,
+            n_threads=threads,
+            progress=progress,
+        )
+    data = comparison_report(opened, found)
+    written = write_report(data, out) if out is not None else ()
+
+    def show(console: Console) -> None:
+        print_report(data, console, keys=("decision", "paired", "speed", "suites"))
+        if written:
+            console.print(f"\nReport: {written[0]}", markup=False, soft_wrap=True)
+
+    output.result(to_data(data), show)

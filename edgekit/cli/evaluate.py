@@ -1,0 +1,73 @@
+"""`edgekit evaluate`: quality of artifacts against the float model and on the suites."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgekit.cli.options import (
+    ArtifactsArg,
+    DeviceOpt,
+    EngineOpt,
+    ItemsOpt,
+    JsonOpt,
+    SeedOpt,
+    SuiteOpt,
+    ThreadsOpt,
+)
+from edgekit.cli.output import Output
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def command(
+    artifacts: ArtifactsArg,
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", help="Float model: a MODEL, or an fp32/fp16 artifact."),
+    ] = None,
+    items: ItemsOpt = 100,
+    suite: SuiteOpt = None,
+    seed: SeedOpt = 20261,
+    device: DeviceOpt = "host",
+    engine: EngineOpt = None,
+    threads: ThreadsOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Measure KL divergence, top-1 agreement and perplexity, and run the task suites.
+
+    Example: edgekit evaluate artifacts/pocket-onnx-int4-g32 --reference pocket --items 100
+    """
+    from edgekit.artifact import Artifact
+    from edgekit.pipeline.evaluate import evaluate
+    from edgekit.quality.evaluate import SuitePlan
+    from edgekit.quality.suites import SUITES
+    from edgekit.records import to_data
+    from edgekit.report.sections import divergence_table, failure_table, sub_kind_table, suite_table
+    from edgekit.report.terminal import print_table
+
+    output = Output(is_json=as_json)
+    plan = SuitePlan(tuple(suite or SUITES), items, seed)
+    with output.progress() as progress:
+        records = [
+            evaluate(
+                Artifact.open(path),
+                reference=reference,
+                plan=plan,
+                device=device,
+                engine=engine,
+                n_threads=threads,
+                progress=progress,
+            )
+            for path in artifacts
+        ]
+
+    def show(console: Console) -> None:
+        tables = (divergence_table, suite_table, sub_kind_table, failure_table)
+        for table in (make(records) for make in tables):
+            if table.rows:
+                print_table(table, console)
+
+    output.result(to_data(records), show)

@@ -1,0 +1,80 @@
+"""`edgekit export`: quantize once, write every format asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit.cli.options import JsonOpt, ModelArg
+from edgekit.cli.output import Output
+
+
+def command(
+    model: ModelArg,
+    formats: Annotated[
+        list[str], typer.Option("--format", help="onnx, mlx, coreml or all; may be repeated.")
+    ] = ["all"],  # noqa: B006 - Typer copies it
+    schemes: Annotated[
+        list[str],
+        typer.Option("--scheme", help="fp32, fp16, int8, int4, int4-g64, ...; may be repeated."),
+    ] = ["int4"],  # noqa: B006 - Typer copies it
+    out: Annotated[Path, typer.Option("--out", help="Parent folder of the artifacts.")] = Path(
+        "artifacts"
+    ),
+    context_length: Annotated[
+        int | None, typer.Option("--context", min=1, help="Positions; default the model's own.")
+    ] = None,
+    method: Annotated[str, typer.Option("--method", help="Scales by search or rtn.")] = "search",
+    as_json: JsonOpt = False,
+) -> None:
+    """Quantize MODEL once and write it as ONNX, MLX and Core ML.
+
+    Example: edgekit export pocket --format all --scheme int4 --out artifacts
+    """
+    from edgekit.pipeline.export import export
+    from edgekit.records import to_data
+    from edgekit.report.table import make_table
+    from edgekit.report.terminal import print_table
+    from edgekit.scheme import Scheme
+    from edgekit.units import format_bytes
+
+    output = Output(is_json=as_json)
+    parsed = [Scheme.parse(text) for text in schemes]
+    with output.progress() as progress:
+        artifacts = [
+            artifact
+            for scheme in parsed
+            for artifact in export(
+                model,
+                formats,
+                scheme,
+                out,
+                context_length=context_length,
+                method=method,
+                progress=progress,
+            )
+        ]
+    rows = [
+        (
+            a.manifest.format.value,
+            a.manifest.scheme,
+            format_bytes(a.n_bytes),
+            a.manifest.weights_sha256[:8] or "float",
+            str(a.path),
+        )
+        for a in artifacts
+    ]
+    output.result(
+        [
+            {"path": str(a.path), "n_bytes": a.n_bytes, "manifest": to_data(a.manifest)}
+            for a in artifacts
+        ],
+        lambda console: print_table(
+            make_table(
+                "artifacts", "Artifacts", ("format", "scheme", "size", "weights", "folder"), rows
+            ),
+            console,
+        ),
+    )

@@ -1,0 +1,60 @@
+"""`edgekit profile`: speed and memory of artifacts on this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgekit.cli.options import ArtifactsArg, DeviceOpt, EngineOpt, JsonOpt, ThreadsOpt
+from edgekit.cli.output import Output
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def command(
+    artifacts: ArtifactsArg,
+    device: DeviceOpt = "host",
+    engine: EngineOpt = None,
+    threads: ThreadsOpt = None,
+    n_prompt: Annotated[int, typer.Option("--prompt", min=1, help="Prompt tokens.")] = 64,
+    n_new: Annotated[int, typer.Option("--new", min=2, help="New tokens.")] = 32,
+    repeats: Annotated[int, typer.Option("--repeats", min=5, help="Counted runs.")] = 5,
+    as_json: JsonOpt = False,
+) -> None:
+    """Measure load, first token, prefill, decode and memory of each ARTIFACT.
+
+    Every measurement runs in a fresh process; one warm-up is discarded; all samples are kept.
+
+    Example: edgekit profile artifacts/pocket-onnx-int4-g32 --json > profile.json
+    """
+    from edgekit.artifact import Artifact
+    from edgekit.pipeline.profile import profile
+    from edgekit.records import Workload, to_data
+    from edgekit.report.sections import gap_table, memory_table, speed_table
+    from edgekit.report.terminal import print_table
+
+    output = Output(is_json=as_json)
+    workload = Workload(n_prompt, n_new, repeats, n_warmup=1)
+    with output.progress() as progress:
+        records = [
+            profile(
+                Artifact.open(path),
+                device=device,
+                engine=engine,
+                n_threads=threads,
+                workload=workload,
+                progress=progress,
+            )
+            for path in artifacts
+        ]
+
+    def show(console: Console) -> None:
+        print_table(speed_table(records), console)
+        print_table(gap_table(records), console)
+        print_table(memory_table(records), console)
+
+    output.result(to_data(records), show)
+    if any(record.failure for record in records):
+        raise typer.Exit(1)

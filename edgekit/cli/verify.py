@@ -1,0 +1,57 @@
+"""`edgekit verify`: do artifacts hold the same weights, and do their engines agree?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgekit.cli.options import ArtifactsArg, JsonOpt
+from edgekit.cli.output import Output
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def command(
+    artifacts: ArtifactsArg,
+    with_logits: Annotated[
+        bool, typer.Option("--logits/--no-logits", help="Also run each engine on the same tokens.")
+    ] = True,
+    n_tokens: Annotated[int, typer.Option("--tokens", min=2, help="Tokens to compare.")] = 192,
+    n_prompts: Annotated[
+        int, typer.Option("--greedy", min=0, help="Prompts whose greedy answers must be identical.")
+    ] = 0,
+    as_json: JsonOpt = False,
+) -> None:
+    """Re-read every ARTIFACT from disk and compare codes, scales, logits and greedy text.
+
+    Exit code 1 when anything differs by more than its named tolerance.
+
+    Example: edgekit verify artifacts/pocket-*-int4-g32
+    """
+    from edgekit.artifact import Artifact
+    from edgekit.pipeline.greedy import compare_greedy
+    from edgekit.pipeline.verify import is_verified, verification_tokens, verify
+    from edgekit.records import to_data
+    from edgekit.report.sections import weights_table
+    from edgekit.report.terminal import print_table
+
+    output = Output(is_json=as_json)
+    opened = [Artifact.open(path) for path in artifacts]
+    with output.progress() as progress:
+        token_ids = verification_tokens(opened[0], n_tokens) if with_logits else None
+        records = verify(opened, token_ids=token_ids, progress=progress)
+        greedy = compare_greedy(opened, n_prompts, progress) if n_prompts else None
+    is_good = is_verified(records) and (greedy is None or greedy.is_identical)
+    data = {"records": to_data(records), "greedy": to_data(greedy), "is_verified": is_good}
+
+    def show(console: Console) -> None:
+        print_table(weights_table(records), console)
+        if greedy is not None:
+            console.print(greedy.sentence, markup=False)
+        console.print("verified" if is_good else "NOT verified", markup=False)
+
+    output.result(data, show)
+    if not is_good:
+        raise typer.Exit(1)

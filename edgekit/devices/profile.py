@@ -1,0 +1,276 @@
+"""Answer one question: what is known of a device, and where does each figure come from?
+
+A profile is a TOML file in ``device_profiles/``. Every figure carries its kind and its source, and
+a figure that nobody has measured is written down as unknown, with the reason. Bytes, seconds and
+rates only. It must not look at the host: ``probe.py`` makes the profile of this machine.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Generic, TypeVar, cast
+
+from edgekit.artifact import Format
+from edgekit.devices.typed_toml import Problem, build, dump
+from edgekit.errors import ProfileError
+from edgekit.paths import device_profiles_dir
+
+HOST_ID: Final = "host"
+
+Number = TypeVar("Number", int, float)
+
+
+class FigureKind(enum.Enum):
+    """How a figure was had."""
+
+    PUBLISHED = "published"  # the maker, or a specification sheet
+    MEASURED = "measured"  # somebody ran it on the device
+    FITTED = "fitted"  # fitted to published runs on this device
+    COMPUTED = "computed"  # arithmetic on other figures, such as memory type x bus width
+    ANALOGY = "analogy"  # carried over from a sibling device or runtime
+    ASSUMED = "assumed"  # a working value that nobody confirmed
+    PROBED = "probed"  # read from this machine
+    UNKNOWN = "unknown"  # looked for and not found; no value
+
+
+@dataclass(frozen=True, slots=True)
+class Figure(Generic[Number]):
+    """A number with its origin; ``value`` is None exactly when ``kind`` is unknown."""
+
+    kind: FigureKind
+    source: str
+    value: Number | None = None
+    verified: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.value is None) != (self.kind is FigureKind.UNKNOWN):
+            raise ValueError("a value, or kind = 'unknown' without one")
+        if not self.source.strip():
+            raise ValueError("a source that is not empty")
+        if self.value is not None and not 0 <= self.value < float("inf"):
+            raise ValueError("a finite number of at least 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """Cores and the thread count to use; ``features`` in Linux' spelling."""
+
+    n_big_cores: Figure[int]
+    n_little_cores: Figure[int]
+    n_threads: Figure[int]
+    features: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Memory of the device and what one app may use of it.
+
+    ``app_limit_raised_bytes`` is the limit with an entitlement or a setting, if there is one.
+    """
+
+    type: str
+    total_bytes: Figure[int]
+    app_limit_bytes: Figure[int]
+    app_limit_raised_bytes: Figure[int]
+    bandwidth_bytes_per_s: Figure[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where model files lie."""
+
+    type: str
+    read_bytes_per_s: Figure[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """Graphics processor."""
+
+    name: str
+    fp16_flops_per_s: Figure[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Npu:
+    """Neural processor; its own bandwidth, which may be below the chip's.
+
+    ``tops`` is marketing (sparse or dense, 4 or 8 bit) and is never used to compute a speed.
+    """
+
+    name: str
+    tops: Figure[float]
+    bandwidth_bytes_per_s: Figure[float]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSupport:
+    """An engine that this device runs; profiles list them in order of preference.
+
+    Attributes:
+        id: edgekit's engine name.
+        formats: Formats it runs here.
+        min_version: Oldest package version; empty when any will do.
+        compute_units: What may compute, such as cpu, gpu, ane.
+        is_emulated: True when it only proves correctness here; its speed is no device speed.
+        chooses_threads: True when it takes no thread count.
+        overhead_bytes: Unreclaimable memory beside weights and cache.
+        weights_factor: Unreclaimable memory per byte of weights.
+        max_copy_bytes: Above this size the engine makes no copy, and the factor is 1.
+        sustained_factor: Speed after ten minutes over burst speed, 0..1.
+        note: What a person should know.
+    """
+
+    id: str
+    formats: tuple[Format, ...]
+    compute_units: tuple[str, ...]
+    overhead_bytes: Figure[int]
+    weights_factor: Figure[float]
+    sustained_factor: Figure[float]
+    min_version: str = ""
+    is_emulated: bool = False
+    chooses_threads: bool = False
+    max_copy_bytes: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """Parameters of ``t_token = t0 + streamed_bytes / (eta * bandwidth)`` for one engine.
+
+    Attributes:
+        engine: edgekit's engine name.
+        fitted_on: Runtime and device of the published runs behind the figures.
+        eta: Fraction of the bandwidth that decode reaches, 0..1.
+        t0_s: Time per token that does not depend on the weights.
+        prefill_flops_per_s: Effective rate of prefill.
+        range_factor: The projection is given as ``value / factor .. value * factor``, > 1.
+        range_source: Where ``range_factor`` comes from.
+    """
+
+    engine: str
+    fitted_on: str
+    eta: Figure[float]
+    t0_s: Figure[float]
+    prefill_flops_per_s: Figure[float]
+    range_factor: float
+    range_source: str
+
+    def __post_init__(self) -> None:
+        if not 1 < self.range_factor < 10:
+            raise ValueError("range_factor between 1 and 10")
+        if self.eta.value is not None and not 0 < self.eta.value <= 1:
+            raise ValueError("eta above 0 and at most 1; more than the bandwidth is a mistake")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProfile:
+    """Everything known of one device."""
+
+    id: str
+    name: str
+    year: int
+    os: str
+    os_min_version: str
+    arch: str
+    soc: str
+    power_source: str
+    cpu: Cpu
+    memory: Memory
+    storage: Storage
+    engines: tuple[EngineSupport, ...]
+    gpu: Gpu | None = None
+    npu: Npu | None = None
+    projections: tuple[Projection, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def engine(self, engine_id: str) -> EngineSupport | None:
+        """Find an engine by its id."""
+        return next((e for e in self.engines if e.id == engine_id), None)
+
+    def projection(self, engine_id: str) -> Projection | None:
+        """Find the projection parameters of an engine."""
+        return next((p for p in self.projections if p.engine == engine_id), None)
+
+    def to_toml(self) -> str:
+        """Write as TOML text; the inverse of ``parse_profile``."""
+        return dump(self)
+
+
+def list_profiles(folder: Path | None = None) -> tuple[str, ...]:
+    """Give the ids of the bundled profiles, sorted; ``host`` is not a file and not listed."""
+    found = (folder or device_profiles_dir()).glob("*.toml")
+    return tuple(sorted(path.stem for path in found))
+
+
+def load_profile(name_or_path: str | Path) -> DeviceProfile:
+    """Load a bundled profile by id, or any profile by the path of its TOML file.
+
+    Raises:
+        ProfileError: No such profile, or the file is not a profile; all wrong keys are named.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        names = list_profiles()
+        if str(name_or_path) not in names:
+            near = difflib.get_close_matches(str(name_or_path), names, n=1)
+            raise ProfileError(
+                "no such device profile",
+                got=repr(str(name_or_path)),
+                wanted=f"{', '.join(names)}, or the path of a .toml file",
+                do=f"Did you mean {near[0]}?" if near else None,
+            )
+        path = device_profiles_dir() / f"{name_or_path}.toml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProfileError(
+            f"cannot read device profile {path}",
+            got=str(error),
+            wanted="a TOML file in UTF-8",
+            do="See device_profiles/raspberry-pi-5.toml for the form.",
+        ) from error
+    return parse_profile(text, where=str(path))
+
+
+def parse_profile(text: str, *, where: str) -> DeviceProfile:
+    """Read a profile from TOML text; ``where`` names the file in errors.
+
+    Raises:
+        ProfileError: Not TOML, or keys unknown, absent or of the wrong type; all are named.
+    """
+    try:
+        data = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ProfileError(f"{where} is not TOML", got=str(error) or "nested too deep") from error
+    problems: list[Problem] = []
+    profile = build(DeviceProfile, data, problems)
+    if not problems:
+        problems += _contradictions(profile)
+    if problems:
+        raise ProfileError(
+            f"{where} is not a device profile",
+            got="; ".join(str(problem) for problem in problems),
+            do="See device_profiles/raspberry-pi-5.toml for the form.",
+        )
+    return cast(DeviceProfile, profile)
+
+
+def _contradictions(profile: DeviceProfile) -> list[Problem]:
+    """Find keys that are right alone and wrong together."""
+    problems = []
+    ids = [e.id for e in profile.engines]
+    if len(set(ids)) < len(ids):
+        problems.append(Problem("engines", f"ids {', '.join(ids)}", "each id once"))
+    problems += [
+        Problem(f"projections[{i}].engine", repr(p.engine), f"one of {', '.join(ids)}")
+        for i, p in enumerate(profile.projections)
+        if p.engine not in ids
+    ]
+    if profile.memory.total_bytes.value is None:
+        problems.append(Problem("memory.total_bytes", "unknown", "a number"))
+    return problems

@@ -1,0 +1,171 @@
+"""Answer one question: what can go wrong, and which exit code does it get?
+
+EdgekitError                  exit 1
+├── UsageError                the request contradicts itself             exit 2
+├── MissingExtraError         a package is absent or too old             exit 3
+├── NoFitError                nothing runs here; carries .reasons        exit 4
+├── CheckpointError           a model folder is not what it should be
+│   ├── MissingFileError
+│   ├── UnknownKeyError
+│   └── UnsupportedArchError
+├── FormatError               bytes are not what the format says
+├── QuantError                shape or scheme impossible
+├── ExportError               the format cannot hold this model, or writing it failed
+├── ArtifactError             an artifact folder is damaged or not ours
+├── ProfileError              a device profile is wrong
+├── EngineError
+│   ├── EngineLoadError
+│   ├── EngineCrashError
+│   └── ServerError           carries .status when the server answered
+└── MeasureError              the numbers would be meaningless
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
+
+
+class EdgekitError(Exception):
+    """Base of every error that edgekit raises on purpose.
+
+    Args:
+        what: What failed, with the name of the thing (file, layer, option).
+        got: What was found, if it can be said.
+        wanted: What would have been right.
+        do: What the reader can do next.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        got: object | None = None,
+        wanted: object | None = None,
+        do: str | None = None,
+    ) -> None:
+        self.what = what
+        self.got = None if got is None else str(got)
+        self.wanted = None if wanted is None else str(wanted)
+        self.do = do
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        parts = [self.what]
+        if self.got is not None:
+            parts.append(f"got {self.got}")
+        if self.wanted is not None:
+            parts.append(f"wanted {self.wanted}")
+        text = "; ".join(parts)
+        return f"{text}. {self.do}" if self.do else text
+
+    def as_dict(self) -> dict[str, str | None]:
+        """Give the error as JSON-ready fields, for ``--json`` output."""
+        return {
+            "error": type(self).__name__,
+            "what": self.what,
+            "got": self.got,
+            "wanted": self.wanted,
+            "do": self.do,
+        }
+
+
+class UsageError(EdgekitError):
+    """The request contradicts itself or names something that does not exist."""
+
+    exit_code = 2
+
+
+class MissingExtraError(EdgekitError):
+    """A package that this step needs is absent or too old."""
+
+    exit_code = 3
+
+    def __init__(self, what: str, *, package: str, do: str | None = None) -> None:
+        self.package = package
+        super().__init__(what, do=do or f"Run: pip install {package}")
+
+
+class NoFitError(EdgekitError):
+    """Nothing can run here; every candidate was refused for a stated reason."""
+
+    exit_code = 4
+
+    def __init__(self, what: str, *, reasons: Mapping[str, str], do: str | None = None) -> None:
+        self.reasons = dict(reasons)
+        got = "; ".join(f"{name}: {reason}" for name, reason in self.reasons.items()) or None
+        super().__init__(what, got=got, do=do)
+
+
+class CheckpointError(EdgekitError):
+    """A model folder is not what it should be."""
+
+
+class MissingFileError(CheckpointError):
+    """A file that the model needs is not there."""
+
+
+class UnknownKeyError(CheckpointError):
+    """Config keys that are neither used nor ignored by name; carries .keys."""
+
+    def __init__(self, what: str, *, keys: Iterable[str], do: str | None = None) -> None:
+        self.keys = tuple(keys)
+        super().__init__(what, got=", ".join(self.keys), do=do)
+
+
+class UnsupportedArchError(CheckpointError):
+    """The model_type has no family file."""
+
+
+class FormatError(EdgekitError):
+    """Bytes are not what the format says."""
+
+
+class QuantError(EdgekitError):
+    """A shape or scheme is impossible."""
+
+
+class ExportError(EdgekitError):
+    """The format cannot hold this model, or writing it failed."""
+
+
+class ArtifactError(EdgekitError):
+    """An artifact folder is damaged, incomplete, or was not made by edgekit."""
+
+
+class ProfileError(EdgekitError):
+    """A device profile is wrong; the message names the file and the key."""
+
+
+class EngineError(EdgekitError):
+    """A runtime failed."""
+
+
+class EngineLoadError(EngineError):
+    """A runtime refused the artifact."""
+
+
+class EngineCrashError(EngineError):
+    """A runtime failed while running, or its process died."""
+
+
+class ServerError(EngineError):
+    """A server refused, timed out, broke off or answered nonsense; .status is the HTTP code."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        status: int | None = None,
+        got: object | None = None,
+        wanted: object | None = None,
+        do: str | None = None,
+    ) -> None:
+        self.status = status
+        super().__init__(what, got=got, wanted=wanted, do=do)
+
+
+class MeasureError(EdgekitError):
+    """The numbers would be meaningless."""

@@ -1,0 +1,82 @@
+"""Answer one question: what does every exporter promise?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from edgekit.artifact import Artifact, Format
+from edgekit.decision import Decision
+from edgekit.families.spec import DecoderSpec
+from edgekit.quantize.model import ModelTensor, QuantizedModel
+from edgekit.scheme import Scheme
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Called as ``progress(what, n_done, n_total)``; must return quickly and never raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """Choices of one export.
+
+    Attributes:
+        context_length: Positions the artifact holds; None takes the model's own, at most 4096
+            for Core ML and ONNX tables unless asked for.
+    """
+
+    context_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What an exporter adds to the manifest.
+
+    Attributes:
+        context_length: Positions this artifact can hold.
+        tool_versions: Packages that took part, name to version.
+        settings: Format facts worth keeping (opset, accuracy_level, activation type, ...).
+    """
+
+    context_length: int
+    tool_versions: Mapping[str, str]
+    settings: Mapping[str, Any]
+
+
+class Exporter(Protocol):
+    """One file format.
+
+    ``write`` fills an empty folder that becomes the artifact once it returns; staging, the
+    manifest and the atomic rename are the caller's (export/staging.py).
+    """
+
+    format: Format
+
+    def supports(self, spec: DecoderSpec, scheme: Scheme) -> Decision:
+        """Say before any work whether this format can hold the model."""
+        ...
+
+    def write(
+        self, model: QuantizedModel, folder: Path, options: ExportOptions, progress: Progress
+    ) -> Written:
+        """Write all files of the artifact except the manifest.
+
+        Raises:
+            ExportError: The format cannot hold the model, or a file cannot be written.
+        """
+        ...
+
+    def recover(self, artifact: Artifact) -> Iterator[ModelTensor]:
+        """Re-read every tensor from the files on disk with the format's own library.
+
+        Exact: integer tensors come back with the codes and scales that were written.
+
+        Raises:
+            FormatError: The files are not what this exporter writes.
+        """
+        ...
+
+
+def ignore_progress(what: str, n_done: int, n_total: int) -> None:
+    """The progress callback of callers who do not watch."""

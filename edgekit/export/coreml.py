@@ -1,0 +1,182 @@
+"""Answer one question: how does a quantized model become a Core ML artifact?
+
+The artifact is ``model.mlpackage`` (iOS 18 and macOS 15, key/value cache as state, weights as
+int4 or int8 blocks or fp16) with the tokenizer files that swift-transformers looks for.
+Weights in fp32 are refused: states and logits of Core ML are fp16, so such a package would be
+twice as large without being more exact.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from edgekit.artifact import Artifact, Format
+from edgekit.decision import Accepted, Decision, Rejected
+from edgekit.errors import ExportError
+from edgekit.export.base import ExportOptions, Progress, Written
+from edgekit.export.coreml_graph import build_graph
+from edgekit.export.coreml_lint import lint_package
+from edgekit.export.coreml_package import SPECIFICATION_VERSION, write_package
+from edgekit.export.coreml_recover import recover_tensors
+from edgekit.families.spec import DecoderSpec
+from edgekit.formats.mlpackage import (
+    CAUSAL_MASK,
+    INPUT_IDS,
+    KEY_CACHE,
+    LOGITS,
+    PACKAGE_NAME,
+    VALUE_CACHE,
+)
+from edgekit.quantize.model import ModelTensor, QuantizedModel, combine_hashes
+from edgekit.scheme import FP32, Scheme
+
+DEFAULT_CONTEXT_LENGTH: Final = 4096
+# From 32768 on, packages fail to load (huggingface/swift-transformers issue 136).
+MAX_CONTEXT_LENGTH: Final = 16384
+_TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+# swift-transformers refuses other classes; tokenizer.json alone decides what they do.
+_SWIFT_TOKENIZERS: Final = frozenset(
+    {
+        "BertTokenizer", "CodeGenTokenizer", "CodeLlamaTokenizer", "CohereTokenizer",
+        "DistilBertTokenizer", "FalconTokenizer", "GemmaTokenizer", "GPT2Tokenizer",
+        "LlamaTokenizer", "PreTrainedTokenizer", "Qwen2Tokenizer", "RobertaTokenizer",
+        "T5Tokenizer", "TokenizersBackend", "WhisperTokenizer", "XLMRobertaTokenizer",
+    }
+)  # fmt: skip
+_FALLBACK_TOKENIZER: Final = "PreTrainedTokenizerFast"
+_FEATURES: Final = {
+    INPUT_IDS: "New token ids [1, T].",
+    CAUSAL_MASK: "Added to the scores [1, 1, 1 or T, past + T]; its length tells where the new "
+    "tokens go. Zeros will do: the model hides later positions itself.",
+    KEY_CACHE: "Keys of all layers [L, 1, K, CTX, D].",
+    VALUE_CACHE: "Values of all layers [L, 1, K, CTX, D].",
+    LOGITS: "Scores of the next token after each new token [1, T, V].",
+}
+
+
+class CoremlExporter:
+    """Writes Core ML packages; see ``export/base.py`` for the promise."""
+
+    format = Format.COREML
+
+    def supports(self, spec: DecoderSpec, scheme: Scheme) -> Decision:
+        """Say before any work whether Core ML can hold the model."""
+        if scheme == FP32:
+            return Rejected(
+                "Core ML keeps the key/value cache and the logits in fp16, so fp32 weights "
+                "would double the size without being more exact; use fp16"
+            )
+        if spec.head_width % 2:
+            return Rejected(f"RoPE needs an even head width, not {spec.head_width}")
+        if scheme.bits == 4:
+            return Accepted(("int4 blocks are made for the GPU; the Neural Engine is slower",))
+        return Accepted()
+
+    def write(
+        self, model: QuantizedModel, folder: Path, options: ExportOptions, progress: Progress
+    ) -> Written:
+        """Write package and tokenizer files, and check the package as it lies on disk.
+
+        Raises:
+            ExportError: Core ML cannot hold the model, or coremltools refuses the program.
+        """
+        spec, package = model.spec, folder / PACKAGE_NAME
+        context_length = _context_length(spec, options)
+        schemes = _schemes(model)
+        graph = build_graph(spec, schemes, context_length)
+        metadata = _metadata(model, context_length)
+        write_package(package, graph, model, metadata, _FEATURES, progress)
+        lint_package(package, schemes, context_length)
+        _write_assets(model.assets, folder)
+        return Written(
+            context_length=context_length,
+            tool_versions={"coremltools": version("coremltools")},
+            settings={
+                "specification_version": SPECIFICATION_VERSION,
+                "deployment_target": "iOS 18, macOS 15",
+                "activation_type": "fp16",
+                "norm_type": "fp32",
+                "cache_type": "fp16",
+                "compute_units": "cpuAndGPU",
+            },
+        )
+
+    def recover(self, artifact: Artifact) -> Iterator[ModelTensor]:
+        """Re-read every tensor with coremltools.
+
+        Raises:
+            FormatError: The files are not what this exporter writes.
+        """
+        return recover_tensors(artifact)
+
+
+def _context_length(spec: DecoderSpec, options: ExportOptions) -> int:
+    if options.context_length is None:
+        return min(spec.context_length, DEFAULT_CONTEXT_LENGTH)
+    longest = min(spec.context_length, MAX_CONTEXT_LENGTH)
+    if not 1 < options.context_length <= longest:
+        raise ExportError(
+            "context length for Core ML", got=options.context_length, wanted=f"2 .. {longest}"
+        )
+    return options.context_length
+
+
+def _schemes(model: QuantizedModel) -> dict[str, Scheme]:
+    """How each tensor is stored, checked against what the decoder needs."""
+    schemes = {entry.name: Scheme.parse(entry.scheme) for entry in model.entries}
+    shapes = {entry.name: entry.shape for entry in model.entries}
+    wanted = model.spec.weight_shapes()
+    if shapes != wanted:
+        wrong = sorted(n for n in shapes.keys() | wanted if shapes.get(n) != wanted.get(n))
+        raise ExportError(
+            f"tensors of {model.source.name}",
+            got={n: shapes.get(n) for n in wrong},
+            wanted={n: wanted.get(n) for n in wrong},
+        )
+    wide = [n for n, shape in wanted.items() if len(shape) == 2 and schemes[n] == FP32]
+    if wide:
+        raise ExportError(
+            "Core ML holds no fp32 matrix", got=", ".join(wide), do="Quantize these to fp16."
+        )
+    return schemes
+
+
+def _metadata(model: QuantizedModel, context_length: int) -> dict[str, str]:
+    return {
+        "co.huggingface.exporters.name": model.source.name,
+        "edgekit.version": version("edgekit"),
+        "edgekit.scheme": str(model.scheme),
+        "edgekit.context_length": str(context_length),
+        "edgekit.eos_token_ids": ",".join(str(i) for i in model.spec.eos_token_ids),
+        "edgekit.source_sha256": model.source.sha256,
+        "edgekit.weights_sha256": combine_hashes(model.entries),
+        "edgekit.compute_units": "cpuAndGPU",
+    }
+
+
+def _write_assets(assets: Mapping[str, Path], folder: Path) -> None:
+    for name, source in assets.items():
+        if name == _TOKENIZER_CONFIG:
+            config = _swift_tokenizer_config(source)
+            text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+            (folder / name).write_text(text, encoding="utf-8")
+        else:
+            shutil.copyfile(source, folder / name)
+
+
+def _swift_tokenizer_config(source: Path) -> dict[str, Any]:
+    """Read a tokenizer config and name a class that swift-transformers knows."""
+    try:
+        config = json.loads(source.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExportError(f"{source.name} is not JSON", got=error) from error
+    if not isinstance(config, dict):
+        raise ExportError(f"{source.name}", got=type(config).__name__, wanted="a JSON object")
+    if str(config.get("tokenizer_class", "")).removesuffix("Fast") not in _SWIFT_TOKENIZERS:
+        config["tokenizer_class"] = _FALLBACK_TOKENIZER
+    return config

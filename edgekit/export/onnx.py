@@ -1,0 +1,130 @@
+"""Answer one question: how does a quantized model become an ONNX artifact?
+
+Four parts: the weight file (onnx_layout), the graph (onnx_graph), what onnxruntime-genai wants
+beside them (onnx_genai), and the way back (onnx_recover).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from edgekit.artifact import Artifact, Format
+from edgekit.decision import Accepted, Decision, Rejected
+from edgekit.errors import ExportError
+from edgekit.export.base import ExportOptions, Progress, Written
+from edgekit.export.onnx_genai import GENAI_NAME, genai_config
+from edgekit.export.onnx_graph import ACCURACY_LEVEL, IR_VERSION, OPSET, GraphBuilder
+from edgekit.export.onnx_layout import (
+    ROPE_COS,
+    ROPE_SIN,
+    WEIGHTS_NAME,
+    plan_arrays,
+    read_offsets,
+    write_weights,
+)
+from edgekit.export.onnx_recover import GRAPH_NAME, recover_tensors
+from edgekit.families.rope import rope_tables
+from edgekit.families.spec import DecoderSpec
+from edgekit.formats.safetensors import SafetensorsFile
+from edgekit.lazy import require
+from edgekit.quantize.model import ModelTensor, QuantizedModel
+from edgekit.scheme import Scheme
+
+DEFAULT_CONTEXT: Final = 4096
+# GroupQueryAttention with rotary embedding refuses any other head width (onnxruntime 1.32, CPU).
+HEAD_STEP: Final = 16
+
+
+class OnnxExporter:
+    """Writes ``model.onnx``, ``weights.safetensors``, ``genai_config.json`` and the assets."""
+
+    format = Format.ONNX
+
+    def supports(self, spec: DecoderSpec, scheme: Scheme) -> Decision:
+        """Say before any work whether this format can hold the model."""
+        if spec.n_heads % spec.n_kv_heads:
+            return Rejected(
+                f"{spec.n_heads} query heads do not divide among {spec.n_kv_heads} key heads"
+            )
+        if spec.head_width % HEAD_STEP:
+            return Rejected(
+                f"GroupQueryAttention with rotary embedding needs a head width that is a multiple "
+                f"of {HEAD_STEP}, not {spec.head_width}"
+            )
+        return Accepted()
+
+    def write(
+        self, model: QuantizedModel, folder: Path, options: ExportOptions, progress: Progress
+    ) -> Written:
+        """Write all files of the artifact except the manifest; the graph comes last.
+
+        Raises:
+            ExportError: The format cannot hold the model, or a file cannot be written.
+        """
+        spec = model.spec
+        decision = self.supports(spec, model.scheme)
+        if isinstance(decision, Rejected):
+            raise ExportError("ONNX cannot hold this model", got=decision.reason)
+        n_positions = _n_positions(spec, options)
+        schemes = {entry.name: Scheme.parse(entry.scheme) for entry in model.entries}
+        missing = sorted(set(spec.weight_shapes()) - set(schemes))
+        if missing:
+            raise ExportError("the model lacks tensors", got=", ".join(missing))
+        arrays = plan_arrays(spec, schemes, n_positions)
+        cos, sin = rope_tables(spec, n_positions)
+        tables = {ROPE_COS: cos, ROPE_SIN: sin}
+        write_weights(folder / WEIGHTS_NAME, arrays, model, tables, progress)
+        with SafetensorsFile(folder / WEIGHTS_NAME) as weights:
+            offsets = read_offsets(weights, arrays)
+        graph = GraphBuilder(spec, schemes, arrays, offsets, n_positions).build()
+        config = genai_config(spec, GRAPH_NAME, n_positions)
+        try:
+            for name, source in model.assets.items():
+                shutil.copyfile(source, folder / name)
+            text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+            (folder / GENAI_NAME).write_text(text, encoding="utf-8")
+            (folder / GRAPH_NAME).write_bytes(graph.SerializeToString(deterministic=True))
+        except OSError as error:
+            raise ExportError(
+                f"cannot write {error.filename or folder}",
+                got=error.strerror or str(error),
+                do="Free some space or choose another folder.",
+            ) from error
+        return Written(
+            context_length=n_positions,
+            tool_versions={"onnx": require("onnx").__version__},
+            settings={
+                "opset": OPSET,
+                "ir_version": IR_VERSION,
+                "accuracy_level": ACCURACY_LEVEL,
+                "activations": "fp32",
+                "weights_file": WEIGHTS_NAME,
+            },
+        )
+
+    def recover(self, artifact: Artifact) -> Iterator[ModelTensor]:
+        """Re-read every tensor with the onnx library, one at a time, in file order.
+
+        Exact: integer tensors come back with the codes and scales that were written.
+
+        Raises:
+            FormatError: The files are not what this exporter writes.
+        """
+        return recover_tensors(artifact)
+
+
+def _n_positions(spec: DecoderSpec, options: ExportOptions) -> int:
+    if options.context_length is None:
+        return min(spec.context_length, DEFAULT_CONTEXT)
+    if not 1 <= options.context_length <= spec.context_length:
+        raise ExportError(
+            "context length",
+            got=options.context_length,
+            wanted=f"1 .. {spec.context_length}, what the model was trained for",
+            do="Give a smaller --context-length.",
+        )
+    return options.context_length

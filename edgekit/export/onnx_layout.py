@@ -1,0 +1,266 @@
+"""Answer one question: which arrays lie in the weight file of an ONNX artifact?
+
+The weight file is a valid safetensors file that onnxruntime maps as external data, so other
+runtimes can read the same bytes. What it holds is planned from shapes and schemes before a
+single weight is read; ``write_weights`` then holds one array at a time. It must not know of
+graphs.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.dtypes import DTYPES, DType, F32Array
+from edgekit.errors import ExportError, FormatError
+from edgekit.export.base import Progress
+from edgekit.families.spec import DecoderSpec
+from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter
+from edgekit.quantize.model import ModelTensor, QuantizedModel, QuantizedTensor
+from edgekit.scheme import FP16, FP32, Scheme
+from edgekit.tensors import TensorInfo
+
+WEIGHTS_NAME: Final = "weights.safetensors"
+ALIGN_BYTES: Final = 64
+ROPE_COS: Final = "rope.cos"
+ROPE_SIN: Final = "rope.sin"
+
+
+class Content(enum.Enum):
+    """What a stored array holds of its sources."""
+
+    CODES = "codes"
+    SCALES = "scales"
+    VALUES = "values"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One array of the weight file.
+
+    Attributes:
+        info: Name (in the file and of the ONNX initializer), shape and type as stored.
+        content: What of the sources it holds.
+        sources: Canonical names whose rows it stacks, in order; empty for the rope tables.
+    """
+
+    info: TensorInfo
+    content: Content
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """One matrix product of the graph, which may join several canonical matrices by rows.
+
+    Attributes:
+        name: Name in the graph, such as ``layers.0.qkv``.
+        parts: Canonical matrices whose rows it stacks, in order.
+        n_rows: Rows of each part; N is their sum.
+        n_in: M.
+        scheme: How all parts are stored.
+        has_bias: Whether every part has a bias.
+        stored: Name under which the weights lie in the file; differs from ``name`` for a
+            tied ``lm_head``, which lies there as ``embed``.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    n_rows: tuple[int, ...]
+    n_in: int
+    scheme: Scheme
+    has_bias: bool
+    stored: str
+
+    @property
+    def n_out(self) -> int:
+        """N."""
+        return sum(self.n_rows)
+
+
+def plan_linears(spec: DecoderSpec, schemes: Mapping[str, Scheme]) -> tuple[Linear, ...]:
+    """Say which matrix products the graph has, in file order.
+
+    Query, key and value are one product when they are stored alike, else three.
+
+    Args:
+        spec: The decoder.
+        schemes: Scheme of every canonical name.
+    """
+    shapes = spec.weight_shapes()
+
+    def linear(name: str, parts: tuple[str, ...], stored: str | None = None) -> Linear:
+        return Linear(
+            name=name,
+            parts=parts,
+            n_rows=tuple(shapes[part][0] for part in parts),
+            n_in=shapes[parts[0]][1],
+            scheme=schemes[parts[0]],
+            has_bias=f"{parts[0]}.bias" in shapes,
+            stored=stored or name,
+        )
+
+    linears = []
+    for i in range(spec.n_layers):
+        at = f"layers.{i}."
+        qkv = (at + "q", at + "k", at + "v")
+        if len({schemes[part] for part in qkv}) == 1:
+            linears.append(linear(at + "qkv", qkv))
+        else:
+            linears.extend(linear(part, (part,)) for part in qkv)
+        linears.extend(linear(at + part, (at + part,)) for part in ("o", "gate", "up", "down"))
+    if spec.is_tied:
+        linears.append(linear("lm_head", ("embed",), stored="embed"))
+    else:
+        linears.append(linear("lm_head", ("lm_head",)))
+    return tuple(linears)
+
+
+def plan_arrays(
+    spec: DecoderSpec, schemes: Mapping[str, Scheme], n_positions: int
+) -> tuple[Stored, ...]:
+    """Say which arrays the weight file holds, in file order.
+
+    Args:
+        spec: The decoder.
+        schemes: Scheme of every canonical name.
+        n_positions: Rows of the rope tables.
+    """
+    shapes = spec.weight_shapes()
+    arrays = list(_matrix("embed", ("embed",), shapes["embed"], schemes["embed"]))
+    arrays += [
+        _values(name, shape, (name,)) for name, shape in shapes.items() if name.endswith("norm")
+    ]
+    for linear in plan_linears(spec, schemes):
+        if linear.stored != "embed":
+            shape = (linear.n_out, linear.n_in)
+            arrays += _matrix(linear.stored, linear.parts, shape, linear.scheme)
+        if linear.has_bias:
+            biases = tuple(f"{part}.bias" for part in linear.parts)
+            arrays.append(_values(f"{linear.name}.bias", (linear.n_out,), biases))
+    table = (n_positions, spec.head_width // 2)
+    return (*arrays, _values(ROPE_COS, table, ()), _values(ROPE_SIN, table, ()))
+
+
+def write_weights(
+    path: Path,
+    arrays: tuple[Stored, ...],
+    model: QuantizedModel,
+    tables: Mapping[str, F32Array],
+    progress: Progress,
+) -> None:
+    """Write the weight file, holding the sources of one array at a time.
+
+    Args:
+        path: The file to make.
+        arrays: From ``plan_arrays`` for this model.
+        model: Read tensor by tensor.
+        tables: The rope tables by name.
+        progress: Told after every array.
+
+    Raises:
+        ExportError: A tensor is not what its entry promised, or the disk refused.
+    """
+    infos = [info for stored in arrays for info in _with_padding(stored.info)]
+    metadata = {"format": "onnx", "producer": "edgekit"}
+    held: dict[str, ModelTensor] = {}
+    try:
+        with SafetensorsWriter(path, infos, metadata=metadata, alignment=ALIGN_BYTES) as writer:
+            for n_done, stored in enumerate(arrays, start=1):
+                # Codes and scales of the same sources follow each other: read once for both.
+                if tuple(held) != stored.sources:
+                    held.clear()
+                    held.update((name, model.get(name)) for name in stored.sources)
+                name = stored.info.name
+                writer.append(name, _joined(held, stored) if held else tables[name])
+                for padding in _with_padding(stored.info)[1:]:
+                    writer.append(padding.name, bytes(padding.n_bytes))
+                progress("write weights", n_done, len(arrays))
+    except FormatError as error:
+        raise ExportError(
+            "the model is not what its entries say",
+            got=error.what,
+            do="Quantize the checkpoint again.",
+        ) from error
+    except OSError as error:
+        raise ExportError(
+            f"cannot write {path}",
+            got=error.strerror or str(error),
+            do="Free some space or choose another folder.",
+        ) from error
+
+
+def read_offsets(weights: SafetensorsFile, arrays: tuple[Stored, ...]) -> dict[str, int]:
+    """Give the first byte of every array, counted from the start of the weight file.
+
+    Raises:
+        FormatError: The file does not hold exactly these arrays, in this order.
+    """
+    wanted = [info for stored in arrays for info in _with_padding(stored.info)]
+    found = [tensor.info for tensor in weights.tensors.values()]
+    if found != wanted:
+        differing = [info.name for info in wanted if info not in found]
+        raise FormatError(
+            f"{weights.path}: arrays differ from what the exporter writes",
+            got=", ".join(differing[:5]) or "others, or in another order",
+            do="Export the model again.",
+        )
+    # Safetensors data run to the end of the file without a gap.
+    data_start = weights.path.stat().st_size - sum(info.n_bytes for info in wanted)
+    return {name: data_start + tensor.begin for name, tensor in weights.tensors.items()}
+
+
+def _joined(tensors: Mapping[str, ModelTensor], stored: Stored) -> NDArray[Any]:
+    """Give the rows of all sources as they lie in the file."""
+    parts = [_raw(tensor, stored) for tensor in tensors.values()]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _raw(tensor: ModelTensor, stored: Stored) -> NDArray[Any]:
+    """Give what ``stored`` holds of a tensor, as it lies in the file."""
+    if isinstance(tensor, QuantizedTensor):
+        if stored.content is Content.CODES:
+            return tensor.packed()
+        if stored.content is Content.SCALES:
+            return tensor.scales.astype("<f4", copy=False)
+    elif stored.content is Content.VALUES:
+        return tensor.values.astype(DTYPES[stored.info.dtype].numpy, copy=False)
+    raise ExportError(
+        f"{tensor.name} is stored as {tensor.scheme}",
+        wanted=f"{stored.content.value} for {stored.info.name}",
+        do="Quantize the checkpoint again.",
+    )
+
+
+def _matrix(
+    name: str, sources: tuple[str, ...], shape: tuple[int, ...], scheme: Scheme
+) -> Iterator[Stored]:
+    n_out, n_in = shape
+    if scheme.group is None:
+        dtype = {FP32: DType.FP32, FP16: DType.FP16}[scheme]
+        yield _values(name, (n_out, n_in), sources, dtype)
+        return
+    codes = TensorInfo(f"{name}.codes", (n_out, n_in * scheme.bits // 8), DType.UINT8)
+    scales = TensorInfo(f"{name}.scales", (n_out, n_in // scheme.group), DType.FP32)
+    yield Stored(codes, Content.CODES, sources)
+    yield Stored(scales, Content.SCALES, sources)
+
+
+def _values(
+    name: str, shape: tuple[int, ...], sources: tuple[str, ...], dtype: DType = DType.FP32
+) -> Stored:
+    return Stored(TensorInfo(name, shape, dtype), Content.VALUES, sources)
+
+
+def _with_padding(info: TensorInfo) -> tuple[TensorInfo, ...]:
+    """Follow an array that ends off the 64-byte grid with filler; safetensors allows no gaps."""
+    n_padding = -info.n_bytes % ALIGN_BYTES
+    if not n_padding:
+        return (info,)
+    return (info, TensorInfo(f"padding.{info.name}", (n_padding,), DType.UINT8))

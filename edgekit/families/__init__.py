@@ -1,0 +1,54 @@
+"""One file per model_type: config -> DecoderSpec, names -> names; every key accounted for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from edgekit.checkpoint.reader import Checkpoint, open_checkpoint
+from edgekit.errors import UnsupportedArchError
+from edgekit.families.base import Family, SourceModel
+from edgekit.lazy import load_object
+
+FAMILIES: Final[Mapping[str, str]] = {
+    "llama": "edgekit.families.llama:FAMILY",
+    "mistral": "edgekit.families.mistral:FAMILY",
+}
+
+
+def open_family(checkpoint: Checkpoint) -> SourceModel:
+    """Read a checkpoint through the family of its ``model_type``.
+
+    Raises:
+        UnsupportedArchError: No family has that model_type.
+        CheckpointError: Config or tensors are not what the family wants; all faults are named.
+    """
+    model_type = checkpoint.config.get("model_type")
+    reference = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if reference is None:
+        close = difflib.get_close_matches(str(model_type), FAMILIES, n=1)
+        raise UnsupportedArchError(
+            f"{checkpoint.folder}: model_type",
+            got=repr(model_type)[:80],
+            wanted=", ".join(sorted(FAMILIES)),
+            do=f"Did you mean {close[0]!r}?" if close else None,
+        )
+    family: Family = load_object(reference)
+    return SourceModel(checkpoint, family)
+
+
+def open_model(model: str | Path) -> SourceModel:
+    """Open a model by folder, bundled name or Hub id, and read it through its family.
+
+    Raises:
+        CheckpointError: See ``open_checkpoint`` and ``open_family``.
+        FormatError: A weight file is damaged.
+    """
+    checkpoint = open_checkpoint(model)
+    try:
+        return open_family(checkpoint)
+    except BaseException:
+        checkpoint.close()
+        raise

@@ -1,0 +1,178 @@
+"""Answer one question: what is known of a model before any weight is read?
+
+Reads config.json and the headers of the weight files only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from edgekit.families import open_model
+from edgekit.families.base import SourceModel
+from edgekit.families.spec import DecoderSpec
+from edgekit.scheme import FP32, GROUPS, Scheme
+
+SCHEMES: Final = (
+    Scheme.parse("fp32"),
+    Scheme.parse("fp16"),
+    Scheme.parse("int8"),
+    Scheme.parse("int4"),
+)
+_GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
+    "embedding": ("embed", "lm_head"),
+    "attention": ("q", "k", "v", "o"),
+    "ffn": ("gate", "up", "down"),
+    "norm": ("attn_norm", "ffn_norm", "final_norm"),
+}
+_MAX_CARD_CHARS: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """What config and headers say about a model.
+
+    Attributes:
+        parameters_by_group: Weights in embedding, attention, ffn and norm.
+        dtypes: Stored types, most bytes first.
+        file_bytes: Bytes of the weights as stored.
+        kv_bytes_per_token: Key/value cache per position, by cache type (fp32, fp16).
+        weight_bytes: Predicted bytes of an artifact's weights, by scheme; a scheme that cannot
+            hold this model is left out.
+        license: From the front matter of the model card; empty if it does not say.
+    """
+
+    name: str
+    origin: str
+    model_type: str
+    n_parameters: int
+    parameters_by_group: Mapping[str, int]
+    context_length: int
+    sliding_window: int | None
+    n_layers: int
+    hidden_width: int
+    ffn_width: int
+    n_heads: int
+    n_kv_heads: int
+    head_width: int
+    vocab_size: int
+    is_tied: bool
+    dtypes: tuple[str, ...]
+    file_bytes: int
+    kv_bytes_per_token: Mapping[str, int]
+    weight_bytes: Mapping[str, int]
+    license: str
+
+
+def inspect_model(model: str | Path) -> ModelSummary:
+    """Summarize a model without reading its weights.
+
+    Args:
+        model: Folder, bundled name, or Hub id.
+
+    Raises:
+        CheckpointError: No such model, or it is damaged or not supported.
+        FormatError: A weight file is damaged.
+    """
+    source = open_model(model)
+    try:
+        return summarize(source)
+    finally:
+        source.close()
+
+
+def summarize(source: SourceModel) -> ModelSummary:
+    """Summarize an open model; see ``inspect_model``."""
+    spec, checkpoint = source.spec, source.checkpoint
+    n_bytes_of: dict[str, int] = {}
+    for tensor in source.tensors.values():
+        stored = tensor.info.dtype.value
+        n_bytes_of[stored] = n_bytes_of.get(stored, 0) + tensor.info.n_bytes
+    n_kv_values = 2 * spec.n_layers * spec.kv_width
+    return ModelSummary(
+        name=checkpoint.name,
+        origin=checkpoint.origin,
+        model_type=spec.model_type,
+        n_parameters=source.n_parameters,
+        parameters_by_group=_by_group(source),
+        context_length=spec.context_length,
+        sliding_window=spec.sliding_window,
+        n_layers=spec.n_layers,
+        hidden_width=spec.hidden_width,
+        ffn_width=spec.ffn_width,
+        n_heads=spec.n_heads,
+        n_kv_heads=spec.n_kv_heads,
+        head_width=spec.head_width,
+        vocab_size=spec.vocab_size,
+        is_tied=spec.is_tied,
+        dtypes=tuple(sorted(n_bytes_of, key=lambda name: -n_bytes_of[name])),
+        file_bytes=checkpoint.weights_bytes,
+        kv_bytes_per_token={"fp32": 4 * n_kv_values, "fp16": 2 * n_kv_values},
+        weight_bytes={
+            str(scheme): n_bytes
+            for scheme in SCHEMES
+            if (n_bytes := predict_weight_bytes(spec, scheme)) is not None
+        },
+        license=_read_license(checkpoint.folder / "README.md"),
+    )
+
+
+def predict_weight_bytes(spec: DecoderSpec, scheme: Scheme) -> int | None:
+    """Predict the bytes of all weights in an artifact, fp16 scales included.
+
+    Follows quantize/recipe.py: vectors stay fp32, int4 keeps embedding and head at int8, and
+    a row length that the group does not divide takes a smaller one.
+
+    Returns:
+        Bytes, or None if no group divides the row length of some matrix.
+    """
+    total = 0
+    for name, shape in spec.weight_shapes().items():
+        if len(shape) == 1:
+            total += FP32.bits // 8 * shape[0]
+            continue
+        kept = scheme
+        if scheme.group is not None:
+            group = _fitting_group(shape[1], scheme.group)
+            if group is None:
+                return None
+            kept = Scheme("int8" if name in _GROUPS["embedding"] else scheme.kind, group)
+        total += kept.bytes_of(shape[0], shape[1])
+    return total
+
+
+def _fitting_group(n_cols: int, wanted: int) -> int | None:
+    return max((g for g in GROUPS if g <= wanted and n_cols % g == 0), default=None)
+
+
+def _by_group(source: SourceModel) -> dict[str, int]:
+    counts = dict.fromkeys(_GROUPS, 0)
+    group_of = {part: group for group, parts in _GROUPS.items() for part in parts}
+    for name, tensor in source.tensors.items():
+        counts[group_of[_part(name)]] += tensor.info.n_elements
+    return counts
+
+
+def _part(name: str) -> str:
+    """Give ``q`` of ``layers.3.q.bias``."""
+    return name.removesuffix(".bias").rpartition(".")[2]
+
+
+def _read_license(card: Path) -> str:
+    """Read ``license`` from the front matter of a model card, which anyone may have written."""
+    try:
+        with card.open(encoding="utf-8", errors="replace") as stream:
+            lines = stream.read(_MAX_CARD_CHARS).splitlines()
+    except OSError:
+        return ""
+    if not lines or lines[0].strip() != "---":
+        return ""
+    for line in lines[1:]:
+        key, _, value = line.partition(":")
+        if line.strip() == "---":
+            break
+        if key in ("license", "license_name") and value.strip() not in ("", "other"):
+            return value.strip().strip("\"'")[:80]
+    return ""

@@ -1,0 +1,35 @@
+"""Answer one question: how does a ``llama`` config become a ``DecoderSpec``?
+
+Llama 1, 2 and 3.x, Code Llama, and the many models that use the same form.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edgekit.checkpoint.config import RawConfig
+from edgekit.families.base import Family
+from edgekit.families.llama_form import NAMES, read_llama_form
+from edgekit.families.spec import DecoderSpec
+
+
+def read_spec(config: RawConfig) -> DecoderSpec:
+    """Account for every key of a llama config.
+
+    Raises:
+        CheckpointError: Keys are missing or wrong; all are named.
+        UnknownKeyError: Keys that could change the result and are not known.
+        UnsupportedArchError: A rope type that edgekit does not compute.
+    """
+    # It splits a product into parts that are added up again: the same result.
+    config.ignore(["pretraining_tp"])
+    return read_llama_form(
+        config,
+        model_type="llama",
+        n_kv_heads_default=0,
+        has_attention_bias=config.take("attention_bias", bool, default=False),
+        has_mlp_bias=config.take("mlp_bias", bool, default=False),
+    )
+
+
+FAMILY: Final = Family("llama", read_spec, NAMES)

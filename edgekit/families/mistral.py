@@ -1,0 +1,34 @@
+"""Answer one question: how does a ``mistral`` config become a ``DecoderSpec``?
+
+Mistral 7B v0.1 (sliding window) to v0.3, Nemo, and the bundled pocket model.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edgekit.checkpoint.config import RawConfig
+from edgekit.families.base import Family
+from edgekit.families.llama_form import NAMES, read_llama_form
+from edgekit.families.spec import DecoderSpec
+
+_ABSENT_WINDOW: Final = 4096  # transformers MistralConfig: absent is 4096, null is none
+
+
+def read_spec(config: RawConfig) -> DecoderSpec:
+    """Account for every key of a mistral config.
+
+    Raises:
+        CheckpointError: Keys are missing or wrong; all are named.
+        UnknownKeyError: Keys that could change the result and are not known.
+        UnsupportedArchError: A rope type that edgekit does not compute.
+    """
+    window: int | None = _ABSENT_WINDOW
+    if "sliding_window" in config:
+        window = config.take("sliding_window", int, None)
+        if window is not None and window < 1:
+            config.report(f"sliding_window is {window} (wanted null or at least 1)")
+    return read_llama_form(config, model_type="mistral", sliding_window=window)
+
+
+FAMILY: Final = Family("mistral", read_spec, NAMES)

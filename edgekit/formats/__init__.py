@@ -1,0 +1,1 @@
+"""Bytes only: packing, safetensors, weight blobs; no knowledge of models."""

@@ -1,0 +1,275 @@
+"""Answer one question: how are the bytes of a Core ML ``weight.bin`` laid out?
+
+A 64-byte header, then blobs at 64-byte boundaries: each a 64-byte record (magic, type, size,
+where the data begins), then the data. A program names a blob by the offset of its record.
+Sub-byte types are packed over the flattened tensor, low bits first. It must not know what a
+blob means.
+
+Source: coremltools, mlmodel/src/MILBlob/Blob/StorageFormat.hpp.
+"""
+
+from __future__ import annotations
+
+import enum
+import mmap
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.dtypes import Bits, F32Array, U8Array
+from edgekit.errors import FormatError
+from edgekit.formats.packing import pack_codes, unpack_codes
+
+ALIGNMENT: Final = 64
+MAGIC: Final = 0xDEADBEEF
+VERSION: Final = 2
+_HEADER: Final = struct.Struct("<II7Q")
+_RECORD: Final = struct.Struct("<IIQQQ4Q")
+_SIGN_NIBBLES: Final = np.uint8(0x88)
+_BLOCK_VALUES: Final = 1 << 22
+
+
+class BlobType(enum.IntEnum):
+    """The types of a blob that edgekit writes and reads."""
+
+    FP16 = 1
+    FP32 = 2
+    UINT8 = 3
+    INT8 = 4
+    INT16 = 6
+    UINT16 = 7
+    INT4 = 8
+    UINT4 = 11
+    INT32 = 14
+    UINT32 = 15
+
+
+_NUMPY: Final[dict[BlobType, str]] = {
+    BlobType.FP16: "<f2",
+    BlobType.FP32: "<f4",
+    BlobType.UINT8: "u1",
+    BlobType.INT8: "i1",
+    BlobType.INT16: "<i2",
+    BlobType.UINT16: "<u2",
+    BlobType.INT32: "<i4",
+    BlobType.UINT32: "<u4",
+}
+_NIBBLES: Final = (BlobType.INT4, BlobType.UINT4)
+_BLOB: Final = {np.dtype(name): blob_type for blob_type, name in _NUMPY.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRecord:
+    """Where one blob lies; ``offset`` is that of the record, by which a program names it."""
+
+    offset: int
+    type: BlobType
+    data_offset: int
+    n_bytes: int
+
+    @property
+    def n_values(self) -> int:
+        """Values held; for 4-bit types always even, a pad nibble counts."""
+        if self.type in (BlobType.INT4, BlobType.UINT4):
+            return self.n_bytes * 2
+        return self.n_bytes // np.dtype(_NUMPY[self.type]).itemsize
+
+
+class BlobWriter:
+    """Write blobs one after another; nothing stays in memory. Use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("wb")
+        self._n_blobs = 0
+        self._stream.write(bytes(_HEADER.size))
+
+    def write(self, values: NDArray[Any]) -> int:
+        """Append an array of a plain type in C order; give the offset of its record."""
+        blob_type = _BLOB[values.dtype.newbyteorder("<")]
+        dtype = _NUMPY[blob_type]
+        return self._append(
+            blob_type, values, lambda rows: np.ascontiguousarray(rows, dtype=dtype).view(np.uint8)
+        )
+
+    def write_codes(self, codes: U8Array, bits: Bits) -> int:
+        """Append unsigned codes, zero point in the middle, as int4 or int8.
+
+        Args:
+            codes: uint8, shape (N, M), values 0 .. 2**bits - 1; M even for 4 bits.
+            bits: 4 or 8.
+
+        Returns:
+            The offset of the record.
+        """
+        # Toggling its top bit turns a code into code - zero point in two's complement.
+        blob_type, sign = (BlobType.INT4, 0x88) if bits == 4 else (BlobType.INT8, 0x80)
+        return self._append(blob_type, codes, lambda rows: pack_codes(rows, bits) ^ np.uint8(sign))
+
+    def write_fp16(self, values: F32Array) -> int:
+        """Append floats as fp16; give the offset of the record.
+
+        Raises:
+            FormatError: A value is not exact in fp16.
+        """
+        return self._append(BlobType.FP16, values, _exact_fp16)
+
+    def close(self) -> None:
+        """Write the header and close the file."""
+        self._stream.seek(0)
+        self._stream.write(_HEADER.pack(self._n_blobs, VERSION, *(0,) * 7))
+        self._stream.close()
+
+    def __enter__(self) -> BlobWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._stream.close()
+
+    def _append(
+        self, blob_type: BlobType, values: NDArray[Any], encode: Callable[[Any], U8Array]
+    ) -> int:
+        """Write a record and its data, some rows at a time, so that no copy is as large."""
+        # Padding stands before a record, none after the last blob, as coremltools writes it.
+        self._stream.write(bytes(-self._stream.tell() % ALIGNMENT))
+        offset = self._stream.tell()
+        data_offset = offset + _RECORD.size
+        n_bytes = _n_bytes(blob_type, values.size)
+        self._stream.write(_RECORD.pack(MAGIC, blob_type, n_bytes, data_offset, 0, *(0,) * 4))
+        rows = values.reshape(values.shape[0] if values.ndim else 1, -1)
+        step = max(1, _BLOCK_VALUES // max(1, rows.shape[1]))
+        for start in range(0, len(rows), step):
+            self._stream.write(np.ascontiguousarray(encode(rows[start : start + step])).data)
+        self._n_blobs += 1
+        return offset
+
+
+def _n_bytes(blob_type: BlobType, n_values: int) -> int:
+    if blob_type in _NIBBLES:
+        return (n_values + 1) // 2
+    return n_values * np.dtype(_NUMPY[blob_type]).itemsize
+
+
+def _exact_fp16(values: F32Array) -> U8Array:
+    with np.errstate(over="ignore"):
+        narrow = np.ascontiguousarray(values, dtype="<f2")
+    if not np.array_equal(narrow.astype(np.float32), values):
+        raise FormatError("fp16 blob", got="values that fp16 rounds", wanted="exact fp16 values")
+    return narrow.view(np.uint8)
+
+
+class BlobReader:
+    """Read blobs from a mapped file; every number in the file is checked before it is used."""
+
+    def __init__(self, path: Path) -> None:
+        """Map a file.
+
+        Raises:
+            FormatError: The file cannot be read or its header is not that of a weight file.
+        """
+        self._path = path
+        try:
+            with path.open("rb") as stream:
+                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise FormatError(
+                f"{path}: cannot be read", got=str(error), do="Export the model again."
+            ) from error
+        if len(self._map) < _HEADER.size:
+            raise FormatError(
+                f"{path}: length", got=len(self._map), wanted=f"at least {_HEADER.size} bytes"
+            )
+        self.n_blobs, version, *_ = _HEADER.unpack_from(self._map)
+        if version != VERSION:
+            raise FormatError(f"{path}: weight file version", got=version, wanted=VERSION)
+
+    def record(self, offset: int) -> BlobRecord:
+        """Read the record at an offset.
+
+        Raises:
+            FormatError: There is no record, its type is unknown, or its data leaves the file.
+        """
+        where = f"{self._path}: blob at {offset}"
+        if offset % ALIGNMENT or not _HEADER.size <= offset <= len(self._map) - _RECORD.size:
+            raise FormatError(
+                where, got="an offset outside the file", wanted=f"below {len(self._map)}"
+            )
+        magic, kind, n_bytes, data_offset, *_ = _RECORD.unpack_from(self._map, offset)
+        if magic != MAGIC:
+            raise FormatError(f"{where}: magic", got=f"{magic:#x}", wanted=f"{MAGIC:#x}")
+        try:
+            blob_type = BlobType(kind)
+        except ValueError as error:
+            raise FormatError(
+                f"{where}: type", got=kind, wanted=", ".join(t.name for t in BlobType)
+            ) from error
+        if data_offset < offset + _RECORD.size or data_offset + n_bytes > len(self._map):
+            raise FormatError(
+                f"{where}: data range",
+                got=f"{data_offset} + {n_bytes} bytes",
+                wanted=f"inside {len(self._map)} bytes",
+                do="The file is cut off; export again.",
+            )
+        return BlobRecord(offset, blob_type, data_offset, n_bytes)
+
+    def check(self, offset: int, blob_type: BlobType, shape: tuple[int, ...]) -> BlobRecord:
+        """Give the record of a blob that holds ``shape`` values of ``blob_type``.
+
+        Raises:
+            FormatError: The record is damaged, of another type, or of another size.
+        """
+        record = self.record(offset)
+        n_values = prod(shape)
+        n_wanted = n_values + n_values % 2 if blob_type in _NIBBLES else n_values
+        if record.type is not blob_type or record.n_values != n_wanted:
+            raise FormatError(
+                f"{self._path}: blob at {offset}",
+                got=f"{record.n_values} values of {record.type.name}",
+                wanted=f"{n_wanted} of {blob_type.name}",
+            )
+        return record
+
+    def read(self, offset: int, blob_type: BlobType, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Give a blob as an array, without copying where the type allows it.
+
+        4-bit types come back as int8 (INT4, values -8 .. 7) or uint8 (UINT4, 0 .. 15).
+
+        Raises:
+            FormatError: The record is damaged, of another type, or of another size.
+        """
+        record, n_values = self.check(offset, blob_type, shape), prod(shape)
+        if blob_type not in _NIBBLES:
+            flat = np.frombuffer(self._map, _NUMPY[blob_type], n_values, record.data_offset)
+            return flat.reshape(shape)
+        packed = np.frombuffer(self._map, np.uint8, record.n_bytes, record.data_offset)
+        if blob_type is BlobType.UINT4:
+            return unpack_codes(packed, 4)[:n_values].reshape(shape)
+        codes = unpack_codes(packed ^ _SIGN_NIBBLES, 4)[:n_values].reshape(shape)
+        return codes.view(np.int8) - np.int8(8)
+
+    def walk(self) -> Iterator[BlobRecord]:
+        """Give every record in file order.
+
+        Raises:
+            FormatError: A record is damaged.
+        """
+        offset = _HEADER.size
+        for _ in range(self.n_blobs):
+            record = self.record(offset)
+            yield record
+            end = record.data_offset + record.n_bytes
+            offset = end + -end % ALIGNMENT

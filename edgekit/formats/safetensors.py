@@ -1,0 +1,370 @@
+"""Answer one question: what bytes are in a safetensors file, and how is one written?
+
+Reading maps the file and copies one tensor (or some rows) at a time. Writing streams: the
+header comes from the declared tensors, then each tensor's bytes follow in that order.
+
+Source:
+    https://github.com/huggingface/safetensors, README, "Format".
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.dtypes import BY_SAFETENSORS, DTYPES, F32Array
+from edgekit.errors import FormatError
+from edgekit.formats.floats import to_float32
+from edgekit.formats.strict_json import parse_object
+from edgekit.tensors import TensorInfo
+
+MAX_HEADER_BYTES: Final = 100_000_000  # the cap of the safetensors library
+_LENGTH: Final = struct.Struct("<Q")
+_METADATA: Final = "__metadata__"
+_MAX_RANK: Final = 32
+_MAX_ELEMENTS: Final = 1 << 56  # so that no byte count overflows in numpy, zero axes included
+_MAX_QUOTE: Final = 120
+_ENTRY_KEYS: Final = {"dtype", "shape", "data_offsets"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SafetensorsTensor:
+    """One tensor of an open file; satisfies ``LazyTensor``."""
+
+    info: TensorInfo
+    file: SafetensorsFile
+    begin: int
+
+    def read(self) -> F32Array:
+        """Read the whole tensor as float32, shape ``info.shape``.
+
+        Raises:
+            FormatError: The tensor holds integers, or the file was closed.
+        """
+        return to_float32(self.raw(), self.info.dtype)
+
+    def read_rows(self, start: int, stop: int) -> F32Array:
+        """Read rows ``start:stop`` of the first axis as float32.
+
+        Raises:
+            FormatError: Rows outside the tensor, a scalar, integers, or the file was closed.
+        """
+        return to_float32(self.raw_rows(start, stop), self.info.dtype)
+
+    def raw(self) -> NDArray[Any]:
+        """View the stored bits as ``DTYPES[dtype].numpy``; valid until the file is closed."""
+        return self.file.view(self.info, self.begin, self.info.shape)
+
+    def raw_rows(self, start: int, stop: int) -> NDArray[Any]:
+        """View the stored bits of rows ``start:stop``."""
+        shape = self.info.shape
+        if not shape or not 0 <= start <= stop <= shape[0]:
+            raise FormatError(
+                f"{self.file.path}: tensor {self.info.name}: rows {start}:{stop}",
+                wanted=f"within 0:{shape[0]}" if shape else "a tensor with at least one axis",
+            )
+        n_row_bytes = self.info.n_bytes // shape[0] if shape[0] else 0
+        return self.file.view(
+            self.info, self.begin + start * n_row_bytes, (stop - start, *shape[1:])
+        )
+
+
+class SafetensorsFile:
+    """An open file: its tensors in file order, and its metadata.
+
+    Attributes:
+        path: Where it lies.
+        tensors: Name to tensor; nothing is read yet.
+        metadata: The text entries of ``__metadata__``.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Map the file and check its header.
+
+        Raises:
+            FormatError: The file cannot be read, or is not what the format says; the message
+                names the tensor or offset.
+        """
+        self.path = Path(path)
+        try:
+            with self.path.open("rb") as stream:
+                n_file = os.fstat(stream.fileno()).st_size
+                if n_file < _LENGTH.size:
+                    raise FormatError(f"{self.path}: size", got=n_file, wanted="at least 8 bytes")
+                # The map keeps its own handle on the file.
+                self._map: mmap.mmap | None = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise FormatError(f"{self.path}: cannot be read", got=str(error)) from error
+        try:
+            self._data_start, header = _read_header(self._map, self.path)
+            self.metadata = MappingProxyType(_metadata(header.pop(_METADATA, {}), self.path))
+            n_data = n_file - self._data_start
+            entries = [_entry(name, entry, self.path) for name, entry in header.items()]
+            _check_layout(entries, n_data, self.path)
+        except FormatError:
+            self.close()
+            raise
+        self.tensors: Mapping[str, SafetensorsTensor] = MappingProxyType(
+            {
+                info.name: SafetensorsTensor(info, self, begin)
+                for info, begin, _ in sorted(entries, key=lambda entry: entry[1:])
+            }
+        )
+
+    def view(self, info: TensorInfo, begin: int, shape: tuple[int, ...]) -> NDArray[Any]:
+        """View bits at ``begin`` (bytes after the header) with the type of ``info``."""
+        if self._map is None:
+            raise FormatError(f"{self.path}: tensor {info.name} read after the file was closed")
+        dtype = np.dtype(DTYPES[info.dtype].numpy)
+        n_elements = int(np.prod(shape, dtype=np.int64))
+        if n_elements == 0:
+            return np.empty(shape, dtype)
+        flat = np.frombuffer(self._map, dtype, n_elements, self._data_start + begin)
+        return flat.reshape(shape)
+
+    def close(self) -> None:
+        """Let go of the file; safe to call twice. Views handed out keep their bytes."""
+        opened, self._map = self._map, None
+        if opened is not None:
+            try:
+                opened.close()
+            except BufferError:
+                # A caller still holds a view: the map goes with the last one.
+                return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class SafetensorsWriter:
+    """Writes a file tensor by tensor; use it as a context manager.
+
+    The file appears at ``path`` while it is written and is removed again when the block ends
+    with an error or before every tensor was appended.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        infos: Iterable[TensorInfo],
+        *,
+        metadata: Mapping[str, str] | None = None,
+        alignment: int = 64,
+    ) -> None:
+        """Write the header.
+
+        Args:
+            path: New file; an existing one is replaced.
+            infos: Every tensor, in the order of the calls to ``append``.
+            metadata: Text entries for the header.
+            alignment: The data begin at a multiple of this many bytes (64, or 4096 for mapping).
+
+        Raises:
+            FormatError: A name given twice or reserved, or the header grew too large.
+            OSError: The file cannot be written.
+        """
+        self.path = Path(path)
+        self._infos = tuple(infos)
+        self._n_done = 0
+        header = _make_header(self._infos, metadata or {}, alignment, self.path)
+        self._stream = self.path.open("wb")
+        try:
+            self._stream.write(header)
+        except OSError:
+            self._discard()
+            raise
+
+    def append(self, name: str, data: bytes | memoryview | NDArray[Any]) -> None:
+        """Write the bytes of the next tensor.
+
+        Args:
+            name: Name of the next tensor, as a check on the order.
+            data: Its bytes, or an array that holds exactly those bytes in memory order.
+
+        Raises:
+            FormatError: Another tensor is due, or the byte count is not that of the declaration.
+            OSError: The file cannot be written.
+        """
+        due = self._infos[self._n_done] if self._n_done < len(self._infos) else None
+        if due is None or due.name != name:
+            raise FormatError(
+                f"{self.path}: tensor out of order", got=name, wanted=due.name if due else "no more"
+            )
+        view = np.ascontiguousarray(data).data if isinstance(data, np.ndarray) else memoryview(data)
+        if view.nbytes != due.n_bytes:
+            raise FormatError(
+                f"{self.path}: tensor {name}: bytes", got=view.nbytes, wanted=due.n_bytes
+            )
+        if view.nbytes:
+            self._stream.write(view.cast("B"))
+        self._n_done += 1
+
+    def close(self) -> None:
+        """Finish the file: all tensors are there and on disk.
+
+        Raises:
+            FormatError: Tensors are missing; the file is removed.
+            OSError: The file cannot be written; it is removed.
+        """
+        missing = [info.name for info in self._infos[self._n_done :]]
+        if missing:
+            self._discard()
+            raise FormatError(
+                f"{self.path}: file is incomplete",
+                got=f"{len(missing)} tensors not written",
+                wanted=", ".join(missing[:5]),
+            )
+        try:
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+            self._stream.close()
+        except OSError:
+            self._discard()
+            raise
+
+    def _discard(self) -> None:
+        try:
+            self._stream.close()
+        finally:
+            self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._discard()
+
+
+def _make_header(
+    infos: tuple[TensorInfo, ...], metadata: Mapping[str, str], alignment: int, path: Path
+) -> bytes:
+    entries: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    end = 0
+    for info in infos:
+        if info.name in entries or info.name == _METADATA:
+            raise FormatError(f"{path}: tensor name given twice or reserved", got=info.name)
+        begin, end = end, end + info.n_bytes
+        entries[info.name] = {
+            "dtype": DTYPES[info.dtype].safetensors,
+            "shape": list(info.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    padded = text + b" " * (-(_LENGTH.size + len(text)) % alignment)
+    if len(padded) > MAX_HEADER_BYTES:
+        raise FormatError(f"{path}: header", got=f"{len(padded)} bytes", wanted=MAX_HEADER_BYTES)
+    return _LENGTH.pack(len(padded)) + padded
+
+
+def _read_header(mapped: mmap.mmap, path: Path) -> tuple[int, dict[str, Any]]:
+    """Give the offset of the data, and the header as JSON."""
+    (n_header,) = _LENGTH.unpack_from(mapped)
+    if n_header > MAX_HEADER_BYTES:
+        raise FormatError(
+            f"{path}: header length at offset 0",
+            got=f"{n_header} bytes",
+            wanted=f"at most {MAX_HEADER_BYTES}",
+            do="The file is damaged or no safetensors file.",
+        )
+    data_start = _LENGTH.size + n_header
+    if data_start > len(mapped):
+        raise FormatError(
+            f"{path}: file ends inside the header",
+            got=f"{len(mapped)} bytes",
+            wanted=f"at least {data_start}",
+            do="Download the file again.",
+        )
+    header = parse_object(mapped[_LENGTH.size : data_start], f"{path}: header at offset 8")
+    return data_start, header
+
+
+def _metadata(value: object, path: Path) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise FormatError(f"{path}: header: __metadata__", wanted="an object of strings")
+    return value
+
+
+def _entry(name: str, entry: object, path: Path) -> tuple[TensorInfo, int, int]:
+    """Check one header entry on its own: (info, begin, end)."""
+    where = f"{path}: tensor {name[:_MAX_QUOTE]}"
+    if not isinstance(entry, dict) or set(entry) != _ENTRY_KEYS:
+        raise FormatError(f"{where}: header entry", got=_quote(entry), wanted=sorted(_ENTRY_KEYS))
+    dtype = BY_SAFETENSORS.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        raise FormatError(
+            f"{where}: dtype", got=_quote(entry["dtype"]), wanted=", ".join(sorted(BY_SAFETENSORS))
+        )
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if (
+        not _is_counts(shape)
+        or len(shape) > _MAX_RANK
+        or prod(n or 1 for n in shape) > _MAX_ELEMENTS
+    ):
+        raise FormatError(
+            f"{where}: shape", got=_quote(shape), wanted="a list of non-negative integers"
+        )
+    if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise FormatError(f"{where}: data_offsets", got=_quote(offsets), wanted="[begin, end]")
+    info = TensorInfo(name, tuple(shape), dtype)
+    begin, end = offsets
+    if end - begin != info.n_bytes:
+        raise FormatError(
+            f"{where}: data_offsets {begin}:{end}",
+            got=f"{end - begin} bytes",
+            wanted=f"{info.n_bytes} for shape {list(info.shape)} of {entry['dtype']}",
+        )
+    return info, begin, end
+
+
+def _check_layout(entries: list[tuple[TensorInfo, int, int]], n_data: int, path: Path) -> None:
+    """Refuse overlaps, holes, and data that are not all there."""
+    position = 0
+    for info, begin, end in sorted(entries, key=lambda entry: entry[1:]):
+        if begin != position:
+            what = "overlaps the tensor before it" if begin < position else "leaves a hole"
+            raise FormatError(
+                f"{path}: tensor {info.name} {what}", got=f"offset {begin}", wanted=position
+            )
+        position = end
+    if position != n_data:
+        raise FormatError(
+            f"{path}: data {'cut off' if n_data < position else 'followed by foreign bytes'}",
+            got=f"{n_data} bytes",
+            wanted=position,
+            do="Download the file again.",
+        )
+
+
+def _is_counts(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 1 << 63
+        for item in value
+    )
+
+
+def _quote(value: object) -> str:
+    """Write a value from the file for a message, cut to a length a person can read."""
+    text = repr(value)
+    return text if len(text) <= _MAX_QUOTE else text[:_MAX_QUOTE] + "..."

@@ -1,0 +1,38 @@
+"""Answer one question: where do bundled models, device profiles and caches live?
+
+The only code that knows both places: a source checkout keeps ``models/`` and
+``device_profiles/`` beside the package, an installed wheel carries them in ``edgekit/_data``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+_PACKAGE: Final = Path(__file__).resolve().parent
+
+
+def data_dir(name: str) -> Path:
+    """Give the folder ``models`` or ``device_profiles`` of this installation."""
+    bundled = _PACKAGE / "_data" / name
+    return bundled if bundled.is_dir() else _PACKAGE.parent / name
+
+
+def models_dir() -> Path:
+    """Folder with the bundled model and the model recipes."""
+    return data_dir("models")
+
+
+def device_profiles_dir() -> Path:
+    """Folder with the bundled device profiles."""
+    return data_dir("device_profiles")
+
+
+def cache_dir() -> Path:
+    """Folder for derived files: ``$EDGEKIT_HOME``, else the user's cache folder."""
+    home = os.environ.get("EDGEKIT_HOME")
+    if home:
+        return Path(home)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "edgekit"

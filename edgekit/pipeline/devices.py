@@ -1,0 +1,151 @@
+"""Answer one question: what do device profiles say, and which artifact fits a device?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from edgekit.artifact import Artifact
+from edgekit.decision import Accepted, Rejected
+from edgekit.devices.facts import facts_of
+from edgekit.devices.match import Candidate, Plan
+from edgekit.devices.probe import probe_host
+from edgekit.devices.profile import DeviceProfile, Figure, list_profiles
+from edgekit.devices.projection import project_decode
+from edgekit.pipeline.run import HOST, match_artifacts, open_profile
+from edgekit.records import Metric, to_data
+from edgekit.report.sections import metric_cell
+from edgekit.report.table import Cell, Table, make_table
+from edgekit.units import format_bytes
+
+
+def list_devices() -> tuple[Any, list[Table]]:
+    """Give every profile as JSON data and as a table; the host is probed."""
+    facts = probe_host()
+    profiles = [open_profile(name, facts) for name in (HOST, *list_profiles())]
+    rows = [
+        (
+            profile.id,
+            profile.name,
+            profile.soc,
+            _bytes(profile.memory.total_bytes),
+            _bytes(profile.memory.app_limit_bytes),
+            ", ".join(
+                engine.id + (" (emulated)" if engine.is_emulated else "")
+                for engine in profile.engines
+            ),
+        )
+        for profile in profiles
+    ]
+    table = make_table(
+        "devices",
+        "Device profiles",
+        ("id", "device", "chip", "memory", "app limit", "engines"),
+        rows,
+        notes=("edgekit devices ID shows every figure with its source.",),
+    )
+    return [to_data(profile) for profile in profiles], [table]
+
+
+def describe_profile(device: str) -> tuple[Any, list[Table]]:
+    """Give one profile as JSON data and as a table of figures with their sources."""
+    profile = open_profile(device, probe_host())
+    rows = [
+        (name, _value(name, figure), figure.kind.value, figure.source)
+        for name, figure in _figures(profile)
+    ]
+    table = make_table(
+        f"device-{profile.id}",
+        profile.name,
+        ("figure", "value", "kind", "source"),
+        rows,
+        caption=f"{profile.soc}, {profile.os}",
+        notes=profile.notes,
+    )
+    return to_data(profile), [table]
+
+
+def match_tables(artifacts: Sequence[Artifact], device: str) -> tuple[Any, list[Table]]:
+    """Answer for every artifact and engine of a device: what runs, best first, and what not."""
+    candidates = match_artifacts(list(artifacts), device)
+    profile = open_profile(device, probe_host())
+    facts = {fact.name: fact for fact in map(facts_of, artifacts)}
+    accepted: list[tuple[Cell | str, ...]] = []
+    refused: list[tuple[Cell | str, ...]] = []
+    data = []
+    for candidate in candidates:
+        plan, decision, speed = candidate.plan, candidate.decision, None
+        if isinstance(decision, Rejected) or plan is None:
+            reason = decision.reason if isinstance(decision, Rejected) else "no plan"
+            refused.append((candidate.artifact.name, candidate.engine or "none", reason))
+        else:
+            speed = project_decode(profile, candidate.engine, facts[candidate.artifact.name])
+            accepted.append(_plan_row(candidate.artifact.name, plan, speed))
+        data.append({**to_data(candidate), "projected": to_data(speed)})
+    runs = make_table(
+        f"match-{profile.id}",
+        f"What runs on {profile.name}",
+        ("artifact", "engine", "threads", "needs", "limit", "decode"),
+        accepted,
+        notes=(
+            "Best first. Projected speeds are ranges from published runs, not measurements.",
+            *dict.fromkeys(note for c in candidates for note in _notes(c)),
+        ),
+    )
+    runs_not = make_table(
+        f"refused-{profile.id}", "What does not, and why", ("artifact", "engine", "reason"), refused
+    )
+    return data, [table for table in (runs, runs_not) if table.rows]
+
+
+def _notes(candidate: Candidate) -> list[str]:
+    decision = candidate.decision
+    notes = decision.notes if isinstance(decision, Accepted) else ()
+    return [f"{candidate.engine}: {note}" for note in notes]
+
+
+def _plan_row(name: str, plan: Plan, speed: Metric) -> tuple[Cell | str, ...]:
+    cell = metric_cell(speed)
+    if speed.low is not None and speed.high is not None:
+        cell = Cell(f"{speed.low:,.0f} to {speed.high:,.0f} tok/s", speed.kind)
+    return (
+        name,
+        plan.engine,
+        "engine's own" if plan.n_threads is None else str(plan.n_threads),
+        format_bytes(plan.need_bytes),
+        format_bytes(plan.memory_limit_bytes),
+        cell,
+    )
+
+
+def _figures(profile: DeviceProfile) -> list[tuple[str, Figure[Any]]]:
+    parts: list[tuple[str, object]] = [
+        ("cpu", profile.cpu),
+        ("memory", profile.memory),
+        ("storage", profile.storage),
+        ("gpu", profile.gpu),
+        ("npu", profile.npu),
+        *[(f"engine {engine.id}", engine) for engine in profile.engines],
+        *[(f"projection {item.engine}", item) for item in profile.projections],
+    ]
+    return [
+        (f"{name} {field}", value)
+        for name, part in parts
+        if part is not None
+        for field in getattr(part, "__slots__", ())
+        if isinstance(value := getattr(part, field), Figure)
+    ]
+
+
+def _value(name: str, figure: Figure[Any]) -> str:
+    if figure.value is None:
+        return "unknown"
+    if name.endswith("_bytes"):
+        return format_bytes(figure.value)
+    if name.endswith("_bytes_per_s"):
+        return f"{figure.value / 1e9:.1f} GB/s"
+    return f"{figure.value:g}"
+
+
+def _bytes(figure: Figure[int]) -> str:
+    return "unknown" if figure.value is None else format_bytes(figure.value)

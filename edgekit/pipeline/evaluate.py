@@ -1,0 +1,135 @@
+"""Answer one question: how good is an artifact, against its float model and on the suites?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.artifact import MANIFEST_NAME, Artifact
+from edgekit.checkpoint.reader import open_checkpoint
+from edgekit.dtypes import F32Array
+from edgekit.errors import UsageError
+from edgekit.export.base import Progress, ignore_progress
+from edgekit.families import open_family
+from edgekit.pipeline.run import HOST, load
+from edgekit.quality.corpus import make_documents
+from edgekit.quality.divergence import ReferenceRun, measure_divergence, run_reference
+from edgekit.quality.evaluate import SuitePlan, run_suites
+from edgekit.quality.suites import Item
+from edgekit.records import Divergence, QualityRecord
+from edgekit.runtime import open_decoder
+from edgekit.runtime.base import Decoder
+from edgekit.runtime.reference import ReferenceDecoder
+
+if TYPE_CHECKING:
+    from edgekit.runtime.session import Session
+
+DOCUMENTS_PER_SUITE = 12
+MAX_DOCUMENT_TOKENS = 700
+
+
+def evaluate(
+    artifact: Artifact,
+    *,
+    reference: str | Path | None = None,
+    plan: SuitePlan | None = None,
+    device: str = HOST,
+    engine: str | None = None,
+    n_threads: int | None = None,
+    progress: Progress = ignore_progress,
+) -> QualityRecord:
+    """Measure an artifact against its float model, and on the suites.
+
+    Args:
+        artifact: What to measure, on the engine that would ship.
+        reference: Float model: a checkpoint, or a float artifact. None leaves divergence out.
+        plan: Suites, items and seed; no suites measures divergence alone.
+        device: Device profile.
+        engine: Only this engine.
+        n_threads: Default the profile's figure.
+        progress: Called as ``progress(what, n_done, n_total)``.
+
+    Raises:
+        MeasureError: The float model has another vocabulary.
+        EngineError: An engine failed.
+    """
+    chosen = plan or SuitePlan()
+    with load(artifact, device, engine=engine, n_threads=n_threads) as session:
+        items = chosen.make_items(session.count_tokens)
+        divergence = None
+        if reference is not None:
+            documents = session_documents(session)
+            with_reference = run_float_model(reference, documents, n_threads, progress)
+            divergence = measure_session(session, with_reference, progress)
+        suites = run_suites(session, items, progress)
+        return QualityRecord(
+            candidate=artifact.name, engine=session.info, divergence=divergence, suites=suites
+        )
+
+
+def session_documents(session: Session, n_per_suite: int = DOCUMENTS_PER_SUITE) -> list[list[int]]:
+    """Make the comparison documents with a session's own tokenizer and template."""
+    items: Mapping[str, Sequence[Item]] = SuitePlan(n_items=4 * n_per_suite).make_items(
+        session.count_tokens
+    )
+    return make_documents(
+        items,
+        session.encode_chat,
+        lambda text: session.tokenizer.encode(text, allow_special=True),
+        max_tokens=min(MAX_DOCUMENT_TOKENS, session.context_length),
+        n_per_suite=n_per_suite,
+    )
+
+
+def run_float_model(
+    reference: str | Path,
+    documents: Sequence[Sequence[int]],
+    n_threads: int | None = None,
+    progress: Progress = ignore_progress,
+) -> ReferenceRun:
+    """Run the float model once over the documents: a float artifact, or a checkpoint in numpy.
+
+    Raises:
+        UsageError: The reference is a quantized artifact.
+    """
+    decoder: Decoder
+    if (Path(reference) / MANIFEST_NAME).is_file():
+        artifact = Artifact.open(reference)
+        if artifact.scheme.is_quantized:
+            raise UsageError(
+                f"{reference} is no float model", got=artifact.scheme, wanted="fp32 or fp16"
+            )
+        decoder = open_decoder(artifact, n_threads=n_threads)
+    else:
+        source = open_family(open_checkpoint(reference))
+        decoder = ReferenceDecoder.from_source(source)
+    try:
+        return run_reference(_counted(decoder, "float model", len(documents), progress), documents)
+    finally:
+        decoder.close()
+
+
+def measure_session(
+    session: Session, reference: ReferenceRun, progress: Progress = ignore_progress
+) -> Divergence:
+    """Compare an open session with the float model."""
+    n_documents = len(reference.documents)
+    return measure_divergence(
+        _counted(session.decoder, f"divergence {session.info.model}", n_documents, progress),
+        reference,
+    )
+
+
+def _counted(
+    decoder: Decoder, what: str, n_total: int, progress: Progress
+) -> Callable[[Sequence[int]], F32Array]:
+    n_done = 0
+
+    def logits(token_ids: Sequence[int]) -> F32Array:
+        nonlocal n_done
+        progress(what, n_done, n_total)
+        n_done += 1
+        return decoder.forward(token_ids, n_past=0, n_logits=len(token_ids))
+
+    return logits

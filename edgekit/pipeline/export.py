@@ -1,0 +1,173 @@
+"""Answer one question: how does a model become artifacts?
+
+Quantize once into a store beside the target, write every format from it, remove the store.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from edgekit.artifact import Artifact, Format
+from edgekit.checkpoint.reader import open_checkpoint
+from edgekit.decision import Rejected
+from edgekit.errors import ExportError, UsageError
+from edgekit.export import open_exporter
+from edgekit.export.base import Exporter, ExportOptions, Progress, ignore_progress
+from edgekit.export.staging import PARTIAL_PREFIX, existing_parent, write_artifact
+from edgekit.families import open_family
+from edgekit.families.base import SourceModel
+from edgekit.quantize.methods import Method
+from edgekit.quantize.recipe import plan
+from edgekit.quantize.store import quantize_model
+from edgekit.scheme import Scheme
+
+ALL_FORMATS = tuple(Format)
+
+
+def export(
+    model: str | Path,
+    formats: str | Format | Iterable[str | Format] = ALL_FORMATS,
+    scheme: str | Scheme = "int4",
+    out: str | Path = "artifacts",
+    *,
+    context_length: int | None = None,
+    method: str | Method = Method.SEARCH,
+    progress: Progress = ignore_progress,
+) -> list[Artifact]:
+    """Quantize a model once and write it in every format asked for.
+
+    Args:
+        model: A folder, a name under ``models/``, or a Hub id.
+        formats: ``"onnx"``, ``"mlx"``, ``"coreml"``, several of them, or ``"all"``.
+        scheme: ``fp32``, ``fp16``, ``int8``, ``int4``, ``int4-g64``, ...
+        out: Parent folder; each artifact is ``{model}-{format}-{scheme}`` in it.
+        context_length: Positions the artifacts hold; default the model's own.
+        method: How scales are chosen, ``search`` or ``rtn``.
+        progress: Called as ``progress(what, n_done, n_total)``.
+
+    Returns:
+        One artifact per format, in the order asked for.
+
+    Raises:
+        UsageError: Unknown format, scheme or method.
+        CheckpointError: The model cannot be read.
+        ExportError: A format cannot hold the model, or the disk refuses. Nothing half-written
+            is left; artifacts finished before the error stay.
+    """
+    wanted = parse_formats(formats)
+    parsed = scheme if isinstance(scheme, Scheme) else Scheme.parse(scheme)
+    chosen = _parse_method(method)
+    exporters = [open_exporter(fmt) for fmt in wanted]
+    parent = Path(out)
+    source = open_family(open_checkpoint(model))
+    try:
+        _refuse_early(source, exporters, parsed)
+        _check_space(source, parsed, len(exporters), parent)
+        with _store_folder(parent) as store_dir:
+            quantized = quantize_model(
+                source,
+                parsed,
+                store_dir,
+                method=chosen,
+                n_threads=os.cpu_count() or 1,
+                progress=lambda name, done, total: progress(f"quantize {name}", done, total),
+            )
+            try:
+                options = ExportOptions(context_length)
+                return [
+                    write_artifact(
+                        exporter,
+                        quantized,
+                        parent / artifact_name(source, exporter.format, parsed),
+                        options,
+                        progress,
+                    )
+                    for exporter in exporters
+                ]
+            finally:
+                quantized.close()
+    finally:
+        source.close()
+
+
+def artifact_name(source: SourceModel, fmt: Format, scheme: Scheme) -> str:
+    """Name the folder of an artifact."""
+    base = source.checkpoint.name.rpartition("/")[2]
+    return f"{base}-{fmt.value}-{scheme}"
+
+
+def parse_formats(formats: str | Format | Iterable[str | Format]) -> list[Format]:
+    """Read format names; ``all`` means every format; duplicates count once.
+
+    Raises:
+        UsageError: A name is no format.
+    """
+    names = [formats] if isinstance(formats, str | Format) else list(formats)
+    found: dict[Format, None] = {}
+    for name in names:
+        if name == "all":
+            found.update(dict.fromkeys(Format))
+            continue
+        try:
+            found[Format(name)] = None
+        except ValueError as error:
+            known = ", ".join(fmt.value for fmt in Format)
+            raise UsageError("unknown format", got=repr(name), wanted=f"{known} or all") from error
+    if not found:
+        raise UsageError("no format given", wanted=", ".join(fmt.value for fmt in Format))
+    return list(found)
+
+
+def _parse_method(method: str | Method) -> Method:
+    try:
+        return Method(method)
+    except ValueError as error:
+        known = ", ".join(item.value for item in Method)
+        raise UsageError("unknown method", got=repr(method), wanted=known) from error
+
+
+def _refuse_early(source: SourceModel, exporters: list[Exporter], scheme: Scheme) -> None:
+    """Ask every format before any work, and name all refusals together."""
+    decisions = {e.format.value: e.supports(source.spec, scheme) for e in exporters}
+    refused = {name: d.reason for name, d in decisions.items() if isinstance(d, Rejected)}
+    if refused:
+        raise ExportError(
+            f"{source.checkpoint.name} cannot be written as {scheme}",
+            got="; ".join(f"{name}: {reason}" for name, reason in refused.items()),
+            do="Leave these formats out, or pick another scheme.",
+        )
+
+
+def _check_space(source: SourceModel, scheme: Scheme, n_formats: int, parent: Path) -> None:
+    one = 0
+    for item in plan(source.spec, scheme):
+        if len(item.shape) == 2:
+            one += item.scheme.bytes_of(*item.shape)
+        else:
+            one += 4 * item.shape[0]
+    # The store and each format hold the weights once.
+    need = one * (n_formats + 1)
+    free = shutil.disk_usage(existing_parent(parent)).free
+    if need > free:
+        raise ExportError(
+            f"not enough space to export to {parent}",
+            got=f"{free} bytes free",
+            wanted=f"about {need} bytes",
+            do="Free space or choose another --out.",
+        )
+
+
+def _store_folder(parent: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=f"{PARTIAL_PREFIX}{os.getpid()}-", dir=parent)
+    except OSError as error:
+        raise ExportError(
+            f"cannot write to {parent}",
+            got=error.strerror or str(error),
+            do="Choose another --out.",
+        ) from error

@@ -1,0 +1,114 @@
+"""Answer one question: how much memory does a process hold, and of which kind?
+
+Anonymous memory (heap, weights that were copied or prepacked, shared memory) is what the system
+cannot drop; file-backed memory (mapped weights, libraries) is what it can read again. One number
+for both misleads in both directions, so they are never added here.
+
+On Linux the split is ``RssAnon + RssShmem`` and ``RssFile`` of ``/proc/PID/status`` (formula
+``rss-split``): one read takes about 10 microseconds, so sampling every 20 ms costs the measured
+process nothing that can be seen. A shorter peak can be missed; ``VmHWM``, kept by the kernel,
+cannot. Elsewhere psutil's unique set size stands for anonymous memory (formula ``uss``); on macOS
+it omits GPU pages.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from edgekit.lazy import require
+
+SAMPLE_INTERVAL_S: Final = 0.02
+FORMULA: Final = "rss-split" if sys.platform == "linux" else "uss"
+_KIB: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Resident memory at one moment; ``high_water_bytes`` is the largest total so far."""
+
+    anon_bytes: int
+    file_bytes: int
+    high_water_bytes: int
+
+
+def read_memory(pid: int) -> MemoryUse | None:
+    """Read what a process holds now; None when it has ended."""
+    if sys.platform == "linux":
+        try:
+            text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+        except OSError:
+            return None
+        return parse_status(text)
+    psutil = require("psutil")
+    try:
+        use = psutil.Process(pid).memory_full_info()
+    except psutil.Error:
+        return None
+    return MemoryUse(use.uss, max(0, use.rss - use.uss), getattr(use, "peak_wset", use.rss))
+
+
+def parse_status(text: str) -> MemoryUse | None:
+    """Read the text of ``/proc/PID/status``; None for a process that has no memory any more."""
+    kib = {name: int(n) for name, n in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
+    if "RssAnon" not in kib:
+        return None
+    return MemoryUse(
+        anon_bytes=(kib["RssAnon"] + kib.get("RssShmem", 0)) * _KIB,
+        file_bytes=kib["RssFile"] * _KIB,
+        high_water_bytes=kib["VmHWM"] * _KIB,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPeak:
+    """The largest anonymous and the largest file-backed memory seen, each at its own moment."""
+
+    anon_bytes: int
+    file_bytes: int
+    high_water_bytes: int
+    n_samples: int
+
+
+class MemorySampler:
+    """Watch another process from a sleeping thread, so the watched one is left alone.
+
+    Args:
+        pid: The process to watch.
+        interval_s: Time between two looks.
+    """
+
+    def __init__(self, pid: int, interval_s: float = SAMPLE_INTERVAL_S) -> None:
+        self._pid = pid
+        self._interval_s = interval_s
+        self._stop = threading.Event()
+        self._uses: list[MemoryUse] = []
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def stop(self) -> MemoryPeak:
+        """Stop looking and give the peak; zeros when the process was never seen alive."""
+        self._stop.set()
+        self._thread.join()
+        uses = self._uses
+        return MemoryPeak(
+            anon_bytes=max((use.anon_bytes for use in uses), default=0),
+            file_bytes=max((use.file_bytes for use in uses), default=0),
+            high_water_bytes=max((use.high_water_bytes for use in uses), default=0),
+            n_samples=len(uses),
+        )
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            use = read_memory(self._pid)
+            if use is None:
+                return
+            self._uses.append(use)
+            self._stop.wait(self._interval_s)

@@ -1,0 +1,154 @@
+"""Answer one question: how many items of each suite does a backend get right?
+
+Greedy answers, one item at a time, timed as they come; the same code asks a local engine and a
+server, so the two are paired item by item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import Final, TypeAlias
+
+from edgekit.errors import UsageError
+from edgekit.quality.statistics import wilson_interval
+from edgekit.quality.suites import SUITES, Answer, Item, load_suite, parse_tool_calls
+from edgekit.records import ItemOutcome, SuiteRecord
+from edgekit.runtime.base import ChatBackend, GenerateOptions, TokenEvent
+from edgekit.runtime.exchange import Exchange
+
+DEFAULT_SEED: Final = 20261
+Progress: TypeAlias = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SuitePlan:
+    """Which items to ask: ``n_items`` of each suite, made from ``seed``."""
+
+    suites: tuple[str, ...] = tuple(SUITES)
+    n_items: int = 100
+    seed: int = DEFAULT_SEED
+
+    def make_items(self, count_tokens: Callable[[str], int] | None) -> dict[str, list[Item]]:
+        """Make the items of every suite.
+
+        Raises:
+            UsageError: Unknown suite, or fewer than one item.
+        """
+        if self.n_items < 1:
+            raise UsageError("items per suite", got=self.n_items, wanted="at least 1")
+        return {
+            name: load_suite(name).items(self.n_items, seed=self.seed, count_tokens=count_tokens)
+            for name in self.suites
+        }
+
+
+def run_suites(
+    backend: ChatBackend,
+    items: Mapping[str, Sequence[Item]],
+    progress: Progress,
+    exchanges: list[Exchange] | None = None,
+) -> tuple[SuiteRecord, ...]:
+    """Ask every item and score the answers.
+
+    Args:
+        backend: What answers.
+        items: Items by suite.
+        progress: Called as ``progress(suite, n_done, n_total)``.
+        exchanges: Collects what a server said of each answer.
+
+    Raises:
+        EngineError: The runtime or server failed.
+    """
+    return tuple(
+        _run_suite(backend, name, suite_items, progress, exchanges)
+        for name, suite_items in items.items()
+    )
+
+
+def _run_suite(
+    backend: ChatBackend,
+    name: str,
+    items: Sequence[Item],
+    progress: Progress,
+    exchanges: list[Exchange] | None,
+) -> SuiteRecord:
+    suite = load_suite(name)
+    outcomes: list[ItemOutcome] = []
+    for index, item in enumerate(items):
+        progress(name, index, len(items))
+        reply = ask(backend, item)
+        if exchanges is not None and reply.exchange is not None:
+            exchanges.append(reply.exchange)
+        answer = Answer(reply.text, parse_tool_calls(reply.text) if item.tools else ())
+        score = suite.score(item, answer)
+        outcomes.append(
+            ItemOutcome(
+                item_id=item.id,
+                is_correct=score.is_correct,
+                reason=score.reason,
+                answer=reply.text,
+                meta=dict(item.meta),
+                ttft_s=reply.ttft_s,
+                e2e_s=reply.e2e_s,
+                n_output_tokens=reply.n_output_tokens,
+            )
+        )
+    progress(name, len(items), len(items))
+    n_correct = sum(outcome.is_correct for outcome in outcomes)
+    low, high = wilson_interval(n_correct, len(items))
+    return SuiteRecord(
+        suite=name,
+        n_items=len(items),
+        n_correct=n_correct,
+        rate=n_correct / len(items),
+        low=low,
+        high=high,
+        outcomes=tuple(outcomes),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer with its times; TTFT is the first event that carries text.
+
+    A server's own count of tokens, where it gives one, replaces the count of events.
+    """
+
+    text: str
+    ttft_s: float | None
+    e2e_s: float
+    n_output_tokens: int
+    exchange: Exchange | None = None
+
+
+def ask(backend: ChatBackend, item: Item) -> Reply:
+    """Put one item to a backend, greedily, and wait for the whole answer."""
+    options = GenerateOptions(max_tokens=item.max_tokens, temperature=0.0, seed=0)
+    start_s = monotonic()
+    reply = _collect(backend.stream_chat(item.messages, options, item.tools), start_s)
+    exchange = getattr(backend, "last_exchange", None)
+    if not isinstance(exchange, Exchange):
+        return reply
+    return replace(
+        reply,
+        exchange=exchange,
+        n_output_tokens=exchange.n_output_tokens or reply.n_output_tokens,
+    )
+
+
+def _collect(events: Iterator[TokenEvent], start_s: float) -> Reply:
+    parts: list[str] = []
+    first_s: float | None = None
+    last_s = start_s
+    n_tokens = 0
+    for event in events:
+        last_s = event.time_s
+        if event.text:
+            parts.append(event.text)
+            first_s = event.time_s if first_s is None else first_s
+        if event.token_id is not None or event.text:
+            n_tokens += 1
+    ttft_s = None if first_s is None else first_s - start_s
+    return Reply("".join(parts), ttft_s, last_s - start_s, n_tokens)

@@ -1,0 +1,94 @@
+"""Answer one question: which integer grid can every format hold exactly?
+
+A weight is ``(code - zero_point) * scale`` with the zero point in the middle (8 or 128). The
+scale has at most 8 significant bits and lies in fp16's range, so the scale and
+``-zero_point * scale`` (MLX's bias) are exact in fp16, bf16 and fp32, and a 4-bit weight is
+exactly an fp16 number.
+
+A 4-bit scale may be negative: the codes reach one step further down than up, so the sign is
+chosen to put the largest weight on the long side, as GGUF Q4_0 does. An 8-bit scale is
+positive: one step of 127 is not worth a sign.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.dtypes import Bits, F32Array, U8Array
+from edgekit.errors import QuantError
+
+N_SIGNIFICANT_BITS: Final = 8
+SCALE_STEP: Final = 2.0**-24  # fp16's smallest subnormal: no scale lies between its multiples
+LARGEST_WEIGHT: Final = 65280.0  # 255 * 2**8, the largest fp16 number of 8 significant bits
+# Below this a spacing of 8 significant bits would be finer than fp16's subnormal spacing.
+_SUBNORMAL_BELOW: Final = SCALE_STEP * 2 ** (N_SIGNIFICANT_BITS - 1)
+# 1.5 * 2**23: adding it rounds a small float32 to the nearest integer in its low mantissa bits.
+ROUNDER: Final = np.float32(12582912.0)
+
+
+def zero_point(bits: Bits) -> int:
+    """Give the code that stands for 0.0: 8 or 128."""
+    return 1 << (bits - 1)
+
+
+def largest_scale(bits: Bits) -> float:
+    """Give the scale at which ``zero_point * scale`` reaches the largest weight: 8160 or 510."""
+    return LARGEST_WEIGHT / zero_point(bits)
+
+
+def round_scales(scales: NDArray[np.floating], bits: Bits) -> F32Array:
+    """Round scales to the nearest ones that every format holds exactly.
+
+    Signs are kept; a magnitude is moved into ``SCALE_STEP .. largest_scale(bits)``, so the
+    result is never zero. A zero counts as positive.
+
+    Args:
+        scales: Finite, any shape.
+        bits: 4 or 8.
+
+    Returns:
+        float32, same shape; each with at most 8 significant bits (ties to even), exact in
+        fp16 and bf16.
+    """
+    exact = np.abs(scales).astype(np.float32)
+    np.clip(exact, np.float32(SCALE_STEP), np.float32(largest_scale(bits)), out=exact)
+    words = exact.view(np.uint32)
+    # Nearest-even to the upper 16 bits of a float32: sign, exponent, 7 stored + 1 hidden bit.
+    half_or_less = np.uint32(0x7FFF) + ((words >> np.uint32(16)) & np.uint32(1))
+    rounded: F32Array = ((words + half_or_less) & np.uint32(0xFFFF0000)).view(np.float32)
+    subnormal = np.rint(exact * np.float32(1 / SCALE_STEP)) * np.float32(SCALE_STEP)
+    rounded = np.where(exact < np.float32(_SUBNORMAL_BELOW), subnormal, rounded)
+    return np.where(np.asarray(scales) < 0, -rounded, rounded).astype(np.float32, copy=False)
+
+
+def quantize_codes(rows: F32Array, scales: F32Array, bits: Bits) -> U8Array:
+    """Give the codes nearest to the weights on a given grid, clipped at its ends.
+
+    Args:
+        rows: Finite float32, shape (N, M).
+        scales: As from ``round_scales``, shape (N, M // G).
+        bits: 4 or 8.
+
+    Returns:
+        uint8, shape (N, M), values 0 .. 2**bits - 1.
+
+    Raises:
+        QuantError: The shapes do not belong together.
+    """
+    n_rows, n_cols = rows.shape
+    n_groups = scales.shape[-1]
+    if scales.shape != (n_rows, n_groups) or n_groups == 0 or n_cols % n_groups:
+        raise QuantError(
+            "scales do not belong to the rows",
+            got=f"{scales.shape} for {rows.shape}",
+            wanted=f"({n_rows}, a divisor of {n_cols})",
+        )
+    zero = zero_point(bits)
+    steps = rows.reshape(n_rows, n_groups, -1) * (np.float32(1) / scales)[:, :, None]
+    np.clip(steps, np.float32(-zero), np.float32(zero - 1), out=steps)
+    steps += ROUNDER + np.float32(zero)
+    codes: U8Array = steps.view(np.uint32).astype(np.uint8).reshape(n_rows, n_cols)
+    return codes

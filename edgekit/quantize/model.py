@@ -1,0 +1,148 @@
+"""Answer one question: what does an exporter receive?
+
+A ``QuantizedModel`` holds integer codes and scales, never the float matrix they came from, so
+that quantizing once is a matter of types. Tensors live on disk and are read one at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+from edgekit.artifact import TensorEntry
+from edgekit.dtypes import Bits, F32Array, U8Array
+from edgekit.families.spec import DecoderSpec
+from edgekit.formats.packing import pack_codes
+from edgekit.scheme import Scheme
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuantizedTensor:
+    """An (N, M) matrix on the common grid: ``w = (codes - zero_point) * scale``.
+
+    Attributes:
+        name: Canonical name (families/spec.py).
+        bits: 4 or 8.
+        group: Values along M that share a scale.
+        codes: uint8, shape (N, M), values 0 .. 2**bits - 1.
+        scales: float32, shape (N, M // group); each is exact in fp16 and has at most 8
+            significant bits, so it is exact in bf16 too. A 4-bit scale may be negative.
+    """
+
+    name: str
+    bits: Bits
+    group: int
+    codes: U8Array
+    scales: F32Array
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, M)."""
+        return (int(self.codes.shape[0]), int(self.codes.shape[1]))
+
+    @property
+    def zero_point(self) -> int:
+        """The code that stands for 0.0: 8 or 128."""
+        return 1 << (self.bits - 1)
+
+    @property
+    def scheme(self) -> Scheme:
+        """The scheme of this tensor."""
+        return Scheme(f"int{self.bits}", self.group)
+
+    def packed(self) -> U8Array:
+        """Codes as bytes, low bits first along M, shape (N, M * bits // 8)."""
+        return pack_codes(self.codes, self.bits)
+
+    def dequantize(self) -> F32Array:
+        """Give the float32 matrix, shape (N, M). Exact: the product needs 8 + 8 bits."""
+        n_rows, n_cols = self.shape
+        signed = self.codes.astype(np.float32) - np.float32(self.zero_point)
+        grouped = signed.reshape(n_rows, n_cols // self.group, self.group)
+        return (grouped * self.scales[:, :, None]).reshape(n_rows, n_cols)
+
+    def sha256(self) -> str:
+        """Hash name, shape, scheme, packed codes and float32 scales: equal in every format."""
+        digest = hashlib.sha256(f"{self.name} {self.shape} {self.scheme}\n".encode())
+        digest.update(np.ascontiguousarray(self.packed()).data)
+        digest.update(np.ascontiguousarray(self.scales, dtype="<f4").data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FloatTensor:
+    """A tensor kept as floats: norms, biases, and every matrix of fp32 and fp16 schemes.
+
+    ``values`` is float32 of any shape, already rounded to ``scheme`` (fp16 or fp32).
+    """
+
+    name: str
+    scheme: Scheme
+    values: F32Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor."""
+        return tuple(int(n) for n in self.values.shape)
+
+
+ModelTensor: TypeAlias = QuantizedTensor | FloatTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the weights came from: a display name, what the user named, and the content hash."""
+
+    name: str
+    origin: str
+    sha256: str
+
+
+class QuantizedModel(Protocol):
+    """The one thing every exporter reads."""
+
+    @property
+    def spec(self) -> DecoderSpec:
+        """The decoder."""
+        ...
+
+    @property
+    def scheme(self) -> Scheme:
+        """The scheme asked for; single tensors may differ (see ``entries``)."""
+        ...
+
+    @property
+    def source(self) -> Source:
+        """Where the weights came from."""
+        ...
+
+    @property
+    def entries(self) -> tuple[TensorEntry, ...]:
+        """Every tensor in file order, with its scheme, the reason, and its hash."""
+        ...
+
+    @property
+    def assets(self) -> Mapping[str, Path]:
+        """Tokenizer, chat template and config files to carry along, by file name."""
+        ...
+
+    def get(self, name: str) -> ModelTensor:
+        """Read one tensor from disk.
+
+        Raises:
+            QuantError: No tensor of that name.
+        """
+        ...
+
+
+def combine_hashes(entries: Iterable[TensorEntry]) -> str:
+    """Hash all quantized tensors of a model, whatever their order; empty if there are none."""
+    lines = sorted(f"{entry.name} {entry.sha256}" for entry in entries if entry.sha256 is not None)
+    if not lines:
+        return ""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

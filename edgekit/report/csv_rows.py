@@ -1,0 +1,164 @@
+"""Answer one question: how does a report look as one long CSV table?
+
+One row a number: which candidate, which metric, the value, what kind of number, its interval
+and every raw sample.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Final
+
+from edgekit.records import Kind, Metric, ReportData
+
+COLUMNS: Final = (
+    "candidate",
+    "group",
+    "metric",
+    "value",
+    "kind",
+    "low",
+    "high",
+    "n",
+    "formula",
+    "samples",
+    "note",
+)
+
+
+def render_csv(data: ReportData) -> str:
+    """Write every number of the report as CSV with a header line."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in _rows(data):
+        writer.writerow([_safe(value) for value in row])
+    return stream.getvalue()
+
+
+def _safe(value: object) -> object:
+    """Keep a spreadsheet from running text as a formula."""
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r", "\n"):
+        return "'" + value
+    return "" if value is None else value
+
+
+def _rows(data: ReportData) -> Iterator[tuple[object, ...]]:
+    for profile in data.profiles:
+        yield (
+            profile.candidate,
+            "size",
+            "artifact_bytes",
+            profile.artifact_bytes,
+            Kind.MEASURED.value,
+            None,
+            None,
+            1,
+            "",
+            "",
+            "",
+        )
+        for metric in profile.metrics:
+            yield _metric_row(profile.candidate, "profile", metric)
+    for quality in data.qualities:
+        if quality.divergence is not None:
+            d = quality.divergence
+            rows = (
+                ("kl_mean", d.kl_mean, d.kl_low, d.kl_high),
+                ("kl_p99", d.kl_p99, None, None),
+                ("kl_max", d.kl_max, None, None),
+                ("top1_agreement", d.top1_agreement, None, None),
+                ("perplexity", d.perplexity, None, None),
+                ("reference_perplexity", d.reference_perplexity, None, None),
+            )
+            for name, value, low, high in rows:
+                yield (
+                    quality.candidate,
+                    "fidelity",
+                    name,
+                    value,
+                    Kind.MEASURED.value,
+                    low,
+                    high,
+                    d.n_tokens,
+                    "",
+                    "",
+                    "",
+                )
+        for suite in quality.suites:
+            yield (
+                quality.candidate,
+                "suite",
+                suite.suite,
+                suite.rate,
+                Kind.MEASURED.value,
+                suite.low,
+                suite.high,
+                suite.n_items,
+                "wilson",
+                "",
+                "",
+            )
+    for comparison in data.comparisons:
+        for metric in comparison.metrics:
+            yield _metric_row(comparison.candidate, "server", metric)
+        for pair in comparison.pairs:
+            yield (
+                comparison.candidate,
+                "paired difference",
+                pair.suite,
+                pair.difference,
+                Kind.MEASURED.value,
+                pair.low,
+                pair.high,
+                pair.n_items,
+                "newcombe-10",
+                "",
+                f"McNemar p = {pair.p_value:.4g}",
+            )
+    for record in data.verifications:
+        yield (
+            record.artifact,
+            "verify",
+            "codes_differing",
+            record.n_codes_differing,
+            Kind.MEASURED.value,
+            None,
+            None,
+            record.n_codes,
+            "",
+            "",
+            record.note,
+        )
+        yield (
+            record.artifact,
+            "verify",
+            "scales_differing",
+            record.n_scales_differing,
+            Kind.MEASURED.value,
+            None,
+            None,
+            None,
+            "",
+            "",
+            "",
+        )
+
+
+def _metric_row(candidate: str, group: str, metric: Metric) -> tuple[object, ...]:
+    samples = " ".join(repr(sample) for sample in metric.samples)
+    return (
+        candidate,
+        group,
+        metric.name,
+        metric.value,
+        metric.kind.value,
+        metric.low,
+        metric.high,
+        len(metric.samples),
+        metric.formula,
+        samples,
+        metric.note or metric.source,
+    )

@@ -1,0 +1,382 @@
+"""Answer one question: which tables does a report show, in which order?
+
+Verdict first; a table without rows is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from edgekit.records import (
+    ComparisonRecord,
+    Kind,
+    Metric,
+    ProfileRecord,
+    QualityRecord,
+    ReportData,
+    SuiteRecord,
+    VerifyRecord,
+)
+from edgekit.report.table import Cell, Table, make_table
+from edgekit.units import format_bytes, format_pct, format_rate, format_seconds
+
+SUB_KINDS: Final = ("n_context_tokens", "n_steps", "kind")
+NOT_THESE_NUMBERS: Final = (
+    "Not a device measurement unless the device column names a machine that ran it; emulated and "
+    "projected numbers say so in their own cell.",
+    "Not comparable across sessions: machines are shared, so compare rows of one report only.",
+    "Not a benchmark of a model class: rates are on generated items of the named suites.",
+    "MLX on a CPU and the Core ML interpreter prove that an artifact is right; their speed says "
+    "nothing about Apple hardware.",
+)
+
+
+def build_tables(data: ReportData) -> tuple[Table, ...]:
+    """Give every table of a report that has rows."""
+    return tuple(table for table in _all_tables(data) if table.rows)
+
+
+def _all_tables(data: ReportData) -> Iterator[Table]:
+    for comparison in data.comparisons:
+        yield criteria_table(comparison)
+    yield weights_table(data.verifications)
+    yield speed_table(data.profiles)
+    yield gap_table(data.profiles)
+    yield memory_table(data.profiles)
+    yield divergence_table(data.qualities)
+    yield suite_table(data.qualities)
+    yield sub_kind_table(data.qualities)
+    yield failure_table(data.qualities)
+    for comparison in data.comparisons:
+        yield paired_table(comparison)
+    yield _environment_table(data)
+
+
+def metric_cell(metric: Metric | None) -> Cell:
+    """Format a metric by the unit at the end of its name."""
+    if metric is None:
+        return Cell("-")
+    if metric.value is None:
+        return Cell(f"not measured: {metric.note}" if metric.note else "not measured")
+    return Cell(format_metric(metric.name, metric.value), metric.kind)
+
+
+def format_metric(name: str, value: float) -> str:
+    """Write a value by its name's unit."""
+    if name.endswith("_tok_per_s"):
+        return format_rate(value)
+    if name.endswith("_bytes"):
+        return format_bytes(value)
+    if name.endswith("_s"):
+        return format_seconds(value)
+    if name.endswith("_pct"):
+        return f"{value:.1f} %"
+    return f"{value:.4g}"
+
+
+def criteria_table(comparison: ComparisonRecord) -> Table:
+    """Show the decision, criterion by criterion."""
+    rows = [
+        (
+            criterion.name,
+            Cell(criterion.device, criterion.kind),
+            criterion.server,
+            criterion.threshold,
+            Cell("", is_met=criterion.is_met, has_mark=True),
+            criterion.note,
+        )
+        for criterion in comparison.verdict.criteria
+    ]
+    return make_table(
+        f"decision-{comparison.candidate}",
+        f"Decision: {comparison.candidate} or {comparison.server.model} on the server",
+        ("criterion", "device", "server", "threshold", "result", "basis"),
+        rows,
+        caption=comparison.verdict.sentence,
+        notes=(f"Rule: {comparison.verdict.rule}.", *comparison.notes),
+    )
+
+
+def weights_table(records: Sequence[VerifyRecord]) -> Table:
+    """Show whether artifacts hold the same weights, and how far their logits lie apart."""
+    rows = [
+        (
+            record.artifact,
+            record.weights_sha256[:8] or "float",
+            f"{record.n_codes:,}",
+            Cell(
+                f"{record.n_codes_differing:,} codes, {record.n_scales_differing:,} scales",
+                is_met=record.is_identical,
+                has_mark=True,
+            ),
+            _logit_cell(record),
+        )
+        for record in records
+    ]
+    named = {f"Tolerance {r.tolerance_name}: {r.note}" for r in records if r.tolerance_name}
+    return make_table(
+        "weights",
+        "Same weights in every format",
+        ("artifact", "weights", "codes", "differing", "largest logit error"),
+        rows,
+        caption="Every artifact re-read from disk with the format's own library.",
+        notes=tuple(sorted(named)),
+    )
+
+
+def _logit_cell(record: VerifyRecord) -> Cell:
+    error, limit = record.max_logit_error, record.logit_tolerance
+    if error is None or limit is None:
+        return Cell("not run")
+    return Cell(
+        f"{error:.1e} of {limit:.1e} ({record.tolerance_name})",
+        is_met=error <= limit,
+        has_mark=True,
+    )
+
+
+def speed_table(profiles: Sequence[ProfileRecord]) -> Table:
+    """Show load, first token, prefill and decode of each candidate."""
+    names = ("load_cold_s", "load_warm_s", "ttft_s", "prefill_tok_per_s", "decode_tok_per_s")
+    rows: list[Sequence[Cell | str]] = []
+    for profile in profiles:
+        if profile.failure:
+            rows.append((profile.candidate, profile.engine.engine, f"failed: {profile.failure}"))
+        else:
+            cells = [metric_cell(profile.metric(name)) for name in names]
+            rows.append((profile.candidate, profile.engine.engine, *cells))
+    return make_table(
+        "speed",
+        "Speed",
+        ("candidate", "engine", "load cold", "load warm", "first token", "prefill", "decode"),
+        rows,
+        caption=_workload_caption(profiles),
+        notes=tuple(dict.fromkeys(note for profile in profiles for note in profile.notes)),
+    )
+
+
+def gap_table(profiles: Sequence[ProfileRecord]) -> Table:
+    """Show the time between tokens, tail included."""
+    names = ("itl_p50_s", "itl_p95_s", "itl_p99_s")
+    rows: list[Sequence[Cell | str]] = [
+        (profile.candidate, *[metric_cell(profile.metric(name)) for name in names])
+        for profile in profiles
+        if not profile.failure
+    ]
+    return make_table("gaps", "Time between tokens", ("candidate", "p50", "p95", "p99"), rows)
+
+
+def _workload_caption(profiles: Sequence[ProfileRecord]) -> str:
+    if not profiles:
+        return ""
+    load, info = profiles[0].workload, profiles[0].engine
+    threads = f", {info.n_threads} threads" if info.n_threads else ""
+    return (
+        f"Medians of {load.n_repeats} runs after {load.n_warmup} discarded, prompt of "
+        f"{load.n_prompt_tokens} tokens and {load.n_new_tokens} new ones{threads}; every raw "
+        "sample is in report.json."
+    )
+
+
+def memory_table(profiles: Sequence[ProfileRecord]) -> Table:
+    """Show size on disk and both kinds of memory."""
+    rows = [
+        (
+            profile.candidate,
+            format_bytes(profile.artifact_bytes),
+            metric_cell(profile.metric("peak_anon_bytes")),
+            metric_cell(profile.metric("peak_file_bytes")),
+        )
+        for profile in profiles
+        if not profile.failure
+    ]
+    return make_table(
+        "memory",
+        "Size and memory",
+        ("candidate", "files on disk", "peak anonymous", "peak file-backed"),
+        rows,
+        caption="Anonymous memory cannot be dropped by the system; file-backed pages can.",
+    )
+
+
+def divergence_table(qualities: Sequence[QualityRecord]) -> Table:
+    """Show the distance from the float model."""
+    rows = [
+        (
+            quality.candidate,
+            f"{d.kl_mean:.5f} ({d.kl_low:.5f} to {d.kl_high:.5f})",
+            f"{d.kl_p99:.4f}",
+            format_pct(d.top1_agreement, 2),
+            f"{d.perplexity:.3f}",
+            f"{d.perplexity / d.reference_perplexity:.4f}" if d.reference_perplexity else "-",
+            f"{d.n_tokens:,}",
+        )
+        for quality in qualities
+        if (d := quality.divergence) is not None
+    ]
+    return make_table(
+        "fidelity",
+        "Fidelity to the float model",
+        (
+            "candidate",
+            "KL, nats per token (95 %)",
+            "KL p99",
+            "same top token",
+            "perplexity",
+            "ratio to float",
+            "tokens",
+        ),
+        rows,
+        caption="On the same tokens; intervals by bootstrap over documents.",
+    )
+
+
+def suite_table(qualities: Sequence[QualityRecord]) -> Table:
+    """Show the rate of every suite."""
+    suites = list(dict.fromkeys(s.suite for q in qualities for s in q.suites))
+    rows: list[Sequence[Cell | str]] = []
+    for quality in qualities:
+        by_name = {suite.suite: suite for suite in quality.suites}
+        if by_name:
+            rows.append((quality.candidate, *[_rate_cell(by_name.get(name)) for name in suites]))
+    return make_table(
+        "suites",
+        "Task suites",
+        ("candidate", *[name.replace("_", " ") for name in suites]),
+        rows,
+        caption="Share of items answered right, with 95 % Wilson interval.",
+    )
+
+
+def _rate_cell(suite: SuiteRecord | None) -> str:
+    if suite is None:
+        return "-"
+    interval = f"{100 * suite.low:.1f} to {100 * suite.high:.1f}"
+    return f"{format_pct(suite.rate)} ({interval}, n={suite.n_items})"
+
+
+def sub_kind_table(qualities: Sequence[QualityRecord]) -> Table:
+    """Show rates by context length, number of steps or kind."""
+    rows = []
+    for quality in qualities:
+        for suite in quality.suites:
+            counts: dict[str, list[bool]] = {}
+            for outcome in suite.outcomes:
+                for key in SUB_KINDS:
+                    if key in outcome.meta:
+                        counts.setdefault(f"{key} {outcome.meta[key]}", []).append(
+                            outcome.is_correct
+                        )
+                        break
+            if len(counts) < 2:
+                continue
+            for label, results in sorted(counts.items(), key=lambda pair: _natural(pair[0])):
+                rows.append(
+                    (
+                        quality.candidate,
+                        suite.suite.replace("_", " "),
+                        _readable(label),
+                        f"{sum(results)} of {len(results)}",
+                        format_pct(sum(results) / len(results)),
+                    )
+                )
+    return make_table(
+        "breakdown",
+        "Where it breaks",
+        ("candidate", "suite", "case", "right", "rate"),
+        rows,
+        caption="The same items by context length, number of steps, or kind of request.",
+    )
+
+
+def _natural(label: str) -> tuple[str, float, str]:
+    name, _, value = label.partition(" ")
+    is_number = re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,15})?", value) is not None
+    return (name, float(value), "") if is_number else (name, 0.0, value)
+
+
+def _readable(label: str) -> str:
+    name, _, value = label.partition(" ")
+    if name == "n_context_tokens":
+        return f"{value} tokens of context"
+    if name == "n_steps":
+        return f"{value} step" if value == "1" else f"{value} steps"
+    return value.replace("_", " ")
+
+
+def failure_table(qualities: Sequence[QualityRecord]) -> Table:
+    """Show wrong answers by reason."""
+    rows = []
+    for quality in qualities:
+        for suite in quality.suites:
+            reasons = Counter(o.reason for o in suite.outcomes if not o.is_correct)
+            if reasons:
+                listed = ", ".join(
+                    f"{reason.replace('_', ' ')} {n}" for reason, n in reasons.most_common(5)
+                )
+                rows.append((quality.candidate, suite.suite.replace("_", " "), listed))
+    return make_table(
+        "failures", "How it fails", ("candidate", "suite", "wrong answers by reason"), rows
+    )
+
+
+def paired_table(comparison: ComparisonRecord) -> Table:
+    """Show the paired differences of one comparison."""
+    rows = [
+        (
+            pair.suite.replace("_", " "),
+            format_pct(pair.device_rate),
+            format_pct(pair.server_rate),
+            f"{100 * pair.difference:+.1f} ({100 * pair.low:+.1f} to {100 * pair.high:+.1f})",
+            f"{pair.n_only_device} / {pair.n_only_server}",
+            f"{pair.p_value:.3g}",
+            str(pair.n_items),
+        )
+        for pair in comparison.pairs
+    ]
+    return make_table(
+        f"paired-{comparison.candidate}",
+        f"Paired: {comparison.candidate} against {comparison.server.model}",
+        (
+            "suite",
+            "device",
+            "server",
+            "difference, points (95 %)",
+            "only device / only server right",
+            "McNemar p",
+            "items",
+        ),
+        rows,
+        caption="The same items on both sides; positive means the device is better.",
+    )
+
+
+def _environment_table(data: ReportData) -> Table:
+    host = data.host
+    engines = ", ".join(f"{name} {version}" for name, version in sorted(host.engines.items()))
+    formulas = sorted({m.formula for p in data.profiles for m in p.metrics if m.formula})
+    rows = [
+        ("machine", f"{host.cpu}, {host.n_cores} cores, {format_bytes(host.memory_bytes)}"),
+        ("system", f"{host.os} {host.os_version} {host.arch}, Python {host.python}"),
+        ("engines", engines or "none"),
+        ("edgekit", data.edgekit_version),
+        ("made", data.created),
+        ("formulas", ", ".join(formulas) or "none"),
+    ]
+    return make_table("environment", "Environment", ("what", "value"), rows, notes=data.notes)
+
+
+def label_kinds() -> tuple[tuple[str, str], ...]:
+    """Say what each kind of number is."""
+    return (
+        (Kind.MEASURED.value, "seen on this machine in this run"),
+        (
+            Kind.EMULATED.value,
+            "seen here on an emulator of another engine; right results, wrong speed",
+        ),
+        (Kind.PROJECTED.value, "computed from a formula, with its expected error"),
+        (Kind.PUBLISHED.value, "somebody else's number, with its source"),
+    )

@@ -1,0 +1,56 @@
+"""Answer one question: which files does a report write, and how?"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from edgekit.errors import ExportError
+from edgekit.records import ReportData, to_json
+from edgekit.report.csv_rows import render_csv
+from edgekit.report.html import render_html
+from edgekit.report.markdown import render_markdown
+
+FILES: Final[dict[str, Callable[[ReportData], str]]] = {
+    "index.html": render_html,
+    "report.md": render_markdown,
+    "report.json": to_json,
+    "report.csv": render_csv,
+}
+
+
+def write_report(data: ReportData, folder: Path) -> tuple[Path, ...]:
+    """Write the page and, beside it, the same report as Markdown, JSON and CSV.
+
+    Raises:
+        ExportError: A file cannot be written; files are replaced one by one, each whole.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return tuple(_write(folder / name, render(data)) for name, render in FILES.items())
+    except OSError as error:
+        raise ExportError(
+            f"cannot write the report to {folder}",
+            got=error.strerror or str(error),
+            do="Choose another --out.",
+        ) from error
+
+
+def _write(path: Path, text: str) -> Path:
+    descriptor, name = tempfile.mkstemp(prefix=".edgekit-", dir=path.parent)
+    try:
+        # A server may answer half a surrogate pair, which UTF-8 cannot hold; "\\ud83d" is also
+        # what JSON calls it.
+        with os.fdopen(
+            descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="\n"
+        ) as stream:
+            stream.write(text)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path

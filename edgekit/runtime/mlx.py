@@ -1,0 +1,210 @@
+"""Answer one question: how does mlx-lm run an MLX artifact as a ``Decoder``?
+
+Method: stock ``mlx_lm`` model code and key/value caches. Positions whose logits nobody wants go
+through in chunks of which only the caches are evaluated (mlx is lazy), so the vocabulary
+projection runs for the wanted positions only, as in mlx-lm's own generation.
+
+On Metal the artifact's own float type is kept. The CPU backend of mlx accumulates in the storage
+type (bf16: 5e-2 relative error of one product), so there every float is widened to fp32 unless
+the option ``activation`` says ``native``. The CPU backend is for parity: its speed says nothing
+about a device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, Final, Self
+
+import numpy as np
+
+from edgekit.artifact import Artifact
+from edgekit.dtypes import F32Array
+from edgekit.errors import EngineCrashError, EngineLoadError, FormatError, UsageError
+from edgekit.formats.safetensors import SafetensorsFile
+from edgekit.lazy import require
+from edgekit.records import EngineInfo
+from edgekit.runtime.base import check_forward
+
+ACTIVATIONS: Final = ("native", "fp32")
+_CHUNK_TOKENS: Final = 512
+# mlx-lm checks no config: wrong values surface as whatever the line they reach raises.
+_LOAD_ERRORS: Final = (
+    FormatError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+)
+
+
+class MlxDecoder:
+    """A model loaded by ``mlx_lm.utils.load_model``; made by ``open``."""
+
+    def __init__(self, model: Any, info: EngineInfo, vocab_size: int, context_length: int) -> None:
+        self._model = model
+        self._info = info
+        self._vocab_size = vocab_size
+        self._context_length = context_length
+        self._cache: list[Any] = []
+        self._n_cached = 0
+
+    @classmethod
+    def open(
+        cls,
+        artifact: Artifact,
+        *,
+        n_threads: int | None = None,
+        context_length: int | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Load an MLX artifact.
+
+        Args:
+            artifact: The folder that the exporter wrote.
+            n_threads: None: mlx chooses its own threads and takes no number.
+            context_length: Positions of the cache; None takes the artifact's own.
+            options: ``activation``: ``native`` or ``fp32``; default fp32 on the CPU backend.
+
+        Raises:
+            UsageError: An option is unknown or out of range.
+            MissingExtraError: mlx or mlx-lm is not installed.
+            EngineLoadError: mlx-lm refuses the files.
+        """
+        mx = require("mlx.core", package="mlx-lm")
+        mlx_utils = require("mlx_lm.utils", package="mlx-lm")
+        backend = _backend(mx)
+        activation = _chosen_activation(options or {}, backend)
+        if n_threads is not None:
+            raise UsageError(
+                "mlx: n_threads",
+                got=n_threads,
+                wanted="none: the engine chooses its own",
+                do="Leave --threads out.",
+            )
+        limit = artifact.manifest.context_length
+        if context_length is not None and not 1 <= context_length <= limit:
+            raise UsageError("context_length", got=context_length, wanted=f"1 .. {limit}")
+        with _mapped_load_errors(artifact):
+            for path in sorted(artifact.path.glob("model*.safetensors")):
+                # mlx believes the header; the strict reader does not, so it looks first.
+                with SafetensorsFile(path):
+                    pass
+            model, config = mlx_utils.load_model(artifact.path, lazy=activation == "fp32")
+            if activation == "fp32":
+                model.apply(lambda array: _widened(mx, array))
+                mx.eval(model.parameters())
+            vocab_size = int(config["vocab_size"])
+        info = EngineInfo(
+            engine="mlx",
+            version=f"mlx {version('mlx')}, mlx-lm {version('mlx-lm')}",
+            model=artifact.name,
+            settings={"backend": backend, "activation": activation},
+        )
+        return cls(model, info, vocab_size, context_length or limit)
+
+    @property
+    def info(self) -> EngineInfo:
+        """Versions, backend and activation type."""
+        return self._info
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self._vocab_size
+
+    @property
+    def context_length(self) -> int:
+        """Most positions the cache holds."""
+        return self._context_length
+
+    def forward(self, token_ids: Sequence[int], *, n_past: int, n_logits: int = 1) -> F32Array:
+        """Run the tokens; see ``Decoder.forward``.
+
+        Raises:
+            UsageError: See ``Decoder.forward``.
+            EngineCrashError: mlx failed, or the decoder is closed.
+        """
+        if self._model is None:
+            raise EngineCrashError("mlx: the model is closed", do="Open it again.")
+        check_forward(
+            token_ids,
+            n_past,
+            n_logits,
+            n_cached=self._n_cached,
+            vocab_size=self._vocab_size,
+            context_length=self._context_length,
+        )
+        mx = require("mlx.core", package="mlx-lm")
+        n_silent = len(token_ids) - n_logits
+        try:
+            self._rewind(n_past)
+            for start in range(0, n_silent, _CHUNK_TOKENS):
+                self._run(mx, token_ids[start : min(start + _CHUNK_TOKENS, n_silent)])
+                mx.eval([layer.state for layer in self._cache])
+            blocks = []
+            for start in range(n_silent, len(token_ids), _CHUNK_TOKENS):
+                logits = self._run(mx, token_ids[start : start + _CHUNK_TOKENS])
+                blocks.append(np.array(logits[0].astype(mx.float32)))
+        except (RuntimeError, ValueError, MemoryError) as error:
+            self._cache, self._n_cached = [], 0
+            raise EngineCrashError("mlx failed", got=error, do="Try a shorter context.") from error
+        self._n_cached = n_past + len(token_ids)
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+    def close(self) -> None:
+        """Free the model. Safe to call twice."""
+        if self._model is not None:
+            self._model, self._cache, self._n_cached = None, [], 0
+            require("mlx.core", package="mlx-lm").clear_cache()
+
+    def _run(self, mx: Any, token_ids: Sequence[int]) -> Any:
+        """Queue one chunk: (T,) ids to logits (1, T, V)."""
+        return self._model(mx.array([list(token_ids)]), cache=self._cache)
+
+    def _rewind(self, n_past: int) -> None:
+        """Forget every position from ``n_past`` on."""
+        if n_past == 0:
+            self._cache = require("mlx_lm.models.cache").make_prompt_cache(self._model)
+        else:
+            for layer in self._cache:
+                layer.trim(self._n_cached - n_past)
+        self._n_cached = n_past
+
+
+def _backend(mx: Any) -> str:
+    if mx.default_device() == mx.Device(mx.cpu):
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
+def _chosen_activation(options: Mapping[str, Any], backend: str) -> str:
+    unknown = sorted(set(options) - {"activation"})
+    if unknown:
+        raise UsageError("mlx: unknown options", got=", ".join(unknown), wanted="activation")
+    activation = options.get("activation", "fp32" if backend == "cpu" else "native")
+    if activation not in ACTIVATIONS:
+        raise UsageError("mlx option activation", got=activation, wanted=" or ".join(ACTIVATIONS))
+    return str(activation)
+
+
+def _widened(mx: Any, array: Any) -> Any:
+    """Give floats as fp32, everything else as it is."""
+    return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
+
+
+@contextlib.contextmanager
+def _mapped_load_errors(artifact: Artifact) -> Iterator[None]:
+    try:
+        yield
+    except _LOAD_ERRORS as error:
+        raise EngineLoadError(
+            f"mlx cannot load {artifact.path}",
+            got=f"{type(error).__name__}: {error}",
+            do="Export the model again.",
+        ) from error

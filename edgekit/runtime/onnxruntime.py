@@ -1,0 +1,390 @@
+"""Answer one question: how does an ONNX artifact run in onnxruntime?
+
+Everything is bound once: token ids, logits, and one key/value buffer per layer that is both
+past and present, so a decode step binds the attention mask and runs. Buffers are numpy arrays
+that onnxruntime writes into; rows past the current length are never read.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+
+from edgekit.artifact import Artifact, Format
+from edgekit.dtypes import F32Array
+from edgekit.errors import EngineCrashError, EngineLoadError, UsageError
+from edgekit.families.spec import DecoderSpec
+from edgekit.lazy import require
+from edgekit.records import EngineInfo
+from edgekit.runtime.base import check_forward
+
+GRAPH_NAME: Final = "model.onnx"
+DEFAULT_CHUNK: Final = 128
+_PROVIDER: Final = "CPUExecutionProvider"
+_FATAL: Final = 4
+# Outputs come back in the order they were bound; logits are bound first.
+_LOGITS_INDEX: Final = 0
+# With any level but 4, MatMulNBits keeps activations in float; 8-bit weights then run slowly.
+_FLOAT_ACTIVATION_LEVEL: Final = 1
+_NO_OPTIONS: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxruntimeOptions:
+    """Choices of the engine.
+
+    Attributes:
+        activation: ``int8`` as the artifact asks for (activations rounded per block, fast), or
+            ``fp32`` to check numerics. Float weights always meet float activations.
+        chunk: Most tokens in one run; longer inputs are split.
+    """
+
+    activation: str = "int8"
+    chunk: int = DEFAULT_CHUNK
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any]) -> OnnxruntimeOptions:
+        """Read options by name.
+
+        Raises:
+            UsageError: An unknown name or an impossible value.
+        """
+        known = cls.__dataclass_fields__
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise UsageError(
+                "onnxruntime: unknown option", got=", ".join(unknown), wanted=", ".join(known)
+            )
+        parsed = cls(**options)
+        if parsed.activation not in ("int8", "fp32"):
+            raise UsageError("activation", got=repr(parsed.activation), wanted="int8 or fp32")
+        if isinstance(parsed.chunk, bool) or not isinstance(parsed.chunk, int) or parsed.chunk < 1:
+            raise UsageError(
+                "chunk", got=repr(parsed.chunk), wanted="a number of tokens, 1 or more"
+            )
+        return parsed
+
+
+class OnnxruntimeDecoder:
+    """A ``Decoder`` on onnxruntime's CPU kernels. Make one with ``open``."""
+
+    def __init__(
+        self, session: Any, spec: DecoderSpec, info: EngineInfo, context_length: int, chunk: int
+    ) -> None:
+        self._info = info
+        self._vocab_size = spec.vocab_size
+        self._context_length = context_length
+        self._chunk = chunk
+        self._session = session
+        self._foreign = foreign_errors()
+        self._wrap = require("onnxruntime").OrtValue.ortvalue_from_numpy
+        self._n_cached = 0
+        self._mask = np.ones((1, context_length), dtype=np.int64)
+        self._token_id = np.zeros((1, 1), dtype=np.int64)
+        self._start = np.full(1, -1, dtype=np.int64)
+        self._last_row: F32Array = np.empty((1, spec.vocab_size), dtype=np.float32)
+        self._token_value = self._wrap(self._token_id)
+        self._logits_value = self._wrap(self._last_row[None])
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input("logits_start", self._wrap(self._start))
+        self._bind_decode()
+        shape = (1, spec.n_kv_heads, context_length, spec.head_width)
+        for layer in range(spec.n_layers):
+            for part in ("key", "value"):
+                cache = self._wrap(_lazy_buffer(shape))
+                self._binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", cache)
+                self._binding.bind_ortvalue_output(f"present.{layer}.{part}", cache)
+
+    @classmethod
+    def open(
+        cls,
+        artifact: Artifact,
+        *,
+        n_threads: int | None = None,
+        context_length: int | None = None,
+        options: Mapping[str, Any] = _NO_OPTIONS,
+    ) -> OnnxruntimeDecoder:
+        """Load an ONNX artifact.
+
+        Args:
+            artifact: In ``Format.ONNX``.
+            n_threads: Threads within an operator; None leaves it to onnxruntime, which takes
+                one per physical core.
+            context_length: Positions of the cache; None takes all the artifact holds.
+            options: See ``OnnxruntimeOptions``.
+
+        Raises:
+            UsageError: Another format, or an impossible choice.
+            EngineLoadError: onnxruntime refused the files, or they are not this decoder.
+        """
+        if artifact.format is not Format.ONNX:
+            raise UsageError("onnxruntime runs ONNX artifacts", got=artifact.format.value)
+        chosen = OnnxruntimeOptions.parse(options)
+        if n_threads is not None and n_threads < 1:
+            raise UsageError("n_threads", got=n_threads, wanted="1 or more")
+        n_positions = artifact.manifest.context_length
+        if context_length is not None:
+            if not 1 <= context_length <= n_positions:
+                raise UsageError(
+                    "context length",
+                    got=context_length,
+                    wanted=f"1 .. {n_positions}, what the artifact holds",
+                    do="Export again with a larger --context-length.",
+                )
+            n_positions = context_length
+        try:
+            spec = DecoderSpec.from_dict(artifact.manifest.decoder)
+        except (KeyError, TypeError, ValueError) as error:
+            raise EngineLoadError(
+                f"{artifact.path}: decoder in the manifest",
+                got=f"{type(error).__name__}: {error}",
+                do="Export the model again.",
+            ) from error
+        is_float = chosen.activation == "fp32"
+        try:
+            _check_positions(artifact, spec, n_positions)
+            session = _make_session(artifact.path, n_threads, is_float)
+            _check_signature(session, spec, artifact.path)
+            info = EngineInfo(
+                engine="onnxruntime",
+                version=require("onnxruntime").__version__,
+                model=artifact.name,
+                n_threads=n_threads,
+                settings={
+                    "provider": _PROVIDER,
+                    "activation": chosen.activation if artifact.scheme.is_quantized else "fp32",
+                    "chunk": chosen.chunk,
+                },
+            )
+            return cls(session, spec, info, n_positions, chosen.chunk)
+        except foreign_errors() as error:
+            raise EngineLoadError(
+                f"onnxruntime cannot load {artifact.path}",
+                got=str(error),
+                do="Check the files with: edgekit verify, or export the model again.",
+            ) from error
+
+    @property
+    def info(self) -> EngineInfo:
+        """Engine name, version, threads and settings."""
+        return self._info
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self._vocab_size
+
+    @property
+    def context_length(self) -> int:
+        """Most positions the cache holds."""
+        return self._context_length
+
+    def forward(self, token_ids: Sequence[int], *, n_past: int, n_logits: int = 1) -> F32Array:
+        """Run ``token_ids`` after the first ``n_past`` positions of the cache.
+
+        Args:
+            token_ids: T >= 1 ids.
+            n_past: Positions already in the cache that stay valid.
+            n_logits: How many of the last positions to return logits for, 1 .. T.
+
+        Returns:
+            float32, shape (n_logits, V); the caller's to keep.
+
+        Raises:
+            UsageError: The call makes no sense (see ``Decoder.forward``).
+            EngineCrashError: onnxruntime failed, or the decoder is closed.
+        """
+        if self._session is None:
+            raise EngineCrashError("onnxruntime: the model is closed", do="Open it again.")
+        check_forward(
+            token_ids,
+            n_past,
+            n_logits,
+            n_cached=self._n_cached,
+            vocab_size=self._vocab_size,
+            context_length=self._context_length,
+        )
+        # Whatever fails below, only the positions before this call remain valid.
+        self._n_cached = n_past
+        n_tokens = len(token_ids)
+        try:
+            if n_tokens == 1:
+                self._token_id[0, 0] = token_ids[0]
+                self._run(n_past + 1)
+                logits = self._last_row.copy()
+            else:
+                logits = self._run_chunks(token_ids, n_past, n_logits)
+        except self._foreign as error:
+            raise EngineCrashError(
+                "onnxruntime failed while running",
+                got=str(error),
+                do="Run edgekit verify on the artifact; with less free memory, shorten the prompt.",
+            ) from error
+        self._n_cached = n_past + n_tokens
+        return logits
+
+    def close(self) -> None:
+        """Free the model. Safe to call twice."""
+        self._session = self._binding = None
+
+    def _run(self, n_positions: int) -> None:
+        """Run what is bound with a mask over the first ``n_positions``."""
+        self._binding.bind_cpu_input("attention_mask", self._mask[:, :n_positions])
+        # No RunOptions: with them, onnxruntime 1.32 raises and swallows an exception per call,
+        # 50 microseconds.
+        self._session.run_with_iobinding(self._binding)
+
+    def _run_chunks(self, token_ids: Sequence[int], n_past: int, n_logits: int) -> F32Array:
+        """Run in pieces of ``chunk`` tokens and join the wanted rows of their logits."""
+        n_tokens = len(token_ids)
+        ids = np.asarray(token_ids, dtype=np.int64)[None]  # (1, T)
+        result: F32Array = np.empty((n_logits, self._vocab_size), dtype=np.float32)
+        first = n_tokens - n_logits
+        try:
+            for start in range(0, n_tokens, self._chunk):
+                stop = min(start + self._chunk, n_tokens)
+                n_rows = stop - max(start, first)
+                self._binding.bind_cpu_input("input_ids", ids[:, start:stop])
+                if n_rows > 1:
+                    # The graph declares one row and onnxruntime holds a bound buffer to that,
+                    # but takes more rows when it may allocate them itself.
+                    self._start[0] = -n_rows
+                    self._binding.bind_output("logits", "cpu")
+                else:
+                    self._start[0] = -1
+                    self._binding.bind_ortvalue_output("logits", self._logits_value)
+                self._run(n_past + stop)
+                if n_rows > 0:
+                    logits = self._binding.get_outputs()[_LOGITS_INDEX].numpy()
+                    result[stop - n_rows - first : stop - first] = logits[0]
+        finally:
+            self._bind_decode()
+        return result
+
+    def _bind_decode(self) -> None:
+        """Bind one token in and one row of logits out, as every decode step uses them."""
+        self._start[0] = -1
+        self._binding.bind_ortvalue_input("input_ids", self._token_value)
+        self._binding.bind_ortvalue_output("logits", self._logits_value)
+
+
+def _lazy_buffer(shape: tuple[int, ...]) -> F32Array:
+    """Give float32 memory that the system commits page by page as it is written.
+
+    ``np.empty`` asks for huge pages above 4 MiB, which would commit a whole cache at once.
+    """
+    memory = mmap.mmap(-1, 4 * prod(shape))
+    return np.frombuffer(memory, dtype=np.float32).reshape(shape)
+
+
+def foreign_errors() -> tuple[type[Exception], ...]:
+    """Give every exception that onnxruntime raises: its own, and those of its bindings."""
+    state = require("onnxruntime.capi.onnxruntime_pybind11_state", package="onnxruntime")
+    own = [
+        value
+        for value in vars(state).values()
+        if isinstance(value, type) and issubclass(value, Exception)
+    ]
+    return (*own, RuntimeError, ValueError, TypeError, OSError, MemoryError)
+
+
+def _make_session(folder: Path, n_threads: int | None, is_float: bool) -> Any:
+    ort = require("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = n_threads or 0
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    # Failures arrive as exceptions; the log would only repeat them on stderr.
+    options.log_severity_level = _FATAL
+    model: str | bytes = str(folder / GRAPH_NAME)
+    if is_float:
+        model = _float_activation_graph(folder / GRAPH_NAME)
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(folder)
+        )
+    return ort.InferenceSession(model, options, providers=[_PROVIDER])
+
+
+def _float_activation_graph(path: Path) -> bytes:
+    """Give the graph with float activations in every quantized product."""
+    decode_error = require("google.protobuf.message", package="protobuf").DecodeError
+    try:
+        model = require("onnx").load_model(path, load_external_data=False)
+    except decode_error as error:
+        raise EngineLoadError(
+            f"{path} is not an ONNX model", got=error, do="Export the model again."
+        ) from error
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = _FLOAT_ACTIVATION_LEVEL
+    graph: bytes = model.SerializeToString()
+    return graph
+
+
+def _check_positions(artifact: Artifact, spec: DecoderSpec, n_positions: int) -> None:
+    """Refuse a manifest that promises more positions than the artifact can hold tables for.
+
+    Raises:
+        EngineLoadError: See above; the buffers for such a context might not fit in memory.
+    """
+    if n_positions * spec.head_width * 4 > artifact.n_bytes:
+        raise EngineLoadError(
+            f"{artifact.path}: context length in the manifest",
+            got=n_positions,
+            wanted="what the position tables in the weight file hold",
+            do="Export the model again.",
+        )
+
+
+def _check_signature(session: Any, spec: DecoderSpec, folder: Path) -> None:
+    """Refuse a graph whose inputs and outputs are not those of the decoder in the manifest.
+
+    Raises:
+        EngineLoadError: A name, type or fixed size differs.
+    """
+    cache = (spec.n_kv_heads, spec.head_width)
+    n_caches = len(session.get_inputs()) - 2
+    if n_caches != 2 * spec.n_layers:
+        raise EngineLoadError(
+            f"{folder / GRAPH_NAME}: key and value inputs",
+            got=n_caches,
+            wanted=f"{2 * spec.n_layers} for the decoder in the manifest",
+            do="Export the model again.",
+        )
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {
+        "input_ids": ("tensor(int64)", ()),
+        "attention_mask": ("tensor(int64)", ()),
+        "logits_start": ("tensor(int64)", (1,)),
+        "logits": ("tensor(float)", (1, spec.vocab_size)),
+    }
+    for layer in range(spec.n_layers):
+        for part in ("key", "value"):
+            for name in (f"past_key_values.{layer}.{part}", f"present.{layer}.{part}"):
+                wanted[name] = ("tensor(float)", cache)
+    found = {
+        arg.name: (arg.type, tuple(n for n in arg.shape if isinstance(n, int)))
+        for arg in (
+            *session.get_inputs(),
+            *session.get_overridable_initializers(),
+            *session.get_outputs(),
+        )
+    }
+    differing = sorted(
+        name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
+    )
+    if differing:
+        name = differing[0]
+        raise EngineLoadError(
+            f"{folder / GRAPH_NAME}: {name} is not that of the decoder in the manifest",
+            got=found.get(name, "absent"),
+            wanted=wanted.get(name, "absent"),
+            do="Export the model again.",
+        )

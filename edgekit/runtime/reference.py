@@ -1,0 +1,249 @@
+"""Answer one question: what are the right logits?
+
+A decoder in plain numpy, written to be read next to the papers and checked by hand. Every
+engine's logits are compared with it, so it shares no code with any of them; it is not fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.dtypes import F32Array
+from edgekit.errors import EngineCrashError, UsageError
+from edgekit.families.base import SourceModel
+from edgekit.families.rope import rope_tables
+from edgekit.families.spec import DecoderSpec
+from edgekit.quantize.model import QuantizedModel, QuantizedTensor
+from edgekit.records import EngineInfo
+from edgekit.runtime.base import check_forward
+
+FloatArray: TypeAlias = NDArray[np.floating[Any]]
+FloatType: TypeAlias = type[np.float32] | type[np.float64]
+_CHUNK_TOKENS: Final = 128  # bounds the score matrices of long prompts
+_FIRST_CAPACITY: Final = 128
+
+
+@dataclass(slots=True, eq=False)
+class _LayerCache:
+    """Keys and values of one layer, each (K, capacity, D)."""
+
+    keys: FloatArray
+    values: FloatArray
+
+
+class ReferenceDecoder:
+    """A ``Decoder`` in plain numpy.
+
+    Args:
+        spec: The decoder.
+        weights: Canonical name to float32 array; each is asked for once and kept.
+        dtype: Number type of all arithmetic, np.float32 or np.float64.
+        model: Name shown in records.
+        context_length: Most positions; None takes the model's own.
+    """
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        weights: Callable[[str], F32Array],
+        *,
+        dtype: FloatType = np.float32,
+        model: str = "model",
+        context_length: int | None = None,
+    ) -> None:
+        if context_length is not None and not 1 <= context_length <= spec.context_length:
+            raise UsageError(
+                "context_length", got=context_length, wanted=f"1 .. {spec.context_length}"
+            )
+        self._spec = spec
+        self._read = weights
+        self._dtype = dtype
+        self._model = model
+        self._context_length = context_length or spec.context_length
+        self._weights: dict[str, FloatArray] = {}
+        self._cache = [self._empty_cache() for _ in range(spec.n_layers)]
+        self._cos, self._sin = self._tables(0)
+        self._n_cached = 0
+        self._is_closed = False
+
+    @classmethod
+    def from_quantized(cls, model: QuantizedModel, dtype: FloatType = np.float32) -> Self:
+        """Run exactly the weights that an artifact holds."""
+
+        def read(name: str) -> F32Array:
+            tensor = model.get(name)
+            return tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor.values
+
+        return cls(model.spec, read, dtype=dtype, model=f"{model.source.name} {model.scheme}")
+
+    @classmethod
+    def from_source(cls, source: SourceModel, dtype: FloatType = np.float32) -> Self:
+        """Run the weights of the checkpoint, widened to ``dtype``."""
+
+        def read(name: str) -> F32Array:
+            return source.tensor(name).read()
+
+        return cls(source.spec, read, dtype=dtype, model=source.checkpoint.name)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What goes into records."""
+        settings = {"dtype": np.dtype(self._dtype).name}
+        return EngineInfo("reference", np.__version__, self._model, settings=settings)
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self._spec.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        """Most positions the cache holds."""
+        return self._context_length
+
+    def forward(self, token_ids: Sequence[int], *, n_past: int, n_logits: int = 1) -> F32Array:
+        """Run ``token_ids`` after ``n_past`` cached positions; see ``Decoder.forward``.
+
+        Raises:
+            UsageError: See ``Decoder.forward``.
+            EngineCrashError: The decoder is closed.
+        """
+        if self._is_closed:
+            raise EngineCrashError("reference engine: the model is closed", do="Open it again.")
+        check_forward(
+            token_ids,
+            n_past,
+            n_logits,
+            n_cached=self._n_cached,
+            vocab_size=self.vocab_size,
+            context_length=self._context_length,
+        )
+        ids = np.asarray(token_ids, dtype=np.int64)
+        self._reserve(n_past + len(ids))
+        hidden = [
+            self._run_chunk(ids[start : start + _CHUNK_TOKENS], n_past + start)
+            for start in range(0, len(ids), _CHUNK_TOKENS)
+        ]
+        self._n_cached = n_past + len(ids)
+        last = np.concatenate(hidden)[-n_logits:]
+        head = self._weight("embed" if self._spec.is_tied else "lm_head")
+        logits: F32Array = (last @ head.T).astype(np.float32)
+        return logits
+
+    def close(self) -> None:
+        """Let go of weights and cache; safe to call twice."""
+        self._is_closed = True
+        self._weights.clear()
+        self._cache.clear()
+
+    def _run_chunk(self, ids: NDArray[np.int64], n_past: int) -> FloatArray:
+        """Give the final hidden states of T tokens, (T, C), and extend the cache."""
+        stream = self._weight("embed")[ids]
+        for layer in range(self._spec.n_layers):
+            at = f"layers.{layer}."
+            stream = stream + self._attend(layer, self._norm(stream, at + "attn_norm"), n_past)
+            inner = self._norm(stream, at + "ffn_norm")
+            gated = _silu(self._linear(inner, at + "gate")) * self._linear(inner, at + "up")
+            stream = stream + self._linear(gated, at + "down")
+        return self._norm(stream, "final_norm")
+
+    def _attend(self, layer: int, inner: FloatArray, n_past: int) -> FloatArray:
+        """Attend from T new positions to all the cache holds; (T, C) to (T, C)."""
+        spec, at = self._spec, f"layers.{layer}."
+        n_tokens, n_total = len(inner), n_past + len(inner)
+        queries = self._rotate(self._heads(inner, at + "q", spec.n_heads), n_past)  # (H, T, D)
+        cache = self._cache[layer]
+        new = slice(n_past, n_total)
+        cache.keys[:, new] = self._rotate(self._heads(inner, at + "k", spec.n_kv_heads), n_past)
+        cache.values[:, new] = self._heads(inner, at + "v", spec.n_kv_heads)
+        keys, values = cache.keys[:, :n_total], cache.values[:, :n_total]
+        # Query head h reads kv head h // (H / K): consecutive query heads share one.
+        grouped = queries.reshape(spec.n_kv_heads, -1, n_tokens, spec.head_width)
+        scores = grouped @ keys[:, None].swapaxes(-1, -2) * self._dtype(spec.head_width**-0.5)
+        scores = np.where(_is_seen(n_past, n_total, spec.sliding_window), scores, -np.inf)
+        mixed = _softmax(scores) @ values[:, None]  # (K, H // K, T, D)
+        joined = mixed.reshape(spec.n_heads, n_tokens, -1).swapaxes(0, 1).reshape(n_tokens, -1)
+        return self._linear(joined, at + "o")
+
+    def _heads(self, inner: FloatArray, name: str, n_heads: int) -> FloatArray:
+        """Project and split: (T, C) to (heads, T, D)."""
+        projected = self._linear(inner, name)
+        return projected.reshape(len(inner), n_heads, self._spec.head_width).swapaxes(0, 1)
+
+    def _rotate(self, heads: FloatArray, n_past: int) -> FloatArray:
+        """Apply RoPE in the rotate-half form; (heads, T, D)."""
+        half = self._spec.head_width // 2
+        part = slice(n_past, n_past + heads.shape[1])
+        cos, sin = self._cos[part], self._sin[part]
+        first, second = heads[..., :half], heads[..., half:]
+        return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+    def _linear(self, inner: FloatArray, name: str) -> FloatArray:
+        spec, part = self._spec, name.rpartition(".")[2]
+        has_bias = {
+            "q": spec.has_qkv_bias,
+            "k": spec.has_qkv_bias,
+            "v": spec.has_qkv_bias,
+            "o": spec.has_o_bias,
+        }.get(part, spec.has_mlp_bias)
+        product: FloatArray = inner @ self._weight(name).T
+        return product + self._weight(f"{name}.bias") if has_bias else product
+
+    def _norm(self, stream: FloatArray, name: str) -> FloatArray:
+        mean_square = np.mean(np.square(stream), axis=-1, keepdims=True)
+        scaled: FloatArray = stream / np.sqrt(mean_square + self._dtype(self._spec.norm_eps))
+        return scaled * self._weight(name)
+
+    def _weight(self, name: str) -> FloatArray:
+        if name not in self._weights:
+            self._weights[name] = np.asarray(self._read(name), dtype=self._dtype)
+        return self._weights[name]
+
+    def _empty_cache(self, capacity: int = 0) -> _LayerCache:
+        shape = (self._spec.n_kv_heads, capacity, self._spec.head_width)
+        return _LayerCache(np.zeros(shape, self._dtype), np.zeros(shape, self._dtype))
+
+    def _tables(self, n_positions: int) -> tuple[FloatArray, FloatArray]:
+        cos, sin = rope_tables(self._spec, n_positions)
+        return cos.astype(self._dtype), sin.astype(self._dtype)
+
+    def _reserve(self, n_positions: int) -> None:
+        """Make room for ``n_positions``, keeping what is cached."""
+        capacity = len(self._cos)
+        if n_positions <= capacity:
+            return
+        capacity = min(max(_FIRST_CAPACITY, 2 * capacity, n_positions), self._context_length)
+        self._cos, self._sin = self._tables(capacity)
+        for layer, old in enumerate(self._cache):
+            grown = self._empty_cache(capacity)
+            grown.keys[:, : self._n_cached] = old.keys[:, : self._n_cached]
+            grown.values[:, : self._n_cached] = old.values[:, : self._n_cached]
+            self._cache[layer] = grown
+
+
+def _is_seen(n_past: int, n_total: int, window: int | None) -> NDArray[np.bool_]:
+    """Say which keys a query sees: itself and what came before, within the window; (T, S)."""
+    query = np.arange(n_past, n_total)[:, None]
+    key = np.arange(n_total)[None, :]
+    is_seen: NDArray[np.bool_] = key <= query
+    if window is not None:
+        is_seen &= key > query - window
+    return is_seen
+
+
+def _softmax(scores: FloatArray) -> FloatArray:
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    shares: FloatArray = weights / weights.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def _silu(values: FloatArray) -> FloatArray:
+    # x * sigmoid(x) through tanh, which cannot overflow.
+    half = values * values.dtype.type(0.5)
+    activated: FloatArray = half * (1 + np.tanh(half))
+    return activated

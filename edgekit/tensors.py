@@ -1,0 +1,45 @@
+"""Answer one question: what is a tensor that has not been read yet?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+from edgekit.dtypes import DTYPES, DType, F32Array
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Name, shape and stored type of a tensor; no bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+
+    @property
+    def n_elements(self) -> int:
+        """Number of values."""
+        return prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        """Size as stored."""
+        return self.n_elements * DTYPES[self.dtype].n_bytes
+
+
+class LazyTensor(Protocol):
+    """A tensor on disk; nothing is in memory until it is read."""
+
+    @property
+    def info(self) -> TensorInfo:
+        """Name, shape and stored type."""
+        ...
+
+    def read(self) -> F32Array:
+        """Read the whole tensor as float32, shape ``info.shape``."""
+        ...
+
+    def read_rows(self, start: int, stop: int) -> F32Array:
+        """Read rows ``start:stop`` of the first axis as float32."""
+        ...

@@ -1,0 +1,76 @@
+"""Which exercises teach the circuits that all four skills need, with nothing around them?
+
+Copying, looking up and adding are learned from few tokens when almost every token of the answer
+needs them. Only the training split's entities occur.
+"""
+
+from collections.abc import Callable
+
+from edgekit.quality.suites import words
+from edgekit.quality.suites.base import Draw, Item, Split
+from pocket.chat import SPECIAL_TOKENS, Chat
+
+__all__ = ["drill"]
+
+_MAKERS: tuple[Callable[[Draw, Split], str], ...] = (
+    words.person,
+    words.place,
+    words.title,
+    words.label,
+    words.task,
+    words.message,
+    words.company,
+    lambda draw, split: words.digits(draw, split, draw.between(1, 6)),
+)
+
+
+def drill(draw: Draw, chat: Chat) -> tuple[list[int], list[float]]:
+    """Give the ids of one exercise and the loss weight of each."""
+    kind = draw.below(5)
+    if kind == 0:
+        return _said_twice(draw, chat)
+    question, answer = (_copy, _look_up, _look_up, _sums)[kind - 1](draw)
+    message = {"role": "user", "content": question}
+    ids, written = chat.talk_ids([Item("drill", "drill", (message,), (), answer, {}, 0)])
+    return ids, [float(w) for w in written]
+
+
+def _said_twice(draw: Draw, chat: Chat) -> tuple[list[int], list[float]]:
+    """Make random ids said twice; only the second time counts."""
+    n, lowest = draw.between(8, 40), len(SPECIAL_TOKENS)
+    first = [draw.between(lowest, chat.tokenizer.get_vocab_size() - 1) for _ in range(n)]
+    return [chat.bos_id, *first, *first], [0.0] * (n + 2) + [1.0] * (n - 1)
+
+
+def _copy(draw: Draw) -> tuple[str, str]:
+    text = ", ".join(draw.pick(_MAKERS)(draw, Split.TRAIN) for _ in range(draw.between(2, 6)))
+    return f"Say {text}", text
+
+
+def _look_up(draw: Draw) -> tuple[str, str]:
+    """Ask for some of the values of a list of names, in another order."""
+    known = {}
+    is_code = draw.chance(70)
+    for _ in range(draw.between(2, 7)):
+        name = words.person(draw, Split.TRAIN)
+        value = draw.pick(_MAKERS)(draw, Split.TRAIN)
+        known[name] = words.digits(draw, Split.TRAIN, 4) if is_code else value
+    asked = draw.sample(list(known), min(len(known), 4))
+    listed = ", ".join(f"{name} {value}" for name, value in known.items())
+    answer = ", ".join(f"{name} {known[name]}" for name in asked)
+    return f"{listed}.\n{', '.join(asked)}", answer
+
+
+def _sums(draw: Draw) -> tuple[str, str]:
+    """Ask for a chain of additions and subtractions, worked out as multi_step does."""
+    count = draw.between(4, 60)
+    asked, working = [str(count)], []
+    for _ in range(draw.between(1, 5)):
+        n = draw.between(2, 12)
+        is_gain = count - n < 1 or (draw.chance(50) and count + n < 100)
+        after = count + n if is_gain else count - n
+        sign = "+" if is_gain else "-"
+        asked.append(f"{sign} {n}")
+        working.append(f"{count} {sign} {n} = {after}")
+        count = after
+    return " ".join(asked), f"{', '.join(working)}. Answer: {count}"

@@ -1,0 +1,213 @@
+"""Answer one question: what do tests use in place of a real checkpoint?
+
+A random two-layer model in a standard Hugging Face folder, written with the libraries that
+define those formats (safetensors, tokenizers, ml_dtypes) and without edgekit.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+SPECIAL_TOKENS: Final = (
+    "<unk>", "<s>", "</s>", "<pad>",
+    "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]",
+    "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]",
+)  # fmt: skip
+CHAT_TEMPLATE: Final = """\
+{{- bos_token }}
+{%- if tools %}
+    {{- '[AVAILABLE_TOOLS]' + (tools | tojson) + '[/AVAILABLE_TOOLS]' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message['role'] == 'system' %}
+        {{- '[SYSTEM_PROMPT]' + message['content'] + '[/SYSTEM_PROMPT]' }}
+    {%- elif message['role'] == 'user' %}
+        {{- '[INST]' + message['content'] + '[/INST]' }}
+    {%- elif message['role'] == 'assistant' and message['tool_calls'] %}
+        {{- '[TOOL_CALLS]' + (message['tool_calls'] | tojson) + eos_token }}
+    {%- elif message['role'] == 'assistant' %}
+        {{- message['content'] + eos_token }}
+    {%- elif message['role'] == 'tool' %}
+        {{- '[TOOL_RESULTS]' + message['content'] + '[/TOOL_RESULTS]' }}
+    {%- else %}
+        {{- raise_exception('unknown role ' + message['role']) }}
+    {%- endif %}
+{%- endfor %}
+"""
+_DTYPES: Final[dict[str, Any]] = {
+    "bf16": ml_dtypes.bfloat16,
+    "fp16": np.float16,
+    "fp32": np.float32,
+}
+_CONFIG_NAMES: Final = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_PAIRS: Final = (
+    "th he in er an re nd at on nt ha es st en ed to it ou ea hi is or ti as te et ng of al de "
+    "se le sa si ar ve ra ld ur io ic ro co me be ce li ch ll ma no ri so us wa we wh"
+)
+_TRIPLES: Final = "th+e in+g an+d io+n en+t ha+t er+e hi+s wh+i ou+r"
+
+
+def write_tiny_checkpoint(
+    folder: str | Path,
+    model_type: str = "mistral",
+    seed: int = 0,
+    *,
+    shards: int = 1,
+    dtype: str = "bf16",
+    **config_overrides: Any,
+) -> Path:
+    """Write a random checkpoint whose logits are spread (standard deviation about 2).
+
+    Args:
+        folder: Where to write; made if absent.
+        model_type: ``mistral`` or ``llama``.
+        seed: Other weights for another seed.
+        shards: Number of weight files; more than one come with an index.
+        dtype: Stored type: bf16, fp16 or fp32.
+        config_overrides: Keys of config.json to set; shapes follow them.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {**_config(model_type, dtype), **config_overrides}
+    _write_json(folder / "config.json", config)
+    _write_json(
+        folder / "generation_config.json",
+        {"bos_token_id": 1, "eos_token_id": config["eos_token_id"], "pad_token_id": 3},
+    )
+    write_tiny_tokenizer(folder, vocab_size=config["vocab_size"])
+    tensors = {
+        name: values.astype(_DTYPES[dtype]) for name, values in tiny_weights(config, seed).items()
+    }
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(np.array_split(np.array(list(tensors)), shards), start=1):
+        file_name = f"model-{number:05}-of-{shards:05}.safetensors"
+        save_file(
+            {str(n): tensors[n] for n in names}, folder / file_name, metadata={"format": "pt"}
+        )
+        weight_map.update({str(name): file_name for name in names})
+    total = sum(values.nbytes for values in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    _write_json(folder / "model.safetensors.index.json", index)
+    return folder
+
+
+def tiny_weights(config: dict[str, Any], seed: int) -> dict[str, NDArray[np.float32]]:
+    """Draw the weights of a config: Hugging Face name to float32 array."""
+    rng = np.random.default_rng(seed)
+    width, ffn = config["hidden_size"], config["intermediate_size"]
+    q_width = config["num_attention_heads"] * config["head_dim"]
+    kv_width = config["num_key_value_heads"] * config["head_dim"]
+
+    def matrix(n_out: int, n_in: int, gain: float) -> NDArray[np.float32]:
+        values = rng.standard_normal((n_out, n_in), dtype=np.float32)
+        return values * np.float32(gain / n_in**0.5)
+
+    def norm() -> NDArray[np.float32]:
+        return 1 + np.float32(0.1) * rng.standard_normal(width, dtype=np.float32)
+
+    # Rows of the embedding are small beside what the layers add, so a tied model does not
+    # simply repeat its last token.
+    weights = {"model.embed_tokens.weight": matrix(config["vocab_size"], width, 2.0)}
+    for i in range(config["num_hidden_layers"]):
+        at = f"model.layers.{i}."
+        projections = {
+            "self_attn.q_proj": (q_width, width, 1.2),
+            "self_attn.k_proj": (kv_width, width, 1.2),
+            "self_attn.v_proj": (kv_width, width, 1.5),
+            "self_attn.o_proj": (width, q_width, 1.5),
+            "mlp.gate_proj": (ffn, width, 1.5),
+            "mlp.up_proj": (ffn, width, 1.5),
+            "mlp.down_proj": (width, ffn, 1.5),
+        }
+        weights[at + "input_layernorm.weight"] = norm()
+        weights[at + "post_attention_layernorm.weight"] = norm()
+        for name, (n_out, n_in, gain) in projections.items():
+            weights[f"{at}{name}.weight"] = matrix(n_out, n_in, gain)
+            key = "attention_bias" if name.startswith("self_attn") else "mlp_bias"
+            if config.get(key):
+                weights[f"{at}{name}.bias"] = matrix(n_out, 1, 0.1)[:, 0]
+    weights["model.norm.weight"] = norm()
+    if not config["tie_word_embeddings"]:
+        weights["lm_head.weight"] = matrix(config["vocab_size"], width, 2.0)
+    return weights
+
+
+def write_tiny_tokenizer(folder: Path, vocab_size: int = 384) -> None:
+    """Write a byte-level BPE tokenizer of at most ``vocab_size`` tokens, and its chat template."""
+    merges = [(pair[0], pair[1]) for pair in _PAIRS.split()]
+    merges += [tuple(triple.split("+")) for triple in _TRIPLES.split()]
+    merges += [("Ġ", letter) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    merges += [("Ġ" + "t", "he"), ("Ġ" + "a", "nd"), ("Ġ" + "i", "s")]
+    symbols = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    merges = merges[: vocab_size - len(symbols)]
+    symbols += ["".join(merge) for merge in merges]
+    tokenizer = Tokenizer(models.BPE({s: i for i, s in enumerate(symbols)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken(text, special=True, normalized=False) for text in SPECIAL_TOKENS]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+            "pad_token": "<pad>",
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 256,
+            "chat_template": CHAT_TEMPLATE,
+        },
+    )
+
+
+def _config(model_type: str, dtype: str) -> dict[str, Any]:
+    config = {
+        "architectures": [f"{model_type.capitalize()}ForCausalLM"],
+        "model_type": model_type,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "vocab_size": 384,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 3,
+        "torch_dtype": _CONFIG_NAMES[dtype],
+        "transformers_version": "4.57.0",
+    }
+    if model_type == "mistral":
+        config["sliding_window"] = None
+    else:
+        config |= {"attention_bias": False, "mlp_bias": False, "rope_scaling": None}
+    return config
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,87 @@
+"""Answer one question: what does every test share?
+
+No test reaches the network, and the expensive exports happen once a session.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+import edgekit
+from edgekit.artifact import Artifact
+from edgekit.paths import models_dir
+from tests.builders import write_tiny_checkpoint
+
+# A busy machine is no reason to fail: time is never asserted.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
+
+_CONNECT = {name: getattr(socket.socket, name) for name in ("connect", "connect_ex")}
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let sockets connect to this machine only."""
+    for name, original in _CONNECT.items():
+
+        def connect(sock, address, original=original):
+            if sock.family != socket.AF_UNIX and not _is_loopback(address[0]):
+                raise AssertionError(f"a test must not connect to {address!r}")
+            return original(sock, address)
+
+        monkeypatch.setattr(socket.socket, name, connect)
+    yield
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A random two-layer checkpoint; read only."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_artifacts(tiny_model, tmp_path_factory) -> dict[str, Artifact]:
+    """The tiny model as int4 and int8 in every format, by ``format-kind``; read only."""
+    out = tmp_path_factory.mktemp("tiny-artifacts")
+    return _by_name(
+        artifact
+        for scheme in ("int4", "int8")
+        for artifact in edgekit.export(tiny_model, "all", scheme, out)
+    )
+
+
+@pytest.fixture(scope="session")
+def pocket_model(tmp_path_factory) -> Path:
+    """A copy of the bundled model, so that it cannot change under a test; read only."""
+    folder = tmp_path_factory.mktemp("bundled") / "pocket"
+    return Path(shutil.copytree(models_dir() / "pocket", folder))
+
+
+@pytest.fixture(scope="session")
+def pocket_artifacts(pocket_model, tmp_path_factory) -> dict[str, Artifact]:
+    """The bundled model as int4 and int8 in every format and fp32 ONNX; read only."""
+    out = tmp_path_factory.mktemp("pocket-artifacts")
+    wanted = (("all", "int4"), ("all", "int8"), ("onnx", "fp32"))
+    return _by_name(
+        artifact
+        for formats, scheme in wanted
+        for artifact in edgekit.export(pocket_model, formats, scheme, out)
+    )
+
+
+def _by_name(artifacts: Iterator[Artifact]) -> dict[str, Artifact]:
+    return {f"{a.format.value}-{a.scheme.kind}": a for a in artifacts}

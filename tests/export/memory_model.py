@@ -1,0 +1,138 @@
+"""Answer one question: what is a quantized model that lives in memory, for exporter tests?
+
+Codes are random, scales are on the common grid (8 significant bits, normal in fp16), norms lie
+around 1. ``memory_model`` is quick: no quantizer runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from edgekit.artifact import TensorEntry
+from edgekit.dtypes import Bits, F32Array
+from edgekit.errors import QuantError
+from edgekit.families.spec import DecoderSpec, RopeSpec
+from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor, Source
+from edgekit.scheme import FP16, FP32, Scheme
+
+TINY_SPEC = DecoderSpec(
+    model_type="mistral",
+    n_layers=2,
+    hidden_width=64,
+    n_heads=4,
+    n_kv_heads=2,
+    head_width=16,
+    ffn_width=128,
+    vocab_size=96,
+    context_length=64,
+    norm_eps=1e-5,
+    rope=RopeSpec(theta=10000.0),
+    is_tied=True,
+    bos_token_id=1,
+    eos_token_ids=(2,),
+    pad_token_id=0,
+)
+
+
+def tiny_spec(**overrides: Any) -> DecoderSpec:
+    """Give a two-layer decoder of width 64, with some fields replaced."""
+    return replace(TINY_SPEC, **overrides)
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """A ``QuantizedModel`` whose tensors are already there; ``reads`` records every ``get``."""
+
+    spec: DecoderSpec
+    scheme: Scheme
+    tensors: Mapping[str, ModelTensor]
+    assets: Mapping[str, Path] = field(default_factory=dict)
+    reads: list[str] = field(default_factory=list)
+
+    @property
+    def source(self) -> Source:
+        return Source("tiny", "memory", "0" * 64)
+
+    @property
+    def entries(self) -> tuple[TensorEntry, ...]:
+        return tuple(entry_of(tensor) for tensor in self.tensors.values())
+
+    def get(self, name: str) -> ModelTensor:
+        self.reads.append(name)
+        if name not in self.tensors:
+            raise QuantError(f"no tensor {name}")
+        return self.tensors[name]
+
+
+def entry_of(tensor: ModelTensor) -> TensorEntry:
+    """Give the manifest line of a tensor."""
+    sha256 = tensor.sha256() if isinstance(tensor, QuantizedTensor) else None
+    return TensorEntry(tensor.name, tensor.shape, str(tensor.scheme), "test", sha256)
+
+
+def memory_model(
+    spec: DecoderSpec = TINY_SPEC,
+    scheme: Scheme | str = "int4",
+    seed: int = 0,
+    *,
+    schemes: Mapping[str, Scheme | str] | None = None,
+    assets: Mapping[str, Path] | None = None,
+) -> MemoryModel:
+    """Make a model with random weights.
+
+    Args:
+        spec: The decoder.
+        scheme: Scheme of every matrix; a group that does not divide M is halved until it does.
+        seed: Of the random numbers.
+        schemes: Other schemes for single matrices, by canonical name.
+        assets: Files to carry along.
+    """
+    rng = np.random.default_rng(seed)
+    wanted = Scheme.parse(str(scheme))
+    tensors: dict[str, ModelTensor] = {}
+    for name, shape in spec.weight_shapes().items():
+        if len(shape) == 1:
+            centre = 0.0 if name.endswith(".bias") else 1.0
+            values = (centre + 0.1 * rng.standard_normal(shape)).astype(np.float16)
+            tensors[name] = FloatTensor(
+                name, FP32 if wanted == FP32 else FP16, values.astype(np.float32)
+            )
+        else:
+            own = Scheme.parse(str((schemes or {}).get(name, wanted)))
+            tensors[name] = _matrix(name, (shape[0], shape[1]), own, rng)
+    return MemoryModel(spec, wanted, tensors, assets or {})
+
+
+def float_weights(model: MemoryModel) -> dict[str, F32Array]:
+    """Give every tensor of a model as float32."""
+    return {
+        name: tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor.values
+        for name, tensor in model.tensors.items()
+    }
+
+
+def _matrix(
+    name: str, shape: tuple[int, int], scheme: Scheme, rng: np.random.Generator
+) -> ModelTensor:
+    n_out, n_in = shape
+    spread = n_in**-0.5
+    if scheme.group is None:
+        values = (spread * rng.standard_normal(shape)).astype(np.float32)
+        kept = values.astype(np.float16).astype(np.float32) if scheme == FP16 else values
+        return FloatTensor(name, scheme, kept)
+    group = scheme.group
+    while n_in % group:
+        group //= 2
+    bits = cast(Bits, scheme.bits)
+    codes = rng.integers(0, 1 << bits, shape, dtype=np.uint8)
+    # 128..255 times a power of two: eight significant bits, either sign as RTN gives them.
+    exponent = np.floor(np.log2(spread / (1 << (bits - 1)))) - 7
+    significand = rng.integers(128, 256, (n_out, n_in // group)).astype(np.float32)
+    sign = np.where(rng.random(significand.shape) < 0.5, -1.0, 1.0)
+    scales = (sign * significand * 2.0**exponent).astype(np.float32)
+    return QuantizedTensor(name, bits, group, codes, scales)

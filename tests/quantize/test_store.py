@@ -1,0 +1,258 @@
+"""Claims: a model is quantized once, to the same bytes every time, and read back exactly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from edgekit.errors import ArtifactError, CheckpointError, ExportError, QuantError
+from edgekit.families import open_model
+from edgekit.formats.packing import unpack_codes
+from edgekit.quantize.methods import Method, quantize_matrix
+from edgekit.quantize.model import FloatTensor, QuantizedTensor, combine_hashes
+from edgekit.quantize.store import StoredModel, quantize_model
+from edgekit.scheme import Scheme
+from tests.builders import write_tiny_checkpoint
+
+SCHEMES = ["fp32", "fp16", "int8", "int4", "int4-g64", "int4-g128"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    write_tiny_checkpoint(folder, "llama", tie_word_embeddings=False, attention_bias=True)
+    model = open_model(folder)
+    yield model
+    model.close()
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_each_tensor_comes_back_as_quantizing_it_alone_gives_it(source, tmp_path, scheme):
+    model = quantize_model(source, Scheme.parse(scheme), tmp_path)
+    assert {entry.name: entry.shape for entry in model.entries} == source.spec.weight_shapes()
+    assert model.scheme == Scheme.parse(scheme)
+    for entry in model.entries:
+        tensor, weights = model.get(entry.name), source.tensor(entry.name).read()
+        assert str(tensor.scheme) == entry.scheme
+        if isinstance(tensor, QuantizedTensor):
+            assert entry.sha256 == tensor.sha256()
+            assert entry.sha256 == quantize_matrix(entry.name, weights, tensor.scheme).sha256()
+        else:
+            assert entry.sha256 is None
+            half = weights.astype(np.float16).astype(np.float32)
+            np.testing.assert_array_equal(
+                tensor.values, half if entry.scheme == "fp16" else weights
+            )
+
+
+def test_a_reopened_store_is_the_same_model(source, tmp_path):
+    made = quantize_model(source, Scheme("int4", 32), tmp_path, method=Method.RTN)
+    found = StoredModel.open(tmp_path)
+    for field in ("spec", "scheme", "method", "source", "entries", "assets"):
+        assert getattr(found, field) == getattr(made, field)
+    assert found.source.name == "tiny"
+    assert found.source.sha256 == source.checkpoint.sha256()
+    assert found.get("layers.1.down").sha256() == made.get("layers.1.down").sha256()
+
+
+def test_the_safetensors_library_reads_codes_and_exact_scales(source, tmp_path):
+    model = quantize_model(source, Scheme("int4", 64), tmp_path)
+    stored = load_file(tmp_path / "weights.safetensors")
+    for entry in model.entries:
+        tensor = model.get(entry.name)
+        if isinstance(tensor, FloatTensor):
+            np.testing.assert_array_equal(stored.pop(entry.name), tensor.values)
+            continue
+        codes = unpack_codes(stored.pop(f"{entry.name}.codes"), tensor.bits)
+        np.testing.assert_array_equal(codes, tensor.codes)
+        np.testing.assert_array_equal(stored.pop(f"{entry.name}.scales"), tensor.scales)
+    assert stored == {}
+
+
+def test_assets_are_carried_along(source, tmp_path):
+    model = quantize_model(source, Scheme("int8", 32), tmp_path)
+    assert set(model.assets) == set(source.checkpoint.assets)
+    assert "tokenizer.json" in model.assets
+    for name, path in model.assets.items():
+        assert path.read_bytes() == source.checkpoint.assets[name].read_bytes()
+        assert path.is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "int4"])
+def test_bytes_do_not_depend_on_the_run_or_the_thread_count(source, tmp_path, scheme):
+    for name, n_threads in (("a", 1), ("b", 1), ("c", 3)):
+        quantize_model(source, Scheme.parse(scheme), tmp_path / name, n_threads=n_threads)
+    assert hashes(tmp_path / "a") == hashes(tmp_path / "b") == hashes(tmp_path / "c")
+
+
+def test_method_scheme_and_weights_each_change_the_hash(source, tmp_path):
+    other = write_tiny_checkpoint(
+        tmp_path / "other", "llama", seed=1, tie_word_embeddings=False, attention_bias=True
+    )
+    int4 = Scheme("int4", 32)
+    runs = [
+        quantize_model(source, int4, tmp_path / "search"),
+        quantize_model(source, int4, tmp_path / "rtn", method=Method.RTN),
+        quantize_model(source, Scheme("int4", 64), tmp_path / "g64"),
+        quantize_model(open_model(other), int4, tmp_path / "seed"),
+    ]
+    assert len({combine_hashes(model.entries) for model in runs}) == len(runs)
+
+
+def test_progress_counts_every_tensor(source, tmp_path):
+    calls: list[tuple[str, int, int]] = []
+    model = quantize_model(
+        source, Scheme("int4", 32), tmp_path, progress=lambda *call: calls.append(call)
+    )
+    n_total = len(model.entries)
+    assert calls == [(entry.name, i, n_total) for i, entry in enumerate(model.entries, start=1)]
+
+
+def test_a_second_run_replaces_the_first(source, tmp_path):
+    quantize_model(source, Scheme("int8", 32), tmp_path / "store")
+    quantize_model(source, Scheme("int4", 32), tmp_path / "store")
+    quantize_model(source, Scheme("int4", 32), tmp_path / "fresh")
+    assert hashes(tmp_path / "store") == hashes(tmp_path / "fresh")
+
+
+def test_an_unknown_tensor_is_named(source, tmp_path):
+    model = quantize_model(source, Scheme("int4", 32), tmp_path)
+    with pytest.raises(QuantError) as caught:
+        model.get("layers.9.q")
+    assert caught.value.got == "layers.9.q"
+
+
+def test_a_failed_run_leaves_no_store(source, tmp_path):
+    quantize_model(source, Scheme("int8", 32), tmp_path / "store")
+    damaged = write_tiny_checkpoint(tmp_path / "damaged", dtype="fp32")
+    weights = damaged / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-4:] = np.float32(np.nan).tobytes()
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match="not finite"):
+        quantize_model(open_model(damaged), Scheme("int4", 32), tmp_path / "store")
+    assert not (tmp_path / "store" / "index.json").exists()
+    assert not (tmp_path / "store" / "weights.safetensors").exists()
+
+
+def test_a_weight_too_large_for_fp16_is_named(tmp_path):
+    folder = write_tiny_checkpoint(tmp_path / "large", dtype="fp32")
+    content = load_file(folder / "model.safetensors")
+    weights = content["model.layers.1.mlp.up_proj.weight"]
+    raw = (folder / "model.safetensors").read_bytes()
+    start = raw.index(weights.tobytes()) + 4 * (5 * weights.shape[1] + 2)
+    changed = raw[:start] + np.float32(1e5).tobytes() + raw[start + 4 :]
+    (folder / "model.safetensors").write_bytes(changed)
+    for scheme in ("fp16", "int8"):
+        with pytest.raises(QuantError) as caught:
+            quantize_model(open_model(folder), Scheme.parse(scheme), tmp_path / scheme)
+        assert caught.value.what == "layers.1.up[5, 2]: unusable weight"
+
+
+def test_widths_that_no_group_divides_leave_nothing_behind(tmp_path):
+    folder = write_tiny_checkpoint(tmp_path / "odd", intermediate_size=200)
+    with pytest.raises(QuantError, match=r"layers.0.down \(200\)"):
+        quantize_model(open_model(folder), Scheme("int4", 32), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_full_disk_is_an_export_error_and_leaves_no_weights(source, tmp_path):
+    # A file size limit makes write() fail midway as a full disk does.
+    script = """
+import resource, sys
+from edgekit.errors import ExportError
+from edgekit.families import open_model
+from edgekit.quantize.store import quantize_model
+from edgekit.scheme import Scheme
+source = open_model(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+try:
+    quantize_model(source, Scheme("int4", 32), sys.argv[2])
+except ExportError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", script, str(source.checkpoint.folder), str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "cannot write the quantized weights" in done.stdout
+    assert "File too large" in done.stdout
+    assert {path.name for path in (tmp_path / "store").iterdir()} == {"assets"}
+
+
+def test_a_path_that_is_a_file_is_an_export_error(source, tmp_path):
+    (tmp_path / "store").write_text("in the way")
+    with pytest.raises(ExportError, match="cannot write"):
+        quantize_model(source, Scheme("int4", 32), tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def good_store(source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stores") / "good"
+    quantize_model(source, Scheme("int4", 32), folder)
+    return folder
+
+
+def edit_index(folder: Path, change) -> None:
+    index = json.loads((folder / "index.json").read_text())
+    change(index)
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def set_in_index(**values):
+    return lambda folder: edit_index(folder, lambda index: index.update(values))
+
+
+def cut_weights(folder: Path) -> None:
+    content = (folder / "weights.safetensors").read_bytes()
+    (folder / "weights.safetensors").write_bytes(content[:-100])
+
+
+DAMAGE = {
+    "no index": lambda f: (f / "index.json").unlink(),
+    "index is no JSON": lambda f: (f / "index.json").write_text("{"),
+    "index is a list": lambda f: (f / "index.json").write_text("[]"),
+    "another version": set_in_index(store_version=2),
+    "no decoder": lambda f: edit_index(f, lambda i: i.pop("decoder")),
+    "unknown scheme": set_in_index(scheme="int5"),
+    "unknown method": set_in_index(method="magic"),
+    "scheme is a number": set_in_index(scheme=4),
+    "tensor missing in index": lambda f: edit_index(f, lambda i: i["tensors"].pop()),
+    "tensor with another scheme": lambda f: edit_index(
+        f, lambda i: i["tensors"][2].update(scheme="int8-g32")
+    ),
+    "decoder of another width": lambda f: edit_index(
+        f, lambda i: i["decoder"].update(ffn_width=64)
+    ),
+    "asset outside the store": set_in_index(assets=["../index.json"]),
+    "asset with a backslash": set_in_index(assets=["..\\index.json"]),
+    "asset missing": lambda f: (f / "assets" / "tokenizer.json").unlink(),
+    "weights missing": lambda f: (f / "weights.safetensors").unlink(),
+    "weights cut off": cut_weights,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_store_is_an_artifact_error_with_advice(good_store, tmp_path, damage):
+    folder = tmp_path / "store"
+    shutil.copytree(good_store, folder)
+    StoredModel.open(folder).close()
+    DAMAGE[damage](folder)
+    with pytest.raises(ArtifactError) as caught:
+        StoredModel.open(folder)
+    assert caught.value.do
+    assert str(folder) in caught.value.what

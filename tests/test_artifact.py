@@ -1,0 +1,151 @@
+"""Claims about artifacts: a manifest is untrusted input, and a changed file is found."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgekit.artifact import MANIFEST_NAME, Artifact, Manifest
+from edgekit.errors import ArtifactError
+from edgekit.scheme import Scheme
+
+
+@pytest.fixture
+def copy(tiny_artifacts, tmp_path):
+    return shutil.copytree(tiny_artifacts["mlx-int4"].path, tmp_path / "a")
+
+
+def edit(folder, change) -> None:
+    path = folder / MANIFEST_NAME
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_a_manifest_is_its_json_and_back(tiny_artifacts):
+    for artifact in tiny_artifacts.values():
+        text = (artifact.path / MANIFEST_NAME).read_text(encoding="utf-8")
+        assert Manifest.from_json(text, where="m").to_json() == text
+        assert artifact.manifest.to_json() == text
+
+
+def test_an_artifact_says_what_it_is(tiny_artifacts):
+    artifact = tiny_artifacts["onnx-int4"]
+    assert artifact.name == "tiny onnx int4-g32"
+    assert artifact.scheme == Scheme("int4", 32)
+    on_disk = [p for p in artifact.path.rglob("*") if p.is_file() and p.name != MANIFEST_NAME]
+    assert artifact.n_bytes == sum(path.stat().st_size for path in on_disk)
+    artifact.check_files()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", '"x"', "[" * 100_000, "{}"])
+def test_a_damaged_manifest_is_refused_with_its_place(copy, text):
+    (copy / MANIFEST_NAME).write_text(text)
+    with pytest.raises(ArtifactError, match=r"manifest\.json is not a manifest") as caught:
+        Artifact.open(copy)
+    assert caught.value.do == "Export the model again."
+
+
+def test_a_manifest_that_is_no_text_is_refused(copy):
+    (copy / MANIFEST_NAME).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ArtifactError, match="is not an artifact"):
+        Artifact.open(copy)
+
+
+def test_a_folder_without_a_manifest_says_how_to_make_one(tmp_path):
+    with pytest.raises(ArtifactError, match="edgekit export"):
+        Artifact.open(tmp_path)
+    with pytest.raises(ArtifactError, match="edgekit export"):
+        Artifact.open(tmp_path / "nowhere")
+
+
+def test_a_manifest_of_a_later_version_is_refused_by_number(copy):
+    edit(copy, lambda data: data.update(schema_version=2))
+    with pytest.raises(ArtifactError, match=r"manifest version; got 2; wanted 1"):
+        Artifact.open(copy)
+
+
+@pytest.mark.parametrize("path", ["../secret", "/etc/hostname", "a/../../secret", "link/secret"])
+def test_a_file_outside_the_folder_is_refused(copy, path):
+    (copy.parent / "secret").write_text("s")
+    (copy / "a").mkdir()
+    (copy / "link").symlink_to(copy.parent)
+    edit(copy, lambda data: data["files"][0].update(path=path))
+    with pytest.raises(ArtifactError, match="file outside the artifact"):
+        Artifact.open(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda d: d["files"][0].update(path=7), "files entry 7"),
+        (lambda d: d["files"][0].update(path="a\0b"), "files entry"),
+        (lambda d: d["files"][0].update(n_bytes="9"), "files entry"),
+        (lambda d: d["files"][0].update(colour="red"), "colour"),
+        (lambda d: d.update(scheme="int3"), "int3"),
+        (lambda d: d.update(scheme=4), ""),
+        (lambda d: d.update(decoder=[]), "decoder"),
+        (lambda d: d.update(context_length=-1), "context_length"),
+        (lambda d: d.update(context_length=True), "context_length"),
+        (lambda d: d.update(source_sha256=None), "source_sha256"),
+        (lambda d: d["tensors"][0].update(shape=[1.5]), "tensors entry"),
+        (lambda d: d["tensors"][0].update(shape=7), ""),
+        (lambda d: d["tensors"][0].update(scheme="fp9"), "fp9"),
+        (lambda d: d.update(format="gguf"), "gguf"),
+        (lambda d: d.pop("files"), "files"),
+        (lambda d: d.update(extra=1), "extra"),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_refused(copy, change, named):
+    edit(copy, change)
+    with pytest.raises(ArtifactError, match="is not a manifest") as caught:
+        Artifact.open(copy)
+    assert named in caught.value.got
+
+
+@given(
+    key=st.sampled_from(["files", "tensors", "decoder", "scheme", "format", "n_parameters"]),
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+        ),
+        max_leaves=6,
+    ),
+)
+def test_no_value_in_a_manifest_makes_another_error(tiny_artifacts, key, value):
+    data = json.loads(tiny_artifacts["mlx-int4"].manifest.to_json())
+    data[key] = value
+    try:
+        Manifest.from_json(json.dumps(data), where="m")
+    except ArtifactError as error:
+        assert error.do
+
+
+def test_a_file_that_is_gone_or_has_another_size_is_named(copy):
+    entry = Artifact.open(copy).manifest.files[0]
+    os.truncate(copy / entry.path, entry.n_bytes - 1)
+    with pytest.raises(ArtifactError, match=f"size; got {entry.n_bytes - 1}"):
+        Artifact.open(copy)
+    (copy / entry.path).unlink()
+    with pytest.raises(ArtifactError, match="got no such file"):
+        Artifact.open(copy)
+
+
+def test_a_changed_file_of_the_same_size_is_found_and_only_it(copy):
+    artifact = Artifact.open(copy)
+    target = copy / "model.safetensors"
+    data = bytearray(target.read_bytes())
+    data[-1] ^= 1
+    target.write_bytes(data)
+    with pytest.raises(ArtifactError) as caught:
+        Artifact.open(copy).check_files()
+    assert caught.value.got == "model.safetensors"
+    target.unlink()
+    with pytest.raises(ArtifactError, match="a file cannot be read"):
+        artifact.check_files()
