@@ -1,51 +1,61 @@
 # `make demo` and `make test` need only Python 3.11+, make and git.
 # An active virtualenv is used as it is; otherwise .venv is made here.
 PYTHON ?= python3
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
 ifdef VIRTUAL_ENV
-VENV := $(VIRTUAL_ENV)
+# Its path may hold spaces, which make cannot have in a target: install every time.
+BIN := $(VIRTUAL_ENV)/bin
+INSTALLED := install-active
+DEV_INSTALLED := dev-active
 else
-VENV := .venv
+BIN := .venv/bin
+INSTALLED := .venv/.edgekit-installed
+DEV_INSTALLED := .venv/.edgekit-dev-installed
 endif
-BIN := $(VENV)/bin
-STAMP := $(VENV)/.edgekit-installed
-DEV_STAMP := $(VENV)/.edgekit-dev-installed
 
-.PHONY: demo install dev check format test bench clean
+.PHONY: demo install dev check format test bench clean install-active dev-active
 
-demo: $(STAMP)
+demo: $(INSTALLED)
 	"$(BIN)/edgekit" demo
 
-install: $(STAMP)
+install: $(INSTALLED)
 
-dev: $(DEV_STAMP)
+dev: $(DEV_INSTALLED)
 
-check: $(DEV_STAMP)
+check: $(DEV_INSTALLED)
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/ruff" check .
 	"$(BIN)/mypy"
 	"$(BIN)/lint-imports"
 	"$(BIN)/python" scripts/check_sizes.py
 
-format: $(DEV_STAMP)
+format: $(DEV_INSTALLED)
 	"$(BIN)/ruff" format .
 	"$(BIN)/ruff" check --fix .
 
-test: $(DEV_STAMP)
+test: $(DEV_INSTALLED)
 	"$(BIN)/python" -m pytest
 
-bench: $(DEV_STAMP)
+bench: $(DEV_INSTALLED)
 	"$(BIN)/python" scripts/benchmark.py
 
 clean:
 	rm -rf build dist demo-report .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv "$(VENV)"
+install-active:
+	"$(BIN)/python" $(PIP_INSTALL) -e .
 
-$(STAMP): pyproject.toml constraints.txt | $(VENV)/bin/python
-	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
-	@touch "$@"
+dev-active:
+	"$(BIN)/python" $(PIP_INSTALL) -e ".[dev]"
 
-$(DEV_STAMP): pyproject.toml constraints.txt | $(VENV)/bin/python
-	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	@touch "$@" "$(STAMP)"
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.edgekit-installed: pyproject.toml constraints.txt | .venv/bin/python
+	.venv/bin/python $(PIP_INSTALL) -e .
+	@touch $@
+
+.venv/.edgekit-dev-installed: pyproject.toml constraints.txt | .venv/bin/python
+	.venv/bin/python $(PIP_INSTALL) -e ".[dev]"
+	@touch $@ .venv/.edgekit-installed

@@ -18,6 +18,7 @@ import edgekit
 from edgekit.artifact import Artifact
 from edgekit.paths import models_dir
 from tests.builders import write_tiny_checkpoint
+from tests.cli.cli import Edgekit, make_edgekit
 
 # A busy machine is no reason to fail: time is never asserted.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -45,6 +46,12 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+@pytest.fixture
+def edgekit_cli(capfd, monkeypatch) -> Iterator[Edgekit]:
+    """The command line in this process: call it with arguments, get what it said."""
+    yield from make_edgekit(capfd, monkeypatch)
 
 
 @pytest.fixture(scope="session")

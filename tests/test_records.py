@@ -7,7 +7,7 @@ import inspect
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 
 from edgekit import records
 from edgekit.errors import UsageError
@@ -23,7 +23,7 @@ CLASSES = [
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_every_record_comes_back_equal_from_json(cls):
-    @settings(max_examples=20)
+    @settings(max_examples=20, phases=[Phase.explicit, Phase.reuse, Phase.generate])
     @given(values_of(cls))
     def check(record):
         text = records.to_json(record)

@@ -38,7 +38,11 @@ def read_object(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, A
         with path.open("rb") as stream:
             data = stream.read(max_bytes + 1)
     except FileNotFoundError as error:
-        raise MissingFileError(f"{path}: no such file") from error
+        raise MissingFileError(
+            f"{path}: no such file",
+            wanted=f"a model folder with {path.name}",
+            do="Name the folder that holds it, or download the model again.",
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read", got=str(error)) from error
     if len(data) > max_bytes:
@@ -174,7 +178,10 @@ class RawConfig(Mapping[str, Any]):
                 do="They may change the result. Remove them only if you know that they do not.",
             )
         if problems:
-            raise CheckpointError(f"{self.where}: {'; '.join(problems)}")
+            raise CheckpointError(
+                f"{self.where}: {'; '.join(problems)}",
+                do="Compare it with the model's original config.json.",
+            )
 
     def _drain(self) -> tuple[list[str], list[str]]:
         """Give unknown keys and faults, sections included, and forget the faults."""

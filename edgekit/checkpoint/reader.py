@@ -18,7 +18,7 @@ import numpy as np
 
 from edgekit.checkpoint.config import RawConfig, read_object
 from edgekit.checkpoint.repository import CONFIG_NAME, model_name, resolve_model
-from edgekit.errors import CheckpointError, MissingFileError
+from edgekit.errors import CheckpointError, FormatError, MissingFileError
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsTensor
 
 WEIGHTS_NAME: Final = "model.safetensors"
@@ -105,7 +105,15 @@ class Checkpoint:
         )
 
     def _open_file(self, name: str) -> SafetensorsFile:
-        return self._files.enter_context(SafetensorsFile(self.folder / name))
+        try:
+            return self._files.enter_context(SafetensorsFile(self.folder / name))
+        except FormatError as error:
+            raise FormatError(
+                error.what,
+                got=error.got,
+                wanted=error.wanted,
+                do=error.do or "Download the model again.",
+            ) from error
 
     def _open_shards(self) -> dict[str, SafetensorsTensor]:
         shard_of = _weight_map(self.folder / INDEX_NAME)

@@ -246,7 +246,11 @@ def parse_profile(text: str, *, where: str) -> DeviceProfile:
     try:
         data = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ProfileError(f"{where} is not TOML", got=str(error) or "nested too deep") from error
+        raise ProfileError(
+            f"{where} is not TOML",
+            got=str(error) or "nested too deep",
+            do="See device_profiles/raspberry-pi-5.toml for the form.",
+        ) from error
     problems: list[Problem] = []
     profile = build(DeviceProfile, data, problems)
     if not problems:

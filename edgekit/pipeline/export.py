@@ -13,6 +13,7 @@ from pathlib import Path
 
 from edgekit.artifact import Artifact, Format
 from edgekit.checkpoint.reader import open_checkpoint
+from edgekit.checkpoint.tokenizer import Tokenizer
 from edgekit.decision import Rejected
 from edgekit.errors import ExportError, UsageError
 from edgekit.export import open_exporter
@@ -66,6 +67,7 @@ def export(
     source = open_family(open_checkpoint(model))
     try:
         _refuse_early(source, exporters, parsed)
+        _check_tokenizer(source)
         _check_space(source, parsed, len(exporters), parent)
         with _store_folder(parent) as store_dir:
             quantized = quantize_model(
@@ -140,6 +142,12 @@ def _refuse_early(source: SourceModel, exporters: list[Exporter], scheme: Scheme
             got="; ".join(f"{name}: {reason}" for name, reason in refused.items()),
             do="Leave these formats out, or pick another scheme.",
         )
+
+
+def _check_tokenizer(source: SourceModel) -> None:
+    """Refuse a damaged tokenizer now; the artifact would carry it to the device."""
+    if "tokenizer.json" in source.checkpoint.assets:
+        Tokenizer.open(source.checkpoint.folder)
 
 
 def _check_space(source: SourceModel, scheme: Scheme, n_formats: int, parent: Path) -> None:

@@ -23,6 +23,7 @@ from edgekit.runtime.base import ChatBackend
 from edgekit.runtime.server import ServerBackend
 
 STOP_TIMEOUT_S: Final = 10.0
+KEY_VARIABLE: Final = "OPENAI_API_KEY"
 _SERVING: Final = re.compile(r"at (http://\S+)")
 
 
@@ -89,14 +90,28 @@ def open_server(
     if replay is not None:
         backend = ReplayBackend.open(replay, model=model)
     else:
-        key = os.environ.get(api_key_env)
-        backend = ServerBackend.open(url or "", model or "", api_key=key, timeout_s=timeout_s)
+        backend = ServerBackend.open(
+            url or "", model or "", api_key=_read_key(api_key_env), timeout_s=timeout_s
+        )
     with contextlib.closing(backend):
         if record is None:
             yield backend
             return
         with RecordingBackend(backend, record) as recording:
             yield recording
+
+
+def _read_key(variable: str) -> str | None:
+    """Read the key; one that was named and is not set must not become another one."""
+    key = os.environ.get(variable)
+    if key is None and variable != KEY_VARIABLE:
+        raise UsageError(
+            f"environment variable {variable}",
+            got="not set",
+            wanted="the key of the server",
+            do="Set it, or leave --api-key-env out.",
+        )
+    return key
 
 
 def _wait_for_url(child: subprocess.Popen[str]) -> str:

@@ -49,6 +49,8 @@ def _extremes(title: str, bars: Sequence[Bar]) -> str:
         return f"Share of {title} items answered right, with 95 % interval."
     best = max(bars, key=lambda bar: bar.segments[0].value)
     worst = min(bars, key=lambda bar: bar.segments[0].value)
+    if best.segments[0].value == worst.segments[0].value:
+        return f"Every candidate answers {best.text} right; whiskers are 95 % intervals."
     overlap = worst.high is not None and best.low is not None and worst.high >= best.low
     end = "their intervals overlap." if overlap else "their intervals do not overlap."
     return f"Best {best.label} ({best.text}), lowest {worst.label} ({worst.text}); {end}"

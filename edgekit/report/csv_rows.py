@@ -39,10 +39,11 @@ def render_csv(data: ReportData) -> str:
 
 
 def _safe(value: object) -> object:
-    """Keep a spreadsheet from running text as a formula."""
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r", "\n"):
-        return "'" + value
-    return "" if value is None else value
+    """Keep a spreadsheet from running text as a formula, and a bare return from cutting a row."""
+    if not isinstance(value, str):
+        return "" if value is None else value
+    text = value.replace("\r\n", "\n").replace("\r", "\n")
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\n") else text
 
 
 def _rows(data: ReportData) -> Iterator[tuple[object, ...]]:

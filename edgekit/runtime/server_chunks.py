@@ -179,7 +179,10 @@ def _load(data: str) -> dict[str, Any]:
         chunk = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ServerError(
-            "the server sent an event that is not JSON", got=repr(data[:80]), wanted="a JSON object"
+            "the server sent an event that is not JSON",
+            got=repr(data[:80]),
+            wanted="a JSON object",
+            do="Check that the URL is that of an OpenAI-compatible server.",
         ) from error
     if not isinstance(chunk, dict):
         raise ServerError(

@@ -65,10 +65,10 @@ kinds, not to new tools or new tasks.
 ## Training
 
 `scripts/train_pocket.py`, seed {record[seed]}: {n_tokens:.1f} M tokens in {record[n_steps]} steps,
-{wall_min:.0f} minutes of wall time on two CPU cores that other work shared. The starting weights are
-random but for two hand-set copying circuits (`scripts/pocket/start.py`). Muon for matrices, AdamW
-for embeddings and norms, a learning rate that is constant and then falls to zero. Tokens of the
-answer count in full, tokens of the prompt one tenth. The curriculum starts with short talks and
+{wall_min:.0f} minutes of wall time on two CPU cores that other work shared. The starting weights
+are random but for hand-set copying heads (`scripts/pocket/start.py`). Muon for matrices, AdamW for
+embeddings and norms, a learning rate that is constant and then falls to zero. Tokens of the answer
+count in full, tokens of the prompt one tenth. The curriculum starts with short talks and with
 drills in copying, looking up and adding. Because the schedule follows the wall clock, a second run
 on another machine gives a similar model, not the same bits.
 

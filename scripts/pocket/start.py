@@ -2,8 +2,8 @@
 
 Random ones, with two circuits set by hand: heads of layer 0 that carry each token's predecessor
 along, and heads of layers 1 and 2 that find where the present token stood before and copy what
-came next. Gradient descent finds this pair of circuits too, but needs more tokens for it than a
-run on two CPU cores has; without it nothing else about copying can be learned.
+came next. Gradient descent finds this pair of circuits too, but only after a good part of the
+tokens that a run on two CPU cores has.
 
 The residual stream starts in three parts: token content, one constant, and room for the content
 of the token before. Training may change all of it.
@@ -20,7 +20,7 @@ __all__ = ["set_copying_heads"]
 _CONSTANT = 3.0
 _PREVIOUS_SHARPNESS = 12.0
 _MATCH_GAIN = 3.0
-_COPY_GAIN = 1.5
+_COPY_GAIN = 0.8
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]

@@ -88,4 +88,6 @@ def test_the_bundled_model_says_the_same_tokens_in_both(tmp_path):
     artifact = write_artifact(OnnxExporter(), stored, tmp_path / "a", ExportOptions())
     text = "[INST]Set a timer for seven minutes.[/INST]"
     prompt = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
+    stock = onnxruntime_genai.Tokenizer(onnxruntime_genai.Model(str(artifact.path)))
+    assert list(stock.encode(text)) == prompt
     assert genai_tokens(artifact, prompt, 60) == edgekit_tokens(artifact, prompt, 60)

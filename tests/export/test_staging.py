@@ -236,3 +236,35 @@ def test_two_exports_to_one_parent_do_not_disturb_each_other(target):
         child.terminate()
         child.wait()
     assert names(target.parent) == ["a", "b"]
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from edgekit.artifact import Format
+from edgekit.errors import ExportError
+from edgekit.export import open_exporter
+from edgekit.export.staging import write_artifact
+from tests.export.memory_model import memory_model
+
+exporter, model = open_exporter(Format(sys.argv[2])), memory_model(scheme="int8")
+write_artifact(exporter, model, Path(sys.argv[1]) / "first")  # its library is loaded by now
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    write_artifact(exporter, model, Path(sys.argv[1]) / "second")
+except ExportError as error:
+    print(error.got)
+"""
+
+
+@pytest.mark.parametrize("name", ["onnx", "mlx", "coreml"])
+def test_a_file_that_does_not_fit_is_an_export_error_in_every_format(name, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path), name],
+        capture_output=True,
+        text=True,
+        cwd=Path(staging.__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr
+    assert "File too large" in done.stdout
+    assert names(tmp_path) == ["first"]

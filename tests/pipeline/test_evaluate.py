@@ -1,0 +1,83 @@
+"""Claims about evaluation: a model against itself differs by nothing, int4 by more than int8."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgekit.errors import MeasureError, UsageError
+from edgekit.pipeline import evaluate as module
+from edgekit.pipeline.evaluate import evaluate, measure_session, run_float_model, session_documents
+from edgekit.pipeline.run import load
+from edgekit.quality.evaluate import SuitePlan
+
+
+@pytest.fixture(scope="module")
+def documents(pocket_artifacts):
+    with load(pocket_artifacts["onnx-fp32"]) as session:
+        return sorted(session_documents(session, 1), key=len)[:2]
+
+
+@pytest.fixture(scope="module")
+def reference(pocket_artifacts, documents):
+    return run_float_model(pocket_artifacts["onnx-fp32"].path, documents)
+
+
+def test_the_float_model_does_not_differ_from_itself(pocket_artifacts, reference):
+    with load(pocket_artifacts["onnx-fp32"]) as session:
+        found = measure_session(session, reference)
+    assert found.kl_mean == pytest.approx(0, abs=1e-6)
+    assert found.top1_agreement == 1.0
+    assert found.perplexity == pytest.approx(found.reference_perplexity, rel=1e-5)
+
+
+def test_the_checkpoint_in_numpy_is_the_same_float_model(pocket_model, reference, documents):
+    plain = run_float_model(pocket_model, documents)
+    assert plain.documents == reference.documents
+    assert plain.perplexity == pytest.approx(reference.perplexity, rel=1e-4)
+
+
+def test_fewer_bits_lie_farther_from_the_float_model(pocket_artifacts, reference):
+    found = {}
+    for name in ("onnx-int8", "onnx-int4", "mlx-int4"):
+        with load(pocket_artifacts[name]) as session:
+            found[name] = measure_session(session, reference)
+    assert 0 < found["onnx-int8"].kl_mean < found["onnx-int4"].kl_mean
+    # The same codes, so nearly the same distance, whatever engine runs them.
+    assert found["mlx-int4"].kl_mean == pytest.approx(found["onnx-int4"].kl_mean, rel=0.25)
+
+
+def test_documents_are_questions_of_every_suite_within_the_context(pocket_artifacts):
+    with load(pocket_artifacts["onnx-int4"]) as session:
+        found = session_documents(session, 2)
+        assert all(len(document) <= module.MAX_DOCUMENT_TOKENS for document in found)
+        assert len(found) == 8
+        assert found == session_documents(session, 2)
+
+
+def test_one_call_gives_suites_and_divergence(pocket_artifacts, monkeypatch):
+    monkeypatch.setattr(module, "session_documents", lambda session: [[1, 5, 9, 7], [1, 3, 2]])
+    told: list[str] = []
+    record = evaluate(
+        pocket_artifacts["onnx-int4"],
+        reference=pocket_artifacts["onnx-fp32"].path,
+        plan=SuitePlan(("multi_step", "structured_output"), n_items=2),
+        progress=lambda what, *_: told.append(what),
+    )
+    assert record.candidate == "pocket onnx int4-g32"
+    assert [(suite.suite, suite.n_items) for suite in record.suites] == [
+        ("multi_step", 2), ("structured_output", 2),
+    ]  # fmt: skip
+    assert (record.divergence.n_documents, record.divergence.n_tokens) == (2, 5)
+    assert record.engine.engine == "onnxruntime"
+    assert {"float model", "multi_step"} <= set(told)
+
+
+def test_a_quantized_artifact_is_no_float_model(pocket_artifacts):
+    with pytest.raises(UsageError, match="is no float model; got int8-g32"):
+        run_float_model(pocket_artifacts["onnx-int8"].path, [[1, 2]])
+
+
+def test_a_float_model_of_another_vocabulary_is_refused(pocket_artifacts, tiny_model):
+    reference = run_float_model(tiny_model, [[1, 2, 3]])
+    with load(pocket_artifacts["onnx-int4"]) as session, pytest.raises(MeasureError):
+        measure_session(session, reference)
