@@ -1,4 +1,4 @@
-"""Answer one question: where do bundled models, device profiles and caches live?
+"""Answer one question: where do bundled models and device profiles live?
 
 The only code that knows both places: a source checkout keeps ``models/`` and
 ``device_profiles/`` beside the package, an installed wheel carries them in ``edgekit/_data``.
@@ -6,7 +6,6 @@ The only code that knows both places: a source checkout keeps ``models/`` and
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final
 
@@ -27,12 +26,3 @@ def models_dir() -> Path:
 def device_profiles_dir() -> Path:
     """Folder with the bundled device profiles."""
     return data_dir("device_profiles")
-
-
-def cache_dir() -> Path:
-    """Folder for derived files: ``$EDGEKIT_HOME``, else the user's cache folder."""
-    home = os.environ.get("EDGEKIT_HOME")
-    if home:
-        return Path(home)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "edgekit"

@@ -59,6 +59,7 @@ def main() -> None:
         "--n", type=int, default=300, help="items per suite in the final evaluation"
     )
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--folder", type=Path, default=MODEL_DIR, help="where the model goes")
     parser.add_argument(
         "--compile", action="store_true", help="use torch.compile (needs a C++ compiler)"
     )
@@ -68,16 +69,22 @@ def main() -> None:
     WORK_DIR.mkdir(parents=True, exist_ok=True)
     config = Config()
     if not options.evaluate:
-        if not (MODEL_DIR / "tokenizer.json").exists():
-            chat = Chat(train_tokenizer(sample_texts(12000, SEED), config.vocab_size))
-            write_tokenizer_files(MODEL_DIR, chat, config)
-        train(config, options.minutes * 60, options.resume, options.compile)
-    chat = Chat.open(MODEL_DIR / "tokenizer.json")
-    model = rounded_copy(load_file(MODEL_DIR / "model.safetensors"), config)
+        if not (options.folder / "tokenizer.json").exists():
+            write_tokenizer_files(options.folder, known_or_new_chat(config), config)
+        train(config, options.folder, options.minutes * 60, options.resume, options.compile)
+    chat = Chat.open(options.folder / "tokenizer.json")
+    model = rounded_copy(load_file(options.folder / "model.safetensors"), config)
     tallies = evaluate(model, chat, options.n, FINAL_SEED)
     report(tallies, n_examples=3)
     record = json.loads((WORK_DIR / "record.json").read_text())
-    write_card(MODEL_DIR, config, tallies, record, FINAL_SEED)
+    write_card(options.folder, config, tallies, record, FINAL_SEED)
+
+
+def known_or_new_chat(config: Config) -> Chat:
+    """Give the bundled tokenizer, or train it when there is none."""
+    if (MODEL_DIR / "tokenizer.json").exists():
+        return Chat.open(MODEL_DIR / "tokenizer.json")
+    return Chat(train_tokenizer(sample_texts(12000, SEED), config.vocab_size))
 
 
 def rate_at(step: int, progress: float) -> float:
@@ -86,11 +93,14 @@ def rate_at(step: int, progress: float) -> float:
     return warm * min(1.0, max(0.0, 1.0 - progress) / DECAY_SHARE)
 
 
-def train(config: Config, budget_s: float, is_resumed: bool, is_compiled: bool) -> None:
+def train(
+    config: Config, folder: Path, budget_s: float, is_resumed: bool, is_compiled: bool
+) -> None:
     """Train for `budget_s` seconds of wall time and export along the way."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(SEED)
-    chat = Chat.open(MODEL_DIR / "tokenizer.json")
+    tokenizer_path = folder / "tokenizer.json"
+    chat = Chat.open(tokenizer_path)
     model = Pocket(config)
     set_copying_heads(model, config, SEED)
     model.to(device)
@@ -108,7 +118,6 @@ def train(config: Config, budget_s: float, is_resumed: bool, is_compiled: bool) 
     stream_seed = SEED + record["runs"]
     record["runs"] += 1
     shared = multiprocessing.Value("d", 0.0)
-    tokenizer_path = MODEL_DIR / "tokenizer.json"
     stream = start_stream(tokenizer_path, STAGES, stream_seed, PROMPT_WEIGHT, shared)
     loss_of = torch.compile(model.loss, dynamic=True) if is_compiled else model.loss
 
@@ -123,7 +132,7 @@ def train(config: Config, budget_s: float, is_resumed: bool, is_compiled: bool) 
         record["wall_s"] = wall_s
         if wall_s >= next_export or progress >= 1.0:
             next_export = wall_s + EXPORT_EVERY_S
-            save(model, muon, adam, record)
+            save(folder, model, muon, adam, record)
         if progress >= 1.0:
             break
         if wall_s >= next_quick:
@@ -152,7 +161,13 @@ def train(config: Config, budget_s: float, is_resumed: bool, is_compiled: bool) 
             )  # fmt: skip
 
 
-def save(model: Pocket, muon: Muon, adam: torch.optim.Optimizer, record: dict[str, Any]) -> None:
+def save(
+    folder: Path,
+    model: Pocket,
+    muon: Muon,
+    adam: torch.optim.Optimizer,
+    record: dict[str, Any],
+) -> None:
     """Write the checkpoint, the record and the exported weights."""
     state = {
         "model": model.state_dict(),
@@ -164,7 +179,7 @@ def save(model: Pocket, muon: Muon, adam: torch.optim.Optimizer, record: dict[st
     torch.save(state, part)
     part.replace(WORK_DIR / "checkpoint.pt")
     replace_file(WORK_DIR / "record.json", json.dumps(record).encode())
-    export_weights(MODEL_DIR, model.state_dict())
+    export_weights(folder, model.state_dict())
     log.info("saved at step %d", record["n_steps"])
 
 

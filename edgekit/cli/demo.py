@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def command(
     model: Annotated[
-        str, typer.Argument(metavar="[MODEL]", help="Default the bundled one.")
+        str, typer.Argument(metavar="MODEL", help="Default the bundled one.")
     ] = "pocket",
     out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("demo-report"),
     items: Annotated[int, typer.Option("--items", min=1, help="Items of each suite.")] = 100,
@@ -27,7 +27,9 @@ def command(
 ) -> None:
     """Export, verify, run, profile, evaluate and compare MODEL; write a report.
 
-    Uses no network. Example: edgekit demo
+    Uses no network.
+
+    Example: edgekit demo --out demo-report
     """
     from edgekit.pipeline.demo import run_demo
     from edgekit.quality.verdict import Rule

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def command(
     device: Annotated[
-        str | None, typer.Argument(help="Profile to show: host, a name, or a TOML file.")
+        str | None,
+        typer.Argument(metavar="DEVICE", help="Profile to show: host, a name, or a TOML file."),
     ] = None,
     artifacts: Annotated[
         list[Path] | None,
@@ -26,7 +27,7 @@ def command(
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """List device profiles, show one, or match artifacts against it.
+    """List device profiles, show DEVICE, or match artifacts against it.
 
     Example: edgekit devices raspberry-pi-5 --artifact artifacts/pocket-onnx-int4-g32
     """

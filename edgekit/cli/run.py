@@ -24,7 +24,7 @@ from edgekit.cli.output import Output
 
 def command(
     artifact: ArtifactArg,
-    prompt: Annotated[str, typer.Argument(help="What to ask.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to ask.")],
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text; no chat template.")
     ] = False,

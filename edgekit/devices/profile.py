@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, Generic, TypeVar, cast
 
 from edgekit.artifact import Format
-from edgekit.devices.typed_toml import Problem, build, dump
+from edgekit.devices.typed_toml import Problem, build
 from edgekit.errors import ProfileError
 from edgekit.paths import device_profiles_dir
 
@@ -195,10 +195,6 @@ class DeviceProfile:
     def projection(self, engine_id: str) -> Projection | None:
         """Find the projection parameters of an engine."""
         return next((p for p in self.projections if p.engine == engine_id), None)
-
-    def to_toml(self) -> str:
-        """Write as TOML text; the inverse of ``parse_profile``."""
-        return dump(self)
 
 
 def list_profiles(folder: Path | None = None) -> tuple[str, ...]:

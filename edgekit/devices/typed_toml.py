@@ -2,7 +2,7 @@
 
 The dataclass is the schema: a nested dataclass is a table, ``tuple[X, ...]`` a list, an enum its
 value, ``X | None`` a key that may be absent. Unknown keys, absent keys and wrong types are
-collected, never dropped, so a file is corrected in one go. ``build`` and ``dump`` are inverses.
+collected, never dropped, so a file is corrected in one go.
 It must not know what a device is.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import json
 import types
 import typing
 from collections.abc import Mapping
@@ -61,17 +60,6 @@ def build(hint: Any, data: Any, problems: list[Problem], key: str = "") -> Any:
     return data if type(data) is hint else _wrong(problems, key, data, _SCALARS[hint])
 
 
-def dump(value: Any) -> str:
-    """Write a dataclass as TOML: plain keys, then inline tables, tables and lists of tables.
-
-    A nested dataclass without further dataclasses below it that comes from a generic type is
-    written inline (``{value = 1, ...}``); every other nested dataclass gets a header.
-    """
-    lines: list[str] = []
-    _dump_table(value, "", lines)
-    return "\n".join(lines).strip("\n") + "\n"
-
-
 def _build_table(
     cls: Any, args: tuple[Any, ...], data: Any, problems: list[Problem], key: str
 ) -> Any:
@@ -111,45 +99,3 @@ def _bind(hint: Any, bound: Mapping[Any, Any]) -> Any:
 
 def _wrong(problems: list[Problem], key: str, data: Any, wanted: str) -> None:
     problems.append(Problem(key or "(file)", f"{type(data).__name__} {data!r}", wanted))
-
-
-def _dump_table(value: Any, path: str, lines: list[str]) -> None:
-    tables: list[tuple[str, Any, bool]] = []
-    for field in dataclasses.fields(value):
-        item = getattr(value, field.name)
-        if item is None or (item == () and field.default == ()):
-            continue
-        name = f"{path}.{field.name}" if path else field.name
-        if isinstance(item, tuple) and item and dataclasses.is_dataclass(item[0]):
-            tables += [(name, part, True) for part in item]
-        elif dataclasses.is_dataclass(item) and not _is_inline(item):
-            tables.append((name, item, False))
-        else:
-            lines.append(f"{field.name} = {_inline(item)}")
-    for name, item, is_list in tables:
-        lines += ["", f"[[{name}]]" if is_list else f"[{name}]"]
-        _dump_table(item, name, lines)
-
-
-def _is_inline(value: Any) -> bool:
-    return bool(getattr(type(value), "__parameters__", ()))
-
-
-def _inline(value: Any) -> str:
-    if dataclasses.is_dataclass(value):
-        parts = [
-            f"{f.name} = {_inline(getattr(value, f.name))}"
-            for f in dataclasses.fields(value)
-            if getattr(value, f.name) != f.default
-        ]
-        return "{ " + ", ".join(parts) + " }"
-    if isinstance(value, enum.Enum):
-        return _inline(value.value)
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_inline(v) for v in value) + "]"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    # JSON strings are TOML basic strings, except that TOML forbids a bare DEL.
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)

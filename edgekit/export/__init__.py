@@ -24,11 +24,7 @@ EXPORTERS: Final[Mapping[Format, str]] = MappingProxyType(
 
 
 def open_exporter(artifact_format: Format) -> Exporter:
-    """Give the exporter of a format.
-
-    Raises:
-        MissingExtraError: The format's library is not installed.
-    """
+    """Give the exporter of a format."""
     return cast(Exporter, load_object(EXPORTERS[artifact_format])())
 
 

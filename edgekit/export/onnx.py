@@ -125,6 +125,6 @@ def _n_positions(spec: DecoderSpec, options: ExportOptions) -> int:
             "context length",
             got=options.context_length,
             wanted=f"1 .. {spec.context_length}, what the model was trained for",
-            do="Give a smaller --context-length.",
+            do="Give a smaller --context.",
         )
     return options.context_length

@@ -24,8 +24,8 @@ TTFT_FORMULA: Final = "ttft-first-text-warm"
 SERVER_TTFT_FORMULA: Final = "ttft-minus-rtt"
 COLD_TTFT_FORMULA: Final = "ttft-plus-connect"
 REPORTED_TTFT_FORMULA: Final = "server-timings-prompt"
-E2E_FORMULA: Final = "e2e-request-to-end"
-DECODE_FORMULA: Final = "tpot-excl-first"
+E2E_FORMULA: Final = "e2e-request-to-end-warm"
+DECODE_FORMULA: Final = "decode-first-text-to-end"
 _TOOL_CALLS: Final = "tool_calls"
 
 

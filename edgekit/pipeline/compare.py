@@ -188,7 +188,7 @@ def _reply_metrics(suites: Sequence[SuiteRecord]) -> tuple[Metric, ...]:
     ]
     return (
         _median("ttft_s", [o.ttft_s for o in outcomes if o.ttft_s is not None], "ttft-first-text"),
-        _median("decode_tok_per_s", rates, "tpot-excl-first"),
+        _median("decode_tok_per_s", rates, "decode-first-text-to-end"),
         _median("e2e_s", [o.e2e_s for o in outcomes if o.e2e_s is not None], "e2e-request-to-end"),
     )
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from edgekit.artifact import Artifact
 from edgekit.decision import Accepted, Rejected
-from edgekit.devices.facts import facts_of
 from edgekit.devices.match import Candidate, Plan
 from edgekit.devices.probe import probe_host
 from edgekit.devices.profile import DeviceProfile, Figure, list_profiles
-from edgekit.devices.projection import project_decode
 from edgekit.pipeline.run import HOST, match_artifacts, open_profile
-from edgekit.records import Metric, to_data
-from edgekit.report.sections import metric_cell
+from edgekit.profiler.measure import DEFAULT_WORKLOAD
+from edgekit.profiler.projected import project_artifact
+from edgekit.records import ProfileRecord, to_data
+from edgekit.report.sections import format_metric
 from edgekit.report.table import Cell, Table, make_table
 from edgekit.units import format_bytes
 
@@ -68,27 +68,36 @@ def describe_profile(device: str) -> tuple[Any, list[Table]]:
 def match_tables(artifacts: Sequence[Artifact], device: str) -> tuple[Any, list[Table]]:
     """Answer for every artifact and engine of a device: what runs, best first, and what not."""
     candidates = match_artifacts(list(artifacts), device)
-    profile = open_profile(device, probe_host())
-    facts = {fact.name: fact for fact in map(facts_of, artifacts)}
+    by_name = {artifact.name: artifact for artifact in artifacts}
+    host = probe_host()
+    profile = open_profile(device, host)
     accepted: list[tuple[Cell | str, ...]] = []
     refused: list[tuple[Cell | str, ...]] = []
     data = []
     for candidate in candidates:
-        plan, decision, speed = candidate.plan, candidate.decision, None
+        plan, decision, record = candidate.plan, candidate.decision, None
         if isinstance(decision, Rejected) or plan is None:
             reason = decision.reason if isinstance(decision, Rejected) else "no plan"
             refused.append((candidate.artifact.name, candidate.engine or "none", reason))
         else:
-            speed = project_decode(profile, candidate.engine, facts[candidate.artifact.name])
-            accepted.append(_plan_row(candidate.artifact.name, plan, speed))
-        data.append({**to_data(candidate), "projected": to_data(speed)})
+            record = project_artifact(
+                by_name[candidate.artifact.name],
+                profile,
+                engine=plan.engine,
+                host=host,
+                workload=DEFAULT_WORKLOAD,
+            )
+            accepted.append(_plan_row(plan, record))
+        metrics = () if record is None else record.metrics
+        data.append({**to_data(candidate), "projected": to_data(metrics)})
     runs = make_table(
         f"match-{profile.id}",
         f"What runs on {profile.name}",
-        ("artifact", "engine", "threads", "needs", "limit", "decode"),
+        ("artifact", "engine", "threads", "needs", "limit", "decode", "first token"),
         accepted,
         notes=(
-            "Best first. Projected speeds are ranges from published runs, not measurements.",
+            "Best first. Projected speeds are ranges from published runs, not measurements; the "
+            f"first token follows a prompt of {DEFAULT_WORKLOAD.n_prompt_tokens} tokens.",
             *dict.fromkeys(note for c in candidates for note in _notes(c)),
         ),
     )
@@ -104,18 +113,25 @@ def _notes(candidate: Candidate) -> list[str]:
     return [f"{candidate.engine}: {note}" for note in notes]
 
 
-def _plan_row(name: str, plan: Plan, speed: Metric) -> tuple[Cell | str, ...]:
-    cell = metric_cell(speed)
-    if speed.low is not None and speed.high is not None:
-        cell = Cell(f"{speed.low:,.0f} to {speed.high:,.0f} tok/s", speed.kind)
+def _plan_row(plan: Plan, record: ProfileRecord) -> tuple[Cell | str, ...]:
     return (
-        name,
+        record.candidate,
         plan.engine,
         "engine's own" if plan.n_threads is None else str(plan.n_threads),
         format_bytes(plan.need_bytes),
         format_bytes(plan.memory_limit_bytes),
-        cell,
+        _range(record, "decode_tok_per_s"),
+        _range(record, "ttft_s"),
     )
+
+
+def _range(record: ProfileRecord, name: str) -> Cell:
+    """Show a projection as the range it is."""
+    metric = record.metric(name)
+    if metric is None or metric.low is None or metric.high is None:
+        return Cell("-" if metric is None else metric.note)
+    low, high = (format_metric(name, bound) for bound in (metric.low, metric.high))
+    return Cell(f"{low} to {high}", metric.kind)
 
 
 def _figures(profile: DeviceProfile) -> list[tuple[str, Figure[Any]]]:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.artifact import MANIFEST_NAME, Artifact
-from edgekit.checkpoint.reader import open_checkpoint
 from edgekit.dtypes import F32Array
 from edgekit.errors import UsageError
 from edgekit.export.base import Progress, ignore_progress
-from edgekit.families import open_family
+from edgekit.families import open_model
 from edgekit.pipeline.run import HOST, load
 from edgekit.quality.corpus import make_documents
 from edgekit.quality.divergence import ReferenceRun, measure_divergence, run_reference
@@ -51,6 +50,9 @@ def evaluate(
         progress: Called as ``progress(what, n_done, n_total)``.
 
     Raises:
+        NoFitError: No engine of the device can run the artifact.
+        CheckpointError: The float model cannot be read.
+        UsageError: The float model is a quantized artifact.
         MeasureError: The float model has another vocabulary.
         EngineError: An engine failed.
     """
@@ -92,8 +94,11 @@ def run_float_model(
 
     Raises:
         UsageError: The reference is a quantized artifact.
+        CheckpointError: The checkpoint cannot be read.
+        EngineError: The engine failed.
     """
     decoder: Decoder
+    source = None
     if (Path(reference) / MANIFEST_NAME).is_file():
         artifact = Artifact.open(reference)
         if artifact.scheme.is_quantized:
@@ -102,12 +107,14 @@ def run_float_model(
             )
         decoder = open_decoder(artifact, n_threads=n_threads)
     else:
-        source = open_family(open_checkpoint(reference))
+        source = open_model(reference)
         decoder = ReferenceDecoder.from_source(source)
     try:
         return run_reference(_counted(decoder, "float model", len(documents), progress), documents)
     finally:
         decoder.close()
+        if source is not None:
+            source.close()
 
 
 def measure_session(

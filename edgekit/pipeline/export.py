@@ -12,14 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edgekit.artifact import Artifact, Format
-from edgekit.checkpoint.reader import open_checkpoint
 from edgekit.checkpoint.tokenizer import Tokenizer
 from edgekit.decision import Rejected
 from edgekit.errors import ExportError, UsageError
 from edgekit.export import open_exporter
 from edgekit.export.base import Exporter, ExportOptions, Progress, ignore_progress
 from edgekit.export.staging import PARTIAL_PREFIX, existing_parent, write_artifact
-from edgekit.families import open_family
+from edgekit.families import open_model
 from edgekit.families.base import SourceModel
 from edgekit.quantize.methods import Method
 from edgekit.quantize.recipe import plan
@@ -56,6 +55,9 @@ def export(
     Raises:
         UsageError: Unknown format, scheme or method.
         CheckpointError: The model cannot be read.
+        FormatError: A weight file is damaged.
+        QuantError: A weight is no finite number, or the scheme cannot hold it.
+        MissingExtraError: The library of a format is not installed.
         ExportError: A format cannot hold the model, or the disk refuses. Nothing half-written
             is left; artifacts finished before the error stay.
     """
@@ -64,7 +66,7 @@ def export(
     chosen = _parse_method(method)
     exporters = [open_exporter(fmt) for fmt in wanted]
     parent = Path(out)
-    source = open_family(open_checkpoint(model))
+    source = open_model(model)
     try:
         _refuse_early(source, exporters, parsed)
         _check_tokenizer(source)

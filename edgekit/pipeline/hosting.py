@@ -74,7 +74,8 @@ def open_server(
     """Open the server side of a comparison: an endpoint, perhaps recorded, or a recording.
 
     Raises:
-        UsageError: Neither or both of a URL and a recording, or no model name.
+        UsageError: Neither or both of a URL and a recording, no model name, or no key.
+        FormatError: The recording is damaged.
     """
     if (url is None) == (replay is None):
         raise UsageError(

@@ -24,6 +24,7 @@ def profile(
     """Measure one artifact on this machine, with the threads and engine of a profile.
 
     Raises:
+        ProfileError: No such device profile.
         NoFitError: No engine of the profile can run it here.
     """
     plan = plan_run(artifact, device, Wish(engine=engine, n_threads=n_threads))

@@ -41,6 +41,8 @@ def load(
 
     Raises:
         ArtifactError: The folder is not an artifact.
+        ProfileError: No such device profile.
+        UsageError: Threads or positions that make no sense.
         NoFitError: No engine of the device can run it, with every reason.
         EngineLoadError: The engine refused the artifact.
     """
@@ -62,6 +64,7 @@ def plan_run(artifact: Artifact, device: str = HOST, wish: Wish | None = None) -
     """Choose engine, threads and memory limit for one artifact on this machine.
 
     Raises:
+        ProfileError: No such device profile.
         NoFitError: Nothing fits, with every reason.
     """
     facts = probe_host()
@@ -72,7 +75,11 @@ def plan_run(artifact: Artifact, device: str = HOST, wish: Wish | None = None) -
 def match_artifacts(
     artifacts: list[Artifact], device: str, wish: Wish | None = None
 ) -> list[Candidate]:
-    """Answer for every artifact and engine of a device; ``host`` also needs them installed."""
+    """Answer for every artifact and engine of a device; ``host`` also needs them installed.
+
+    Raises:
+        ProfileError: No such device profile.
+    """
     facts = probe_host()
     profile = open_profile(device, facts)
     host = facts if device == HOST else None
@@ -80,5 +87,9 @@ def match_artifacts(
 
 
 def open_profile(device: str, facts: HostFacts) -> DeviceProfile:
-    """Give the probed profile of this machine, or a named one."""
+    """Give the probed profile of this machine, or a named one.
+
+    Raises:
+        ProfileError: No such device profile.
+    """
     return host_profile(facts) if device == HOST else load_profile(device)

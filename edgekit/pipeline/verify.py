@@ -78,6 +78,7 @@ def verify(
         UsageError: None given, or they come from different models.
         ArtifactError: A file changed since the export.
         FormatError: A file is not what its exporter writes.
+        EngineError: An engine failed on the tokens.
     """
     _refuse_mixed(artifacts)
     groups: dict[str, list[Artifact]] = {}

@@ -17,8 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.dtypes import Bits, F32Array, U8Array
-from edgekit.errors import QuantError
+from edgekit.dtypes import Bits, F32Array
 
 N_SIGNIFICANT_BITS: Final = 8
 SCALE_STEP: Final = 2.0**-24  # fp16's smallest subnormal: no scale lies between its multiples
@@ -62,33 +61,3 @@ def round_scales(scales: NDArray[np.floating], bits: Bits) -> F32Array:
     subnormal = np.rint(exact * np.float32(1 / SCALE_STEP)) * np.float32(SCALE_STEP)
     rounded = np.where(exact < np.float32(_SUBNORMAL_BELOW), subnormal, rounded)
     return np.where(np.asarray(scales) < 0, -rounded, rounded).astype(np.float32, copy=False)
-
-
-def quantize_codes(rows: F32Array, scales: F32Array, bits: Bits) -> U8Array:
-    """Give the codes nearest to the weights on a given grid, clipped at its ends.
-
-    Args:
-        rows: Finite float32, shape (N, M).
-        scales: As from ``round_scales``, shape (N, M // G).
-        bits: 4 or 8.
-
-    Returns:
-        uint8, shape (N, M), values 0 .. 2**bits - 1.
-
-    Raises:
-        QuantError: The shapes do not belong together.
-    """
-    n_rows, n_cols = rows.shape
-    n_groups = scales.shape[-1]
-    if scales.shape != (n_rows, n_groups) or n_groups == 0 or n_cols % n_groups:
-        raise QuantError(
-            "scales do not belong to the rows",
-            got=f"{scales.shape} for {rows.shape}",
-            wanted=f"({n_rows}, a divisor of {n_cols})",
-        )
-    zero = zero_point(bits)
-    steps = rows.reshape(n_rows, n_groups, -1) * (np.float32(1) / scales)[:, :, None]
-    np.clip(steps, np.float32(-zero), np.float32(zero - 1), out=steps)
-    steps += ROUNDER + np.float32(zero)
-    codes: U8Array = steps.view(np.uint32).astype(np.uint8).reshape(n_rows, n_cols)
-    return codes

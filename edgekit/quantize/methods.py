@@ -21,7 +21,6 @@ import numpy as np
 from edgekit.dtypes import Bits, F32Array, U8Array
 from edgekit.errors import QuantError
 from edgekit.quantize.grid import LARGEST_WEIGHT, ROUNDER, round_scales, zero_point
-from edgekit.quantize.model import QuantizedTensor
 from edgekit.scheme import Scheme
 
 # Where the largest weight falls, in steps from zero, when rounding to nearest.
@@ -84,20 +83,6 @@ def quantize_rows(
         codes[part] = steps.astype(np.uint8).T.reshape(-1, n_cols)
         scales[part] = np.where(extreme == 0, np.float32(1), best).reshape(-1, n_cols // group)
     return codes, scales
-
-
-def quantize_matrix(
-    name: str, matrix: F32Array, scheme: Scheme, method: Method = Method.SEARCH
-) -> QuantizedTensor:
-    """Quantize a whole (N, M) matrix that is already in memory.
-
-    Raises:
-        QuantError: See ``quantize_rows``.
-    """
-    codes, scales = quantize_rows(matrix, scheme, method, name=name)
-    return QuantizedTensor(
-        name, cast(Bits, scheme.bits), matrix.shape[1] // scales.shape[1], codes, scales
-    )
 
 
 def round_floats(values: F32Array, scheme: Scheme, *, name: str, first_row: int = 0) -> F32Array:

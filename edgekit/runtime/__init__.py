@@ -28,14 +28,6 @@ ENGINES: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Engines with ``open(artifact, *, n_threads=None, context_length=None, options=None)``."""
 
-OTHER_BACKENDS: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "reference": "edgekit.runtime.reference:ReferenceDecoder",
-        "server": "edgekit.runtime.server:ServerBackend",
-    }
-)
-"""What answers without an artifact: the plain numpy forward of a checkpoint, and a URL."""
-
 ENGINE_FORMATS: Final[Mapping[str, frozenset[Format]]] = MappingProxyType(
     {
         "onnxruntime": frozenset({Format.ONNX}),
@@ -62,15 +54,6 @@ def default_engine(artifact_format: Format, host_os: str) -> str:
     if host_os.lower() in ("darwin", "macos"):
         return _DARWIN_ENGINES.get(artifact_format, _DEFAULT_ENGINES[artifact_format])
     return _DEFAULT_ENGINES[artifact_format]
-
-
-def engines_for(artifact_format: Format) -> tuple[str, ...]:
-    """Name every engine that runs a format, the fake one left out."""
-    return tuple(
-        name
-        for name, formats in ENGINE_FORMATS.items()
-        if artifact_format in formats and name != "fake"
-    )
 
 
 def open_decoder(

@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.artifact import Artifact
+from edgekit.artifact import Artifact, Format
 from edgekit.dtypes import F32Array
 from edgekit.errors import EngineCrashError, EngineLoadError, UsageError
 from edgekit.formats.mlpackage import (
@@ -26,7 +26,13 @@ from edgekit.formats.mlpackage import (
     require_coremltools,
 )
 from edgekit.records import EngineInfo
-from edgekit.runtime.mlpackage import PackageDecoder, Step, chosen_length, chosen_options
+from edgekit.runtime.mlpackage import PackageDecoder, Step
+from edgekit.runtime.opening import (
+    check_format,
+    chosen_length,
+    chosen_options,
+    refuse_threads,
+)
 
 COMPUTE_UNITS: Final = ("CPU_AND_GPU", "CPU_ONLY", "CPU_AND_NE", "ALL")
 _FIRST_MACOS: Final = 15
@@ -58,8 +64,10 @@ class CoremlDecoder(PackageDecoder):
             MissingExtraError: coremltools is not installed.
             EngineLoadError: Not macOS 15 or later, or Core ML refuses the package.
         """
-        length = chosen_length(artifact, "coreml", context_length)
-        chosen = chosen_options("coreml", n_threads, options, {"compute_units": COMPUTE_UNITS[0]})
+        check_format(artifact, "coreml", Format.COREML, "Core ML")
+        refuse_threads("coreml", n_threads)
+        length = chosen_length(artifact, context_length)
+        chosen = chosen_options("coreml", options, {"compute_units": COMPUTE_UNITS[0]})
         units = chosen["compute_units"]
         if units not in COMPUTE_UNITS:
             raise UsageError("coreml: compute_units", got=units, wanted=", ".join(COMPUTE_UNITS))

@@ -13,9 +13,10 @@ import numpy as np
 
 from edgekit.artifact import Artifact
 from edgekit.dtypes import F32Array
-from edgekit.errors import EngineCrashError, EngineLoadError, UsageError
+from edgekit.errors import EngineCrashError, EngineLoadError
 from edgekit.records import EngineInfo
 from edgekit.runtime.base import check_forward
+from edgekit.runtime.opening import chosen_length, chosen_options
 
 Rule: TypeAlias = Callable[[Sequence[int]], F32Array]
 """Token history (T ids, T >= 1) to the logits that follow it, shape (V,)."""
@@ -65,17 +66,14 @@ class FakeDecoder:
             UsageError: An unknown option, or more context than the artifact holds.
         """
         del n_threads  # there is nothing to run in parallel
-        if options:
-            raise UsageError("fake engine: unknown options", got=", ".join(sorted(options)))
+        chosen_options("fake", options, {})
+        length = chosen_length(artifact, context_length)
         vocab_size = artifact.manifest.decoder.get("vocab_size")
         if not isinstance(vocab_size, int) or vocab_size < 1:
             raise EngineLoadError(
                 f"{artifact.path}: manifest decoder.vocab_size", got=vocab_size, wanted="a count"
             )
-        limit = artifact.manifest.context_length
-        if context_length is not None and not 1 <= context_length <= limit:
-            raise UsageError("context_length", got=context_length, wanted=f"1 .. {limit}")
-        return cls(vocab_size, context_length or limit, model=artifact.name)
+        return cls(vocab_size, length, model=artifact.name)
 
     @classmethod
     def saying(

@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.artifact import Artifact
+from edgekit.artifact import Artifact, Format
 from edgekit.dtypes import F32Array
 from edgekit.errors import EngineLoadError, FormatError, UsageError
 from edgekit.formats.mlpackage import (
@@ -24,7 +24,13 @@ from edgekit.formats.mlpackage import (
 from edgekit.records import EngineInfo
 from edgekit.runtime.mil_machine import MilMachine
 from edgekit.runtime.mil_program import read_program
-from edgekit.runtime.mlpackage import PackageDecoder, chosen_length, chosen_options
+from edgekit.runtime.mlpackage import PackageDecoder
+from edgekit.runtime.opening import (
+    check_format,
+    chosen_length,
+    chosen_options,
+    refuse_threads,
+)
 
 ARITHMETICS: Final = ("fp16", "fp32")
 DEFAULT_KEPT_BYTES: Final = 2 << 30
@@ -57,9 +63,11 @@ class MilDecoder(PackageDecoder):
             MissingExtraError: coremltools, which holds the file schema, is not installed.
             EngineLoadError: The files are damaged or not what edgekit writes.
         """
-        length = chosen_length(artifact, "mil", context_length)
+        check_format(artifact, "mil", Format.COREML, "Core ML")
+        refuse_threads("mil", n_threads)
+        length = chosen_length(artifact, context_length)
         defaults = {"arithmetic": "fp16", "max_kept_bytes": DEFAULT_KEPT_BYTES}
-        chosen = chosen_options("mil", n_threads, options, defaults)
+        chosen = chosen_options("mil", options, defaults)
         arithmetic, max_kept_bytes = chosen["arithmetic"], chosen["max_kept_bytes"]
         if arithmetic not in ARITHMETICS:
             raise UsageError("mil: arithmetic", got=arithmetic, wanted=" or ".join(ARITHMETICS))

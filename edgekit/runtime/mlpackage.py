@@ -6,15 +6,14 @@ tokens go, so rewinding is passing a shorter mask, and long inputs go in chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.artifact import Artifact, Format
 from edgekit.dtypes import F32Array
-from edgekit.errors import EngineCrashError, UsageError
+from edgekit.errors import EngineCrashError
 from edgekit.records import EngineInfo
 from edgekit.runtime.base import check_forward
 
@@ -97,50 +96,3 @@ def causal_mask(n_tokens: int, n_past: int) -> F32Array:
     queries = np.arange(n_past, n_past + n_tokens)[:, None]
     keys = np.arange(n_past + n_tokens)[None]
     return np.where(keys <= queries, np.float32(0), _MASKED)[None, None]
-
-
-def chosen_length(artifact: Artifact, engine: str, context_length: int | None) -> int:
-    """Check format and context length; give the positions to use.
-
-    Raises:
-        UsageError: Not a Core ML artifact, or more positions than it holds.
-    """
-    if artifact.format is not Format.COREML:
-        raise UsageError(f"{engine} runs Core ML artifacts", got=artifact.format.value)
-    limit = artifact.manifest.context_length
-    if context_length is None:
-        return limit
-    if not 1 <= context_length <= limit:
-        raise UsageError(
-            "context length",
-            got=context_length,
-            wanted=f"1 .. {limit}, what the artifact holds",
-            do="Export again with a larger --context-length.",
-        )
-    return context_length
-
-
-def chosen_options(
-    engine: str,
-    n_threads: int | None,
-    options: Mapping[str, Any] | None,
-    defaults: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Fill in defaults.
-
-    Raises:
-        UsageError: An unknown option, or a number of threads, which these engines do not take.
-    """
-    if n_threads is not None:
-        raise UsageError(
-            f"{engine}: n_threads",
-            got=n_threads,
-            wanted="none: the engine chooses its own",
-            do="Leave --threads out.",
-        )
-    unknown = sorted(set(options or {}) - set(defaults))
-    if unknown:
-        raise UsageError(
-            f"{engine}: unknown options", got=", ".join(unknown), wanted=", ".join(defaults)
-        )
-    return {**defaults, **(options or {})}

@@ -19,13 +19,19 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from edgekit.artifact import Artifact
+from edgekit.artifact import Artifact, Format
 from edgekit.dtypes import F32Array
 from edgekit.errors import EngineCrashError, EngineLoadError, FormatError, UsageError
 from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.lazy import require
 from edgekit.records import EngineInfo
 from edgekit.runtime.base import check_forward
+from edgekit.runtime.opening import (
+    check_format,
+    chosen_length,
+    chosen_options,
+    refuse_threads,
+)
 
 ACTIVATIONS: Final = ("native", "fp32")
 _CHUNK_TOKENS: Final = 512
@@ -72,24 +78,17 @@ class MlxDecoder:
             options: ``activation``: ``native`` or ``fp32``; default fp32 on the CPU backend.
 
         Raises:
-            UsageError: An option is unknown or out of range.
+            UsageError: Another format, an unknown option, or one out of range.
             MissingExtraError: mlx or mlx-lm is not installed.
             EngineLoadError: mlx-lm refuses the files.
         """
+        check_format(artifact, "mlx", Format.MLX, "MLX")
+        refuse_threads("mlx", n_threads)
+        length = chosen_length(artifact, context_length)
         mx = require("mlx.core", package="mlx-lm")
         mlx_utils = require("mlx_lm.utils", package="mlx-lm")
         backend = _backend(mx)
-        activation = _chosen_activation(options or {}, backend)
-        if n_threads is not None:
-            raise UsageError(
-                "mlx: n_threads",
-                got=n_threads,
-                wanted="none: the engine chooses its own",
-                do="Leave --threads out.",
-            )
-        limit = artifact.manifest.context_length
-        if context_length is not None and not 1 <= context_length <= limit:
-            raise UsageError("context_length", got=context_length, wanted=f"1 .. {limit}")
+        activation = _chosen_activation(options, backend)
         with _mapped_load_errors(artifact):
             for path in sorted(artifact.path.glob("model*.safetensors")):
                 # mlx believes the header; the strict reader does not, so it looks first.
@@ -106,7 +105,7 @@ class MlxDecoder:
             model=artifact.name,
             settings={"backend": backend, "activation": activation},
         )
-        return cls(model, info, vocab_size, context_length or limit)
+        return cls(model, info, vocab_size, length)
 
     @property
     def info(self) -> EngineInfo:
@@ -183,11 +182,9 @@ def _backend(mx: Any) -> str:
     return "metal" if mx.metal.is_available() else "cuda"
 
 
-def _chosen_activation(options: Mapping[str, Any], backend: str) -> str:
-    unknown = sorted(set(options) - {"activation"})
-    if unknown:
-        raise UsageError("mlx: unknown options", got=", ".join(unknown), wanted="activation")
-    activation = options.get("activation", "fp32" if backend == "cpu" else "native")
+def _chosen_activation(options: Mapping[str, Any] | None, backend: str) -> str:
+    default = "fp32" if backend == "cpu" else "native"
+    activation = chosen_options("mlx", options, {"activation": default})["activation"]
     if activation not in ACTIVATIONS:
         raise UsageError("mlx option activation", got=activation, wanted=" or ".join(ACTIVATIONS))
     return str(activation)

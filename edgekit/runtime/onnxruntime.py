@@ -24,6 +24,7 @@ from edgekit.families.spec import DecoderSpec
 from edgekit.lazy import require
 from edgekit.records import EngineInfo
 from edgekit.runtime.base import check_forward
+from edgekit.runtime.opening import check_format, chosen_length
 
 GRAPH_NAME: Final = "model.onnx"
 DEFAULT_CHUNK: Final = 128
@@ -124,21 +125,11 @@ class OnnxruntimeDecoder:
             UsageError: Another format, or an impossible choice.
             EngineLoadError: onnxruntime refused the files, or they are not this decoder.
         """
-        if artifact.format is not Format.ONNX:
-            raise UsageError("onnxruntime runs ONNX artifacts", got=artifact.format.value)
+        check_format(artifact, "onnxruntime", Format.ONNX, "ONNX")
         chosen = OnnxruntimeOptions.parse(options)
         if n_threads is not None and n_threads < 1:
             raise UsageError("n_threads", got=n_threads, wanted="1 or more")
-        n_positions = artifact.manifest.context_length
-        if context_length is not None:
-            if not 1 <= context_length <= n_positions:
-                raise UsageError(
-                    "context length",
-                    got=context_length,
-                    wanted=f"1 .. {n_positions}, what the artifact holds",
-                    do="Export again with a larger --context-length.",
-                )
-            n_positions = context_length
+        n_positions = chosen_length(artifact, context_length)
         try:
             spec = DecoderSpec.from_dict(artifact.manifest.decoder)
         except (KeyError, TypeError, ValueError) as error:

@@ -1,8 +1,8 @@
 """Answer one question: what do the chunks of a streamed chat answer say?
 
-Reads every dialect of the OpenAI API that notes/measurement.md 3.2 lists: ``choices`` empty, null
-or absent, usage on any chunk or none, several tokens in a chunk, reasoning text under two names,
-tool calls in pieces. Knows nothing of the network.
+Reads every dialect of the OpenAI API that servers in use were seen to speak: ``choices`` empty,
+null or absent, usage on any chunk or none, several tokens in a chunk, reasoning text under two
+names, tool calls in pieces. Knows nothing of the network.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Device profiles: bundled ones are whole, round trips are exact, every wrong key is named."""
+"""Device profiles: bundled ones are whole, every wrong key is named."""
 
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 
 import pytest
 from hypothesis import given, settings
@@ -48,10 +47,9 @@ def test_the_promised_devices_are_there():
 
 
 @pytest.mark.parametrize("name", BUNDLED)
-def test_bundled_profiles_are_whole_and_round_trip(name):
+def test_bundled_profiles_are_whole(name):
     profile = load_profile(name)
     assert profile.id == name
-    assert parse_profile(profile.to_toml(), where=name) == profile
     found = list(figures(profile))
     assert len(found) >= 14
     assert all(f.source.strip() for f in found)
@@ -167,25 +165,6 @@ def test_every_key_of_every_table_is_required_or_has_a_default_on_purpose(name):
         except ProfileError:
             continue
         assert profile != whole, line
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.text(max_size=60), st.floats(0.01, 1.0), st.floats(0, 1e12), st.booleans())
-def test_any_text_and_number_survives_the_round_trip(text, eta, bandwidth, verified):
-    profile = load_profile("raspberry-pi-5")
-    projection = profile.projections[0]
-    changed = dataclasses.replace(
-        profile,
-        name=text,
-        notes=(text, text),
-        memory=dataclasses.replace(
-            profile.memory,
-            bandwidth_bytes_per_s=Figure(FigureKind.MEASURED, "s" + text, bandwidth, verified),
-        ),
-        projections=(dataclasses.replace(projection, eta=Figure(FigureKind.FITTED, "f", eta)),),
-    )
-    assert parse_profile(changed.to_toml(), where="again") == changed
-    assert tomllib.loads(changed.to_toml())["name"] == text
 
 
 @settings(deadline=None, max_examples=40)

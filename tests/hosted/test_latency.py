@@ -86,8 +86,8 @@ def test_every_metric_names_its_definition():
         "server_ttft_s": "ttft-minus-rtt",
         "cold_ttft_s": "ttft-plus-connect",
         "reported_ttft_s": "server-timings-prompt",
-        "e2e_s": "e2e-request-to-end",
-        "decode_tok_per_s": "tpot-excl-first",
+        "e2e_s": "e2e-request-to-end-warm",
+        "decode_tok_per_s": "decode-first-text-to-end",
     }
 
 

@@ -11,9 +11,10 @@ from onnxruntime.capi._pybind_state import quantize_matmul_4bits
 
 from edgekit.errors import QuantError
 from edgekit.quantize import methods
-from edgekit.quantize.grid import LARGEST_WEIGHT, quantize_codes, round_scales
-from edgekit.quantize.methods import Method, quantize_matrix, quantize_rows, round_floats
+from edgekit.quantize.grid import LARGEST_WEIGHT, round_scales
+from edgekit.quantize.methods import Method, quantize_rows, round_floats
 from edgekit.scheme import FP16, FP32, Scheme
+from tests.quantize.whole_matrix import nearest_codes, quantize_matrix
 
 INT4, INT8 = Scheme("int4", 32), Scheme("int8", 32)
 RMS_TOLERANCE = 0.01  # sampling noise of 1 M weights, and the distance to the published method
@@ -105,7 +106,7 @@ def test_rtn_is_onnxruntimes_own_quantizer_where_scales_need_no_rounding():
 def test_any_weights_give_grid_scales_and_their_nearest_codes(matrix, scheme, method):
     tensor = quantize_matrix("w", matrix, Scheme.parse(scheme), method)
     np.testing.assert_array_equal(round_scales(tensor.scales, tensor.bits), tensor.scales)
-    np.testing.assert_array_equal(quantize_codes(matrix, tensor.scales, tensor.bits), tensor.codes)
+    np.testing.assert_array_equal(nearest_codes(matrix, tensor), tensor.codes)
     zero_groups = (matrix.reshape(-1, tensor.group) == 0).all(axis=1)
     assert (tensor.scales.reshape(-1)[zero_groups] == 1).all()
     assert (tensor.codes.reshape(-1, tensor.group)[zero_groups] == tensor.zero_point).all()

@@ -16,11 +16,12 @@ from safetensors.numpy import load_file
 from edgekit.errors import ArtifactError, CheckpointError, ExportError, QuantError
 from edgekit.families import open_model
 from edgekit.formats.packing import unpack_codes
-from edgekit.quantize.methods import Method, quantize_matrix
+from edgekit.quantize.methods import Method
 from edgekit.quantize.model import FloatTensor, QuantizedTensor, combine_hashes
 from edgekit.quantize.store import StoredModel, quantize_model
 from edgekit.scheme import Scheme
 from tests.builders import write_tiny_checkpoint
+from tests.quantize.whole_matrix import quantize_matrix
 
 SCHEMES = ["fp32", "fp16", "int8", "int4", "int4-g64", "int4-g128"]
 

@@ -117,8 +117,8 @@ def test_a_context_shorter_than_the_artifact_is_kept(tmp_path):
     ("arguments", "match"),
     [
         ({"n_threads": 2}, "n_threads; got 2"),
-        ({"context_length": 65}, "context_length; got 65"),
-        ({"context_length": 0}, "context_length; got 0"),
+        ({"context_length": 65}, "context length; got 65"),
+        ({"context_length": 0}, "context length; got 0"),
         ({"options": {"activation": "int8"}}, "activation; got int8"),
         ({"options": {"speed": 9}}, "unknown options; got speed"),
     ],
