@@ -44,9 +44,11 @@ def print_table(table: Table, console: Console) -> None:
         box=require("rich.box").SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
+    widths = [_width(table, index) for index in range(len(table.columns))]
+    is_fitting = sum(widths) + 2 * len(widths) <= console.width
     for index, name in enumerate(table.columns):
-        widest = max((len(row[index].labelled) for row in table.rows), default=0)
-        grid.add_column(_plain(name), overflow="fold", no_wrap=widest <= _SHORT)
+        is_kept = widths[index] <= _SHORT and (index == 0 or is_fitting)
+        grid.add_column(_plain(name), overflow="fold", no_wrap=is_kept)
     for row in table.rows:
         grid.add_row(*[_plain(cell.labelled, style=_cell_style(cell)) for cell in row])
     console.print()
@@ -61,6 +63,11 @@ def _plain(words: str, style: str = "") -> Text:
     shown = "".join(c if c.isprintable() else " " for c in words)
     text: Text = require("rich.text").Text(shown, style=style)
     return text
+
+
+def _width(table: Table, index: int) -> int:
+    cells = [row[index].labelled for row in table.rows]
+    return max(len(cell) for cell in (*cells, table.columns[index]))
 
 
 def _cell_style(cell: Cell) -> str:
