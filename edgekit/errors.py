@@ -112,7 +112,8 @@ class UnknownKeyError(CheckpointError):
 
     def __init__(self, what: str, *, keys: Iterable[str], do: str | None = None) -> None:
         self.keys = tuple(keys)
-        super().__init__(what, got=", ".join(self.keys), do=do)
+        wanted = "only keys that the family uses or ignores by name"
+        super().__init__(what, got=", ".join(self.keys), wanted=wanted, do=do)
 
 
 class UnsupportedArchError(CheckpointError):

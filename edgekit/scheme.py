@@ -38,6 +38,7 @@ class Scheme:
                 "unknown scheme",
                 got=repr(self.kind),
                 wanted="fp32, fp16, int8 or int4 (int4-g64 for a group)",
+                do="Write for example --scheme int4.",
             )
         elif self.group not in GROUPS:
             raise UsageError(
@@ -57,6 +58,7 @@ class Scheme:
                 "unknown scheme",
                 got=repr(text),
                 wanted="fp32, fp16, int8 or int4 (int4-g64 for a group)",
+                do="Write for example --scheme int4.",
             )
         kind, group = match[1], match[2]
         if group is None:

@@ -122,7 +122,8 @@ class Checkpoint:
         if missing:
             raise MissingFileError(
                 f"{self.folder}: {len(missing)} of {len(names)} weight files are missing",
-                got=", ".join(missing),
+                got=f"no {', '.join(missing)}",
+                wanted=f"every file that {INDEX_NAME} names",
                 do="Download the model again.",
             )
         shards = {name: self._open_file(name) for name in names}

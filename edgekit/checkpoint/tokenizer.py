@@ -269,5 +269,8 @@ def _mapped_errors(path: Path) -> Iterator[None]:
         raise
     except BaseException as error:
         raise CheckpointError(
-            f"{path}: tokenizer", got=str(error)[:200], do="Download the model again."
+            f"{path}: tokenizer",
+            got=str(error)[:200],
+            wanted="a tokenizer.json of the tokenizers library",
+            do="Download the model again.",
         ) from error

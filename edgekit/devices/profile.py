@@ -245,6 +245,7 @@ def parse_profile(text: str, *, where: str) -> DeviceProfile:
         raise ProfileError(
             f"{where} is not TOML",
             got=str(error) or "nested too deep",
+            wanted="a device profile in TOML",
             do="See device_profiles/raspberry-pi-5.toml for the form.",
         ) from error
     problems: list[Problem] = []

@@ -164,6 +164,7 @@ def _match_tensors(
         raise CheckpointError(
             f"{checkpoint.folder}: {len(faults)} tensors are not what config.json says",
             got="; ".join(faults[:_MAX_LISTED]) + more,
+            wanted="the names and shapes that follow from config.json",
             do="Config and weights must come from the same model; download both again.",
         )
     return found
