@@ -69,7 +69,9 @@ def test_all_missing_shards_are_named(tmp_path):
     (folder / "model-00003-of-00003.safetensors").unlink()
     with pytest.raises(MissingFileError) as caught:
         open_checkpoint(folder)
-    assert caught.value.got == "model-00001-of-00003.safetensors, model-00003-of-00003.safetensors"
+    assert (
+        caught.value.got == "no model-00001-of-00003.safetensors, model-00003-of-00003.safetensors"
+    )
     assert "2 of 3 weight files are missing" in caught.value.what
 
 
