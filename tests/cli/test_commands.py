@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -287,7 +288,7 @@ def test_a_closed_pipe_and_a_stopped_command_leave_no_traceback(tiny_artifacts):
             child.send_signal(number)
             assert "Traceback" not in child.stderr.read()
         assert child.returncode == code
-    piped = f"{sys.executable} -m edgekit devices --json | head -c 1"
+    piped = f"{shlex.quote(sys.executable)} -m edgekit devices --json | head -c 1"
     done = subprocess.run(["sh", "-c", piped], capture_output=True, text=True, cwd=ROOT)  # noqa: S607
     assert (done.stdout, "Traceback" in done.stderr) == ("[", False)
 
