@@ -72,6 +72,10 @@ count in full, tokens of the prompt one tenth. The curriculum starts with short 
 drills in copying, looking up and adding. Because the schedule follows the wall clock, a second run
 on another machine gives a similar model, not the same bits.
 
+What was tried on the way: three earlier runs never learned to copy, mainly because the matrix
+learning rate was 5 to 8 times too high for batches this small; a lower rate, the hand-set copying
+heads and the drills cured that. The rates below were still rising when training stopped.
+
 ## Held-out results
 
 Greedy answers of the weights in this folder (rounded to bfloat16, computed in float32), n = {n} per
