@@ -144,6 +144,7 @@ def _translate(load: Any, program: Any, weights: _WeightFile) -> Any:
     """Run coremltools' translation with our weight file; give a ``MIL_pb2.Program``."""
     helper = require_coremltools("coremltools.converters.mil.backend.mil.helper")
 
+    # The base class comes in at run time, so that only this call imports coremltools.
     class Translation(load.MILProtoExporter):  # type: ignore[misc]
         """coremltools' translation, except that constants go to our weight file."""
 

@@ -175,6 +175,7 @@ class RequestHandler(BaseHTTPRequestHandler):
         request = parse_request(body, is_chat=path == "/v1/chat/completions")
         if not request.is_stream:
             return self._send_json(200, api.complete(request, self._check))
+        # The iterator is a generator, and closing it is what stops the model on a disconnect.
         with closing(api.stream(request, self._check)) as chunks:  # type: ignore[type-var]
             return self._send_events(chunks)
 
