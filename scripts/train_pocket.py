@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pocket.card import write_card
 from pocket.chat import Chat, train_tokenizer
@@ -32,7 +33,6 @@ MODEL_DIR = ROOT / "models" / "pocket"
 WORK_DIR = ROOT / "build" / "pocket"
 SEED = 20261122
 QUICK_SEED, FINAL_SEED = 11, 2026
-PROMPT_WEIGHT = 0.1
 # Batches are small, so a larger matrix rate is mostly noise: 3e-3 learned half as fast.
 MUON_RATE, ADAM_RATE = 6e-4, 2e-3
 WEIGHT_DECAY = 0.05
@@ -42,9 +42,9 @@ EXPORT_EVERY_S, QUICK_EVERY_S = 300.0, 600.0
 
 # weights: tool_calls, structured_output, long_context, multi_step, drill
 STAGES = (
-    Stage(0.20, (24, 20, 14, 22, 20), (64, 96, 128), 3, 4, 3072),
-    Stage(0.55, (27, 23, 16, 26, 8), (64, 128, 192, 256, 384), 5, 5, 4096),
-    Stage(1.01, (28, 24, 16, 30, 2), (64, 128, 192, 256, 384, 512, 768, 1000), 5, 5, 4096),
+    Stage(0.20, (24, 20, 14, 22, 20), (64, 96, 128), 3, 4, 3072, 0.1),
+    Stage(0.55, (14, 18, 8, 56, 4), (64, 128, 192, 256, 384), 3, 5, 4096),
+    Stage(1.01, (20, 24, 12, 42, 2), (64, 128, 192, 256, 384, 512, 768, 1000), 5, 5, 4096),
 )
 log = logging.getLogger("pocket")
 
@@ -118,7 +118,7 @@ def train(
     stream_seed = SEED + record["runs"]
     record["runs"] += 1
     shared = multiprocessing.Value("d", 0.0)
-    stream = start_stream(tokenizer_path, STAGES, stream_seed, PROMPT_WEIGHT, shared)
+    stream = start_stream(tokenizer_path, STAGES, stream_seed, shared)
     loss_of = torch.compile(model.loss, dynamic=True) if is_compiled else model.loss
 
     done_s, started = record["wall_s"], time.monotonic()
@@ -141,7 +141,9 @@ def train(
             report(evaluate(quick, chat, 40, QUICK_SEED), n_examples=0)
         batch = stream.get()
         ids = torch.from_numpy(batch.ids).to(device)
-        loss = loss_of(ids, torch.from_numpy(batch.weights).to(device))
+        at = np.flatnonzero(batch.weights)
+        weights = torch.from_numpy(batch.weights.flatten()[at]).to(device)
+        loss = loss_of(ids, torch.from_numpy(at).to(device), weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(others, 1.0)
         rate = rate_at(record["n_steps"], progress)

@@ -30,7 +30,8 @@ def command(
         typer.Option("--server", metavar="URL", help="Base URL, such as http://host/v1."),
     ] = None,
     server_model: Annotated[
-        str | None, typer.Option("--server-model", help="Model name to ask the server for.")
+        str | None,
+        typer.Option("--server-model", help="Model name to ask for; needed with --server."),
     ] = None,
     api_key_env: Annotated[
         str, typer.Option("--api-key-env", help="Environment variable that holds the key.")

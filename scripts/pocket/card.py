@@ -79,7 +79,8 @@ heads and the drills cured that. The rates below were still rising when training
 ## Held-out results
 
 Greedy answers of the weights in this folder (rounded to bfloat16, computed in float32), n = {n} per
-suite, item seed {seed}, 95 % Wilson intervals. `target` was fixed before training.
+suite and for each slice with a target, item seed {seed}, 95 % Wilson intervals. `target` was fixed
+before training. The best weights of a run are not picked by these items: they are the last ones.
 
 """
 

@@ -18,10 +18,15 @@ from edgekit.quality.suites.tool_calls import ToolCalls
 from pocket.chat import Chat
 from pocket.model import Config, Pocket, generate
 
-__all__ = ["SUITES", "Tally", "evaluate", "rounded_copy", "wilson"]
+__all__ = ["SUITES", "TARGET_SLICES", "Tally", "evaluate", "rounded_copy", "wilson"]
 
 SUITES: tuple[Suite, ...] = (ToolCalls(), StructuredOutput(), LongContext(), MultiStep())
 _SLICES = {"long_context": "n_context_tokens", "multi_step": "n_steps"}
+# The slices that carry a target, with the number of slices that a suite goes round by index.
+TARGET_SLICES: Mapping[str, tuple[str, int, int]] = {
+    "long_context": ("n_context_tokens", 512, 4),
+    "multi_step": ("n_steps", 2, 5),
+}
 _Z_95 = 1.959964
 
 
@@ -54,15 +59,24 @@ def rounded_copy(weights: Mapping[str, torch.Tensor], config: Config) -> Pocket:
 def evaluate(
     model: Pocket, chat: Chat, n: int, seed: int, suites: Iterable[Suite] = SUITES
 ) -> dict[str, Tally]:
-    """Answer `n` held-out items per suite; slices get keys such as `multi_step/n_steps=2`."""
+    """Answer `n` held-out items per suite; slices get keys such as `multi_step/n_steps=2`.
+
+    A slice that carries a target is answered `n` times too: the suite's items go on by index and
+    those of the other slices are left out.
+    """
     tallies: dict[str, Tally] = defaultdict(Tally)
     for suite in suites:
-        for item in suite.items(n, seed=seed, split=Split.HELD_OUT, count_tokens=chat.count):
+        key, wanted, n_slices = TARGET_SLICES.get(suite.name, ("", 0, 1))
+        items = suite.items(n * n_slices, seed=seed, split=Split.HELD_OUT, count_tokens=chat.count)
+        for index, item in enumerate(items):
+            is_whole = index < n
+            if not is_whole and item.meta[key] != wanted:
+                continue
             ids = generate(model, chat.prompt_ids(item), item.max_tokens, chat.eos_id)
             text = chat.tokenizer.decode(ids, skip_special_tokens=False)
             score = suite.score(item, Answer(text))
-            for key in _keys(item):
-                tally = tallies[key]
+            for name in _keys(item)[0 if is_whole else 1 :]:
+                tally = tallies[name]
                 tally.n += 1
                 tally.n_right += score.is_correct
                 if not score.is_correct:

@@ -175,18 +175,18 @@ class Pocket(nn.Module):  # type: ignore[misc]
         """Give scores over the vocabulary, (..., V)."""
         return F.linear(hidden, self.model.embed_tokens.weight)
 
-    def loss(self, ids: Tensor, weights: Tensor) -> Tensor:
+    def loss(self, ids: Tensor, at: Tensor, weights: Tensor) -> Tensor:
         """Give the weighted mean loss of next-token prediction.
 
         Args:
             ids: Token ids, shape (B, T + 1).
-            weights: Weight of each target, shape (B, T).
+            at: Which of the B * T targets count, shape (N,); scores are made for these alone.
+            weights: Weights of those targets, shape (N,).
         """
         hidden, _ = self(ids[:, :-1])
-        logits = self.logits(hidden).flatten(0, 1)  # (B * T, V)
-        losses = F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
-        counted = weights.flatten()
-        return (losses * counted).sum() / counted.sum()
+        logits = self.logits(hidden.flatten(0, 1)[at])  # (N, V)
+        losses = F.cross_entropy(logits, ids[:, 1:].flatten()[at], reduction="none")
+        return (losses * weights).sum() / weights.sum()
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]

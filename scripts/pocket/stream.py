@@ -20,11 +20,13 @@ from edgekit.quality.suites.long_context import LongContext
 from edgekit.quality.suites.multi_step import MultiStep
 from edgekit.quality.suites.structured_output import StructuredOutput
 from edgekit.quality.suites.tool_calls import ToolCalls
+from edgekit.quality.suites.tools import TOOLS
 from pocket.chat import Chat
 from pocket.drills import drill
 
 __all__ = ["Batch", "Stage", "batches", "sample_texts", "start_stream"]
 
+_TRAIN = Split.TRAIN
 ROW_STEP = 32
 POOL_TALKS = 384
 _SYSTEM_PROMPTS = (
@@ -46,6 +48,7 @@ class Stage:
         max_steps: Most steps of a multi_step story.
         max_fields: Most fields of a record.
         row_tokens: Tokens of a batch, padding included; small batches mean more steps.
+        prompt_weight: Loss weight of a prompt's tokens; those of an answer weigh 1.
     """
 
     until: float
@@ -54,6 +57,7 @@ class Stage:
     max_steps: int
     max_fields: int
     row_tokens: int
+    prompt_weight: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +80,22 @@ def _stage_at(stages: tuple[Stage, ...], progress: float) -> Stage:
 
 
 class _Talks:
-    def __init__(self, chat: Chat, prompt_weight: float) -> None:
+    def __init__(self, chat: Chat) -> None:
         self.chat = chat
-        self.prompt_weight = prompt_weight
         self.tool_calls = ToolCalls()
         self.structured = StructuredOutput()
         self.long_context = LongContext()
         self.multi_step = MultiStep()
 
     def turns(self, stage: Stage, draw: Draw) -> list[Item]:
+        """Make the turns of one talk: most of its tokens are read once and asked about often."""
         kind = _weighted(draw, stage.weights[:4])
         if kind == 0:
-            return [self.tool_calls.make("t", draw.below(16), draw, Split.TRAIN)]
+            return self._requests(draw)
         if kind == 1:
             n_fields = draw.between(2, stage.max_fields)
-            return [self.structured.record("t", draw.below(5), n_fields, draw, Split.TRAIN)]
+            pair = self.structured.record_asked_twice("t", draw.below(5), n_fields, draw, _TRAIN)
+            return list(pair[: draw.between(1, 2)])
         if kind == 2:
             length = draw.pick(stage.lengths)
             n_distractors = draw.between(3, 4 + length // 64)
@@ -101,12 +106,26 @@ class _Talks:
                 draw.between(0, 100),
                 n_questions,
                 draw,
-                Split.TRAIN,
+                _TRAIN,
                 self.chat.count,
                 n_distractors,
             )
-        n_steps = max(draw.between(1, stage.max_steps), draw.between(1, stage.max_steps))
-        return [self.multi_step.story("t", n_steps, draw, Split.TRAIN)]
+        n_steps = draw.between(1, stage.max_steps)
+        first, second = self.multi_step.story_asked_twice("t", n_steps, draw, _TRAIN)
+        return [first, second] if second.meta["n_steps"] else [first]
+
+    def _requests(self, draw: Draw) -> list[Item]:
+        """Make one to four requests over the same tools; a fifth ask for what none of them does."""
+        order = draw.sample(tuple(TOOLS), len(TOOLS))
+        n_offered = draw.between(2, 4)
+        offered, missing = order[:n_offered], order[n_offered:]
+        turns = []
+        for _ in range(draw.between(1, 4)):
+            asked: str | None = draw.pick(offered)
+            if draw.chance(20):
+                asked = None if draw.chance(40) else draw.pick(missing)
+            turns.append(self.tool_calls.ask("t", asked, offered, draw, _TRAIN))
+        return turns
 
     def talk(self, stage: Stage, draw: Draw) -> tuple[list[int], list[float]]:
         if _weighted(draw, stage.weights) == 4:
@@ -115,7 +134,7 @@ class _Talks:
         if draw.chance(8):
             prefix = [{"role": "system", "content": draw.pick(_SYSTEM_PROMPTS)}]
         ids, written = self.chat.talk_ids(self.turns(stage, draw), prefix)
-        return ids, [1.0 if w else self.prompt_weight for w in written]
+        return ids, [1.0 if w else stage.prompt_weight for w in written]
 
 
 def _weighted(draw: Draw, weights: tuple[int, ...]) -> int:
@@ -150,11 +169,10 @@ def batches(
     chat: Chat,
     stages: tuple[Stage, ...],
     seed: int,
-    prompt_weight: float,
     progress: Iterator[float],
 ) -> Iterator[Batch]:
     """Make batches forever; `progress` is asked once a pool of talks."""
-    talks = _Talks(chat, prompt_weight)
+    talks = _Talks(chat)
     for pool_index, at in enumerate(progress):
         draw = Draw("stream", seed, pool_index)
         stage = _stage_at(stages, at)
@@ -183,12 +201,11 @@ def start_stream(
     tokenizer_path: Path,
     stages: tuple[Stage, ...],
     seed: int,
-    prompt_weight: float,
     progress: "multiprocessing.sharedctypes.Synchronized[float]",
 ) -> "multiprocessing.Queue[Batch]":
     """Make batches in a low-priority process; it ends with this one."""
     out: multiprocessing.Queue[Batch] = multiprocessing.Queue(maxsize=32)
-    arguments = (tokenizer_path, stages, seed, prompt_weight, progress, out)
+    arguments = (tokenizer_path, stages, seed, progress, out)
     multiprocessing.Process(target=_feed, args=arguments, daemon=True).start()
     return out
 
@@ -197,12 +214,11 @@ def _feed(
     tokenizer_path: Path,
     stages: tuple[Stage, ...],
     seed: int,
-    prompt_weight: float,
     progress: "multiprocessing.sharedctypes.Synchronized[float]",
     out: "queue.Queue[Batch]",
 ) -> None:
     os.nice(5)
     chat = Chat.open(tokenizer_path)
     values = iter(lambda: progress.value, -1.0)
-    for batch in batches(chat, stages, seed, prompt_weight, values):
+    for batch in batches(chat, stages, seed, values):
         out.put(batch)

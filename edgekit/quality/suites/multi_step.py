@@ -4,8 +4,9 @@ The sentences about the second holder are distractors unless a transfer joins th
 the number after the last "Answer:".
 """
 
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from edgekit.quality.suites import words
 from edgekit.quality.suites.base import Answer, Draw, Item, Score, Split, iter_items
@@ -18,58 +19,81 @@ _MAX_COUNT = 99
 
 _GAINS = ("finds", "buys", "gets", "picks up", "wins", "receives")
 _LOSSES = ("loses", "sells", "drops", "throws out", "breaks", "gives back")
+_OPENERS = (
+    "", "", "", "Then ", "Later ", "Next, ", "Soon ", "After lunch ", "In the garden ",
+    "At the market ", "In the evening, ", "Then, at the market, ", "On the way home, ",
+)  # fmt: skip
+_AMOUNTS = ("{n}", "{n} {item}", "{n} of them")
+_CLOSERS = ("", "", "", " on the way home", " at the market", " after lunch", " in the garden")
+
+
+def _composed(held_out: Sequence[str], *parts: Sequence[str]) -> tuple[str, ...]:
+    """Give every sequence of the parts but reserved sentences, whoever is asked for in them."""
+    swap = str.maketrans("abxy", "bayx")
+    reserved = {
+        *held_out,
+        *(re.sub(r"\{\w\}", lambda m: m[0].translate(swap), t) for t in held_out),
+    }
+    return tuple(s for s in map("".join, itertools.product(*parts)) if s not in reserved)
+
+
+_STARTS_HELD_OUT = (
+    "{a} starts with {x} {item}, while {b} starts with {y}.",
+    "In the morning {a} has {x} {item}. {b} has {y}.",
+    "At first {b} has {y} {item} and {a} has {x}.",
+)
 _STARTS = {
     Split.TRAIN: (
-        "{a} has {x} {item} and {b} has {y}.",
-        "{a} has {x} {item}. {b} has {y} {item}.",
-        "{a} starts with {x} {item} and {b} starts with {y}.",
-        "There are {x} {item} with {a} and {y} with {b}.",
-        "At first {a} has {x} {item}, while {b} has {y}.",
-        "{b} has {y} {item} and {a} has {x}.",
-        "{b} starts with {y} {item}. {a} starts with {x}.",
-        "In the morning {b} has {y} {item} and {a} has {x} {item}.",
+        *_composed(
+            _STARTS_HELD_OUT,
+            ("", "", "At first ", "In the morning ", "One day "),
+            ("{a} has {x} {item}", "{a} starts with {x} {item}", "{a} begins with {x} {item}"),
+            (" and ", ", while ", ". ", ", but "),
+            ("{b} has {y}", "{b} has {y} {item}", "{b} starts with {y}"),
+            (".",),
+        ),
+        *_composed(
+            _STARTS_HELD_OUT,
+            ("", "", "At first ", "In the morning ", "One day "),
+            ("{b} has {y} {item}", "{b} starts with {y} {item}", "{b} begins with {y} {item}"),
+            (" and ", ", while ", ". ", ", but "),
+            ("{a} has {x}", "{a} has {x} {item}", "{a} starts with {x}"),
+            (".",),
+        ),
+        *("There are {x} {item} with {a} and {y} with {b}.",) * 9,
+        *("There are {y} {item} with {b} and {x} with {a}.",) * 9,
     ),
-    Split.HELD_OUT: (
-        "{a} starts with {x} {item}, while {b} starts with {y}.",
-        "In the morning {a} has {x} {item}. {b} has {y}.",
-        "At first {b} has {y} {item} and {a} has {x}.",
-    ),
+    Split.HELD_OUT: _STARTS_HELD_OUT,
 }
+_CHANGES_HELD_OUT = (
+    "After lunch, {a} {verb} {n} {item} at the market.",
+    "Then, in the garden, {a} {verb} {n}.",
+    "Later {a} {verb} {n} of them on the way home.",
+)
 _CHANGES = {
-    Split.TRAIN: (
-        "{a} {verb} {n} {item}.",
-        "Then {a} {verb} {n}.",
-        "{a} {verb} {n} of them.",
-        "After lunch {a} {verb} {n}.",
-        "Next, {a} {verb} {n} {item}.",
-        "At the market {a} {verb} {n}.",
-        "In the garden {a} {verb} {n} {item}.",
-        "{a} {verb} {n} {item} on the way home.",
-        "Later {a} {verb} {n} {item}.",
-        "In the evening, {a} {verb} {n}.",
+    Split.TRAIN: _composed(
+        _CHANGES_HELD_OUT, _OPENERS, ("{a} {verb} ",), _AMOUNTS, _CLOSERS, (".",)
     ),
-    Split.HELD_OUT: (
-        "After lunch, {a} {verb} {n} {item} at the market.",
-        "Then, in the garden, {a} {verb} {n}.",
-        "Later {a} {verb} {n} of them on the way home.",
-    ),
+    Split.HELD_OUT: _CHANGES_HELD_OUT,
 }
+_TRANSFERS_HELD_OUT = (
+    "Then {a} gives {n} {item} to {b}.",
+    "Later {b} takes {n} of them from {a}.",
+    "Next, {a} hands {b} {n} {item}.",
+)
 _TRANSFERS = {
     Split.TRAIN: (
-        "{a} gives {n} to {b}.",
-        "{a} gives {b} {n} {item}.",
-        "Then {a} hands {n} {item} to {b}.",
-        "{a} hands {b} {n}.",
-        "Later {a} gives {n} of them to {b}.",
-        "{b} takes {n} {item} from {a}.",
-        "{b} takes {n} from {a}.",
-        "Next, {b} gets {n} {item} from {a}.",
+        *_composed(
+            _TRANSFERS_HELD_OUT, _OPENERS, ("{a} gives ", "{a} hands "), _AMOUNTS, (" to {b}.",)
+        ),
+        *_composed(
+            _TRANSFERS_HELD_OUT, _OPENERS, ("{a} gives {b} ", "{a} hands {b} "), _AMOUNTS, (".",)
+        ),
+        *_composed(
+            _TRANSFERS_HELD_OUT, _OPENERS, ("{b} takes ", "{b} gets "), _AMOUNTS, (" from {a}.",)
+        ),
     ),
-    Split.HELD_OUT: (
-        "Then {a} gives {n} {item} to {b}.",
-        "Later {b} takes {n} of them from {a}.",
-        "Next, {a} hands {b} {n} {item}.",
-    ),
+    Split.HELD_OUT: _TRANSFERS_HELD_OUT,
 }
 _ASIDES = {
     Split.TRAIN: (
@@ -77,6 +101,10 @@ _ASIDES = {
         "It takes {n} minutes to get home.",
         "The market opens at {n}.",
         "{a} lives at number {n}.",
+        "It is {n} degrees in the garden.",
+        "There are {n} people at the market.",
+        "The way to the market is {n} streets long.",
+        "Lunch takes {n} minutes.",
     ),
     Split.HELD_OUT: ("The way home takes {n} minutes.", "It is {n} minutes to the market."),
 }
@@ -88,6 +116,11 @@ _QUESTIONS = {
         "What is the number of {item} that {a} has?",
         "Count the {item} of {a}.",
         "In the end, how many {item} has {a}?",
+        "How many {item} does {a} have in the end?",
+        "At the end, how many {item} does {a} have?",
+        "What is the number of {item} with {a}?",
+        "What number of {item} does {a} have now?",
+        "Now, how many {item} are with {a}?",
     ),
     Split.HELD_OUT: (
         "What number of {item} does {a} have in the end?",
@@ -120,43 +153,53 @@ class MultiStep:
 
     def story(self, item_id: str, n_steps: int, draw: Draw, split: Split) -> Item:
         """Make one story with `n_steps` changes to the count that is asked for."""
+        return self.story_asked_twice(item_id, n_steps, draw, split)[0]
+
+    def story_asked_twice(
+        self, item_id: str, n_steps: int, draw: Draw, split: Split
+    ) -> tuple[Item, Item]:
+        """Make one story; the second item asks for the other holder's count, without the story."""
         asked = words.person(draw, split)
         other = words.person(draw, split)
         item = words.owned(draw)
-        count, other_count = draw.between(4, 40), draw.between(4, 40)
+        own, others = _Holder(asked, draw.between(4, 40)), _Holder(other, draw.between(4, 40))
         start = draw.pick(_STARTS[split])
-        sentences = [start.format(a=asked, b=other, x=count, y=other_count, item=item)]
+        sentences = [start.format(a=asked, b=other, x=own.count, y=others.count, item=item)]
         n_distractors = draw.between(0, 1 + n_steps // 2)
         is_step = [True] * n_steps + [False] * n_distractors
-        working = []
         for is_counted in draw.sample(is_step, len(is_step)):
             if not is_counted:
-                sentence, other_count = _distraction(draw, split, other, item, other_count)
-                sentences.append(sentence)
+                sentences.append(_distraction(draw, split, others, item))
                 continue
             n = draw.between(2, 12)
-            is_gain = count - n < 1 or (draw.chance(50) and count + n <= _MAX_COUNT)
-            is_transfer = draw.chance(35) and (not is_gain or other_count - n >= 1)
+            is_gain = own.count - n < 1 or (draw.chance(50) and own.count + n <= _MAX_COUNT)
+            is_transfer = draw.chance(35) and (not is_gain or others.count - n >= 1)
+            own.change(n if is_gain else -n)
             if is_transfer:
                 giver, taker = (other, asked) if is_gain else (asked, other)
                 template = draw.pick(_TRANSFERS[split])
                 sentences.append(template.format(a=giver, b=taker, n=n, item=item))
-                other_count += -n if is_gain else n
+                others.change(-n if is_gain else n)
             else:
                 verb = draw.pick(_GAINS if is_gain else _LOSSES)
                 template = draw.pick(_CHANGES[split])
                 sentences.append(template.format(a=asked, verb=verb, n=n, item=item))
-            after = count + n if is_gain else count - n
-            working.append(f"{count} {'+' if is_gain else '-'} {n} = {after}")
-            count = after
         sentences.append(draw.pick(_QUESTIONS[split]).format(a=asked, item=item))
+        again = draw.pick(_QUESTIONS[split]).format(a=other, item=item)
+        meta = {"n_distractors": n_distractors}
+        return (
+            self._item(item_id, " ".join(sentences), own, meta),
+            self._item(f"{item_id}-other", again, others, meta),
+        )
+
+    def _item(self, item_id: str, text: str, holder: "_Holder", meta: Mapping[str, int]) -> Item:
         return Item(
             id=item_id,
             suite=self.name,
-            messages=({"role": "user", "content": " ".join(sentences)},),
+            messages=({"role": "user", "content": text},),
             tools=(),
-            target=f"{', '.join(working)}. Answer: {count}",
-            meta={"n_steps": n_steps, "n_distractors": n_distractors, "answer": count},
+            target=", ".join(holder.working) + f". Answer: {holder.count}",
+            meta={"n_steps": len(holder.working), **meta, "answer": holder.count},
             max_tokens=self.max_tokens,
         )
 
@@ -171,12 +214,25 @@ class MultiStep:
         return Score(is_correct, "" if is_correct else "wrong_value")
 
 
-def _distraction(draw: Draw, split: Split, other: str, item: str, count: int) -> tuple[str, int]:
-    """Make a sentence that leaves the asked count alone; give it and the other's new count."""
+class _Holder:
+    """Someone's count, with the sums that led to it."""
+
+    def __init__(self, name: str, count: int) -> None:
+        self.name = name
+        self.count = count
+        self.working: list[str] = []
+
+    def change(self, n: int) -> None:
+        before, self.count = self.count, self.count + n
+        self.working.append(f"{before} {'+' if n > 0 else '-'} {abs(n)} = {self.count}")
+
+
+def _distraction(draw: Draw, split: Split, other: _Holder, item: str) -> str:
+    """Make a sentence that leaves the asked count alone, though maybe not that of `other`."""
     n = draw.between(2, 12)
     if draw.chance(25):
-        return draw.pick(_ASIDES[split]).format(a=other, n=n), count
-    is_gain = count - n < 1 or draw.chance(50)
+        return draw.pick(_ASIDES[split]).format(a=other.name, n=n)
+    is_gain = other.count - n < 1 or draw.chance(50)
+    other.change(n if is_gain else -n)
     verb = draw.pick(_GAINS if is_gain else _LOSSES)
-    sentence = draw.pick(_CHANGES[split]).format(a=other, verb=verb, n=n, item=item)
-    return sentence, count + n if is_gain else count - n
+    return draw.pick(_CHANGES[split]).format(a=other.name, verb=verb, n=n, item=item)

@@ -5,7 +5,7 @@ the text leaves out must be null or absent, as the schema says. Graded as JSON v
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from edgekit.quality.suites.base import (
@@ -64,44 +64,58 @@ class StructuredOutput:
 
     def record(self, item_id: str, index: int, n_fields: int, draw: Draw, split: Split) -> Item:
         """Make one text with `n_fields` asked fields and up to two that nobody asks for."""
+        return self.record_asked_twice(item_id, index, n_fields, draw, split)[0]
+
+    def record_asked_twice(
+        self, item_id: str, index: int, n_fields: int, draw: Draw, split: Split
+    ) -> tuple[Item, Item]:
+        """Make one text; the second item has another schema for it, without the text."""
         kind = _KINDS[index % len(_KINDS)]
         fields = RECORD_KINDS[kind]
         told = draw.sample(tuple(fields), n_fields + draw.between(0, 2))
-        asked = told[:n_fields]
         values: dict[str, Value] = {}
         sentences = []
-        absent: set[str] = set()
-        properties: dict[str, Any] = {}
-        required = []
+        nullable: set[str] = set()
         for key in told:
             field = fields[key]
-            is_nullable = draw.chance(50)
-            is_told = not field.is_optional or draw.chance(50)
-            if is_told:
+            if draw.chance(50):
+                nullable.add(key)
+            if not field.is_optional or draw.chance(50):
                 sentence, values[key] = _tell(field, draw, split)
                 sentences.append(sentence)
-            elif is_nullable:
-                absent.add(key)
-            if key in asked:
-                properties[key] = _schema(field, is_nullable)
-                if not field.is_optional or is_nullable:
-                    required.append(key)
-        schema = {"type": "object", "properties": properties, "required": required}
-        compact = json.dumps(schema, separators=(",", ":"))
         text = " ".join(draw.sample(sentences, len(sentences)))
-        record = {key: values.get(key) for key in asked if key in values or key in absent}
+        ask, ask_again = draw.pick(_ASKS[split]), draw.pick(_ASKS[split])
+        asked_again = draw.sample(told, draw.between(2, len(told)))
+        return (
+            self._item(item_id, kind, told[:n_fields], values, nullable, ask, f"\nText: {text}"),
+            self._item(f"{item_id}-again", kind, asked_again, values, nullable, ask_again, ""),
+        )
+
+    def _item(
+        self,
+        item_id: str,
+        kind: str,
+        asked: Sequence[str],
+        values: Mapping[str, Value],
+        nullable: Set[str],
+        ask: str,
+        text: str,
+    ) -> Item:
+        fields = RECORD_KINDS[kind]
+        schema = {
+            "type": "object",
+            "properties": {key: _schema(fields[key], key in nullable) for key in asked},
+            "required": [k for k in asked if not fields[k].is_optional or k in nullable],
+        }
+        compact = json.dumps(schema, separators=(",", ":"))
+        record = {key: values.get(key) for key in asked if key in values or key in nullable}
         return Item(
             id=item_id,
             suite=self.name,
-            messages=(
-                {
-                    "role": "user",
-                    "content": f"{draw.pick(_ASKS[split])}\nSchema: {compact}\nText: {text}",
-                },
-            ),
+            messages=({"role": "user", "content": f"{ask}\nSchema: {compact}{text}"},),
             tools=(),
             target=json.dumps(record, ensure_ascii=False),
-            meta={"kind": kind, "n_fields": n_fields, "schema": compact},
+            meta={"kind": kind, "n_fields": len(asked), "schema": compact},
             max_tokens=self.max_tokens,
         )
 

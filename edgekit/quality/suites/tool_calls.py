@@ -101,22 +101,29 @@ class ToolCalls:
         n_tools = draw.between(2, 4)
         others = draw.sample([name for name in TOOLS if name != asked], n_tools)
         if kind == "none":
-            offered = others
-            is_unrelated = draw.chance(40)
-            text = _unrelated(draw, split) if is_unrelated else _request(asked, draw, split)[0]
-            target = NO_TOOL
+            return self.ask(item_id, None if draw.chance(40) else asked, others, draw, split)
+        offered = draw.sample([asked, *others[1:]], n_tools)
+        return self.ask(item_id, asked, offered, draw, split)
+
+    def ask(
+        self, item_id: str, asked: str | None, offered: Sequence[str], draw: Draw, split: Split
+    ) -> Item:
+        """Make a request for the tool `asked`, offered or not, or for something no tool does."""
+        target = NO_TOOL
+        if asked is None:
+            text = _unrelated(draw, split)
         else:
-            offered = draw.sample([asked, *others[1:]], n_tools)
             text, arguments = _request(asked, draw, split)
-            call = {"name": asked, "arguments": arguments}
-            target = TOOL_CALLS_TAG + json.dumps([call], ensure_ascii=False)
+            if asked in offered:
+                call = {"name": asked, "arguments": arguments}
+                target = TOOL_CALLS_TAG + json.dumps([call], ensure_ascii=False)
         return Item(
             id=item_id,
             suite=self.name,
             messages=({"role": "user", "content": text},),
             tools=tuple(tool_definition(name) for name in offered),
             target=target,
-            meta={"kind": kind, "n_tools": n_tools},
+            meta={"kind": asked if asked in offered else "none", "n_tools": len(offered)},
             max_tokens=self.max_tokens,
         )
 

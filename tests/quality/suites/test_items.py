@@ -9,20 +9,32 @@ import sys
 import pytest
 
 from edgekit.errors import UsageError
-from edgekit.quality.suites import SUITES, Answer, Item, Split, load_suite, parse_tool_calls
+from edgekit.quality.suites import (
+    SUITES,
+    Answer,
+    Item,
+    Split,
+    load_suite,
+    long_context,
+    multi_step,
+    parse_tool_calls,
+    structured_output,
+)
 from edgekit.quality.suites.base import Draw
 from edgekit.quality.suites.long_context import DEPTHS_PCT, LENGTHS, LongContext
+from edgekit.quality.suites.record_kinds import RECORD_KINDS
+from edgekit.quality.suites.tool_phrases import OTHER_REQUESTS, PHRASES
 from edgekit.quality.suites.tools import TOOLS
 
 # A change here means that published numbers and the bundled model no longer fit the suites.
 DIGESTS = {
     "tool_calls/train": "7b239891205ac7c4",
     "tool_calls/held_out": "8c13664910fc32fa",
-    "structured_output/train": "1b52a1e4666d4dbc",
+    "structured_output/train": "bb181a6fc38a0671",
     "structured_output/held_out": "e32bfa8a2da6ed48",
-    "long_context/train": "4955368799c82145",
+    "long_context/train": "f00c366f8014c882",
     "long_context/held_out": "d05bda02adf35042",
-    "multi_step/train": "62e181ca699914ca",
+    "multi_step/train": "f90e1e52683ebd4a",
     "multi_step/held_out": "031be9abd024ac13",
 }
 
@@ -143,6 +155,45 @@ def test_the_working_of_a_story_is_a_chain_of_right_sums() -> None:
         for (a, sign, b, result), after in zip(sums, [*sums[1:], None], strict=True):
             assert int(a) + int(sign + b) == int(result) >= 0
             assert (after[0] if after else str(item.meta["answer"])) == result
+
+
+def _templates(split: Split) -> set[str]:
+    tables = (long_context._FACTS, long_context._QUESTIONS, long_context._FILLERS)
+    stories = (multi_step._STARTS, multi_step._CHANGES, multi_step._TRANSFERS)
+    asked = (multi_step._ASIDES, multi_step._QUESTIONS, structured_output._ASKS)
+    found = {t for table in (*tables, *stories, *asked) for t in table[split]}
+    is_train = split is Split.TRAIN
+    for fields in RECORD_KINDS.values():
+        for one in fields.values():
+            found |= {*one.train, *one.train_false} if is_train else {*one.held_out}
+            found |= set() if is_train else {*one.held_out_false}
+    for phrases in PHRASES.values():
+        found |= {*phrases.cores[split]}
+        found |= {t for wordings in phrases.clauses.values() for t in wordings[split]}
+    return found | {*OTHER_REQUESTS[split]}
+
+
+def test_no_sentence_template_is_in_both_splits() -> None:
+    train, held_out = _templates(Split.TRAIN), _templates(Split.HELD_OUT)
+    assert len(held_out) > 150
+    assert not train & held_out
+    # Nor in a story with the two holders' roles exchanged.
+    roles = str.maketrans("abxy", "bayx")
+    exchanged = {re.sub(r"\{\w\}", lambda m: m[0].translate(roles), t) for t in held_out}
+    assert not train & exchanged
+
+
+@pytest.mark.parametrize("split", Split)
+def test_a_second_question_about_the_same_text_has_a_right_answer(split: Split) -> None:
+    stories, records = multi_step.MultiStep(), structured_output.StructuredOutput()
+    for i in range(60):
+        first, second = stories.story_asked_twice("x", 1 + i % 5, Draw("twice", i), split)
+        assert stories.score(second, Answer(second.target)).is_correct
+        assert second.meta["n_distractors"] == first.meta["n_distractors"]
+        first, second = records.record_asked_twice("x", i, 3, Draw("twice", i), split)
+        said, wanted = json.loads(first.target), json.loads(second.target)
+        assert all(said[key] == wanted[key] for key in said.keys() & wanted.keys())
+        assert set(json.loads(str(second.meta["schema"]))["properties"]) >= wanted.keys()
 
 
 def test_an_unknown_suite_is_a_usage_error_with_a_hint() -> None:
