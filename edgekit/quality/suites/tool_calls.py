@@ -109,12 +109,13 @@ class ToolCalls:
         self, item_id: str, asked: str | None, offered: Sequence[str], draw: Draw, split: Split
     ) -> Item:
         """Make a request for the tool `asked`, offered or not, or for something no tool does."""
-        target = NO_TOOL
+        kind, target = "none", NO_TOOL
         if asked is None:
             text = _unrelated(draw, split)
         else:
             text, arguments = _request(asked, draw, split)
             if asked in offered:
+                kind = asked
                 call = {"name": asked, "arguments": arguments}
                 target = TOOL_CALLS_TAG + json.dumps([call], ensure_ascii=False)
         return Item(
@@ -123,7 +124,7 @@ class ToolCalls:
             messages=({"role": "user", "content": text},),
             tools=tuple(tool_definition(name) for name in offered),
             target=target,
-            meta={"kind": asked if asked in offered else "none", "n_tools": len(offered)},
+            meta={"kind": kind, "n_tools": len(offered)},
             max_tokens=self.max_tokens,
         )
 
