@@ -7,7 +7,7 @@ needs them. Only the training split's entities occur.
 from collections.abc import Callable
 
 from edgekit.quality.suites import words
-from edgekit.quality.suites.base import Draw, Item, Split
+from edgekit.quality.suites.base import Draw, Item, Split, split_of
 from pocket.chat import SPECIAL_TOKENS, Chat
 
 __all__ = ["drill"]
@@ -20,8 +20,22 @@ _MAKERS: tuple[Callable[[Draw, Split], str], ...] = (
     words.task,
     words.message,
     words.company,
-    lambda draw, split: words.digits(draw, split, draw.between(1, 6)),
+    lambda draw, split: _code(draw, draw.between(1, 6)),
 )
+
+
+def _code(draw: Draw, n: int) -> str:
+    """Make a code, half of the time of two or three digits that come again and again.
+
+    What follows a repeated digit is not known from that digit alone, so copying such a code needs
+    more than looking up what came after the last token.
+    """
+    if n < 4 or draw.chance(50):
+        return words.digits(draw, Split.TRAIN, n)
+    few = draw.sample("123456789", draw.between(2, 3))
+    while split_of(code := "".join(draw.pick(few) for _ in range(n))) is not Split.TRAIN:
+        pass
+    return code
 
 
 def drill(draw: Draw, chat: Chat) -> tuple[list[int], list[float]]:
@@ -54,7 +68,7 @@ def _look_up(draw: Draw) -> tuple[str, str]:
     for _ in range(draw.between(2, 7)):
         name = words.person(draw, Split.TRAIN)
         value = draw.pick(_MAKERS)(draw, Split.TRAIN)
-        known[name] = words.digits(draw, Split.TRAIN, 4) if is_code else value
+        known[name] = _code(draw, draw.between(4, 6)) if is_code else value
     asked = draw.sample(list(known), min(len(known), 4))
     listed = ", ".join(f"{name} {value}" for name, value in known.items())
     answer = ", ".join(f"{name} {known[name]}" for name in asked)
