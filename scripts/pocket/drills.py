@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from edgekit.quality.suites import words
 from edgekit.quality.suites.base import Draw, Item, Split, split_of
+from edgekit.quality.suites.multi_step import CHANGES, GAINS, LOSSES, TRANSFERS
 from pocket.chat import SPECIAL_TOKENS, Chat
 
 __all__ = ["drill"]
@@ -40,10 +41,10 @@ def _code(draw: Draw, n: int) -> str:
 
 def drill(draw: Draw, chat: Chat) -> tuple[list[int], list[float]]:
     """Give the ids of one exercise and the loss weight of each."""
-    kind = draw.below(5)
+    kind = draw.below(6)
     if kind == 0:
         return _said_twice(draw, chat)
-    question, answer = (_copy, _look_up, _look_up, _sums)[kind - 1](draw)
+    question, answer = (_copy, _look_up, _whose, _whose, _sums)[kind - 1](draw)
     message = {"role": "user", "content": question}
     ids, written = chat.talk_ids([Item("drill", "drill", (message,), (), answer, {}, 0)])
     return ids, [float(w) for w in written]
@@ -88,3 +89,28 @@ def _sums(draw: Draw) -> tuple[str, str]:
         working.append(f"{count} {sign} {n} = {after}")
         count = after
     return " ".join(asked), f"{', '.join(working)}. Answer: {count}"
+
+
+def _whose(draw: Draw) -> tuple[str, str]:
+    """Ask for the changes of two holders, by holder: who did what, without any sum."""
+    names = [words.person(draw, Split.TRAIN) for _ in range(2)]
+    item = words.owned(draw)
+    sentences: list[str] = []
+    changes: dict[str, list[str]] = {name: [] for name in names}
+    for _ in range(draw.between(3, 7)):
+        n = draw.between(2, 12)
+        holder, other = draw.sample(names, 2)
+        if draw.chance(30):
+            template = draw.pick(TRANSFERS[Split.TRAIN])
+            sentences.append(template.format(a=holder, b=other, n=n, item=item))
+            changes[holder].append(f"- {n}")
+            changes[other].append(f"+ {n}")
+        else:
+            is_gain = draw.chance(50)
+            verb = draw.pick(GAINS if is_gain else LOSSES)
+            template = draw.pick(CHANGES[Split.TRAIN])
+            sentences.append(template.format(a=holder, verb=verb, n=n, item=item))
+            changes[holder].append(f"{'+' if is_gain else '-'} {n}")
+    asked = draw.sample(names, 2)
+    answer = ". ".join(f"{name} {' '.join(changes[name]) or 'none'}" for name in asked)
+    return f"{' '.join(sentences)} {', '.join(asked)}", answer

@@ -115,14 +115,14 @@ class _Talks:
         return [first, second] if second.meta["n_steps"] else [first]
 
     def _requests(self, draw: Draw) -> list[Item]:
-        """Make one to four requests over the same tools; a fifth ask for what none of them does."""
+        """Make one to four requests over the same tools; a tenth ask for what none of them does."""
         order = draw.sample(tuple(TOOLS), len(TOOLS))
         n_offered = draw.between(2, 4)
         offered, missing = order[:n_offered], order[n_offered:]
         turns = []
         for _ in range(draw.between(1, 4)):
             asked: str | None = draw.pick(offered)
-            if draw.chance(20):
+            if draw.chance(10):
                 asked = None if draw.chance(40) else draw.pick(missing)
             turns.append(self.tool_calls.ask("t", asked, offered, draw, _TRAIN))
         return turns

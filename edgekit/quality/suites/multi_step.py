@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from edgekit.quality.suites import words
 from edgekit.quality.suites.base import Answer, Draw, Item, Score, Split, iter_items
 
-__all__ = ["MultiStep"]
+__all__ = ["CHANGES", "GAINS", "LOSSES", "TRANSFERS", "MultiStep"]
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 MAX_STEPS = 5
 _MAX_COUNT = 99
 
-_GAINS = ("finds", "buys", "gets", "picks up", "wins", "receives")
-_LOSSES = ("loses", "sells", "drops", "throws out", "breaks", "gives back")
+GAINS = ("finds", "buys", "gets", "picks up", "wins", "receives")
+LOSSES = ("loses", "sells", "drops", "throws out", "breaks", "gives back")
 _OPENERS = (
     "", "", "", "Then ", "Later ", "Next, ", "Soon ", "After lunch ", "In the garden ",
     "At the market ", "In the evening, ", "Then, at the market, ", "On the way home, ",
@@ -70,7 +70,7 @@ _CHANGES_HELD_OUT = (
     "Then, in the garden, {a} {verb} {n}.",
     "Later {a} {verb} {n} of them on the way home.",
 )
-_CHANGES = {
+CHANGES = {
     Split.TRAIN: _composed(
         _CHANGES_HELD_OUT, _OPENERS, ("{a} {verb} ",), _AMOUNTS, _CLOSERS, (".",)
     ),
@@ -81,7 +81,7 @@ _TRANSFERS_HELD_OUT = (
     "Later {b} takes {n} of them from {a}.",
     "Next, {a} hands {b} {n} {item}.",
 )
-_TRANSFERS = {
+TRANSFERS = {
     Split.TRAIN: (
         *_composed(
             _TRANSFERS_HELD_OUT, _OPENERS, ("{a} gives ", "{a} hands "), _AMOUNTS, (" to {b}.",)
@@ -177,12 +177,12 @@ class MultiStep:
             own.change(n if is_gain else -n)
             if is_transfer:
                 giver, taker = (other, asked) if is_gain else (asked, other)
-                template = draw.pick(_TRANSFERS[split])
+                template = draw.pick(TRANSFERS[split])
                 sentences.append(template.format(a=giver, b=taker, n=n, item=item))
                 others.change(-n if is_gain else n)
             else:
-                verb = draw.pick(_GAINS if is_gain else _LOSSES)
-                template = draw.pick(_CHANGES[split])
+                verb = draw.pick(GAINS if is_gain else LOSSES)
+                template = draw.pick(CHANGES[split])
                 sentences.append(template.format(a=asked, verb=verb, n=n, item=item))
         sentences.append(draw.pick(_QUESTIONS[split]).format(a=asked, item=item))
         again = draw.pick(_QUESTIONS[split]).format(a=other, item=item)
@@ -234,5 +234,5 @@ def _distraction(draw: Draw, split: Split, other: _Holder, item: str) -> str:
         return draw.pick(_ASIDES[split]).format(a=other.name, n=n)
     is_gain = other.count - n < 1 or draw.chance(50)
     other.change(n if is_gain else -n)
-    verb = draw.pick(_GAINS if is_gain else _LOSSES)
-    return draw.pick(_CHANGES[split]).format(a=other.name, verb=verb, n=n, item=item)
+    verb = draw.pick(GAINS if is_gain else LOSSES)
+    return draw.pick(CHANGES[split]).format(a=other.name, verb=verb, n=n, item=item)

@@ -159,7 +159,7 @@ def test_the_working_of_a_story_is_a_chain_of_right_sums() -> None:
 
 def _templates(split: Split) -> set[str]:
     tables = (long_context._FACTS, long_context._QUESTIONS, long_context._FILLERS)
-    stories = (multi_step._STARTS, multi_step._CHANGES, multi_step._TRANSFERS)
+    stories = (multi_step._STARTS, multi_step.CHANGES, multi_step.TRANSFERS)
     asked = (multi_step._ASIDES, multi_step._QUESTIONS, structured_output._ASKS)
     found = {t for table in (*tables, *stories, *asked) for t in table[split]}
     is_train = split is Split.TRAIN
