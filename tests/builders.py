@@ -12,9 +12,10 @@ from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from tests.tiny_families import TINY_CONFIGS, family_weights
 
 SPECIAL_TOKENS: Final = (
     "<unk>", "<s>", "</s>", "<pad>",
@@ -68,7 +69,7 @@ def write_tiny_checkpoint(
 
     Args:
         folder: Where to write; made if absent.
-        model_type: ``mistral`` or ``llama``.
+        model_type: A key of ``TINY_CONFIGS``: a model_type, or one of its variants.
         seed: Other weights for another seed.
         shards: Number of weight files; more than one come with an index.
         dtype: Stored type: bf16, fp16 or fp32.
@@ -79,15 +80,16 @@ def write_tiny_checkpoint(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = {**_config(model_type, dtype), **config_overrides}
+    config = tiny_config(model_type, dtype, **config_overrides)
     _write_json(folder / "config.json", config)
+    decoder = config.get("text_config", config)
     _write_json(
         folder / "generation_config.json",
-        {"bos_token_id": 1, "eos_token_id": config["eos_token_id"], "pad_token_id": 3},
+        {"bos_token_id": 1, "eos_token_id": decoder["eos_token_id"], "pad_token_id": 3},
     )
-    write_tiny_tokenizer(folder, vocab_size=config["vocab_size"])
+    write_tiny_tokenizer(folder, vocab_size=decoder["vocab_size"])
     tensors = {
-        name: values.astype(_DTYPES[dtype]) for name, values in tiny_weights(config, seed).items()
+        name: values.astype(_DTYPES[dtype]) for name, values in family_weights(config, seed).items()
     }
     if shards == 1:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -103,47 +105,6 @@ def write_tiny_checkpoint(
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     _write_json(folder / "model.safetensors.index.json", index)
     return folder
-
-
-def tiny_weights(config: dict[str, Any], seed: int) -> dict[str, NDArray[np.float32]]:
-    """Draw the weights of a config: Hugging Face name to float32 array."""
-    rng = np.random.default_rng(seed)
-    width, ffn = config["hidden_size"], config["intermediate_size"]
-    q_width = config["num_attention_heads"] * config["head_dim"]
-    kv_width = config["num_key_value_heads"] * config["head_dim"]
-
-    def matrix(n_out: int, n_in: int, gain: float) -> NDArray[np.float32]:
-        values = rng.standard_normal((n_out, n_in), dtype=np.float32)
-        return values * np.float32(gain / n_in**0.5)
-
-    def norm() -> NDArray[np.float32]:
-        return 1 + np.float32(0.1) * rng.standard_normal(width, dtype=np.float32)
-
-    # Rows of the embedding are small beside what the layers add, so a tied model does not
-    # simply repeat its last token.
-    weights = {"model.embed_tokens.weight": matrix(config["vocab_size"], width, 2.0)}
-    for i in range(config["num_hidden_layers"]):
-        at = f"model.layers.{i}."
-        projections = {
-            "self_attn.q_proj": (q_width, width, 1.2),
-            "self_attn.k_proj": (kv_width, width, 1.2),
-            "self_attn.v_proj": (kv_width, width, 1.5),
-            "self_attn.o_proj": (width, q_width, 1.5),
-            "mlp.gate_proj": (ffn, width, 1.5),
-            "mlp.up_proj": (ffn, width, 1.5),
-            "mlp.down_proj": (width, ffn, 1.5),
-        }
-        weights[at + "input_layernorm.weight"] = norm()
-        weights[at + "post_attention_layernorm.weight"] = norm()
-        for name, (n_out, n_in, gain) in projections.items():
-            weights[f"{at}{name}.weight"] = matrix(n_out, n_in, gain)
-            key = "attention_bias" if name.startswith("self_attn") else "mlp_bias"
-            if config.get(key):
-                weights[f"{at}{name}.bias"] = matrix(n_out, 1, 0.1)[:, 0]
-    weights["model.norm.weight"] = norm()
-    if not config["tie_word_embeddings"]:
-        weights["lm_head.weight"] = matrix(config["vocab_size"], width, 2.0)
-    return weights
 
 
 def write_tiny_tokenizer(folder: Path, vocab_size: int = 384) -> None:
@@ -177,10 +138,18 @@ def write_tiny_tokenizer(folder: Path, vocab_size: int = 384) -> None:
     )
 
 
-def _config(model_type: str, dtype: str) -> dict[str, Any]:
-    config = {
+def tiny_config(name: str, dtype: str = "bf16", **overrides: Any) -> dict[str, Any]:
+    """Give the config of a member of ``TINY_CONFIGS``; a wrapper's overrides go inside."""
+    own = TINY_CONFIGS[name]
+    inner = own.get("text_config", own)
+    model_type = own["model_type"]
+    written = {
         "architectures": [f"{model_type.capitalize()}ForCausalLM"],
-        "model_type": model_type,
+        "torch_dtype": _CONFIG_NAMES[dtype],
+        "transformers_version": "4.57.0",
+    }
+    decoder = {
+        **written,
         "hidden_size": 128,
         "intermediate_size": 256,
         "num_hidden_layers": 2,
@@ -199,14 +168,16 @@ def _config(model_type: str, dtype: str) -> dict[str, Any]:
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 3,
-        "torch_dtype": _CONFIG_NAMES[dtype],
-        "transformers_version": "4.57.0",
+        **inner,
     }
-    if model_type == "mistral":
-        config["sliding_window"] = None
-    else:
-        config |= {"attention_bias": False, "mlp_bias": False, "rope_scaling": None}
-    return config
+    # The families differ in which keys they know at all.
+    absent = [key for key in ("head_dim", "hidden_act", "rope_theta") if decoder[key] is None]
+    absent += ["rope_theta"] if "rope_parameters" in inner else []
+    decoder = {key: value for key, value in decoder.items() if key not in absent} | overrides
+    if inner is own:
+        return decoder
+    vision = {"model_type": "pixtral", "hidden_size": 8}
+    return {**written, "model_type": model_type, "text_config": decoder, "vision_config": vision}
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

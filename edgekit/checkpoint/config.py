@@ -79,6 +79,17 @@ class RawConfig(Mapping[str, Any]):
         """
         return cls(read_object(path), str(path))
 
+    def require(self, key: str) -> None:
+        """Report a key that is absent or null; taking it is left to the caller."""
+        if self._values.get(key) is None:
+            self.report(f"{key} is missing")
+
+    def fill(self, defaults: Mapping[str, Any]) -> None:
+        """Give absent keys the value that their absence means; null counts as absent."""
+        for key, value in defaults.items():
+            if self._values.get(key) is None:
+                self._values[key] = value
+
     def __getitem__(self, key: str) -> Any:
         return self._values[key]
 

@@ -1,8 +1,8 @@
 """Answer one question: which folder does the user mean by a model name?
 
-A folder, a name under ``models/``, or a Hugging Face Hub id (``owner/name`` or
-``owner/name@revision``), in that order. The only code that talks to the Hub. It must not read
-what is in the folder.
+A folder, a name under ``models/`` (a bundled model, or a recipe that names a repository), or a
+Hugging Face Hub id (``owner/name`` or ``owner/name@revision``), in that order. The only code that
+talks to the Hub. It must not read what is in the folder.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Final
 
+from edgekit.checkpoint.recipe import recipes
 from edgekit.errors import CheckpointError
 from edgekit.lazy import require
 from edgekit.paths import models_dir
@@ -52,7 +53,7 @@ def resolve_model(model: str | Path) -> Path:
             do=f"Use {folder.parent}.",
         )
     if "/" not in text and "\\" not in text:
-        return _bundled(text)
+        return _named(text)
     match = _HUB_ID.fullmatch(text)
     if match is None or isinstance(model, Path):
         raise CheckpointError(
@@ -76,20 +77,26 @@ def model_name(model: str | Path, folder: Path) -> str:
     match = _HUB_ID.fullmatch(str(model))
     if match is not None and not Path(model).is_dir():
         return match["repo"].rpartition("/")[2]
+    if not Path(model).is_dir() and str(model) in recipes(models_dir()):
+        return str(model)
     return folder.resolve().name
 
 
-def _bundled(name: str) -> Path:
+def _named(name: str) -> Path:
     if name in bundled_models():
         return models_dir() / name
+    known = recipes(models_dir())
+    if name in known:
+        return _download(known[name].source, known[name].revision)
     raise CheckpointError(f"no model named {name!r}", do=_known_names(name))
 
 
 def _known_names(name: str) -> str:
-    known = bundled_models()
-    close = difflib.get_close_matches(Path(name).name, known, n=1)
+    bundled, others = bundled_models(), list(recipes(models_dir()))
+    close = difflib.get_close_matches(Path(name).name.lower(), [*bundled, *others], n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Bundled models: {', '.join(known) or 'none'}."
+    listed = f"Bundled models: {', '.join(bundled) or 'none'}."
+    return f"{hint}{listed} Known on the Hub: {', '.join(others)}." if others else hint + listed
 
 
 def _download(repo: str, revision: str | None) -> Path:

@@ -66,6 +66,9 @@ def command(
         )
         for a in artifacts
     ]
+    for artifact in artifacts:
+        for note in artifact.manifest.settings.get("notes", ()):
+            output.message(f"{artifact.name}: {note}")
     output.result(
         [
             {"path": str(a.path), "n_bytes": a.n_bytes, "manifest": to_data(a.manifest)}

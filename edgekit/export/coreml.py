@@ -71,8 +71,10 @@ class CoremlExporter:
                 "Core ML keeps the key/value cache and the logits in fp16, so fp32 weights "
                 "would double the size without being more exact; use fp16"
             )
-        if spec.head_width % 2:
-            return Rejected(f"RoPE needs an even head width, not {spec.head_width}")
+        for rope in spec.ropes:
+            width = rope.rotary_width or spec.head_width
+            if width % 2:
+                return Rejected(f"RoPE turns pairs of lanes, so their number is even, not {width}")
         if scheme.bits == 4:
             return Accepted(("int4 blocks are made for the GPU; the Neural Engine is slower",))
         return Accepted()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.errors import ExportError, FormatError
-from edgekit.export.coreml_graph import identifier
+from edgekit.export.coreml_weights import identifier
 from edgekit.formats.mil_blob import BlobReader
 from edgekit.formats.mlpackage import (
     CAUSAL_MASK,

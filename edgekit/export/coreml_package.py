@@ -16,7 +16,8 @@ import numpy as np
 from edgekit.dtypes import F32Array
 from edgekit.errors import ExportError, FormatError
 from edgekit.export.base import Progress
-from edgekit.export.coreml_graph import Graph, Slot
+from edgekit.export.coreml_graph import Graph
+from edgekit.export.coreml_weights import Slot
 from edgekit.formats.mil_blob import BlobWriter
 from edgekit.formats.mlpackage import (
     BLOB_FILE_NAME,

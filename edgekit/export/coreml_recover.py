@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgekit.artifact import Artifact
 from edgekit.errors import FormatError, UsageError
-from edgekit.export.coreml_graph import identifier
+from edgekit.export.coreml_weights import identifier
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.mil_blob import BlobReader, BlobType
 from edgekit.formats.mlpackage import (

@@ -19,30 +19,27 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.artifact import Artifact, Format, TensorEntry
+from edgekit.artifact import Artifact, Format
 from edgekit.decision import Accepted, Decision, Rejected
-from edgekit.dtypes import DTYPES, Bits, DType, F32Array
+from edgekit.dtypes import DType
 from edgekit.errors import ExportError, FormatError, UsageError
 from edgekit.export.base import ExportOptions, Progress, Written
+from edgekit.export.mlx_arrays import plan_slots
 from edgekit.export.mlx_config import (
-    ARCHITECTURES,
     CONFIG_NAME,
     TORCH_DTYPES,
     TORCH_NAMES,
     make_config,
-    module_of,
-    quantization_of,
     read_config,
     write_config,
 )
+from edgekit.export.mlx_models import MODEL_FILES, ModelFile, choose_file
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.floats import to_float32
-from edgekit.formats.packing import unpack_codes
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from edgekit.lazy import require
-from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedModel, QuantizedTensor
+from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedModel
 from edgekit.scheme import Scheme
-from edgekit.tensors import TensorInfo
 
 WEIGHTS_NAME: Final = "model.safetensors"
 
@@ -53,68 +50,64 @@ class MlxExporter:
     format: Final = Format.MLX
 
     def supports(self, spec: DecoderSpec, scheme: Scheme) -> Decision:
-        """Say whether mlx-lm's own model code computes this decoder.
+        """Say whether mlx-lm's own model code computes this decoder, and up to which length.
 
         Args:
             spec: The decoder.
             scheme: Any; mlx holds 4 and 8 bits at groups 32, 64, 128, and every float.
         """
         del scheme
-        if spec.model_type not in ARCHITECTURES:
-            known = ", ".join(sorted(ARCHITECTURES))
-            return Rejected(
-                f"no mlx-lm mapping for model_type {spec.model_type} (there is: {known})"
-            )
-        if spec.sliding_window is not None and spec.sliding_window < spec.context_length:
-            return Rejected(
-                f"mlx-lm runs {spec.model_type} with full attention in every layer and would be "
-                f"wrong after {spec.sliding_window} tokens (sliding_window)"
-            )
-        if spec.has_qkv_bias != spec.has_o_bias:
-            return Rejected("mlx-lm's llama has one attention_bias for q, k, v and o together")
-        if spec.rope.scaling is not None and spec.rope.linear_factor != 1.0:
-            return Rejected("mlx-lm takes one rope_scaling, not llama3 and linear together")
-        return Accepted()
+        choice = choose_file(spec)
+        return choice if isinstance(choice, Rejected) else Accepted(choice.notes)
 
     def write(
         self, model: QuantizedModel, folder: Path, options: ExportOptions, progress: Progress
     ) -> Written:
-        """Write the folder; one tensor is in memory at a time.
+        """Write the folder; one module is in memory at a time.
 
         Raises:
-            ExportError: A scale does not fit the float type, or the source's config is unreadable.
-            UsageError: More context than the model has.
+            ExportError: mlx-lm does not compute the decoder, a scale does not fit the float type,
+                or the source's config is unreadable.
+            UsageError: More context than the artifact can hold.
         """
-        context_length = options.context_length or model.spec.context_length
-        if not 1 <= context_length <= model.spec.context_length:
+        choice = choose_file(model.spec)
+        if isinstance(choice, Rejected):
+            raise ExportError("MLX cannot hold this model", got=choice.reason)
+        context_length = options.context_length or choice.n_positions
+        if not 1 <= context_length <= choice.n_positions:
             raise UsageError(
-                "context_length", got=context_length, wanted=f"1 .. {model.spec.context_length}"
+                "context_length",
+                got=context_length,
+                wanted=f"1 .. {choice.n_positions}",
+                do="; ".join(choice.notes) or None,
             )
         dtype = _float_dtype(model)
-        config = make_config(model.spec, model.scheme, model.entries, dtype)
-        write_config(folder, config)
+        write_config(folder, make_config(choice, model.spec, model.scheme, model.entries, dtype))
         for name, path in model.assets.items():
             if name != CONFIG_NAME:
                 shutil.copyfile(path, folder / name)
-        infos = [info for entry in model.entries for info in _declare(entry, dtype)]
-        n_rounded = 0
+        slots = plan_slots(choice.file, model.entries)
+        infos = [info for slot in slots for info in slot.declare(dtype)]
+        n_rounded = n_done = 0
         with SafetensorsWriter(folder / WEIGHTS_NAME, infos, metadata={"format": "mlx"}) as writer:
-            for n_done, entry in enumerate(model.entries):
-                progress("mlx weights", n_done, len(model.entries))
-                encoded = _encode(model.get(entry.name), dtype)
-                for info, (data, is_exact) in zip(_declare(entry, dtype), encoded, strict=True):
-                    writer.append(info.name, data)
-                    n_rounded += not is_exact
+            for slot in slots:
+                tensors: list[ModelTensor] = []
+                for entry in slot.parts:
+                    progress("mlx weights", n_done, len(model.entries))
+                    tensors.append(model.get(entry.name))
+                    n_done += 1
+                arrays = slot.encode(tensors, dtype)
+                for info, array in zip(slot.declare(dtype), arrays, strict=True):
+                    writer.append(info.name, array)
+                if slot.scheme is None:
+                    n_rounded += _count_rounded(tensors, arrays[0], dtype)
         progress("mlx weights", len(model.entries), len(model.entries))
-        return Written(
-            context_length=context_length,
-            tool_versions={"numpy": np.__version__},
-            settings={
-                "float_dtype": TORCH_NAMES[dtype],
-                "n_rounded_float_tensors": n_rounded,
-                "mode": "affine",
-            },
-        )
+        settings = {
+            "float_dtype": TORCH_NAMES[dtype],
+            "n_rounded_float_tensors": n_rounded,
+            "mode": "affine",
+        }
+        return Written(context_length, {"numpy": np.__version__}, settings)
 
     def recover(self, artifact: Artifact) -> Iterator[ModelTensor]:
         """Re-read every tensor with ``mlx.core.load``, in the order of the manifest.
@@ -124,13 +117,24 @@ class MlxExporter:
         """
         arrays = _load_arrays(artifact.path / WEIGHTS_NAME)
         config = read_config(artifact.path)
-        for entry in artifact.manifest.tensors:
-            yield _decode(entry, arrays, config, artifact.path)
+        where = str(artifact.path / WEIGHTS_NAME)
+        for slot in plan_slots(_file_of(config, artifact.path), artifact.manifest.tensors):
+            yield from slot.decode(arrays, config, where)
         if arrays:
             raise FormatError(
                 f"{artifact.path / WEIGHTS_NAME}: tensors that the manifest does not list",
                 got=", ".join(sorted(arrays)[:5]),
             )
+
+
+def _file_of(config: Mapping[str, Any], folder: Path) -> ModelFile:
+    """Say which of mlx-lm's model files an artifact names."""
+    name = config.get("model_type")
+    if not isinstance(name, str) or name not in MODEL_FILES:
+        raise FormatError(
+            f"{folder / CONFIG_NAME}: model_type", got=name, wanted=", ".join(MODEL_FILES)
+        )
+    return MODEL_FILES[name]
 
 
 def _float_dtype(model: QuantizedModel) -> DType:
@@ -140,61 +144,25 @@ def _float_dtype(model: QuantizedModel) -> DType:
     path = model.assets.get(CONFIG_NAME)
     config: Mapping[str, Any] = {} if path is None else read_config(path.parent)
     # Absent means float32 in Hugging Face's own reading; transformers 5 renamed the key.
-    name = config.get("torch_dtype") or config.get("dtype") or "float32"
+    inner = config.get("text_config")
+    both = [config, inner] if isinstance(inner, dict) else [config]
+    said = [part.get(key) for part in both for key in ("torch_dtype", "dtype")]
+    name = next(filter(None, said), "float32")
     if name not in TORCH_DTYPES:
         raise ExportError(f"{path}: torch_dtype", got=name, wanted=", ".join(TORCH_DTYPES))
     return TORCH_DTYPES[name]
 
 
-def _declare(entry: TensorEntry, dtype: DType) -> list[TensorInfo]:
-    """Name, shape and type of what a weight becomes in the file."""
-    module = module_of(entry.name)
-    if entry.sha256 is None:
-        kind = "bias" if entry.name.endswith(".bias") else "weight"
-        return [TensorInfo(f"{module}.{kind}", entry.shape, dtype)]
-    scheme = Scheme.parse(entry.scheme)
-    n_out, n_in = entry.shape
-    per_group = (n_out, n_in // (scheme.group or n_in))
-    return [
-        TensorInfo(f"{module}.weight", (n_out, n_in * scheme.bits // 32), DType.UINT32),
-        TensorInfo(f"{module}.scales", per_group, dtype),
-        TensorInfo(f"{module}.biases", per_group, dtype),
-    ]
-
-
-def _encode(tensor: ModelTensor, dtype: DType) -> Iterator[tuple[NDArray[Any], bool]]:
-    """Give the arrays of ``_declare`` in its order, each with whether it is exact.
-
-    Raises:
-        ExportError: A scale or bias is not exact in ``dtype``.
-    """
-    if isinstance(tensor, FloatTensor):
-        raw = _narrow(tensor.values, dtype)
-        yield raw, np.array_equal(to_float32(raw, dtype), tensor.values)
-        return
-    yield tensor.packed().view("<u4"), True
-    for values in (tensor.scales, -tensor.zero_point * tensor.scales):
-        raw = _narrow(values.astype(np.float32), dtype)
-        if not np.array_equal(to_float32(raw, dtype), values):
-            raise ExportError(
-                f"{tensor.name}: a scale is not exact in {dtype.value}",
-                wanted=f"eight significant bits, {tensor.zero_point} times within its range",
-                do="Export with scheme fp16 or another format.",
-            )
-        yield raw, True
-
-
-def _narrow(values: F32Array, dtype: DType) -> NDArray[Any]:
-    """Round float32 to the bits of a smaller float type, ties to even."""
-    narrow: NDArray[Any]
-    if dtype is DType.BF16:
-        bits = np.ascontiguousarray(values, dtype="<f4").view("<u4")
-        # Adding 0x7FFF plus the last kept bit carries exactly when the cut half rounds up.
-        narrow = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
-    else:
-        with np.errstate(over="ignore"):
-            narrow = values.astype(DTYPES[dtype].numpy)
-    return narrow
+def _count_rounded(tensors: list[ModelTensor], array: NDArray[Any], dtype: DType) -> int:
+    """Count the float tensors, one below the other in ``array``, that lost something."""
+    widened = to_float32(array, dtype)
+    n_rounded = first = 0
+    for tensor in tensors:
+        if isinstance(tensor, FloatTensor):
+            rows = slice(first, first + tensor.shape[0])
+            n_rounded += not np.array_equal(widened[rows], tensor.values)
+            first = rows.stop
+    return n_rounded
 
 
 def _load_arrays(path: Path) -> dict[str, Any]:
@@ -211,44 +179,3 @@ def _load_arrays(path: Path) -> dict[str, Any]:
         return dict(mx.load(str(path)))
     except (RuntimeError, ValueError) as error:
         raise FormatError(f"{path}: mlx cannot read the file", got=error) from error
-
-
-def _decode(
-    entry: TensorEntry, arrays: dict[str, Any], config: Mapping[str, Any], folder: Path
-) -> ModelTensor:
-    """Rebuild one tensor from the arrays that mlx loaded, taking them out of ``arrays``."""
-    where = f"{folder / WEIGHTS_NAME}: {entry.name}"
-    taken = []
-    for info in _declare(entry, DType.FP32):
-        array = arrays.pop(info.name, None)
-        if array is None or tuple(array.shape) != info.shape:
-            raise FormatError(
-                f"{where}: array {info.name}",
-                got="none" if array is None else tuple(array.shape),
-                wanted=info.shape,
-            )
-        taken.append(_to_numpy(array))
-    scheme = Scheme.parse(entry.scheme)
-    if entry.sha256 is None:
-        return FloatTensor(entry.name, scheme, taken[0].astype(np.float32))
-    said = quantization_of(config, module_of(entry.name))
-    if said != scheme:
-        raise FormatError(f"{where}: {CONFIG_NAME} quantization", got=said, wanted=scheme)
-    words, scales, biases = taken
-    if words.dtype != np.uint32:
-        raise FormatError(f"{where}: codes", got=words.dtype, wanted="uint32")
-    bits: Bits = 4 if scheme.bits == 4 else 8
-    tensor = QuantizedTensor(
-        entry.name, bits, scheme.group or 0, unpack_codes(words.view(np.uint8), bits), scales
-    )
-    if not np.array_equal(biases, -tensor.zero_point * scales):
-        raise FormatError(
-            f"{where}: biases", wanted=f"-{tensor.zero_point} times the scales (symmetric codes)"
-        )
-    return tensor
-
-
-def _to_numpy(array: Any) -> NDArray[Any]:
-    """Copy an mlx array: words stay words, every float type is widened to float32."""
-    mx = require("mlx.core", package="mlx")
-    return np.array(array if array.dtype == mx.uint32 else array.astype(mx.float32))

@@ -1,11 +1,11 @@
 """Answer one question: which ``config.json`` makes mlx-lm compute exactly this decoder?
 
-It is written anew from the spec, every key of mlx-lm's model spelled out: mlx-lm drops keys
-it does not know without a word (``rope_parameters``), ignores ``sliding_window`` where there
-are no ``layer_types``, and its defaults differ from Hugging Face's (``tie_word_embeddings``).
+It is written anew from the spec, never copied: mlx-lm drops keys it does not know without a word
+and its defaults differ from Hugging Face's (``tie_word_embeddings``). What only some of its model
+files read stands in mlx_keys.
 
 Source:
-    mlx-lm 0.32 models/llama.py (ModelArgs), models/rope_utils.py, utils.py (load_model).
+    mlx-lm 0.32 models/llama.py (ModelArgs), utils.py (load_model).
 """
 
 from __future__ import annotations
@@ -18,29 +18,13 @@ from typing import Any, Final
 from edgekit.artifact import TensorEntry
 from edgekit.dtypes import DType
 from edgekit.errors import FormatError, UsageError
+from edgekit.export.mlx_models import Choice
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.strict_json import parse_object
 from edgekit.scheme import Scheme
 
 CONFIG_NAME: Final = "config.json"
 
-ARCHITECTURES: Final = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
-"""Model types that mlx-lm 0.32 runs with models/llama.py."""
-
-_MODULES: Final = {
-    "embed": "model.embed_tokens",
-    "final_norm": "model.norm",
-    "lm_head": "lm_head",
-    "attn_norm": "input_layernorm",
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
 TORCH_DTYPES: Final = {
     "float32": DType.FP32,
     "float16": DType.FP16,
@@ -50,51 +34,46 @@ TORCH_NAMES: Final = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 def make_config(
-    spec: DecoderSpec, scheme: Scheme, entries: tuple[TensorEntry, ...], dtype: DType
+    choice: Choice,
+    spec: DecoderSpec,
+    scheme: Scheme,
+    entries: tuple[TensorEntry, ...],
+    dtype: DType,
 ) -> dict[str, Any]:
     """Give the ``config.json`` of an artifact, every key of mlx-lm's model spelled out."""
+    file = choice.file
     eos = list(spec.eos_token_ids)
     config: dict[str, Any] = {
-        "architectures": [ARCHITECTURES[spec.model_type]],
-        "model_type": spec.model_type,
-        "attention_bias": spec.has_qkv_bias,
+        "architectures": [file.architecture],
+        "model_type": file.model_type,
+        "attention_bias": spec.has_qkv_bias or spec.has_o_bias,
         "bos_token_id": spec.bos_token_id,
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
         "head_dim": spec.head_width,
         "hidden_act": "silu",
         "hidden_size": spec.hidden_width,
         "intermediate_size": spec.ffn_width,
-        "max_position_embeddings": spec.context_length,
+        "max_position_embeddings": choice.n_positions,
         "mlp_bias": spec.has_mlp_bias,
         "num_attention_heads": spec.n_heads,
         "num_hidden_layers": spec.n_layers,
         "num_key_value_heads": spec.n_kv_heads,
         "pad_token_id": spec.pad_token_id,
         "rms_norm_eps": spec.norm_eps,
-        "rope_scaling": _rope_scaling(spec),
-        "rope_theta": spec.rope.theta,
         "sliding_window": None,
         "tie_word_embeddings": spec.is_tied,
         "torch_dtype": TORCH_NAMES[dtype],
         "vocab_size": spec.vocab_size,
+        **file.keys(spec, choice.n_positions),
     }
     if scheme.is_quantized:
         overrides = {
-            module_of(entry.name): _quantization(Scheme.parse(entry.scheme))
+            file.module_of(entry.name): _quantization(Scheme.parse(entry.scheme))
             for entry in entries
             if entry.sha256 is not None and Scheme.parse(entry.scheme) != scheme
         }
         config["quantization"] = {**_quantization(scheme), **overrides}
     return config
-
-
-def module_of(name: str) -> str:
-    """Give mlx-lm's module path of a canonical weight: ``layers.0.q`` is a projection."""
-    stem = name.removesuffix(".bias")
-    if stem.startswith("layers."):
-        _, index, part = stem.split(".")
-        return f"model.layers.{index}.{_MODULES[part]}"
-    return _MODULES[stem]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -132,21 +111,6 @@ def quantization_of(config: Mapping[str, Any], module: str) -> Scheme | None:
         return Scheme(f"int{own['bits']}", own["group_size"])
     except (KeyError, AttributeError, TypeError, UsageError) as error:
         raise FormatError(f"{CONFIG_NAME}: quantization of {module}", got=own) from error
-
-
-def _rope_scaling(spec: DecoderSpec) -> dict[str, Any] | None:
-    if spec.rope.scaling is not None:
-        scaling = spec.rope.scaling
-        return {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_context_length,
-        }
-    if spec.rope.linear_factor != 1.0:
-        return {"rope_type": "linear", "factor": spec.rope.linear_factor}
-    return None
 
 
 def _quantization(scheme: Scheme) -> dict[str, Any]:

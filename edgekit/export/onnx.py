@@ -1,7 +1,7 @@
 """Answer one question: how does a quantized model become an ONNX artifact?
 
-Four parts: the weight file (onnx_layout), the graph (onnx_graph), what onnxruntime-genai wants
-beside them (onnx_genai), and the way back (onnx_recover).
+The weight file (onnx_layout, onnx_tables), the graph (onnx_graph, onnx_attention, onnx_products),
+what onnxruntime-genai wants beside them (onnx_genai), and the way back (onnx_recover).
 """
 
 from __future__ import annotations
@@ -16,18 +16,13 @@ from edgekit.artifact import Artifact, Format
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.errors import ExportError
 from edgekit.export.base import ExportOptions, Progress, Written
+from edgekit.export.onnx_attention import HEAD_STEP
 from edgekit.export.onnx_genai import GENAI_NAME, genai_config
-from edgekit.export.onnx_graph import ACCURACY_LEVEL, IR_VERSION, OPSET, GraphBuilder
-from edgekit.export.onnx_layout import (
-    ROPE_COS,
-    ROPE_SIN,
-    WEIGHTS_NAME,
-    plan_arrays,
-    read_offsets,
-    write_weights,
-)
+from edgekit.export.onnx_graph import IR_VERSION, OPSET, GraphBuilder
+from edgekit.export.onnx_layout import WEIGHTS_NAME, plan_arrays, read_offsets, write_weights
+from edgekit.export.onnx_products import ACCURACY_LEVEL
 from edgekit.export.onnx_recover import GRAPH_NAME, recover_tensors
-from edgekit.families.rope import rope_tables
+from edgekit.export.onnx_tables import make_tables
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.lazy import require
@@ -35,8 +30,6 @@ from edgekit.quantize.model import ModelTensor, QuantizedModel
 from edgekit.scheme import Scheme
 
 DEFAULT_CONTEXT: Final = 4096
-# GroupQueryAttention with rotary embedding refuses any other head width (onnxruntime 1.32, CPU).
-HEAD_STEP: Final = 16
 
 
 class OnnxExporter:
@@ -52,8 +45,8 @@ class OnnxExporter:
             )
         if spec.head_width % HEAD_STEP:
             return Rejected(
-                f"GroupQueryAttention with rotary embedding needs a head width that is a multiple "
-                f"of {HEAD_STEP}, not {spec.head_width}"
+                f"GroupQueryAttention needs a head width that is a multiple of {HEAD_STEP}, "
+                f"not {spec.head_width}"
             )
         return Accepted()
 
@@ -75,8 +68,7 @@ class OnnxExporter:
         if missing:
             raise ExportError("the model lacks tensors", got=", ".join(missing))
         arrays = plan_arrays(spec, schemes, n_positions)
-        cos, sin = rope_tables(spec, n_positions)
-        tables = {ROPE_COS: cos, ROPE_SIN: sin}
+        tables = make_tables(spec, n_positions)
         write_weights(folder / WEIGHTS_NAME, arrays, model, tables, progress)
         with SafetensorsFile(folder / WEIGHTS_NAME) as weights:
             offsets = read_offsets(weights, arrays)

@@ -6,15 +6,32 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
-from edgekit.export.onnx_graph import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, PRESENT
+from edgekit.export.onnx_attention import ATTENTION_MASK, INPUT_IDS, PAST, PRESENT
+from edgekit.export.onnx_graph import LOGITS
 from edgekit.families.spec import DecoderSpec
 
 GENAI_NAME: Final = "genai_config.json"
-# Types that genai runs with its plain decoder loop; any of them would do for any other, so a
-# family it does not know by name goes as the first.
-_GENAI_TYPES: Final = ("llama", "mistral", "qwen2", "qwen3", "phi3")
+# Types that genai 0.18 runs with its plain decoder loop. Any of them would do for any other, so a
+# family it does not know goes as its nearest relative, and one we do not know as Llama.
+_GENAI_TYPES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "llama": "llama",
+        "mistral": "mistral",
+        "ministral": "mistral",
+        "ministral3": "mistral",
+        "qwen2": "qwen2",
+        "qwen3": "qwen3",
+        "gemma3_text": "gemma3_text",
+        "phi3": "phi3",
+        "smollm3": "smollm3",
+        "granite": "granite",
+        "olmo2": "olmo",
+    }
+)
 
 
 def genai_config(spec: DecoderSpec, graph_name: str, n_positions: int) -> dict[str, Any]:
@@ -25,10 +42,9 @@ def genai_config(spec: DecoderSpec, graph_name: str, n_positions: int) -> dict[s
         graph_name: File name of the graph.
         n_positions: Positions the artifact holds.
     """
-    model_type = spec.model_type if spec.model_type in _GENAI_TYPES else _GENAI_TYPES[0]
     layer = "%d"
     model: dict[str, Any] = {
-        "type": model_type,
+        "type": _GENAI_TYPES.get(spec.model_type, "llama"),
         "context_length": n_positions,
         "vocab_size": spec.vocab_size,
         "pad_token_id": _pad_token_id(spec),

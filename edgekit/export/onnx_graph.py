@@ -1,9 +1,8 @@
 """Answer one question: which ONNX graph computes a decoder?
 
 Fused operators only, as onnxruntime's CPU kernels want them: rotary embedding inside
-GroupQueryAttention, RMSNorm with its skip connection, block-quantized matrix products with
-accuracy_level 4 (activations are rounded to int8 per block; every other level falls off a
-speed cliff). Weights are references into the weight file; the proto is a few dozen kilobytes.
+GroupQueryAttention, RMSNorm with its skip connection, block-quantized matrix products. The
+proto is a few dozen kilobytes.
 """
 
 from __future__ import annotations
@@ -11,45 +10,38 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import numpy as np
-
-from edgekit.dtypes import DType
-from edgekit.export.onnx_layout import (
-    ROPE_COS,
-    ROPE_SIN,
-    WEIGHTS_NAME,
-    Content,
-    Linear,
-    Stored,
-    plan_linears,
+from edgekit.export.onnx_attention import (
+    ATTENTION_MASK,
+    CALL_LENGTH,
+    INPUT_IDS,
+    PAST,
+    PRESENT,
+    AttentionBuilder,
 )
-from edgekit.families.spec import DecoderSpec
+from edgekit.export.onnx_layout import Content, Stored, plan_linears
+from edgekit.export.onnx_norms import Norms
+from edgekit.export.onnx_parts import MICROSOFT, GraphParts
+from edgekit.export.onnx_products import Products
+from edgekit.families.spec import Activation, DecoderSpec, NormPlacement
 from edgekit.lazy import require
 from edgekit.scheme import FP16, Scheme
-from edgekit.tensors import TensorInfo
 
 OPSET: Final = 21
 IR_VERSION: Final = 10
-MICROSOFT: Final = "com.microsoft"
-ACCURACY_LEVEL: Final = 4
-INPUT_IDS: Final = "input_ids"
-ATTENTION_MASK: Final = "attention_mask"
 LOGITS: Final = "logits"
 LOGITS_START: Final = "logits_start"
-PAST: Final = "past_key_values.{layer}.{part}"
-PRESENT: Final = "present.{layer}.{part}"
 _SLICE_END: Final = 1 << 62
 
 
 class GraphBuilder:
-    """Collects the nodes and initializers of one decoder.
+    """Builds the graph of one decoder.
 
     Args:
         spec: The decoder.
         schemes: Scheme of every canonical name.
         arrays: What the weight file holds.
         offsets: First byte of each array in it.
-        n_positions: Rows of the rope tables; a window at least as long is no window.
+        n_positions: Positions the artifact holds; a window at least as long is no window.
     """
 
     def __init__(
@@ -60,64 +52,48 @@ class GraphBuilder:
         offsets: Mapping[str, int],
         n_positions: int,
     ) -> None:
-        self._onnx = require("onnx")
-        self._helper = require("onnx.helper")
         self._spec = spec
-        self._schemes = schemes
-        self._arrays = {stored.info.name: stored for stored in arrays}
-        self._offsets = offsets
-        window = spec.sliding_window
-        self._window = window if window is not None and window < n_positions else -1
-        self._nodes: list[Any] = []
-        self._initializers: list[Any] = []
+        self._embed_scheme = schemes["embed"]
+        self._parts = GraphParts(arrays, offsets)
+        self._products = Products(self._parts, plan_linears(spec, schemes))
+        self._norms = Norms(self._parts, spec)
+        self._n_positions = n_positions
 
     def build(self) -> Any:
         """Give the ``onnx.ModelProto``."""
-        spec, linears = self._spec, {x.name: x for x in plan_linears(self._spec, self._schemes)}
-        for name, stored in self._arrays.items():
+        spec, parts = self._spec, self._parts
+        for name, stored in parts.arrays.items():
             if stored.content is not Content.CODES or name == "embed.codes":
-                self._add_array(name, stored.info, stored.info.shape)
-        seqlens, total = self._add_lengths()
-        residual = self._add_embedding()
-        normed = self._node(
-            "SimplifiedLayerNormalization",
-            [residual, "layers.0.attn_norm"],
-            "layers.0.attn_norm.out",
-            axis=-1,
-            epsilon=spec.norm_eps,
-            stash_type=1,
-        )
+                parts.array(name, stored.info, stored.info.shape)
+        if spec.residual_scale != 1.0:
+            parts.number("residual_scale", spec.residual_scale)
+        norms = self._norms
+        attention = AttentionBuilder(parts, self._products, norms, spec, self._n_positions)
+        has_before = spec.norm_placement is not NormPlacement.AFTER
+        stream = self._scaled(self._add_embedding(), "embed_scale", spec.embed_scale)
+        inner = norms.add(stream, "layers.0.attn_norm") if has_before else stream
         for i in range(spec.n_layers):
-            at = f"layers.{i}."
-            attended = self._add_attention(i, normed, linears, seqlens, total)
-            change = self._add_linear(linears[at + "o"], attended)
-            normed, residual = self._add_norm(at + "ffn_norm", residual, change)
-            change = self._add_ffn(at, normed, linears)
-            is_last = i + 1 == spec.n_layers
+            at, is_last = f"layers.{i}.", i + 1 == spec.n_layers
+            change = self._products.add(at + "o", attention.add(i, inner))
+            name = at + "ffn_norm"
+            inner, stream = self._add_change(stream, change, at + "attn", name, has_before)
+            change = self._add_ffn(at, inner)
             name = "final_norm" if is_last else f"layers.{i + 1}.attn_norm"
-            normed, residual = self._add_norm(name, residual, change)
-        self._add_small(LOGITS_START, [-1])
-        end = self._add_small("logits_end", [_SLICE_END])
-        last = self._node("Slice", [normed, LOGITS_START, end, "one"], "logits_rows")
-        self._add_linear(linears["lm_head"], last, output=LOGITS)
-        return self._model()
-
-    def _add_lengths(self) -> tuple[str, str]:
-        """Turn the mask into what attention wants: last position (B,) and total length (1,)."""
-        int32 = self._onnx.TensorProto.INT32
-        one = self._add_small("one", [1])
-        n_seen = self._node("ReduceSum", [ATTENTION_MASK, one], "mask.sum", keepdims=0)
-        last = self._node("Sub", [n_seen, one], "mask.last")
-        width = self._node("Shape", [ATTENTION_MASK], "mask.width", start=1)
-        return (
-            self._node("Cast", [last], "seqlens_k", to=int32),
-            self._node("Cast", [width], "total_sequence_length", to=int32),
-        )
+            inner, stream = self._add_change(
+                stream, change, at + "ffn", name, has_before or is_last
+            )
+        parts.integers(LOGITS_START, [-1])
+        end = parts.integers("logits_end", [_SLICE_END])
+        rows = parts.node("Slice", [inner, LOGITS_START, end, "one"], "logits_rows")
+        # Scaling the rows is scaling the logits, on C numbers rather than V.
+        rows = self._scaled(rows, "logits_scale", spec.logits_scale)
+        self._products.add("lm_head", rows, output=LOGITS)
+        return self._model(attention.has_call_length)
 
     def _add_embedding(self) -> str:
-        scheme = self._schemes["embed"]
+        scheme, parts = self._embed_scheme, self._parts
         if scheme.group is not None:
-            return self._node(
+            return parts.node(
                 "GatherBlockQuantized",
                 ["embed.codes", INPUT_IDS, "embed.scales"],
                 "embed.out",
@@ -127,141 +103,53 @@ class GraphBuilder:
                 gather_axis=0,
                 quantize_axis=1,
             )
-        rows = self._node("Gather", ["embed", INPUT_IDS], "embed.out", axis=0)
-        return self._as_float32(rows) if scheme == FP16 else rows
+        rows = parts.node("Gather", ["embed", INPUT_IDS], "embed.out", axis=0)
+        return parts.cast(rows, "FLOAT", "embed.out.float32") if scheme == FP16 else rows
 
-    def _add_attention(
-        self, layer: int, normed: str, linears: Mapping[str, Linear], seqlens: str, total: str
-    ) -> str:
-        spec, at = self._spec, f"layers.{layer}."
-        if at + "qkv" in linears:
-            qkv = [self._add_linear(linears[at + "qkv"], normed), "", ""]
-        else:
-            qkv = [self._add_linear(linears[at + part], normed) for part in ("q", "k", "v")]
-        past = [PAST.format(layer=layer, part=part) for part in ("key", "value")]
-        present = [PRESENT.format(layer=layer, part=part) for part in ("key", "value")]
-        output = at + "attention.out"
-        self._node(
-            "GroupQueryAttention",
-            [*qkv, *past, seqlens, total, ROPE_COS, ROPE_SIN],
-            [output, *present],
-            name=at + "attention",
-            domain=MICROSOFT,
-            num_heads=spec.n_heads,
-            kv_num_heads=spec.n_kv_heads,
-            scale=float(spec.head_width**-0.5),
-            local_window_size=self._window,
-            do_rotary=1,
-            rotary_interleaved=0,
-        )
-        return output
+    def _add_ffn(self, at: str, inner: str) -> str:
+        parts = self._parts
+        gate = self._products.add(at + "gate", inner)
+        up = self._products.add(at + "up", inner)
+        match self._spec.activation:
+            case Activation.SILU:
+                # QuickGelu with alpha 1 is x * sigmoid(x), SiLU, in one kernel.
+                gate = parts.node("QuickGelu", [gate], at + "silu.out", domain=MICROSOFT, alpha=1.0)
+            case Activation.GELU_TANH:
+                gate = parts.node("Gelu", [gate], at + "gelu.out", approximate="tanh")
+        return self._products.add(at + "down", parts.node("Mul", [gate, up], at + "gated.out"))
 
-    def _add_ffn(self, at: str, normed: str, linears: Mapping[str, Linear]) -> str:
-        gate = self._add_linear(linears[at + "gate"], normed)
-        up = self._add_linear(linears[at + "up"], normed)
-        # QuickGelu with alpha 1 is x * sigmoid(x), SiLU, in one kernel.
-        silu = self._node("QuickGelu", [gate], at + "silu.out", domain=MICROSOFT, alpha=1.0)
-        return self._add_linear(
-            linears[at + "down"], self._node("Mul", [silu, up], at + "gated.out")
-        )
+    def _add_change(
+        self, stream: str, change: str, block: str, norm: str, has_norm: bool
+    ) -> tuple[str, str]:
+        """Add what a block computed to the stream and norm the sum for the next block.
 
-    def _add_norm(self, name: str, residual: str, change: str) -> tuple[str, str]:
-        """Add the change to the residual and norm the sum; gives (normed, sum)."""
-        normed, total = f"{name}.out", f"{name}.residual"
-        outputs = [normed] if name == "final_norm" else [normed, "", "", total]
-        self._node(
-            "SkipSimplifiedLayerNormalization",
-            [residual, change, name],
-            outputs,
-            name=name,
-            domain=MICROSOFT,
-            epsilon=self._spec.norm_eps,
-        )
-        return normed, total
+        Args:
+            stream: (B, T, C).
+            change: What the block gives, (B, T, C).
+            block: Canonical name of the block, such as ``layers.0.attn``.
+            norm: Canonical name of the norm that the next block has before it.
+            has_norm: Whether there is this norm.
 
-    def _add_linear(self, linear: Linear, x: str, output: str | None = None) -> str:
-        output = output or f"{linear.name}.out"
-        bias = f"{linear.name}.bias" if linear.has_bias else ""
-        if linear.scheme.group is not None:
-            return self._add_block_product(linear, linear.scheme.group, x, bias, output)
-        weight = linear.stored
-        if linear.scheme == FP16:
-            weight = self._as_float32(weight, f"{linear.name}.float32")
-        product = f"{linear.name}.product" if bias else output
-        # transB keeps (N, M) as in the checkpoint, so a tied embedding is one array.
-        self._node(
-            "FusedMatMul", [x, weight], product, name=linear.name, domain=MICROSOFT, transB=1
-        )
-        return self._node("Add", [product, bias], output) if bias else output
+        Returns:
+            What the next block reads, and the stream behind this one.
+        """
+        spec, parts = self._spec, self._parts
+        if spec.norm_placement is not NormPlacement.BEFORE:
+            change = self._norms.add(change, f"{block}_post_norm")
+        if spec.residual_scale != 1.0:
+            change = parts.node("Mul", [change, "residual_scale"], f"{block}.scaled")
+        if not has_norm:
+            total = parts.node("Add", [stream, change], f"{block}.residual")
+            return total, total
+        return self._norms.add_sum(stream, change, norm)
 
-    def _add_block_product(self, linear: Linear, group: int, x: str, bias: str, output: str) -> str:
-        bits = linear.scheme.bits
-        # The product wants (N, M // G, bytes of a block). A tied embedding is thus known by two
-        # names and two shapes, with one offset in the weight file.
-        codes = self._add_array(
-            f"{linear.name}.codes",
-            self._arrays[f"{linear.stored}.codes"].info,
-            (linear.n_out, linear.n_in // group, group * bits // 8),
-        )
-        inputs = [x, codes, f"{linear.stored}.scales"]
-        return self._node(
-            "MatMulNBits",
-            [*inputs, "", "", bias] if bias else inputs,
-            output,
-            name=linear.name,
-            domain=MICROSOFT,
-            K=linear.n_in,
-            N=linear.n_out,
-            bits=bits,
-            block_size=group,
-            accuracy_level=ACCURACY_LEVEL,
-        )
+    def _scaled(self, x: str, name: str, factor: float) -> str:
+        if factor == 1.0:
+            return x
+        return self._parts.node("Mul", [x, self._parts.number(name, factor)], f"{name}.out")
 
-    def _as_float32(self, name: str, output: str | None = None) -> str:
-        to = self._onnx.TensorProto.FLOAT
-        return self._node("Cast", [name], output or f"{name}.float32", to=to)
-
-    def _node(
-        self,
-        op: str,
-        inputs: Sequence[str],
-        outputs: str | Sequence[str],
-        *,
-        name: str | None = None,
-        domain: str = "",
-        **attributes: Any,
-    ) -> str:
-        """Add one node, named after its first output unless told otherwise; give that output."""
-        names = [outputs] if isinstance(outputs, str) else list(outputs)
-        self._nodes.append(
-            self._helper.make_node(
-                op, list(inputs), names, name=name or names[0], domain=domain, **attributes
-            )
-        )
-        return names[0]
-
-    def _add_array(self, name: str, info: TensorInfo, shape: Sequence[int]) -> str:
-        """Add an initializer whose bytes lie in the weight file."""
-        tensor = self._onnx.TensorProto(
-            name=name,
-            dims=shape,
-            data_type=_onnx_types(self._onnx)[info.dtype],
-            data_location=self._onnx.TensorProto.EXTERNAL,
-        )
-        place = (WEIGHTS_NAME, self._offsets[info.name], info.n_bytes)
-        for key, value in zip(("location", "offset", "length"), place, strict=True):
-            tensor.external_data.add(key=key, value=str(value))
-        self._initializers.append(tensor)
-        return name
-
-    def _add_small(self, name: str, value: int | list[int]) -> str:
-        """Add an int64 initializer inside the proto, where shape inference can read it."""
-        array = np.asarray(value, dtype=np.int64)
-        self._initializers.append(self._onnx.numpy_helper.from_array(array, name))
-        return name
-
-    def _model(self) -> Any:
-        spec, helper, types = self._spec, self._helper, self._onnx.TensorProto
+    def _model(self, has_call_length: bool) -> Any:
+        spec, helper, types = self._spec, require("onnx.helper"), require("onnx").TensorProto
         batch, total = "batch_size", "total_sequence_length"
         inputs = [
             helper.make_tensor_value_info(INPUT_IDS, types.INT64, [batch, "sequence_length"]),
@@ -279,9 +167,11 @@ class GraphBuilder:
                     shape = [batch, spec.n_kv_heads, length, spec.head_width]
                     name = names.format(layer=layer, part=part)
                     into.append(helper.make_tensor_value_info(name, types.FLOAT, shape))
-        inputs.append(helper.make_tensor_value_info(LOGITS_START, types.INT64, [1]))
+        # These have initializers: a caller may give them and need not.
+        told = (LOGITS_START, CALL_LENGTH) if has_call_length else (LOGITS_START,)
+        inputs += [helper.make_tensor_value_info(name, types.INT64, [1]) for name in told]
         graph = helper.make_graph(
-            self._nodes, "decoder", inputs, outputs, initializer=self._initializers
+            self._parts.nodes, "decoder", inputs, outputs, initializer=self._parts.initializers
         )
         return helper.make_model(
             graph,
@@ -289,9 +179,3 @@ class GraphBuilder:
             ir_version=IR_VERSION,
             opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
         )
-
-
-def _onnx_types(onnx: Any) -> dict[DType, int]:
-    """Give ONNX's number for each type that the weight file holds."""
-    types = onnx.TensorProto
-    return {DType.FP32: types.FLOAT, DType.FP16: types.FLOAT16, DType.UINT8: types.UINT8}

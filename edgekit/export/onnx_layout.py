@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from edgekit.dtypes import DTYPES, DType, F32Array
 from edgekit.errors import ExportError, FormatError
 from edgekit.export.base import Progress
+from edgekit.export.onnx_tables import table_shapes
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from edgekit.quantize.model import ModelTensor, QuantizedModel, QuantizedTensor
@@ -28,8 +29,6 @@ from edgekit.tensors import TensorInfo
 
 WEIGHTS_NAME: Final = "weights.safetensors"
 ALIGN_BYTES: Final = 64
-ROPE_COS: Final = "rope.cos"
-ROPE_SIN: Final = "rope.sin"
 
 
 class Content(enum.Enum):
@@ -47,7 +46,7 @@ class Stored:
     Attributes:
         info: Name (in the file and of the ONNX initializer), shape and type as stored.
         content: What of the sources it holds.
-        sources: Canonical names whose rows it stacks, in order; empty for the rope tables.
+        sources: Canonical names whose rows it stacks, in order; empty for the tables.
     """
 
     info: TensorInfo
@@ -130,7 +129,7 @@ def plan_arrays(
     Args:
         spec: The decoder.
         schemes: Scheme of every canonical name.
-        n_positions: Rows of the rope tables.
+        n_positions: Positions the artifact holds.
     """
     shapes = spec.weight_shapes()
     arrays = list(_matrix("embed", ("embed",), shapes["embed"], schemes["embed"]))
@@ -144,8 +143,8 @@ def plan_arrays(
         if linear.has_bias:
             biases = tuple(f"{part}.bias" for part in linear.parts)
             arrays.append(_values(f"{linear.name}.bias", (linear.n_out,), biases))
-    table = (n_positions, spec.head_width // 2)
-    return (*arrays, _values(ROPE_COS, table, ()), _values(ROPE_SIN, table, ()))
+    tables = table_shapes(spec, n_positions)
+    return (*arrays, *(_values(name, shape, ()) for name, shape in tables.items()))
 
 
 def write_weights(
@@ -161,7 +160,7 @@ def write_weights(
         path: The file to make.
         arrays: From ``plan_arrays`` for this model.
         model: Read tensor by tensor.
-        tables: The rope tables by name.
+        tables: The arrays without sources, by name.
         progress: Told after every array.
 
     Raises:

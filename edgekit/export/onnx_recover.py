@@ -19,7 +19,6 @@ from edgekit.dtypes import Bits
 from edgekit.errors import FormatError, UsageError
 from edgekit.export.onnx_graph import GraphBuilder
 from edgekit.export.onnx_layout import (
-    ROPE_COS,
     WEIGHTS_NAME,
     Content,
     Stored,
@@ -46,15 +45,23 @@ def recover_tensors(artifact: Artifact) -> Iterator[ModelTensor]:
     Raises:
         FormatError: The files are not what this exporter writes.
     """
-    spec = _read_spec(artifact)
     path = artifact.path / GRAPH_NAME
     graph = read_graph(path).graph
-    schemes = _read_schemes(graph, spec, artifact, path)
-    n_positions = _n_positions(graph, artifact, path)
-    arrays = plan_arrays(spec, schemes, n_positions)
+    n_positions = artifact.manifest.context_length
     with SafetensorsFile(artifact.path / WEIGHTS_NAME) as weights:
-        offsets = read_offsets(weights, arrays)
-        wanted = GraphBuilder(spec, schemes, arrays, offsets, n_positions).build()
+        try:
+            spec = _read_spec(artifact)
+            schemes = _read_schemes(graph, spec, artifact, path)
+            arrays = plan_arrays(spec, schemes, n_positions)
+            offsets = read_offsets(weights, arrays)
+            wanted = GraphBuilder(spec, schemes, arrays, offsets, n_positions).build()
+        except (KeyError, TypeError, ValueError) as error:
+            # What is no number in the manifest shows where it is first used as one.
+            raise FormatError(
+                f"{artifact.path}: decoder in the manifest",
+                got=f"{type(error).__name__}: {error}",
+                do=_AGAIN,
+            ) from error
         _check_equal(graph, wanted.graph, path)
         for name in spec.weight_shapes():
             yield _read_tensor(weights, arrays, name, schemes[name], spec)
@@ -81,16 +88,9 @@ def read_graph(path: Path) -> Any:
 
 
 def _read_spec(artifact: Artifact) -> DecoderSpec:
-    try:
-        spec = DecoderSpec.from_dict(artifact.manifest.decoder)
-        is_listed = 0 < spec.n_layers <= len(artifact.manifest.tensors)
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(
-            f"{artifact.path}: decoder in the manifest",
-            got=f"{type(error).__name__}: {error}",
-            do=_AGAIN,
-        ) from error
-    if not is_listed:
+    spec = DecoderSpec.from_dict(artifact.manifest.decoder)
+    n_listed = len(artifact.manifest.tensors)
+    if not isinstance(spec.n_layers, int) or not 0 < spec.n_layers <= n_listed:
         raise FormatError(
             f"{artifact.path}: layers in the manifest",
             got=spec.n_layers,
@@ -136,14 +136,6 @@ def _scheme(text: str, name: str, path: Path) -> Scheme:
         raise FormatError(
             f"{path}: scheme of {name}", got=repr(text), wanted=error.wanted, do=_AGAIN
         ) from error
-
-
-def _n_positions(graph: Any, artifact: Artifact, path: Path) -> int:
-    dims = next((tuple(t.dims) for t in graph.initializer if t.name == ROPE_COS), ())
-    wanted = artifact.manifest.context_length
-    if len(dims) != 2 or dims[0] != wanted:
-        raise FormatError(f"{path}: shape of {ROPE_COS}", got=dims, wanted=f"{wanted} rows")
-    return wanted
 
 
 def _check_equal(found: Any, wanted: Any, path: Path) -> None:

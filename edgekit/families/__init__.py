@@ -13,8 +13,19 @@ from edgekit.families.base import Family, SourceModel
 from edgekit.lazy import load_object
 
 FAMILIES: Final[Mapping[str, str]] = {
+    "gemma3": "edgekit.families.gemma3:FAMILY",
+    "gemma3_text": "edgekit.families.gemma3_text:FAMILY",
+    "granite": "edgekit.families.granite:FAMILY",
     "llama": "edgekit.families.llama:FAMILY",
+    "ministral": "edgekit.families.ministral:FAMILY",
+    "ministral3": "edgekit.families.ministral3:FAMILY",
     "mistral": "edgekit.families.mistral:FAMILY",
+    "mistral3": "edgekit.families.mistral3:FAMILY",
+    "olmo2": "edgekit.families.olmo2:FAMILY",
+    "phi3": "edgekit.families.phi3:FAMILY",
+    "qwen2": "edgekit.families.qwen2:FAMILY",
+    "qwen3": "edgekit.families.qwen3:FAMILY",
+    "smollm3": "edgekit.families.smollm3:FAMILY",
 }
 
 

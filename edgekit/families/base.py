@@ -6,6 +6,7 @@ the checkpoint. A ``SourceModel`` is a checkpoint read through its family.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -13,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from edgekit.checkpoint.config import RawConfig
+from edgekit.checkpoint.fp8 import join_scales
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.dtypes import DTYPES, F32Array
 from edgekit.errors import CheckpointError
@@ -30,12 +32,12 @@ class Family:
     Attributes:
         model_type: As config.json has it.
         read_spec: Takes or ignores every key of the config, calls ``finish``, and gives the spec.
-        names: Weight names.
+        name_tables: Weight names; the first table whose embedding the checkpoint has counts.
     """
 
     model_type: str
     read_spec: Callable[[RawConfig], DecoderSpec]
-    names: NameTable
+    name_tables: tuple[NameTable, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class SourceModel:
         checkpoint: The open checkpoint.
         spec: The decoder.
         tensors: Every weight of ``spec.weight_shapes()``, in that order; nothing is read yet.
+        left_out: Reason -> number of checkpoint tensors that are not part of the decoder.
     """
 
     def __init__(self, checkpoint: Checkpoint, family: Family) -> None:
@@ -93,9 +96,10 @@ class SourceModel:
         """
         self.checkpoint = checkpoint
         self.spec = _with_generation_eos(family.read_spec(checkpoint.config), checkpoint)
-        self.tensors: Mapping[str, SourceTensor] = _match_tensors(
-            checkpoint, family.names, self.spec
-        )
+        names = _choose_names(checkpoint, family.name_tables)
+        self.tensors: Mapping[str, SourceTensor] = _match_tensors(checkpoint, names, self.spec)
+        reasons = filter(None, map(names.why_ignored, checkpoint.tensors))
+        self.left_out: Mapping[str, int] = Counter(reasons)
 
     def tensor(self, name: str) -> SourceTensor:
         """Give a weight by its canonical name.
@@ -133,31 +137,57 @@ def _with_generation_eos(spec: DecoderSpec, checkpoint: Checkpoint) -> DecoderSp
     return replace(spec, eos_token_ids=tuple(dict.fromkeys((*eos, *spec.eos_token_ids))))
 
 
+def _choose_names(checkpoint: Checkpoint, tables: tuple[NameTable, ...]) -> NameTable:
+    fitting = (table for table in tables if table.top["embed"] in checkpoint.tensors)
+    return next(fitting, tables[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Some rows of a stored matrix, a ``LazyTensor`` of its own."""
+
+    info: TensorInfo
+    stored: LazyTensor
+    first: int
+
+    def read(self) -> F32Array:
+        return self.read_rows(0, self.info.shape[0])
+
+    def read_rows(self, start: int, stop: int) -> F32Array:
+        return self.stored.read_rows(self.first + start, self.first + stop)
+
+
 def _match_tensors(
     checkpoint: Checkpoint, names: NameTable, spec: DecoderSpec
 ) -> dict[str, SourceTensor]:
     """Pair every weight of the spec with its tensor; report all faults together."""
+    shapes, tensors = spec.weight_shapes(), join_scales(checkpoint.tensors, checkpoint.config)
+    expected: dict[str, list[str]] = {}
+    for name in shapes:
+        expected.setdefault(names.to_checkpoint(name), []).append(name)
     faults: list[str] = []
     found: dict[str, SourceTensor] = {}
-    expected = {names.to_checkpoint(name): name for name in spec.weight_shapes()}
-    shapes = spec.weight_shapes()
-    for theirs, name in expected.items():
-        stored = checkpoint.tensors.get(theirs)
+    for theirs, parts in expected.items():
+        wanted = (sum(shapes[part][0] for part in parts), *shapes[parts[0]][1:])
+        stored = tensors.get(theirs)
         if stored is None:
-            faults.append(f"{theirs} is missing (wanted {list(shapes[name])})")
-        elif stored.info.shape != shapes[name]:
+            faults.append(f"{theirs} is missing (wanted {list(wanted)})")
+        elif stored.info.shape != wanted:
             faults.append(
-                f"{theirs} has shape {list(stored.info.shape)} "
-                f"(config.json wants {list(shapes[name])})"
+                f"{theirs} has shape {list(stored.info.shape)} (config.json wants {list(wanted)})"
             )
         elif not DTYPES[stored.info.dtype].is_float:
             faults.append(f"{theirs} holds {stored.info.dtype.value} (wanted floats)")
         else:
-            found[name] = SourceTensor(TensorInfo(name, shapes[name], stored.info.dtype), stored)
-    for theirs in checkpoint.tensors:
+            for part in parts:
+                info = TensorInfo(part, shapes[part], stored.info.dtype)
+                first = sum(shapes[above][0] for above in names.parts_above(part))
+                whole = len(parts) == 1
+                found[part] = SourceTensor(info, stored if whole else _Rows(info, stored, first))
+    for theirs in tensors:
         # Tied checkpoints often store the embedding a second time as lm_head.
         is_tied_head = spec.is_tied and names.to_canonical(theirs) == "lm_head"
-        if theirs not in expected and not is_tied_head and not names.is_ignored(theirs):
+        if theirs not in expected and not is_tied_head and names.why_ignored(theirs) is None:
             faults.append(f"{theirs} is unexpected")
     if faults:
         more = f" and {len(faults) - _MAX_LISTED} more" if len(faults) > _MAX_LISTED else ""
@@ -167,4 +197,4 @@ def _match_tensors(
             wanted="the names and shapes that follow from config.json",
             do="Config and weights must come from the same model; download both again.",
         )
-    return found
+    return {name: found[name] for name in shapes}

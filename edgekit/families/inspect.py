@@ -25,7 +25,15 @@ _GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     "embedding": ("embed", "lm_head"),
     "attention": ("q", "k", "v", "o"),
     "ffn": ("gate", "up", "down"),
-    "norm": ("attn_norm", "ffn_norm", "final_norm"),
+    "norm": (
+        "attn_norm",
+        "attn_post_norm",
+        "ffn_norm",
+        "ffn_post_norm",
+        "q_norm",
+        "k_norm",
+        "final_norm",
+    ),
 }
 _MAX_CARD_CHARS: Final = 1 << 16
 
@@ -41,6 +49,8 @@ class ModelSummary:
         kv_bytes_per_token: Key/value cache per position, by cache type (fp32, fp16).
         weight_bytes: Predicted bytes of an artifact's weights, by scheme; a scheme that cannot
             hold this model is left out.
+        left_out: Reason -> number of stored tensors that are not part of the decoder.
+        n_sliding_layers: Layers that see ``sliding_window`` keys only.
         license: From the front matter of the model card; empty if it does not say.
     """
 
@@ -63,6 +73,8 @@ class ModelSummary:
     file_bytes: int
     kv_bytes_per_token: Mapping[str, int]
     weight_bytes: Mapping[str, int]
+    left_out: Mapping[str, int]
+    n_sliding_layers: int
     license: str
 
 
@@ -115,6 +127,8 @@ def summarize(source: SourceModel) -> ModelSummary:
             for scheme in SCHEMES
             if (n_bytes := predict_weight_bytes(spec, scheme)) is not None
         },
+        left_out=dict(source.left_out),
+        n_sliding_layers=sum(spec.attention(i).window is not None for i in range(spec.n_layers)),
         license=_read_license(checkpoint.folder / "README.md"),
     )
 

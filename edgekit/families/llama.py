@@ -23,13 +23,14 @@ def read_spec(config: RawConfig) -> DecoderSpec:
     """
     # It splits a product into parts that are added up again: the same result.
     config.ignore(["pretraining_tp"])
+    has_attention_bias = config.take("attention_bias", bool, default=False)
     return read_llama_form(
         config,
         model_type="llama",
-        n_kv_heads_default=0,
-        has_attention_bias=config.take("attention_bias", bool, default=False),
+        has_qkv_bias=has_attention_bias,
+        has_o_bias=has_attention_bias,
         has_mlp_bias=config.take("mlp_bias", bool, default=False),
     )
 
 
-FAMILY: Final = Family("llama", read_spec, NAMES)
+FAMILY: Final = Family("llama", read_spec, (NAMES,))

@@ -9,7 +9,7 @@ from typing import Final
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.families.base import Family
-from edgekit.families.llama_form import NAMES, read_llama_form
+from edgekit.families.llama_form import NAMES, read_llama_form, take_window
 from edgekit.families.spec import DecoderSpec
 
 _ABSENT_WINDOW: Final = 4096  # transformers MistralConfig: absent is 4096, null is none
@@ -23,12 +23,9 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         UnknownKeyError: Keys that could change the result and are not known.
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
-    window: int | None = _ABSENT_WINDOW
-    if "sliding_window" in config:
-        window = config.take("sliding_window", int, None)
-        if window is not None and window < 1:
-            config.report(f"sliding_window is {window} (wanted null or at least 1)")
+    window = take_window(config) if "sliding_window" in config else _ABSENT_WINDOW
+    config.require("num_key_value_heads")
     return read_llama_form(config, model_type="mistral", sliding_window=window)
 
 
-FAMILY: Final = Family("mistral", read_spec, NAMES)
+FAMILY: Final = Family("mistral", read_spec, (NAMES,))

@@ -26,7 +26,7 @@ from edgekit.formats.mlpackage import (
     require_coremltools,
 )
 from edgekit.records import EngineInfo
-from edgekit.runtime.mlpackage import PackageDecoder, Step
+from edgekit.runtime.mlpackage import PackageDecoder, Step, long_rope_switches
 from edgekit.runtime.opening import (
     check_format,
     chosen_length,
@@ -72,6 +72,7 @@ class CoremlDecoder(PackageDecoder):
         if units not in COMPUTE_UNITS:
             raise UsageError("coreml: compute_units", got=units, wanted=", ".join(COMPUTE_UNITS))
         _require_macos()
+        switches = long_rope_switches(artifact)
         ct = require_coremltools()
         if require_coremltools("coremltools.models.model")._MLModelProxy is None:
             raise EngineLoadError(
@@ -99,7 +100,8 @@ class CoremlDecoder(PackageDecoder):
             model=artifact.name,
             settings={"compute_units": units},
         )
-        return cls(step, info, int(artifact.manifest.decoder["vocab_size"]), length)
+        n_vocab = int(artifact.manifest.decoder["vocab_size"])
+        return cls(step, info, n_vocab, length, switches)
 
 
 def stateful_step(model: Any) -> Step:

@@ -24,7 +24,7 @@ from edgekit.formats.mlpackage import (
 from edgekit.records import EngineInfo
 from edgekit.runtime.mil_machine import MilMachine
 from edgekit.runtime.mil_program import read_program
-from edgekit.runtime.mlpackage import PackageDecoder
+from edgekit.runtime.mlpackage import PackageDecoder, long_rope_switches
 from edgekit.runtime.opening import (
     check_format,
     chosen_length,
@@ -73,6 +73,7 @@ class MilDecoder(PackageDecoder):
             raise UsageError("mil: arithmetic", got=arithmetic, wanted=" or ".join(ARITHMETICS))
         if not isinstance(max_kept_bytes, int) or max_kept_bytes < 0:
             raise UsageError("mil: max_kept_bytes", got=max_kept_bytes, wanted="0 or more")
+        switches = long_rope_switches(artifact)
         rounds = arithmetic == "fp16"
         try:
             program = read_program(artifact.path / PACKAGE_NAME, rounds=rounds)
@@ -93,4 +94,4 @@ class MilDecoder(PackageDecoder):
         info = EngineInfo(
             "mil", f"numpy {np.__version__}", artifact.name, is_emulated=True, settings=settings
         )
-        return cls(step, info, machine.n_output, length)
+        return cls(step, info, machine.n_output, length, switches)

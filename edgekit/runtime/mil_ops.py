@@ -105,6 +105,20 @@ def _silu(x: Array) -> Array:
     return result
 
 
+def _gelu(params: Params) -> Function:
+    if str(params["mode"]) != "TANH_APPROXIMATION":
+        raise NotImplementedError(f"gelu of mode {params['mode']}")
+
+    def run(x: Array) -> Array:
+        inner = np.float32(0.044715) * x * x * x
+        inner += x
+        inner *= np.float32((2 / np.pi) ** 0.5)
+        result: Array = np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
+        return result
+
+    return run
+
+
 def _rsqrt(params: Params) -> Function:
     epsilon = np.float32(params["epsilon"])
     return lambda x: np.float32(1.0) / np.sqrt(x + epsilon)
@@ -211,17 +225,21 @@ def _concat(params: Params) -> Function:
 
 
 def _split(params: Params) -> Function:
-    n_splits, axis = int(params["num_splits"]), int(params["axis"])
+    axis = int(params["axis"])
     if axis != -1:
         raise NotImplementedError(f"split along axis {axis}")
+    if params.get("split_sizes") is not None:
+        widths = params["split_sizes"].tolist()
+        return lambda x: _parts(x, widths)
+    n_splits = int(params["num_splits"])
+    return lambda x: _parts(x, [x.shape[-1] // n_splits] * n_splits)
 
-    def run(x: Array) -> tuple[Array, ...]:
-        width, rest = divmod(x.shape[-1], n_splits)
-        if rest:
-            raise ValueError(f"split of {x.shape[-1]} into {n_splits}")
-        return tuple(x[..., i * width : (i + 1) * width] for i in range(n_splits))
 
-    return run
+def _parts(x: Array, widths: list[int]) -> tuple[Array, ...]:
+    ends = np.cumsum(widths).tolist()
+    if min(widths) < 0 or ends[-1] != x.shape[-1]:
+        raise ValueError(f"split of {x.shape[-1]} into {widths}")
+    return tuple(x[..., end - width : end] for width, end in zip(widths, ends, strict=True))
 
 
 _BINARY: Final = ("x", "y")
@@ -236,6 +254,7 @@ OPS: Final[Mapping[str, Op]] = MappingProxyType(
         "concat": Op((VARIADIC,), _concat, rounds=False),
         "expand_dims": Op(_UNARY, _expand_dims, rounds=False, is_view=True),
         "gather": Op(("indices",), _gather, rounds=False),
+        "gelu": Op(_UNARY, _gelu),
         "greater": Op(_BINARY, _plain(np.greater), rounds=False),
         "linear": Op(_UNARY, _linear),
         "maximum": Op(_BINARY, _plain(np.maximum), rounds=False),

@@ -6,14 +6,17 @@ tokens go, so rewinding is passing a shorter mask, and long inputs go in chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.artifact import Artifact
 from edgekit.dtypes import F32Array
-from edgekit.errors import EngineCrashError
+from edgekit.errors import EngineCrashError, EngineLoadError
+from edgekit.families.rope_spec import LongRopeScaling
+from edgekit.families.spec import DecoderSpec
 from edgekit.records import EngineInfo
 from edgekit.runtime.base import check_forward
 
@@ -33,13 +36,22 @@ class PackageDecoder:
         info: What goes into records.
         vocab_size: V.
         context_length: Most positions to use.
+        switches: Lengths beyond which LongRoPE takes its long set; see ``long_rope_switches``.
     """
 
-    def __init__(self, step: Step, info: EngineInfo, vocab_size: int, context_length: int) -> None:
+    def __init__(
+        self,
+        step: Step,
+        info: EngineInfo,
+        vocab_size: int,
+        context_length: int,
+        switches: Sequence[int] = (),
+    ) -> None:
         self._step: Step | None = step
         self._info = info
         self._vocab_size = vocab_size
         self._context_length = context_length
+        self._switches = tuple(switches)
         self._n_cached = 0
 
     @property
@@ -79,8 +91,8 @@ class PackageDecoder:
         # If a chunk fails, what lies behind n_past is no longer what was cached.
         self._n_cached = n_past
         blocks = []
-        for start in range(0, len(ids), CHUNK_TOKENS):
-            part = ids[start : start + CHUNK_TOKENS]
+        for start, end in self._chunks(n_past, len(ids)):
+            part = ids[start:end]
             logits = self._step(part[None], causal_mask(len(part), n_past + start))
             blocks.append(logits[max(0, first_wanted - start) :])
         self._n_cached = n_past + len(ids)
@@ -89,6 +101,34 @@ class PackageDecoder:
     def close(self) -> None:
         """Free the model. Safe to call twice."""
         self._step = None
+
+    def _chunks(self, n_past: int, n_tokens: int) -> Iterator[tuple[int, int]]:
+        """Cut T tokens. The first chunk reaches any switch that a later one would come upon.
+
+        LongRoPE takes the long set for all tokens of a call that goes beyond its switch, and the
+        program knows no more of the call than the chunk it is given.
+        """
+        crossed = (s + 1 - n_past for s in self._switches if s < n_past + n_tokens)
+        start, end = 0, max(CHUNK_TOKENS, *crossed, 0)
+        while start < n_tokens:
+            yield start, min(end, n_tokens)
+            start, end = end, end + CHUNK_TOKENS
+
+
+def long_rope_switches(artifact: Artifact) -> tuple[int, ...]:
+    """Give the lengths beyond which the decoder's LongRoPE takes its long set.
+
+    Raises:
+        EngineLoadError: The manifest describes no decoder.
+    """
+    try:
+        spec = DecoderSpec.from_dict(artifact.manifest.decoder)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise EngineLoadError(
+            f"{artifact.path}: manifest of the decoder", got=error, do="Export the model again."
+        ) from error
+    scalings = [rope.scaling for rope in spec.ropes]
+    return tuple(s.original_context_length for s in scalings if isinstance(s, LongRopeScaling))
 
 
 def causal_mask(n_tokens: int, n_past: int) -> F32Array:

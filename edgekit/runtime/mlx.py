@@ -58,7 +58,7 @@ class MlxDecoder:
         self._vocab_size = vocab_size
         self._context_length = context_length
         self._cache: list[Any] = []
-        self._n_cached = 0
+        self._cached_ids: list[int] = []
 
     @classmethod
     def open(
@@ -135,45 +135,53 @@ class MlxDecoder:
             token_ids,
             n_past,
             n_logits,
-            n_cached=self._n_cached,
+            n_cached=len(self._cached_ids),
             vocab_size=self._vocab_size,
             context_length=self._context_length,
         )
         mx = require("mlx.core", package="mlx-lm")
         n_silent = len(token_ids) - n_logits
         try:
-            self._rewind(n_past)
-            for start in range(0, n_silent, _CHUNK_TOKENS):
-                self._run(mx, token_ids[start : min(start + _CHUNK_TOKENS, n_silent)])
-                mx.eval([layer.state for layer in self._cache])
+            self._rewind(mx, n_past)
+            self._fill(mx, token_ids[:n_silent])
             blocks = []
             for start in range(n_silent, len(token_ids), _CHUNK_TOKENS):
                 logits = self._run(mx, token_ids[start : start + _CHUNK_TOKENS])
                 blocks.append(np.array(logits[0].astype(mx.float32)))
         except (RuntimeError, ValueError, MemoryError) as error:
-            self._cache, self._n_cached = [], 0
+            self._cache, self._cached_ids = [], []
             raise EngineCrashError("mlx failed", got=error, do="Try a shorter context.") from error
-        self._n_cached = n_past + len(token_ids)
+        self._cached_ids = [*self._cached_ids[:n_past], *token_ids]
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
     def close(self) -> None:
         """Free the model. Safe to call twice."""
         if self._model is not None:
-            self._model, self._cache, self._n_cached = None, [], 0
+            self._model, self._cache, self._cached_ids = None, [], []
             require("mlx.core", package="mlx-lm").clear_cache()
 
     def _run(self, mx: Any, token_ids: Sequence[int]) -> Any:
         """Queue one chunk: (T,) ids to logits (1, T, V)."""
         return self._model(mx.array([list(token_ids)]), cache=self._cache)
 
-    def _rewind(self, n_past: int) -> None:
+    def _fill(self, mx: Any, token_ids: Sequence[int]) -> None:
+        """Add tokens to the caches; their logits are never computed."""
+        for start in range(0, len(token_ids), _CHUNK_TOKENS):
+            self._run(mx, token_ids[start : start + _CHUNK_TOKENS])
+            mx.eval([layer.state for layer in self._cache])
+
+    def _rewind(self, mx: Any, n_past: int) -> None:
         """Forget every position from ``n_past`` on."""
+        caches = require("mlx_lm.models.cache", package="mlx-lm")
+        n_back = len(self._cached_ids) - n_past
         if n_past == 0:
-            self._cache = require("mlx_lm.models.cache").make_prompt_cache(self._model)
-        else:
-            for layer in self._cache:
-                layer.trim(self._n_cached - n_past)
-        self._n_cached = n_past
+            self._cache = caches.make_prompt_cache(self._model)
+        elif n_back and caches.can_trim_prompt_cache(self._cache):
+            caches.trim_prompt_cache(self._cache, n_back)
+        elif n_back:
+            # A window that is full has dropped the keys which the earlier positions still see.
+            self._cache = caches.make_prompt_cache(self._model)
+            self._fill(mx, self._cached_ids[:n_past])
 
 
 def _backend(mx: Any) -> str:

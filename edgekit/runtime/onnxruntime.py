@@ -20,6 +20,7 @@ import numpy as np
 from edgekit.artifact import Artifact, Format
 from edgekit.dtypes import F32Array
 from edgekit.errors import EngineCrashError, EngineLoadError, UsageError
+from edgekit.families.rope_spec import LongRopeScaling
 from edgekit.families.spec import DecoderSpec
 from edgekit.lazy import require
 from edgekit.records import EngineInfo
@@ -90,11 +91,14 @@ class OnnxruntimeDecoder:
         self._mask = np.ones((1, context_length), dtype=np.int64)
         self._token_id = np.zeros((1, 1), dtype=np.int64)
         self._start = np.full(1, -1, dtype=np.int64)
+        self._call_length = np.zeros(1, dtype=np.int64)
         self._last_row: F32Array = np.empty((1, spec.vocab_size), dtype=np.float32)
         self._token_value = self._wrap(self._token_id)
         self._logits_value = self._wrap(self._last_row[None])
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input("logits_start", self._wrap(self._start))
+        if any(arg.name == "call_length" for arg in session.get_overridable_initializers()):
+            self._binding.bind_ortvalue_input("call_length", self._wrap(self._call_length))
         self._bind_decode()
         shape = (1, spec.n_kv_heads, context_length, spec.head_width)
         for layer in range(spec.n_layers):
@@ -140,9 +144,9 @@ class OnnxruntimeDecoder:
             ) from error
         is_float = chosen.activation == "fp32"
         try:
-            _check_positions(artifact, spec, n_positions)
             session = _make_session(artifact.path, n_threads, is_float)
-            _check_signature(session, spec, artifact.path)
+            _check_signature(session, spec, artifact)
+            _check_positions(artifact, spec, n_positions)
             info = EngineInfo(
                 engine="onnxruntime",
                 version=require("onnxruntime").__version__,
@@ -238,6 +242,8 @@ class OnnxruntimeDecoder:
         ids = np.asarray(token_ids, dtype=np.int64)[None]  # (1, T)
         result: F32Array = np.empty((n_logits, self._vocab_size), dtype=np.float32)
         first = n_tokens - n_logits
+        # LongRoPE looks at the whole call, so that chunks of it do not change the answer.
+        self._call_length[0] = n_past + n_tokens
         try:
             for start in range(0, n_tokens, self._chunk):
                 stop = min(start + self._chunk, n_tokens)
@@ -262,6 +268,7 @@ class OnnxruntimeDecoder:
     def _bind_decode(self) -> None:
         """Bind one token in and one row of logits out, as every decode step uses them."""
         self._start[0] = -1
+        self._call_length[0] = 0
         self._binding.bind_ortvalue_input("input_ids", self._token_value)
         self._binding.bind_ortvalue_output("logits", self._logits_value)
 
@@ -326,7 +333,8 @@ def _check_positions(artifact: Artifact, spec: DecoderSpec, n_positions: int) ->
     Raises:
         EngineLoadError: See above; the buffers for such a context might not fit in memory.
     """
-    if n_positions * spec.head_width * 4 > artifact.n_bytes:
+    n_lanes = sum(rope.rotary_width or spec.head_width for rope in spec.ropes)
+    if n_positions * n_lanes * 4 > artifact.n_bytes:
         raise EngineLoadError(
             f"{artifact.path}: context length in the manifest",
             got=n_positions,
@@ -335,17 +343,26 @@ def _check_positions(artifact: Artifact, spec: DecoderSpec, n_positions: int) ->
         )
 
 
-def _check_signature(session: Any, spec: DecoderSpec, folder: Path) -> None:
+def _changes_rope(spec: DecoderSpec, n_positions: int) -> bool:
+    """Say whether an artifact of so many positions holds both sets of a LongRoPE."""
+    scalings = (rope.scaling for rope in spec.ropes)
+    return any(
+        isinstance(s, LongRopeScaling) and n_positions > s.original_context_length for s in scalings
+    )
+
+
+def _check_signature(session: Any, spec: DecoderSpec, artifact: Artifact) -> None:
     """Refuse a graph whose inputs and outputs are not those of the decoder in the manifest.
 
     Raises:
         EngineLoadError: A name, type or fixed size differs.
     """
+    path = artifact.path / GRAPH_NAME
     cache = (spec.n_kv_heads, spec.head_width)
     n_caches = len(session.get_inputs()) - 2
     if n_caches != 2 * spec.n_layers:
         raise EngineLoadError(
-            f"{folder / GRAPH_NAME}: key and value inputs",
+            f"{path}: key and value inputs",
             got=n_caches,
             wanted=f"{2 * spec.n_layers} for the decoder in the manifest",
             do="Export the model again.",
@@ -356,6 +373,8 @@ def _check_signature(session: Any, spec: DecoderSpec, folder: Path) -> None:
         "logits_start": ("tensor(int64)", (1,)),
         "logits": ("tensor(float)", (1, spec.vocab_size)),
     }
+    if _changes_rope(spec, artifact.manifest.context_length):
+        wanted["call_length"] = ("tensor(int64)", (1,))
     for layer in range(spec.n_layers):
         for part in ("key", "value"):
             for name in (f"past_key_values.{layer}.{part}", f"present.{layer}.{part}"):
@@ -374,7 +393,7 @@ def _check_signature(session: Any, spec: DecoderSpec, folder: Path) -> None:
     if differing:
         name = differing[0]
         raise EngineLoadError(
-            f"{folder / GRAPH_NAME}: {name} is not that of the decoder in the manifest",
+            f"{path}: {name} is not that of the decoder in the manifest",
             got=found.get(name, "absent"),
             wanted=wanted.get(name, "absent"),
             do="Export the model again.",

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from edgekit.dtypes import F32Array
 from edgekit.errors import EngineCrashError, UsageError
 from edgekit.families.base import SourceModel
-from edgekit.families.rope import rope_tables
-from edgekit.families.spec import DecoderSpec
+from edgekit.families.rope import query_factors, rope_tables
+from edgekit.families.rope_spec import LongRopeScaling, RopeSpec
+from edgekit.families.spec import Activation, DecoderSpec, QkNorm
 from edgekit.quantize.model import QuantizedModel, QuantizedTensor
 from edgekit.records import EngineInfo
 from edgekit.runtime.base import check_forward
@@ -61,13 +62,15 @@ class ReferenceDecoder:
                 "context_length", got=context_length, wanted=f"1 .. {spec.context_length}"
             )
         self._spec = spec
+        self._shapes = spec.weight_shapes()
         self._read = weights
         self._dtype = dtype
         self._model = model
         self._context_length = context_length or spec.context_length
         self._weights: dict[str, FloatArray] = {}
         self._cache = [self._empty_cache() for _ in range(spec.n_layers)]
-        self._cos, self._sin = self._tables(0)
+        self._capacity = 0
+        self._tables: dict[tuple[RopeSpec, bool], tuple[FloatArray, FloatArray]] = {}
         self._n_cached = 0
         self._is_closed = False
 
@@ -125,14 +128,16 @@ class ReferenceDecoder:
         )
         ids = np.asarray(token_ids, dtype=np.int64)
         self._reserve(n_past + len(ids))
+        # LongRoPE looks at the whole call, so that chunks of it do not change the answer.
+        is_long = self._is_long(n_past + len(ids))
         hidden = [
-            self._run_chunk(ids[start : start + _CHUNK_TOKENS], n_past + start)
+            self._run_chunk(ids[start : start + _CHUNK_TOKENS], n_past + start, is_long)
             for start in range(0, len(ids), _CHUNK_TOKENS)
         ]
         self._n_cached = n_past + len(ids)
         last = np.concatenate(hidden)[-n_logits:]
         head = self._weight("embed" if self._spec.is_tied else "lm_head")
-        logits: F32Array = (last @ head.T).astype(np.float32)
+        logits: F32Array = (self._scaled(last @ head.T, self._spec.logits_scale)).astype(np.float32)
         return logits
 
     def close(self) -> None:
@@ -141,47 +146,84 @@ class ReferenceDecoder:
         self._weights.clear()
         self._cache.clear()
 
-    def _run_chunk(self, ids: NDArray[np.int64], n_past: int) -> FloatArray:
+    def _run_chunk(self, ids: NDArray[np.int64], n_past: int, is_long: bool) -> FloatArray:
         """Give the final hidden states of T tokens, (T, C), and extend the cache."""
-        stream = self._weight("embed")[ids]
-        for layer in range(self._spec.n_layers):
+        spec = self._spec
+        stream = self._scaled(self._weight("embed")[ids], spec.embed_scale)
+        for layer in range(spec.n_layers):
             at = f"layers.{layer}."
-            stream = stream + self._attend(layer, self._norm(stream, at + "attn_norm"), n_past)
-            inner = self._norm(stream, at + "ffn_norm")
-            gated = _silu(self._linear(inner, at + "gate")) * self._linear(inner, at + "up")
-            stream = stream + self._linear(gated, at + "down")
+            inner = self._maybe_norm(stream, at + "attn_norm")
+            change = self._attend(layer, inner, n_past, is_long)
+            change = self._maybe_norm(change, at + "attn_post_norm")
+            stream = stream + self._scaled(change, spec.residual_scale)
+            inner = self._maybe_norm(stream, at + "ffn_norm")
+            change = self._maybe_norm(self._feed_forward(inner, at), at + "ffn_post_norm")
+            stream = stream + self._scaled(change, spec.residual_scale)
         return self._norm(stream, "final_norm")
 
-    def _attend(self, layer: int, inner: FloatArray, n_past: int) -> FloatArray:
+    def _feed_forward(self, inner: FloatArray, at: str) -> FloatArray:
+        activate: Callable[[FloatArray], FloatArray] = (
+            _silu if self._spec.activation is Activation.SILU else _gelu_tanh
+        )
+        gated = activate(self._linear(inner, at + "gate")) * self._linear(inner, at + "up")
+        return self._linear(gated, at + "down")
+
+    def _attend(self, layer: int, inner: FloatArray, n_past: int, is_long: bool) -> FloatArray:
         """Attend from T new positions to all the cache holds; (T, C) to (T, C)."""
-        spec, at = self._spec, f"layers.{layer}."
+        spec, at, attention = self._spec, f"layers.{layer}.", self._spec.attention(layer)
         n_tokens, n_total = len(inner), n_past + len(inner)
-        queries = self._rotate(self._heads(inner, at + "q", spec.n_heads), n_past)  # (H, T, D)
+        queries = self._heads(self._normed_linear(inner, at + "q"), spec.n_heads)  # (H, T, D)
+        keys = self._heads(self._normed_linear(inner, at + "k"), spec.n_kv_heads)
+        if attention.rope is not None:
+            queries = self._rotate(queries, n_past, attention.rope, is_long)
+            keys = self._rotate(keys, n_past, attention.rope, is_long)
+        if spec.query_scaling is not None:
+            grown = query_factors(spec.query_scaling, n_total)
+            factors: FloatArray = np.asarray(grown, dtype=self._dtype)
+            queries *= factors[n_past:, None]
         cache = self._cache[layer]
         new = slice(n_past, n_total)
-        cache.keys[:, new] = self._rotate(self._heads(inner, at + "k", spec.n_kv_heads), n_past)
-        cache.values[:, new] = self._heads(inner, at + "v", spec.n_kv_heads)
+        cache.keys[:, new] = keys
+        cache.values[:, new] = self._heads(self._linear(inner, at + "v"), spec.n_kv_heads)
         keys, values = cache.keys[:, :n_total], cache.values[:, :n_total]
         # Query head h reads kv head h // (H / K): consecutive query heads share one.
         grouped = queries.reshape(spec.n_kv_heads, -1, n_tokens, spec.head_width)
-        scores = grouped @ keys[:, None].swapaxes(-1, -2) * self._dtype(spec.head_width**-0.5)
-        scores = np.where(_is_seen(n_past, n_total, spec.sliding_window), scores, -np.inf)
+        scores = grouped @ keys[:, None].swapaxes(-1, -2) * self._dtype(spec.score_scale)
+        scores = np.where(_is_seen(n_past, n_total, attention.window), scores, -np.inf)
         mixed = _softmax(scores) @ values[:, None]  # (K, H // K, T, D)
         joined = mixed.reshape(spec.n_heads, n_tokens, -1).swapaxes(0, 1).reshape(n_tokens, -1)
         return self._linear(joined, at + "o")
 
-    def _heads(self, inner: FloatArray, name: str, n_heads: int) -> FloatArray:
-        """Project and split: (T, C) to (heads, T, D)."""
+    def _normed_linear(self, inner: FloatArray, name: str) -> FloatArray:
+        """Project to queries or keys and norm them, (T, C) to (T, heads * D)."""
         projected = self._linear(inner, name)
-        return projected.reshape(len(inner), n_heads, self._spec.head_width).swapaxes(0, 1)
+        match self._spec.qk_norm:
+            case QkNorm.NONE:
+                return projected
+            case QkNorm.FULL:
+                return self._norm(projected, f"{name}_norm")
+            case QkNorm.HEAD:
+                heads = projected.reshape(len(inner), -1, self._spec.head_width)
+                return self._norm(heads, f"{name}_norm").reshape(projected.shape)
 
-    def _rotate(self, heads: FloatArray, n_past: int) -> FloatArray:
-        """Apply RoPE in the rotate-half form; (heads, T, D)."""
-        half = self._spec.head_width // 2
+    def _heads(self, projected: FloatArray, n_heads: int) -> FloatArray:
+        """Split: (T, heads * D) to (heads, T, D)."""
+        return projected.reshape(len(projected), n_heads, self._spec.head_width).swapaxes(0, 1)
+
+    def _rotate(self, heads: FloatArray, n_past: int, rope: RopeSpec, is_long: bool) -> FloatArray:
+        """Apply RoPE in the rotate-half form to the first lanes; (heads, T, D)."""
         part = slice(n_past, n_past + heads.shape[1])
-        cos, sin = self._cos[part], self._sin[part]
-        first, second = heads[..., :half], heads[..., half:]
-        return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        cos, sin = (table[part] for table in self._rope(rope, is_long))
+        half = cos.shape[1]
+        first, second, rest = np.split(heads, [half, 2 * half], axis=-1)
+        turned = [first * cos - second * sin, second * cos + first * sin, rest]
+        return np.concatenate(turned, axis=-1)
+
+    def _is_long(self, n_total: int) -> bool:
+        scalings = (rope.scaling for rope in self._spec.ropes)
+        return any(
+            isinstance(s, LongRopeScaling) and n_total > s.original_context_length for s in scalings
+        )
 
     def _linear(self, inner: FloatArray, name: str) -> FloatArray:
         spec, part = self._spec, name.rpartition(".")[2]
@@ -197,7 +239,14 @@ class ReferenceDecoder:
     def _norm(self, stream: FloatArray, name: str) -> FloatArray:
         mean_square = np.mean(np.square(stream), axis=-1, keepdims=True)
         scaled: FloatArray = stream / np.sqrt(mean_square + self._dtype(self._spec.norm_eps))
-        return scaled * self._weight(name)
+        return scaled * (self._weight(name) + self._dtype(self._spec.norm_offset))
+
+    def _maybe_norm(self, stream: FloatArray, name: str) -> FloatArray:
+        """Norm where the decoder has this norm."""
+        return self._norm(stream, name) if name in self._shapes else stream
+
+    def _scaled(self, values: FloatArray, factor: float) -> FloatArray:
+        return values if factor == 1.0 else values * self._dtype(factor)
 
     def _weight(self, name: str) -> FloatArray:
         if name not in self._weights:
@@ -208,17 +257,21 @@ class ReferenceDecoder:
         shape = (self._spec.n_kv_heads, capacity, self._spec.head_width)
         return _LayerCache(np.zeros(shape, self._dtype), np.zeros(shape, self._dtype))
 
-    def _tables(self, n_positions: int) -> tuple[FloatArray, FloatArray]:
-        cos, sin = rope_tables(self._spec, n_positions)
-        return cos.astype(self._dtype), sin.astype(self._dtype)
+    def _rope(self, rope: RopeSpec, is_long: bool) -> tuple[FloatArray, FloatArray]:
+        key = (rope, is_long)
+        if key not in self._tables:
+            width, n_positions = self._spec.head_width, self._capacity
+            cos, sin = rope_tables(rope, width, n_positions, is_long=is_long)
+            self._tables[key] = cos.astype(self._dtype), sin.astype(self._dtype)
+        return self._tables[key]
 
     def _reserve(self, n_positions: int) -> None:
         """Make room for ``n_positions``, keeping what is cached."""
-        capacity = len(self._cos)
-        if n_positions <= capacity:
+        if n_positions <= self._capacity:
             return
-        capacity = min(max(_FIRST_CAPACITY, 2 * capacity, n_positions), self._context_length)
-        self._cos, self._sin = self._tables(capacity)
+        capacity = min(max(_FIRST_CAPACITY, 2 * self._capacity, n_positions), self._context_length)
+        self._capacity = capacity
+        self._tables.clear()
         for layer, old in enumerate(self._cache):
             grown = self._empty_cache(capacity)
             grown.keys[:, : self._n_cached] = old.keys[:, : self._n_cached]
@@ -246,4 +299,13 @@ def _silu(values: FloatArray) -> FloatArray:
     # x * sigmoid(x) through tanh, which cannot overflow.
     half = values * values.dtype.type(0.5)
     activated: FloatArray = half * (1 + np.tanh(half))
+    return activated
+
+
+def _gelu_tanh(values: FloatArray) -> FloatArray:
+    # Hendrycks and Gimpel 2016, the tanh form: sqrt(2 / pi) (x + 0.044715 x^3).
+    inner = values.dtype.type(0.7978845608028654) * (
+        values + values.dtype.type(0.044715) * values**3
+    )
+    activated: FloatArray = values.dtype.type(0.5) * values * (1 + np.tanh(inner))
     return activated

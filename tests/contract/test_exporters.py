@@ -13,7 +13,8 @@ from edgekit.decision import Accepted, Rejected
 from edgekit.errors import ArtifactError, EdgekitError, ExportError
 from edgekit.export import EXPORTERS, open_exporter
 from edgekit.export.staging import write_artifact
-from edgekit.families.spec import DecoderSpec, Llama3Scaling, RopeSpec
+from edgekit.families.rope_spec import Llama3Scaling, RopeSpec
+from edgekit.families.spec import DecoderSpec
 from edgekit.quantize.model import QuantizedTensor, combine_hashes
 from edgekit.scheme import Scheme
 from tests.builders import write_tiny_tokenizer

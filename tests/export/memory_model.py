@@ -16,7 +16,8 @@ import numpy as np
 from edgekit.artifact import TensorEntry
 from edgekit.dtypes import Bits, F32Array
 from edgekit.errors import QuantError
-from edgekit.families.spec import DecoderSpec, RopeSpec
+from edgekit.families.rope_spec import RopeSpec
+from edgekit.families.spec import DecoderSpec
 from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor, Source
 from edgekit.scheme import FP16, FP32, Scheme
 

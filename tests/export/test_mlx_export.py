@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from edgekit.artifact import Artifact
-from edgekit.decision import Accepted, Rejected
 from edgekit.dtypes import DType
 from edgekit.errors import ExportError, FormatError, UsageError
 from edgekit.export.base import ExportOptions
-from edgekit.export.mlx import MlxExporter, _narrow
-from edgekit.export.mlx_config import make_config, module_of
+from edgekit.export.mlx import MlxExporter
+from edgekit.export.mlx_arrays import narrow
+from edgekit.export.mlx_config import make_config
+from edgekit.export.mlx_models import MODEL_FILES, choose_file
 from edgekit.export.staging import write_artifact
-from edgekit.families.spec import Llama3Scaling, RopeSpec
 from edgekit.formats.floats import to_float32
 from edgekit.quantize.model import FloatTensor, QuantizedTensor
-from edgekit.scheme import FP16, FP32, Scheme
-from tests.export.memory_model import MemoryModel, memory_model, tiny_spec
+from edgekit.scheme import FP16, FP32
+from tests.export.memory_model import memory_model
 
 SCHEMES = ["fp32", "fp16", "int8", "int8-g64", "int4", "int4-g64"]
 
@@ -41,6 +41,11 @@ def source_config(tmp_path):
 
 def export(model, folder) -> Artifact:
     return write_artifact(MlxExporter(), model, folder)
+
+
+def config_of(model, scheme=None) -> dict:
+    choice = choose_file(model.spec)
+    return make_config(choice, model.spec, scheme or model.scheme, model.entries, DType.FP32)
 
 
 def assert_same_tensor(got, wanted) -> None:
@@ -106,7 +111,10 @@ def test_mlx_dequantizes_to_the_same_matrix_bit_for_bit(tmp_path):
         arrays = mx.load(str(artifact.path / "model.safetensors"))
         for name, tensor in model.tensors.items():
             if isinstance(tensor, QuantizedTensor):
-                parts = [arrays[f"{module_of(name)}.{p}"] for p in ("weight", "scales", "biases")]
+                parts = [
+                    arrays[f"{MODEL_FILES['mistral'].module_of(name)}.{p}"]
+                    for p in ("weight", "scales", "biases")
+                ]
                 values = mx.dequantize(*parts, group_size=tensor.group, bits=tensor.bits)
                 np.testing.assert_array_equal(np.array(values), tensor.dequantize())
 
@@ -121,9 +129,9 @@ def test_every_scale_of_the_grid_and_its_bias_are_exact_in_bf16_and_fp16():
     assert len(scales) == 30 * 128 + 255 + 128 + 128
     for factor in (1, -8, -128):
         values = factor * scales
-        np.testing.assert_array_equal(to_float32(_narrow(values, DType.BF16), DType.BF16), values)
+        np.testing.assert_array_equal(to_float32(narrow(values, DType.BF16), DType.BF16), values)
         small = values[np.abs(values) <= 65504]
-        np.testing.assert_array_equal(to_float32(_narrow(small, DType.FP16), DType.FP16), small)
+        np.testing.assert_array_equal(to_float32(narrow(small, DType.FP16), DType.FP16), small)
 
 
 def test_bf16_rounding_is_that_of_mlx():
@@ -132,7 +140,7 @@ def test_bf16_rounding_is_that_of_mlx():
     ties = np.array([1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8), 0.0, -0.0], dtype=np.float32)
     values = np.concatenate([values, ties])
     expected = np.array(mx.array(values).astype(mx.bfloat16).view(mx.uint16))
-    np.testing.assert_array_equal(_narrow(values, DType.BF16), expected)
+    np.testing.assert_array_equal(narrow(values, DType.BF16), expected)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +217,7 @@ def test_tokenizer_files_are_carried_along_but_not_the_source_config(tmp_path, s
 
 def test_the_quantization_entry_names_every_module_that_differs():
     model = memory_model(scheme="int4", schemes={"embed": "int8", "layers.0.down": "int4-g64"})
-    config = make_config(model.spec, model.scheme, model.entries, DType.FP32)
+    config = config_of(model)
     assert config["quantization"] == {
         "group_size": 32,
         "bits": 4,
@@ -222,40 +230,7 @@ def test_the_quantization_entry_names_every_module_that_differs():
 @pytest.mark.parametrize("scheme", [FP32, FP16])
 def test_float_artifacts_have_no_quantization_entry(scheme):
     model = memory_model(scheme=scheme)
-    assert "quantization" not in make_config(model.spec, scheme, model.entries, DType.FP32)
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"model_type": "mixtral"}, "no mlx-lm mapping for model_type mixtral"),
-        ({"sliding_window": 32}, "full attention in every layer"),
-        ({"has_qkv_bias": True}, "one attention_bias"),
-        ({"has_o_bias": True}, "one attention_bias"),
-        (
-            {"rope": RopeSpec(1e4, Llama3Scaling(8.0, 1.0, 4.0, 8192), linear_factor=2.0)},
-            "one rope_scaling",
-        ),
-    ],
-)
-def test_what_mlx_lm_would_compute_wrongly_is_rejected_with_the_reason(change, reason):
-    decision = MlxExporter().supports(tiny_spec(**change), Scheme.parse("int4"))
-    assert isinstance(decision, Rejected)
-    assert reason in decision.reason
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"model_type": "llama"},
-        {"sliding_window": 64},
-        {"has_qkv_bias": True, "has_o_bias": True},
-        {"has_mlp_bias": True},
-        {"is_tied": False},
-    ],
-)
-def test_what_mlx_lm_computes_rightly_is_accepted(change):
-    assert isinstance(MlxExporter().supports(tiny_spec(**change), FP32), Accepted)
+    assert "quantization" not in config_of(model, scheme)
 
 
 def test_more_context_than_the_model_has_is_refused(tmp_path):
@@ -338,25 +313,3 @@ class TestDamage:
     def test_a_config_that_is_no_json(self, artifact):
         (artifact.path / "config.json").write_text("{")
         self.recover(artifact, "not valid JSON")
-
-
-def test_names_are_those_of_mlx_lm():
-    from mlx.utils import tree_flatten
-    from mlx_lm.models.llama import Model, ModelArgs
-
-    for change in (
-        {},
-        {"is_tied": False},
-        {"has_qkv_bias": True, "has_o_bias": True, "has_mlp_bias": True},
-    ):
-        spec = tiny_spec(**change)
-        model: MemoryModel = memory_model(spec, "fp32")
-        config = make_config(spec, FP32, model.entries, DType.FP32)
-        theirs = {
-            k: v.shape for k, v in tree_flatten(Model(ModelArgs.from_dict(config)).parameters())
-        }
-        ours = {
-            f"{module_of(name)}.{'bias' if name.endswith('.bias') else 'weight'}": shape
-            for name, shape in spec.weight_shapes().items()
-        }
-        assert ours == theirs

@@ -19,6 +19,7 @@ from edgekit.errors import ExportError
 from edgekit.export.base import ExportOptions, ignore_progress
 from edgekit.export.onnx import OnnxExporter
 from edgekit.export.onnx_layout import plan_arrays, write_weights
+from edgekit.export.onnx_tables import make_tables
 from edgekit.export.staging import write_artifact
 from edgekit.families.rope import rope_tables
 from edgekit.quantize.model import FloatTensor, QuantizedTensor
@@ -139,6 +140,15 @@ def test_genai_config_says_what_the_graph_is(tmp_path):
     assert config["search"]["max_length"] == model["context_length"] == 64
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [("ministral3", "mistral"), ("olmo2", "olmo"), ("granite", "granite")]
+)
+def test_a_family_goes_to_genai_as_itself_or_its_nearest_relative(tmp_path, ours, theirs):
+    artifact = export(memory_model(tiny_spec(model_type=ours)), tmp_path / "a")
+    model = json.loads((artifact.path / "genai_config.json").read_text())["model"]
+    assert model["type"] == theirs
+
+
 def test_a_family_that_genai_does_not_know_goes_as_llama_and_needs_no_ids(tmp_path):
     spec = tiny_spec(model_type="novel", bos_token_id=None, eos_token_ids=(), pad_token_id=None)
     artifact = export(memory_model(spec), tmp_path / "a")
@@ -165,7 +175,7 @@ def test_context_is_the_models_own_up_to_4096(tmp_path):
     assert long.manifest.context_length == 4096
     short = export(memory_model(), tmp_path / "short", context_length=10)
     stored = safetensors.numpy.load_file(short.path / "weights.safetensors")
-    cos, sin = rope_tables(TINY_SPEC, 10)
+    cos, sin = rope_tables(TINY_SPEC.rope, TINY_SPEC.head_width, 10)
     np.testing.assert_array_equal(stored["rope.cos"], cos)
     np.testing.assert_array_equal(stored["rope.sin"], sin)
 
@@ -179,13 +189,13 @@ def test_an_impossible_context_is_refused(tmp_path, context_length):
 def test_what_the_attention_kernel_cannot_do_is_refused_before_any_work(tmp_path):
     exporter, int4 = OnnxExporter(), Scheme.parse("int4")
     assert exporter.supports(TINY_SPEC, int4) == Accepted()
-    narrow = exporter.supports(tiny_spec(head_width=8), int4)
+    narrow = exporter.supports(tiny_spec(head_width=12), int4)
     assert isinstance(narrow, Rejected)
-    assert "multiple of 16" in narrow.reason
+    assert "GroupQueryAttention needs a head width that is a multiple of 8" in narrow.reason
     assert isinstance(exporter.supports(tiny_spec(n_kv_heads=3), int4), Rejected)
-    with pytest.raises(ExportError, match="multiple of 16"):
+    with pytest.raises(ExportError, match="multiple of 8"):
         exporter.write(
-            memory_model(tiny_spec(head_width=8)), tmp_path, ExportOptions(), ignore_progress
+            memory_model(tiny_spec(head_width=12)), tmp_path, ExportOptions(), ignore_progress
         )
     assert not list(tmp_path.iterdir())
 
@@ -243,7 +253,7 @@ def test_a_tensor_that_is_not_what_its_entry_says_is_an_export_error(tmp_path):
     floats = FloatTensor("layers.0.up", FP32, np.zeros((128, 64), np.float32))
     schemes = {entry.name: Scheme.parse(entry.scheme) for entry in honest.entries}
     arrays = plan_arrays(TINY_SPEC, schemes, 8)
-    tables = dict(zip(("rope.cos", "rope.sin"), rope_tables(TINY_SPEC, 8), strict=True))
+    tables = make_tables(TINY_SPEC, 8)
     for wrong in (wider, floats):
         model = replace(honest, tensors={**honest.tensors, "layers.0.up": wrong})
         with pytest.raises(ExportError, match=r"layers\.0\.up"):

@@ -181,7 +181,23 @@ def test_a_huge_graph_file_is_refused_unread(tmp_path):
         recover(artifact)
 
 
-@pytest.mark.parametrize("change", [{"n_layers": 10**9}, {"n_layers": "2"}, {"rope": None}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_layers": 10**9},
+        {"n_layers": "2"},
+        {"n_layers": 1.5},
+        {"hidden_width": None},
+        {"n_heads": {}},
+        {"sliding_window": "8"},
+        {"norm_offset": "much"},
+        {"rope": None},
+        {"rope": {"theta": [1.0]}},
+        {"rope": {"theta": 1e4, "scaling": "much"}},
+        {"rope": {"theta": 1e4, "rotary_width": "8"}},
+    ],
+    ids=str,
+)
 def test_a_damaged_decoder_in_the_manifest_is_a_format_error(tmp_path, change):
     artifact = export(memory_model(), tmp_path / "a")
     decoder = {**artifact.manifest.decoder, **change}

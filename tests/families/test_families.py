@@ -13,10 +13,13 @@ from edgekit.checkpoint.reader import open_checkpoint
 from edgekit.dtypes import DType
 from edgekit.errors import CheckpointError, UnknownKeyError, UnsupportedArchError
 from edgekit.families import FAMILIES, open_family, open_model
-from edgekit.families.spec import DecoderSpec, Llama3Scaling, RopeSpec
+from edgekit.families.rope_spec import Llama3Scaling, RopeSpec
+from edgekit.families.spec import DecoderSpec
 from edgekit.lazy import load_object
 from tests.builders import write_tiny_checkpoint
+from tests.tiny_families import TINY_CONFIGS
 
+LLAMA_FORM = ("llama", "mistral")
 LLAMA3_SCALING = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -55,7 +58,7 @@ def test_the_registry_is_the_folder():
         assert load_object(reference).model_type == model_type
 
 
-@pytest.mark.parametrize("model_type", list(FAMILIES))
+@pytest.mark.parametrize("model_type", LLAMA_FORM)
 def test_a_tiny_config_becomes_the_spec_it_says(tmp_path, model_type):
     source = open_model(write_tiny_checkpoint(tmp_path / "m", model_type))
     assert source.spec == DecoderSpec(
@@ -78,7 +81,7 @@ def test_a_tiny_config_becomes_the_spec_it_says(tmp_path, model_type):
     assert DecoderSpec.from_dict(json.loads(json.dumps(source.spec.as_dict()))) == source.spec
 
 
-@pytest.mark.parametrize("model_type", list(FAMILIES))
+@pytest.mark.parametrize("model_type", LLAMA_FORM)
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_every_weight_comes_under_its_canonical_name(tmp_path, model_type, is_tied):
     folder = write_tiny_checkpoint(tmp_path / "m", model_type, tie_word_embeddings=is_tied)
@@ -111,7 +114,7 @@ def test_every_weight_comes_under_its_canonical_name(tmp_path, model_type, is_ti
 
 
 def test_names_go_there_and_back():
-    names = load_object(FAMILIES["llama"]).names
+    names = load_object(FAMILIES["llama"]).name_tables[0]
     for canonical in [
         "embed",
         "lm_head",
@@ -156,7 +159,7 @@ def test_llama_biases_are_found(tmp_path):
          RopeSpec(5e5, Llama3Scaling(8.0, 1.0, 4.0, 64))),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("model_type", list(FAMILIES))
+@pytest.mark.parametrize("model_type", LLAMA_FORM)
 def test_rope_is_read_in_every_spelling(tmp_path, model_type, change, wanted):
     folder = write_tiny_checkpoint(tmp_path / "m", model_type, **change)
     assert open_model(folder).spec.rope == wanted
@@ -167,11 +170,11 @@ def test_absent_rope_theta_is_ten_thousand(tmp_path):
     assert open_model(folder).spec.rope.theta == 10000.0
 
 
-@pytest.mark.parametrize("kind", ["yarn", "longrope", "dynamic"])
+@pytest.mark.parametrize("kind", ["dynamic", "mrope"])
 def test_a_rope_type_that_is_not_computed_is_refused_by_name(tmp_path, kind):
     folder = write_tiny_checkpoint(tmp_path / "m", rope_scaling={"rope_type": kind, "factor": 2.0})
     error = refusal(folder, UnsupportedArchError)
-    assert (error.got, error.wanted) == (repr(kind), "default, linear or llama3")
+    assert (error.got, error.wanted) == (repr(kind), "default, linear, llama3, yarn, longrope")
 
 
 @pytest.mark.parametrize(
@@ -183,10 +186,16 @@ def test_a_rope_type_that_is_not_computed_is_refused_by_name(tmp_path, kind):
         ({"rope_scaling": {**LLAMA3_SCALING, "high_freq_factor": 1.0}}, "high_freq_factor is 1.0"),
         ({"rope_scaling": {"type": "linear", "factor": 2},
           "rope_parameters": {"type": "linear", "factor": 3}}, "contradict each other"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
+        ({"rope_parameters": {"partial_rotary_factor": 1.5}}, "partial_rotary_factor is 1.5"),
+        ({"partial_rotary_factor": 0.1}, "partial_rotary_factor is 0.1"),
+        ({"rope_scaling": {"type": "yarn", "factor": -1}}, "factor is -1.0"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1] * 16,
+                           "long_factor": [1] * 15}}, "long_factor has 15 numbers (wanted 16)"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [0] * 16,
+                           "long_factor": [1] * 16}}, "short_factor holds something else"),
         ({"rope_theta": -1}, "rope_theta is -1.0"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu' (edgekit supports 'silu' only)"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config is {"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu' (edgekit supports silu"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quant_method is 'gptq' (edgekit"),
         ({"num_key_value_heads": 3}, "4 is no multiple of num_key_value_heads 3"),
         ({"head_dim": 31}, "head_dim is 31"),
         ({"head_dim": None, "hidden_size": 130}, "hidden_size 130 is no multiple"),
@@ -216,14 +225,14 @@ def test_all_faults_of_a_config_are_reported_together(tmp_path):
         assert words in error.what
 
 
-@pytest.mark.parametrize("model_type", list(FAMILIES))
-def test_no_key_of_the_tiny_config_can_be_renamed_unnoticed(tmp_path, model_type):
-    folder = write_tiny_checkpoint(tmp_path / "m", model_type)
-    keys = list(json.loads((folder / "config.json").read_text()))
-    for key in [k for k in keys if k != "model_type"]:
+@pytest.mark.parametrize("name", TINY_CONFIGS)
+def test_no_key_of_the_tiny_config_can_be_renamed_unnoticed(tmp_path, name):
+    folder = write_tiny_checkpoint(tmp_path / "m", name)
+    text = (folder / "config.json").read_text()
+    for key in [k for k in json.loads(text) if k not in ("model_type", "text_config")]:
         edit_config(folder, key, renamed=0)
         assert refusal(folder, UnknownKeyError).keys == ("renamed",)
-        write_tiny_checkpoint(tmp_path / "m", model_type)
+        (folder / "config.json").write_text(text)
 
 
 def test_a_key_of_another_family_is_unknown(tmp_path):
@@ -277,7 +286,7 @@ def test_llama_one_writes_minus_one_for_no_padding(tmp_path):
 def test_an_unknown_model_type_names_the_known_ones(tmp_path, model_type, hint):
     folder = edit_config(write_tiny_checkpoint(tmp_path / "m"), model_type=model_type)
     error = refusal(folder, UnsupportedArchError)
-    assert (error.got, error.wanted, error.do) == (repr(model_type), "llama, mistral", hint)
+    assert (error.got, error.wanted, error.do) == (repr(model_type), ", ".join(FAMILIES), hint)
 
 
 def test_all_faults_of_the_tensors_are_reported_together(tmp_path):

@@ -74,7 +74,7 @@ def test_the_same_export_twice_writes_the_same_bytes(tiny_model, tmp_path):
 
 
 def test_a_format_that_cannot_hold_the_model_is_refused_before_any_work(tmp_path):
-    model = write_tiny_checkpoint(tmp_path / "windowed", sliding_window=16)
+    model = write_tiny_checkpoint(tmp_path / "biased", "qwen3", attention_bias=True)
     progress: list[str] = []
     with pytest.raises(ExportError, match="cannot be written as int4-g32") as caught:
         export(

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from edgekit.errors import QuantError
-from edgekit.families.spec import DecoderSpec, RopeSpec
+from edgekit.families.rope_spec import RopeSpec
+from edgekit.families.spec import DecoderSpec
 from edgekit.quantize.recipe import plan
 from edgekit.scheme import FP16, FP32, Scheme
 

@@ -85,6 +85,7 @@ CASES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "concat": ("concat", {"values": (X, floats(2, 1, 4)), "axis": 1}),
     "expand_dims": ("expand_dims", {"x": X, "axes": ints(0, 2)}),
     "gather": ("gather", {"x": floats(9, 4), "indices": ints(3, 0, 8), "axis": np.int32(0)}),
+    "gelu": ("gelu", {"x": 3 * X, "mode": "TANH_APPROXIMATION"}),
     "greater": ("greater", {"x": X, "y": np.float32(0.2)}),
     "linear": ("linear", {"x": floats(5, 24), "weight": floats(7, 24), "bias": floats(7)}),
     "maximum": ("maximum", {"x": X, "y": np.float32(-0.1)}),
@@ -96,6 +97,7 @@ CASES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "rsqrt": ("rsqrt", {"x": np.abs(X), "epsilon": np.float32(0.01)}),
     "shape": ("shape", {"x": X}),
     "split": ("split", {"x": X, "num_splits": np.int32(2), "axis": np.int32(-1)}),
+    "split of sizes": ("split", {"x": X, "split_sizes": ints(1, 0, 3), "axis": np.int32(-1)}),
     "square": ("square", {"x": X}),
     "sub": ("sub", {"x": X, "y": floats(2, 1, 1)}),
     "tile": ("tile", {"x": X, "reps": ints(1, 2, 3)}),
@@ -152,6 +154,21 @@ def test_silu_by_its_definition() -> None:
     with np.errstate(over="ignore"):
         wanted = x.astype(np.float64) / (1 + np.exp(-x.astype(np.float64)))
     np.testing.assert_allclose(OPS["silu"].make({})(x), wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_gelu_far_from_zero_is_the_identity_or_zero() -> None:
+    x = np.array([-6e4, -30.0, 0.0, 30.0, 6e4], np.float32)
+    run = OPS["gelu"].make({"mode": "TANH_APPROXIMATION"})
+    np.testing.assert_array_equal(run(x), np.maximum(x, 0))
+    with pytest.raises(NotImplementedError, match="EXACT"):
+        OPS["gelu"].make({"mode": "EXACT"})
+
+
+@pytest.mark.parametrize("sizes", [ints(1, 2), ints(5, -1)])
+def test_splits_that_do_not_fit_fail(sizes: np.ndarray[Any, Any]) -> None:
+    run = OPS["split"].make({"axis": np.int32(-1), "split_sizes": sizes})
+    with pytest.raises(ValueError, match="split of 4"):
+        run(X)
 
 
 def test_every_operation_has_a_case() -> None:

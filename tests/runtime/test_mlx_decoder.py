@@ -11,7 +11,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import EngineCrashError, EngineLoadError, UsageError
 from edgekit.export.mlx import MlxExporter
 from edgekit.export.staging import write_artifact
-from edgekit.families.spec import Llama3Scaling, RopeSpec
+from edgekit.families.rope_spec import Llama3Scaling, RopeSpec
 from edgekit.runtime.mlx import MlxDecoder
 from edgekit.runtime.reference import ReferenceDecoder
 from tests.export.memory_model import memory_model, tiny_spec
@@ -96,6 +96,22 @@ def test_a_rewind_into_the_middle_of_a_cache_block_forgets_the_rest(tmp_path):
         wanted = reference.forward([*tokens[:n_past], 3, 4], n_past=0)
         assert np.abs(got - wanted).max() / wanted.std() < FP32_LOGIT_TOLERANCE
         tokens = [*tokens[:n_past], 3, 4]
+
+
+@pytest.mark.parametrize("sliding_layers", [(0,), (1,)])
+def test_a_rewind_behind_a_full_window_brings_the_dropped_keys_back(tmp_path, sliding_layers):
+    spec = tiny_spec(context_length=200, sliding_window=24, sliding_layers=sliding_layers)
+    decoder, reference = open_mlx(tmp_path / "a", spec, "int4")
+    tokens = np.random.default_rng(2).integers(0, 96, 120).tolist()
+    done: list[int] = []
+    # Fill in chunks longer than the window and one by one, and go back from each state.
+    for n_past, n_new in ((0, 10), (6, 3), (9, 50), (59, 40), (90, 1), (80, 30), (20, 2), (21, 1)):
+        new = tokens[n_past : n_past + n_new]
+        done = [*done[:n_past], *new]
+        got = decoder.forward(new, n_past=n_past, n_logits=n_new)
+        wanted = reference.forward(done, n_past=0, n_logits=n_new)
+        assert np.abs(got - wanted).max() / wanted.std() < FP32_LOGIT_TOLERANCE
+        tokens = tokens[::-1]
 
 
 def test_the_record_names_backend_versions_and_number_type(tmp_path):

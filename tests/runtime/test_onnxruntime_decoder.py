@@ -18,7 +18,7 @@ from edgekit.errors import EngineCrashError, EngineLoadError, UsageError
 from edgekit.export.base import ExportOptions
 from edgekit.export.onnx import OnnxExporter
 from edgekit.export.staging import write_artifact
-from edgekit.families.spec import Llama3Scaling, RopeSpec
+from edgekit.families.rope_spec import Llama3Scaling, RopeSpec
 from edgekit.runtime import open_decoder
 from edgekit.runtime.onnxruntime import OnnxruntimeDecoder, OnnxruntimeOptions, foreign_errors
 from edgekit.runtime.reference import ReferenceDecoder

@@ -1,0 +1,184 @@
+"""Answer one question: how does a MIL program attend through a cache that is state?
+
+The program makes its own causal (and sliding-window) biases from positions and adds the caller's
+mask, because swift-transformers passes an all-zero mask [1, 1, 1, T + 1] at prefill: without a
+bias there is no causality, and slot 0 of the cache, never written, would take part in every
+softmax. There is one bias for each window in use; all layers share them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from edgekit.export.coreml_positions import Call, Rotary, growing_factors
+from edgekit.export.coreml_weights import Weights
+from edgekit.families.spec import QkNorm
+from edgekit.formats.mlpackage import CAUSAL_MASK, KEY_CACHE, VALUE_CACHE
+
+# Large enough that exp() of it is 0 beside any score, small enough that twice it is an fp16.
+MASKED: Final = -30000.0
+# A factor of the scores that differs less from the op's own is the same number in fp32.
+_SAME_SCALE: Final = 1e-7
+
+
+class Attention:
+    """The attention of all layers, in order: each ``attend`` builds on the cache of the last."""
+
+    def __init__(self, call: Call, weights: Weights, inputs: Mapping[str, Any]) -> None:
+        self._call = call
+        self._mb = call.mb
+        self._spec = call.spec
+        self._weights = weights
+        self._rotary = Rotary(call)
+        self._growth = growing_factors(call)
+        self._biases = self._causal_biases(inputs[CAUSAL_MASK])
+        self._states = {name: inputs[name] for name in (KEY_CACHE, VALUE_CACHE)}
+        # Read once; later layers chain on the updated value. A second read_state before a write
+        # may be merged with the first by coremltools' passes and then undoes earlier layers.
+        self._caches = {n: self._mb.read_state(input=s) for n, s in self._states.items()}
+
+    def attend(self, layer: int, h: Any) -> Any:
+        """Attend from the new tokens to all of a layer's cache, fp16 (1, T, C) to (1, T, H * D)."""
+        mb, spec = self._mb, self._spec
+        at, rope = f"layers.{layer}.", spec.attention(layer).rope
+        query = self._scaled(self._rotary.turn(self._projected(h, at + "q", spec.n_heads), rope))
+        query = self._weights.narrow(query)
+        key = self._projected(h, at + "k", spec.n_kv_heads)
+        value = self._heads(self._weights.linear(h, at + "v"), spec.n_kv_heads)
+        key = self._weights.narrow(self._rotary.turn(key, rope))
+        end = self._remember(layer, {KEY_CACHE: key, VALUE_CACHE: value})
+        if layer == 0:
+            self._hide_unwritten()
+        attended = mb.scaled_dot_product_attention(
+            query=query,
+            key=self._cached(KEY_CACHE, layer, end),
+            value=self._cached(VALUE_CACHE, layer, end),
+            attn_mask=self._biases[self._window(layer)],
+        )
+        return mb.reshape(
+            x=mb.transpose(x=attended, perm=[0, 2, 1, 3]), shape=[1, -1, spec.q_width]
+        )
+
+    def _projected(self, h: Any, name: str, n_heads: int) -> Any:
+        """Project to queries or keys and norm them: fp16 (1, T, C) to fp32 (1, H, T, D)."""
+        weights, norm = self._weights, f"{name}_norm"
+        x = weights.linear(h, name, is_wide=True)
+        if self._spec.qk_norm is QkNorm.FULL:
+            x = weights.norm(x, norm)
+        x = self._heads(x, n_heads)
+        return weights.norm(x, norm) if self._spec.qk_norm is QkNorm.HEAD else x
+
+    def _scaled(self, query: Any) -> Any:
+        """Multiply the queries, fp32 (1, H, T, D), by what the attention op does not know.
+
+        The op itself multiplies the scores by D ** -0.5 and takes no other factor.
+        """
+        factor = self._spec.score_scale * self._spec.head_width**0.5
+        if not math.isclose(factor, 1.0, rel_tol=_SAME_SCALE):
+            query = self._mb.mul(x=query, y=np.float32(factor))
+        return query if self._growth is None else self._mb.mul(x=query, y=self._growth)
+
+    def _heads(self, x: Any, n_heads: int) -> Any:
+        """Split rows into heads: (1, T, H * D) to (1, H, T, D)."""
+        split = self._mb.reshape(x=x, shape=[1, -1, n_heads, self._spec.head_width])
+        return self._mb.transpose(x=split, perm=[0, 2, 1, 3])
+
+    def _window(self, layer: int) -> int | None:
+        """Give the window of a layer; one that holds all positions is none."""
+        window = self._spec.attention(layer).window
+        return None if window is None or window >= self._call.n_positions else window
+
+    def _causal_biases(self, mask: Any) -> dict[int | None, Any]:
+        """Add the caller's mask to 0 where a query may look and MASKED where not, (1, 1, T, S).
+
+        A bias comes from positions, exact in fp32, not from a (CTX, CTX) table: that would
+        weigh 32 MB at 4096 and 512 MB at 16384 positions.
+        """
+        mb, call = self._mb, self._call
+        positions = mb.const(val=np.arange(call.n_positions, dtype=np.float32), name="positions")
+        keys = mb.slice_by_index(x=positions, begin=[0], end=call.end, begin_mask=[True])
+        queries = mb.slice_by_index(x=positions, begin=call.past, end=call.end)
+        distance = mb.sub(x=mb.expand_dims(x=queries, axes=[1]), y=keys, name="distance")
+        ahead = mb.relu(x=mb.mul(x=distance, y=np.float32(-1.0)))
+        biases = {}
+        for window in dict.fromkeys(self._window(i) for i in range(self._spec.n_layers)):
+            outside = ahead
+            if window is not None:
+                beyond = mb.relu(x=mb.sub(x=distance, y=np.float32(window - 1)))
+                outside = mb.add(x=ahead, y=beyond)
+            reach = mb.maximum(x=mb.mul(x=outside, y=np.float32(MASKED)), y=np.float32(MASKED))
+            biases[window] = mb.add(x=mb.cast(x=reach, dtype="fp16"), y=mask)
+        return biases
+
+    def _hide_unwritten(self) -> None:
+        """Hide position 0 while its key was never written; clamp the sums, also against -inf."""
+        mb, n_kv, width = self._mb, self._spec.n_kv_heads, self._spec.head_width
+        first = mb.slice_by_index(
+            x=self._caches[KEY_CACHE],
+            begin=[0, 0, 0, 0, 0],
+            end=[1, 1, n_kv, 1, width],
+            name="first_key",
+        )
+        flat = mb.abs(x=mb.reshape(x=first, shape=[n_kv * width]))
+        largest = mb.reduce_max(x=flat, axes=[0], keep_dims=True)
+        is_written = mb.cast(x=mb.greater(x=largest, y=np.float16(0)), dtype="fp16")
+        penalty = mb.mul(
+            x=mb.sub(x=np.float16(1), y=is_written), y=np.float16(MASKED), name="unwritten"
+        )
+        at_zero = np.zeros(self._call.n_positions, np.float16)
+        at_zero[0] = 1
+        column = mb.slice_by_index(
+            x=mb.const(val=at_zero, name="column_zero"),
+            begin=[0],
+            end=self._call.end,
+            begin_mask=[True],
+        )
+        hidden = mb.mul(x=column, y=penalty)
+        for number, (window, bias) in enumerate(self._biases.items()):
+            name = f"attention_bias_{number}" if number else "attention_bias"
+            both = mb.add(x=bias, y=hidden)
+            self._biases[window] = mb.maximum(x=both, y=np.float16(MASKED), name=name)
+
+    def _remember(self, layer: int, fresh: Mapping[str, Any]) -> Any:
+        """Write new keys and values, fp16 (1, K, T, D); give where they end in the cache."""
+        mb, call = self._mb, self._call
+        begin, end = self._place(layer, call.past), self._place(layer + 1, call.end)
+        for name, state in self._states.items():
+            update = mb.slice_update(
+                x=self._caches[name],
+                update=mb.expand_dims(x=fresh[name], axes=[0]),
+                begin=begin,
+                end=end,
+                begin_mask=[False, True, True, False, True],
+                end_mask=[False, True, True, False, True],
+            )
+            self._caches[name] = mb.coreml_update_state(state=state, value=update)
+        return end
+
+    def _place(self, layer: int, position: Any) -> Any:
+        """Index vector of a layer and position in a cache; the other axes are masked."""
+        zeros = np.zeros(2, np.int32)
+        return self._mb.concat(
+            values=[np.array([layer], np.int32), zeros, position, zeros[:1]], axis=0
+        )
+
+    def _cached(self, name: str, layer: int, end: Any) -> Any:
+        """Read keys or values of a layer up to ``end``, repeated per query head: (1, H, S, D)."""
+        mb, spec = self._mb, self._spec
+        x = mb.slice_by_index(
+            x=self._caches[name],
+            begin=np.array([layer, 0, 0, 0, 0], np.int32),
+            end=end,
+            begin_mask=[False, True, True, True, True],
+            end_mask=[False, True, True, False, True],
+            squeeze_mask=[True, False, False, False, False],
+        )  # (1, K, S, D)
+        n_groups = spec.n_heads // spec.n_kv_heads
+        if n_groups == 1:
+            return x
+        tiled = mb.tile(x=mb.expand_dims(x=x, axes=[2]), reps=[1, 1, n_groups, 1, 1])
+        return mb.reshape(x=tiled, shape=[1, spec.n_heads, -1, spec.head_width])

@@ -1,0 +1,158 @@
+"""Answer one question: in which config keys does mlx-lm read what a decoder has of its own?
+
+mlx-lm drops keys that a model file does not know without a word, and its defaults differ from
+Hugging Face's, so every key that counts is spelled out.
+
+Source:
+    mlx-lm 0.32 models/rope_utils.py and the ``ModelArgs`` of the model files named below.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+from edgekit.families.rope_spec import Llama3Scaling, LongRopeScaling, RopeSpec, YarnScaling
+from edgekit.families.spec import DecoderSpec
+
+Keys = dict[str, Any]
+
+_MAX_LOG_LENGTH: Final = 40.0  # a config may say any factor; no length is e^40
+
+
+def llama_keys(spec: DecoderSpec, _: int) -> Keys:
+    """Give the keys of llama.py: layers slide by ``layer_types`` and in no other way."""
+    keys = _rope_keys(spec.rope)
+    windows = [spec.attention(layer).window for layer in range(spec.n_layers)]
+    # llama.py looks for the first layer of full attention and raises if there is none.
+    if None in windows and any(windows):
+        keys["sliding_window"] = spec.sliding_window
+        keys["layer_types"] = [
+            "full_attention" if window is None else "sliding_attention" for window in windows
+        ]
+    return keys
+
+
+def smollm3_keys(spec: DecoderSpec, n_positions: int) -> Keys:
+    """Give the keys of smollm3.py: those of llama.py, and 1 for every layer that has rope."""
+    flags = [int(layer not in spec.no_rope_layers) for layer in range(spec.n_layers)]
+    return {**llama_keys(spec, n_positions), "no_rope_layers": flags}
+
+
+def ministral3_keys(spec: DecoderSpec, n_positions: int) -> Keys:
+    """Give the keys of ministral3.py: rope and query scaling in one section."""
+    keys = llama_keys(spec, n_positions)
+    scaling = keys.pop("rope_scaling") or {"rope_type": "default"}
+    growth = spec.query_scaling
+    grown = {
+        "llama_4_scaling_beta": 0.0 if growth is None else growth.beta,
+        "original_max_position_embeddings": n_positions
+        if growth is None
+        else growth.original_context_length,
+    }
+    section = {**grown, **scaling, "rope_theta": keys.pop("rope_theta")}
+    return {**keys, "rope_parameters": section}
+
+
+def gemma3_keys(spec: DecoderSpec, n_positions: int) -> Keys:
+    """Give the keys of gemma3_text.py: every n-th layer sees everything and has its own rope."""
+    pattern = sliding_pattern(spec)
+    local = spec.local_rope or spec.rope
+    scalar = spec.score_scale**-2
+    return {
+        **_rope_keys(spec.rope),
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": round(scalar) if math.isclose(scalar, round(scalar)) else scalar,
+        "rope_local_base_freq": local.theta,
+        "sliding_window": spec.sliding_window or n_positions,
+        "sliding_window_pattern": pattern,
+    }
+
+
+def granite_keys(spec: DecoderSpec, n_positions: int) -> Keys:
+    """Give the keys of granite.py: the four multipliers; logits are divided by theirs."""
+    return {
+        **llama_keys(spec, n_positions),
+        "attention_multiplier": spec.score_scale,
+        "embedding_multiplier": spec.embed_scale,
+        "logits_scaling": 1 / spec.logits_scale,
+        "residual_multiplier": spec.residual_scale,
+    }
+
+
+def phi3_keys(spec: DecoderSpec, _: int) -> Keys:
+    """Give the keys of phi3.py, which reads the original length beside ``rope_scaling``."""
+    keys = _rope_keys(spec.rope)
+    keys["partial_rotary_factor"] = _partial_factor(spec.rope, spec.head_width)
+    scaling = keys["rope_scaling"]
+    if scaling is not None:
+        # phi3.py insists on the old spelling, and on a long_factor even where it reads none.
+        keys["rope_scaling"] = {"type": scaling["rope_type"], "long_factor": [], **scaling}
+    if isinstance(spec.rope.scaling, LongRopeScaling):
+        keys["original_max_position_embeddings"] = spec.rope.scaling.original_context_length
+    return keys
+
+
+def longrope_length(scaling: LongRopeScaling) -> int:
+    """Give the ``max_position_embeddings`` of which SuScaledRoPE makes the attention factor.
+
+    It takes sqrt(ln(max_position_embeddings) / ln(original)), so this is the model's own length
+    where the config said no other factor. Nothing else in mlx-lm reads that key.
+    """
+    log_length = scaling.attention_factor**2 * math.log(scaling.original_context_length)
+    return round(math.exp(min(log_length, _MAX_LOG_LENGTH)))
+
+
+def _rope_keys(rope: RopeSpec) -> Keys:
+    """Give the keys that initialize_rope turns into the same angles and attention factor."""
+    keys: Keys = {"rope_theta": rope.theta, "rope_scaling": None}
+    match rope.scaling:
+        case Llama3Scaling() as scaling:
+            keys["rope_scaling"] = {
+                "rope_type": "llama3",
+                "factor": scaling.factor,
+                "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_context_length,
+            }
+        case YarnScaling() as scaling:
+            # YarnRoPE has 0.1 mscale ln(factor) + 1 over the same with mscale_all_dim.
+            excess = scaling.attention_factor - 1
+            keys["rope_scaling"] = {
+                "rope_type": "yarn",
+                "factor": scaling.factor,
+                "beta_fast": scaling.beta_fast,
+                "beta_slow": scaling.beta_slow,
+                "original_max_position_embeddings": scaling.original_context_length,
+                "mscale": excess / (0.1 * math.log(scaling.factor)) if excess else 0.0,
+                "mscale_all_dim": 0.0,
+            }
+        case LongRopeScaling() as scaling:
+            keys["max_position_embeddings"] = longrope_length(scaling)
+            keys["rope_scaling"] = {
+                "rope_type": "longrope",
+                # SuScaledRoPE reads only long_factor; within the original length the short holds.
+                "short_factor": list(scaling.short_factors),
+                "long_factor": list(scaling.short_factors),
+                "original_max_position_embeddings": scaling.original_context_length,
+            }
+        case None if rope.linear_factor != 1.0:
+            keys["rope_scaling"] = {"rope_type": "linear", "factor": float(rope.linear_factor)}
+    return keys
+
+
+def sliding_pattern(spec: DecoderSpec) -> int | None:
+    """Give n if exactly every n-th layer sees everything, else None."""
+    is_full = [spec.attention(layer).window is None for layer in range(spec.n_layers)]
+    if True not in is_full:
+        return None
+    n = is_full.index(True) + 1
+    return n if is_full == [(i + 1) % n == 0 for i in range(spec.n_layers)] else None
+
+
+def _partial_factor(rope: RopeSpec, head_width: int) -> float:
+    """Give the factor of which ``int(head_width * factor)`` is the rotary width."""
+    width = rope.rotary_width or head_width
+    factor = width / head_width
+    # 49 / 98 comes back whole, others one unit in the last place below.
+    return factor if int(head_width * factor) == width else math.nextafter(factor, 1)

@@ -1,0 +1,383 @@
+"""Answer one question: which of mlx-lm's model files computes exactly this decoder?
+
+One entry per ``model_type``: the modules that hold its weights, the features that the file knows,
+the config keys it reads. The spec says everything about a decoder, so a decoder that its own file
+would compute wrongly may go out under another file's name.
+
+Source:
+    mlx-lm 0.32 models/{llama,smollm3,ministral3,qwen2,qwen3,gemma3_text,phi3,granite,olmo2}.py,
+    rope_utils.py, utils.py (MODEL_REMAPPING: mistral is llama.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from typing import Final
+
+from edgekit.decision import Rejected
+from edgekit.errors import FormatError
+from edgekit.export import mlx_keys
+from edgekit.families.rope_spec import Llama3Scaling, LongRopeScaling, RopeSpec, YarnScaling
+from edgekit.families.spec import Activation, DecoderSpec, NormPlacement, QkNorm
+
+_TOP: Final = {"embed": "model.embed_tokens", "final_norm": "model.norm", "lm_head": "lm_head"}
+_SPLIT: Final = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+_FUSED: Final = {
+    **dict.fromkeys("qkv", "self_attn.qkv_proj"),
+    **dict.fromkeys(("gate", "up"), "mlp.gate_up_proj"),
+}
+_NORMS: Final = {
+    NormPlacement.BEFORE: {
+        "attn_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+    },
+    NormPlacement.AFTER: {
+        "attn_post_norm": "post_attention_layernorm",
+        "ffn_post_norm": "post_feedforward_layernorm",
+    },
+    NormPlacement.BOTH: {
+        "attn_norm": "input_layernorm",
+        "attn_post_norm": "post_attention_layernorm",
+        "ffn_norm": "pre_feedforward_layernorm",
+        "ffn_post_norm": "post_feedforward_layernorm",
+    },
+}
+_QK_NORMS: Final = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
+# What a bf16 number may differ from the one that it stands for: half of 2 ** -7.
+_BF16_ROUNDING: Final = 2.0**-8
+
+
+class AttentionBias(Enum):
+    """Which projections of attention a model file gives a bias."""
+
+    NONE = auto()
+    QKV = auto()
+    ALL = auto()  # attention_bias: q, k, v and o, or none of them
+
+
+class Windows(Enum):
+    """How a model file knows of sliding windows."""
+
+    IGNORED = auto()
+    LAYER_TYPES = auto()
+    PATTERN = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """What one of mlx-lm's model files computes; defaults are those of llama.py.
+
+    Attributes:
+        model_type: As config.json says.
+        architecture: As config.json says; mlx-lm does not read it.
+        path: The file, for messages.
+        keys: Config keys beyond the common ones, of a spec and the number of positions.
+        matrices: Part of a layer -> module, where it is not llama.py's; parts of one module lie
+            one below the other.
+        norm_placement: As in ``DecoderSpec``, and so the next three.
+        has_head_dim: False: the head width is hidden_size // num_attention_heads.
+        ropes: Kinds of scaling that the file reads, beside none and linear.
+        scales: Which scale fields of ``DecoderSpec`` may differ from their defaults.
+        rounds_embed_scale: The embedding's factor is sqrt(hidden_size), rounded to bf16.
+    """
+
+    model_type: str
+    architecture: str
+    path: str = "llama.py"
+    keys: Callable[[DecoderSpec, int], mlx_keys.Keys] = mlx_keys.llama_keys
+    matrices: Mapping[str, str] | None = None
+    norm_placement: NormPlacement = NormPlacement.BEFORE
+    norm_offset: float = 0.0
+    qk_norm: QkNorm = QkNorm.NONE
+    activation: Activation = Activation.SILU
+    attention_bias: AttentionBias = AttentionBias.ALL
+    has_mlp_bias: bool = True
+    has_head_dim: bool = True
+    windows: Windows = Windows.LAYER_TYPES
+    ropes: tuple[type, ...] = (Llama3Scaling, YarnScaling, LongRopeScaling)
+    has_partial_rotary: bool = False
+    has_no_rope_layers: bool = False
+    has_query_scaling: bool = False
+    scales: frozenset[str] = frozenset()
+    rounds_embed_scale: bool = False
+
+    @property
+    def modules(self) -> dict[str, str]:
+        """Part of a layer -> module below ``model.layers.{i}``."""
+        qk_norms = {} if self.qk_norm is QkNorm.NONE else _QK_NORMS
+        return {**_SPLIT, **(self.matrices or {}), **_NORMS[self.norm_placement], **qk_norms}
+
+    def module_of(self, name: str) -> str:
+        """Give the module of a canonical weight: ``layers.0.q`` is a projection.
+
+        Raises:
+            FormatError: The model file has no such weight.
+        """
+        stem = name.removesuffix(".bias")
+        try:
+            if not stem.startswith("layers."):
+                return _TOP[stem]
+            _, index, part = stem.split(".")
+            return f"model.layers.{int(index)}.{self.modules[part]}"
+        except (KeyError, ValueError) as error:
+            raise FormatError(f"mlx-lm's {self.path} has no weight", got=name) from error
+
+    def embed_scale(self, spec: DecoderSpec) -> float:
+        """Give the factor of the embedding that the file has without being told."""
+        if not self.rounds_embed_scale:
+            return 1.0
+        fraction, exponent = math.frexp(spec.hidden_width**0.5)
+        return math.ldexp(round(fraction * 256) / 256, exponent)
+
+    def n_positions(self, spec: DecoderSpec) -> int:
+        """Say up to which length the file computes the decoder rightly."""
+        limits = [spec.context_length]
+        windows = [spec.attention(layer).window for layer in range(spec.n_layers)]
+        # A window as long as the artifact hides nothing.
+        if self.windows is Windows.IGNORED or (
+            self.windows is Windows.LAYER_TYPES and None not in windows
+        ):
+            limits += [window for window in windows if window is not None]
+        limits += [
+            rope.scaling.original_context_length
+            for rope in spec.ropes
+            if isinstance(rope.scaling, LongRopeScaling)
+        ]
+        return min(limits)
+
+    def faults(self, spec: DecoderSpec) -> Iterator[str]:
+        """Say what of a decoder the file would compute wrongly, whatever the length."""
+        if spec.qk_norm is not self.qk_norm:
+            yield f"q_norm and k_norm are {self.qk_norm.value}, not {spec.qk_norm.value}"
+        if spec.norm_placement is not self.norm_placement:
+            yield f"norms stand {self.norm_placement.value} a block, not {spec.norm_placement}"
+        if spec.norm_offset != self.norm_offset:
+            yield f"RMSNorm adds {self.norm_offset} to its weight, not {spec.norm_offset}"
+        if spec.activation is not self.activation:
+            yield f"the MLP's activation is {self.activation.value}, not {spec.activation.value}"
+        if not self.has_head_dim and spec.head_width != spec.hidden_width // spec.n_heads:
+            yield "the head width is hidden_size // num_attention_heads; head_dim is not read"
+        yield from self._bias_faults(spec)
+        yield from self._scale_faults(spec)
+        yield from self._layer_faults(spec)
+        for rope in spec.ropes or (spec.rope,):
+            yield from self._rope_faults(rope, spec)
+
+    def _bias_faults(self, spec: DecoderSpec) -> Iterator[str]:
+        has_some = spec.has_qkv_bias or spec.has_o_bias
+        if self.attention_bias is AttentionBias.NONE and has_some:
+            yield "there is no attention_bias"
+        if self.attention_bias is AttentionBias.QKV and (spec.has_o_bias or not spec.has_qkv_bias):
+            yield "q_proj, k_proj and v_proj have a bias and o_proj has none"
+        if spec.has_mlp_bias and not self.has_mlp_bias:
+            yield "there is no mlp_bias"
+
+    def _scale_faults(self, spec: DecoderSpec) -> Iterator[str]:
+        wanted = {
+            "score_scale": spec.head_width**-0.5,
+            "embed_scale": self.embed_scale(spec),
+            "residual_scale": 1.0,
+            "logits_scale": 1.0,
+        }
+        for field, value in wanted.items():
+            slack = _BF16_ROUNDING if field == "embed_scale" and self.rounds_embed_scale else 1e-9
+            own = getattr(spec, field)
+            if field not in self.scales and not math.isclose(own, value, rel_tol=slack):
+                yield f"{field} is {value:g}, not {own:g}"
+
+    def _layer_faults(self, spec: DecoderSpec) -> Iterator[str]:
+        if spec.query_scaling is not None and not self.has_query_scaling:
+            yield "llama_4_scaling_beta is not read"
+        if spec.no_rope_layers and not self.has_no_rope_layers:
+            yield "there are no no_rope_layers"
+        if self.windows is Windows.PATTERN:
+            if mlx_keys.sliding_pattern(spec) is None:
+                yield "layers slide by sliding_window_pattern, every n-th of them not"
+            local = [a.rope for a in map(spec.attention, range(spec.n_layers)) if a.window]
+            if any(rope is not None and rope != RopeSpec(rope.theta) for rope in local):
+                yield "sliding layers have rope_local_base_freq and no scaling"
+        elif len(spec.ropes) > 1:
+            yield "all layers have one rope; rope_local_base_freq is not read"
+
+    def _rope_faults(self, rope: RopeSpec, spec: DecoderSpec) -> Iterator[str]:
+        scaling, width = rope.scaling, rope.rotary_width
+        if width not in (None, spec.head_width) and not self.has_partial_rotary:
+            yield "partial_rotary_factor is not read"
+        if scaling is None:
+            return
+        if rope.linear_factor != 1.0:
+            yield f"there is one rope_scaling, not {scaling.kind} and linear together"
+        if not isinstance(scaling, self.ropes):
+            yield f"rope_scaling of type {scaling.kind} is not read"
+        if isinstance(scaling, YarnScaling):
+            if not scaling.is_truncated:
+                yield "rope_utils.YarnRoPE rounds the ends of its ramp (truncate)"
+            if scaling.factor <= 1 and scaling.attention_factor != 1:
+                yield "rope_utils.YarnRoPE has attention factor 1 where factor is at most 1"
+        if isinstance(scaling, LongRopeScaling) and not _has_su_factor(scaling):
+            yield "rope_utils.SuScaledRoPE takes its factor from max_position_embeddings alone"
+        growth = spec.query_scaling
+        if growth is not None and (
+            isinstance(scaling, LongRopeScaling)
+            or scaling.original_context_length != growth.original_context_length
+        ):
+            yield "rope and queries share one original_max_position_embeddings"
+
+
+_LLAMA: Final = ModelFile("llama", "LlamaForCausalLM")
+_PLAIN: Final = replace(
+    _LLAMA,
+    attention_bias=AttentionBias.NONE,
+    has_mlp_bias=False,
+    windows=Windows.IGNORED,
+)
+MODEL_FILES: Final[Mapping[str, ModelFile]] = {
+    file.model_type: file
+    for file in (
+        _LLAMA,
+        replace(_LLAMA, model_type="mistral", architecture="MistralForCausalLM"),
+        replace(
+            _LLAMA,
+            model_type="smollm3",
+            architecture="SmolLM3ForCausalLM",
+            path="smollm3.py",
+            keys=mlx_keys.smollm3_keys,
+            has_no_rope_layers=True,
+        ),
+        replace(
+            _PLAIN,
+            model_type="ministral3",
+            architecture="Ministral3ForCausalLM",
+            path="ministral3.py",
+            keys=mlx_keys.ministral3_keys,
+            windows=Windows.LAYER_TYPES,
+            has_query_scaling=True,
+        ),
+        replace(
+            _PLAIN,
+            model_type="qwen2",
+            architecture="Qwen2ForCausalLM",
+            path="qwen2.py",
+            attention_bias=AttentionBias.QKV,
+            has_head_dim=False,
+        ),
+        replace(
+            _PLAIN,
+            model_type="qwen3",
+            architecture="Qwen3ForCausalLM",
+            path="qwen3.py",
+            qk_norm=QkNorm.HEAD,
+        ),
+        replace(
+            _PLAIN,
+            model_type="gemma3_text",
+            architecture="Gemma3ForCausalLM",
+            path="gemma3_text.py",
+            keys=mlx_keys.gemma3_keys,
+            norm_placement=NormPlacement.BOTH,
+            norm_offset=1.0,
+            qk_norm=QkNorm.HEAD,
+            activation=Activation.GELU_TANH,
+            windows=Windows.PATTERN,
+            scales=frozenset({"score_scale"}),
+            rounds_embed_scale=True,
+        ),
+        replace(
+            _PLAIN,
+            model_type="phi3",
+            architecture="Phi3ForCausalLM",
+            path="phi3.py",
+            keys=mlx_keys.phi3_keys,
+            matrices=_FUSED,
+            has_head_dim=False,
+            ropes=(LongRopeScaling,),
+            has_partial_rotary=True,
+        ),
+        replace(
+            _PLAIN,
+            model_type="granite",
+            architecture="GraniteForCausalLM",
+            path="granite.py",
+            keys=mlx_keys.granite_keys,
+            attention_bias=AttentionBias.ALL,
+            has_mlp_bias=True,
+            has_head_dim=False,
+            scales=frozenset({"score_scale", "embed_scale", "residual_scale", "logits_scale"}),
+        ),
+        replace(
+            _LLAMA,
+            model_type="olmo2",
+            architecture="Olmo2ForCausalLM",
+            path="olmo2.py",
+            norm_placement=NormPlacement.AFTER,
+            qk_norm=QkNorm.FULL,
+            windows=Windows.IGNORED,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The model file that an artifact names, how long it may be, what to know about it."""
+
+    file: ModelFile
+    n_positions: int
+    notes: tuple[str, ...]
+
+
+def choose_file(spec: DecoderSpec) -> Choice | Rejected:
+    """Choose the model file that computes the decoder at the most positions, its own first."""
+    own = MODEL_FILES.get(spec.model_type, _LLAMA)
+    others = [file for file in MODEL_FILES.values() if file is not own]
+    fitting = [file for file in (own, *others) if next(file.faults(spec), None) is None]
+    if not fitting:
+        return Rejected(f"mlx-lm's {own.path}: {'; '.join(own.faults(spec))}")
+    file = max(fitting, key=lambda file: file.n_positions(spec))
+    n_positions = file.n_positions(spec)
+    return Choice(file, n_positions, tuple(_notes(spec, own, file, n_positions)))
+
+
+def _has_su_factor(scaling: LongRopeScaling) -> bool:
+    """Say whether SuScaledRoPE comes to the attention factor of the decoder."""
+    original, length = scaling.original_context_length, mlx_keys.longrope_length(scaling)
+    if length <= original:
+        return scaling.attention_factor == 1.0
+    return math.isclose(
+        math.sqrt(math.log(length) / math.log(original)), scaling.attention_factor, rel_tol=1e-6
+    )
+
+
+def _notes(spec: DecoderSpec, own: ModelFile, file: ModelFile, n_positions: int) -> Iterator[str]:
+    if file is not own:
+        yield (
+            f"written as model_type {file.model_type}: mlx-lm's {own.path} does not compute all "
+            f"of this {spec.model_type}, its {file.path} does"
+        )
+    if n_positions < spec.context_length:
+        is_window = n_positions == spec.sliding_window
+        reason = (
+            f"its {file.path} has no sliding_window that holds in these layers"
+            if is_window
+            else "its SuScaledRoPE has one set of LongRoPE's factors, here the short one"
+        )
+        yield (
+            f"holds {n_positions} of {spec.context_length} positions; mlx-lm does not stop there "
+            f"and would be wrong beyond: {reason}"
+        )
+    if file.rounds_embed_scale and spec.embed_scale != file.embed_scale(spec):
+        yield (
+            f"mlx-lm's {file.path} multiplies embeddings by {file.embed_scale(spec):g}, "
+            f"sqrt({spec.hidden_width}) rounded to bf16, not by {spec.embed_scale:g}"
+        )

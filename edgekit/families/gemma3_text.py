@@ -1,0 +1,134 @@
+"""Answer one question: how does a ``gemma3_text`` config become a ``DecoderSpec``?
+
+Gemma 3, 270M and 1B, and the decoder of the larger ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from edgekit.checkpoint.config import RawConfig
+from edgekit.families import llama_form
+from edgekit.families.base import Family
+from edgekit.families.llama_form import (
+    QK_NORM_NAMES,
+    read_llama_form,
+    take_n_layers,
+    take_sliding_layers,
+    take_widths,
+    take_window,
+)
+from edgekit.families.rope_config import RopeContext, read_rope_section
+from edgekit.families.rope_spec import RopeSpec
+from edgekit.families.spec import DecoderSpec, NormPlacement, QkNorm
+
+# What transformers' Gemma3TextConfig means by an absent key; published configs leave out many.
+_DEFAULTS: Final[Mapping[str, Any]] = {
+    "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh", "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
+    "tie_word_embeddings": True, "query_pre_attn_scalar": 256, "sliding_window": 4096,
+    "sliding_window_pattern": 6,
+}  # fmt: skip
+_GLOBAL_THETA: Final = 1e6
+_LOCAL_THETA: Final = 1e4
+NAMES: Final = replace(
+    llama_form.NAMES,
+    layer={
+        **llama_form.NAMES.layer,
+        **QK_NORM_NAMES,
+        "attn_post_norm": "post_attention_layernorm.weight",
+        "ffn_norm": "pre_feedforward_layernorm.weight",
+        "ffn_post_norm": "post_feedforward_layernorm.weight",
+    },
+)
+
+
+def read_spec(config: RawConfig) -> DecoderSpec:
+    """Account for every key of a gemma3_text config.
+
+    Raises:
+        CheckpointError: Keys are missing or wrong; all are named.
+        UnknownKeyError: Keys that could change the result and are not known.
+        UnsupportedArchError: A rope type that edgekit does not compute.
+    """
+    # Older configs say it in a key of the class that came before.
+    config.fill({"sliding_window_pattern": config.get("_sliding_window_pattern")})
+    config.ignore(["_sliding_window_pattern"])
+    config.fill(_DEFAULTS)
+    for key in ("final_logit_softcapping", "attn_logit_softcapping"):
+        config.expect(key, None, None)
+    if config.get("use_bidirectional_attention") is not None:
+        config.expect("use_bidirectional_attention", wanted=False, default=False)
+    config.ignore(["use_bidirectional_attention"])
+    # The cache's class in transformers; edgekit keeps its own.
+    config.ignore(["cache_implementation"])
+    hidden_width, _, head_width = take_widths(config)
+    scalar = config.take("query_pre_attn_scalar", float)
+    if not scalar > 0:
+        config.report(f"query_pre_attn_scalar is {scalar} (wanted a positive number)")
+        scalar = 1.0
+    n_layers = take_n_layers(config)
+    pattern = config.take_count("sliding_window_pattern")
+    layers = take_sliding_layers(config, n_layers)
+    if layers is None:
+        layers = tuple(i for i in range(n_layers) if (i + 1) % max(1, pattern))
+    rope, local_rope = _read_ropes(config, head_width)
+    has_attention_bias = config.take("attention_bias", bool, default=False)
+    return read_llama_form(
+        config,
+        model_type="gemma3_text",
+        activation_key="hidden_activation",
+        rope=rope,
+        local_rope=local_rope,
+        sliding_window=take_window(config),
+        sliding_layers=layers,
+        has_qkv_bias=has_attention_bias,
+        has_o_bias=has_attention_bias,
+        norm_placement=NormPlacement.BOTH,
+        norm_offset=1.0,
+        qk_norm=QkNorm.HEAD,
+        attention_scale=scalar**-0.5,
+        embed_scale=_embed_scale(config, hidden_width),
+    )
+
+
+def _embed_scale(config: RawConfig, hidden_width: int) -> float:
+    """Give sqrt(hidden_size), in the number type of the weights.
+
+    transformers and mlx-lm round it to bfloat16 when the weights are: that is what the model was
+    trained with, so a wider type at run time should not change it.
+    """
+    exact = np.float32(max(1, hidden_width) ** 0.5)
+    if (config.get("torch_dtype") or config.get("dtype")) != "bfloat16":
+        return float(exact)
+    bits = exact.view(np.uint32)
+    # Adding 0x7FFF plus the last kept bit carries exactly when the cut half rounds up.
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
+    return float(rounded.view(np.float32))
+
+
+def _read_ropes(config: RawConfig, head_width: int) -> tuple[RopeSpec, RopeSpec]:
+    """Take the encodings of global and of local layers, in the old spelling or the new one."""
+    length = config.take_count("max_position_embeddings")
+    whole = RopeContext(head_width, length, default_theta=_GLOBAL_THETA)
+    local = RopeContext(head_width, length, default_theta=_LOCAL_THETA)
+    theta = config.take("rope_theta", float, None)
+    local_theta = config.take("rope_local_base_freq", float, None)
+    sections = config.take_section("rope_parameters")
+    scaling = config.take_section("rope_scaling")
+    inner = None if sections is None else sections.take_section("full_attention")
+    if scaling is not None and inner is not None and dict(scaling).keys() & dict(inner).keys():
+        config.report("rope_parameters and rope_scaling both describe the global layers")
+    rope, _ = read_rope_section(config, scaling if inner is None else inner, whole, theta)
+    inner = None if sections is None else sections.take_section("sliding_attention")
+    local_rope, _ = read_rope_section(config, inner, local, local_theta)
+    return rope, local_rope
+
+
+FAMILY: Final = Family("gemma3_text", read_spec, (NAMES,))

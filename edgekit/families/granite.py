@@ -1,0 +1,46 @@
+"""Answer one question: how does a ``granite`` config become a ``DecoderSpec``?
+
+Granite 3 and 4 dense: four multipliers beside the Llama form.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edgekit.checkpoint.config import RawConfig
+from edgekit.families.base import Family
+from edgekit.families.llama_form import NAMES, read_llama_form
+from edgekit.families.spec import DecoderSpec
+
+
+def read_spec(config: RawConfig) -> DecoderSpec:
+    """Account for every key of a granite config.
+
+    Raises:
+        CheckpointError: Keys are missing or wrong; all are named.
+        UnknownKeyError: Keys that could change the result and are not known.
+        UnsupportedArchError: A rope type that edgekit does not compute.
+    """
+    has_attention_bias = config.take("attention_bias", bool, default=False)
+    return read_llama_form(
+        config,
+        model_type="granite",
+        has_qkv_bias=has_attention_bias,
+        has_o_bias=has_attention_bias,
+        has_mlp_bias=config.take("mlp_bias", bool, default=False),
+        attention_scale=_take_factor(config, "attention_multiplier"),
+        embed_scale=_take_factor(config, "embedding_multiplier"),
+        residual_scale=_take_factor(config, "residual_multiplier"),
+        logits_scale=1 / _take_factor(config, "logits_scaling"),
+    )
+
+
+def _take_factor(config: RawConfig, key: str) -> float:
+    factor = config.take(key, float, 1.0)
+    if not 0 < factor < 1e9:
+        config.report(f"{key} is {factor} (wanted a positive number)")
+        return 1.0
+    return factor
+
+
+FAMILY: Final = Family("granite", read_spec, (NAMES,))

@@ -1,0 +1,40 @@
+"""Answer one question: how does a ``ministral`` config become a ``DecoderSpec``?
+
+Ministral 8B of 2024: layers that slide and layers that see everything, by ``layer_types``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edgekit.checkpoint.config import RawConfig
+from edgekit.families.base import Family
+from edgekit.families.llama_form import (
+    NAMES,
+    read_llama_form,
+    take_n_layers,
+    take_sliding_layers,
+    take_window,
+)
+from edgekit.families.spec import DecoderSpec
+
+_ABSENT_WINDOW: Final = 4096  # transformers MinistralConfig: absent is 4096, null is none
+
+
+def read_spec(config: RawConfig) -> DecoderSpec:
+    """Account for every key of a ministral config.
+
+    Raises:
+        CheckpointError: Keys are missing or wrong; all are named.
+        UnknownKeyError: Keys that could change the result and are not known.
+        UnsupportedArchError: A rope type that edgekit does not compute.
+    """
+    return read_llama_form(
+        config,
+        model_type="ministral",
+        sliding_window=take_window(config) if "sliding_window" in config else _ABSENT_WINDOW,
+        sliding_layers=take_sliding_layers(config, take_n_layers(config)),
+    )
+
+
+FAMILY: Final = Family("ministral", read_spec, (NAMES,))

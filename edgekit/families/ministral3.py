@@ -1,0 +1,28 @@
+"""Answer one question: how does a ``ministral3`` config become a ``DecoderSpec``?
+
+Ministral 3, 3B to 14B: YaRN, and queries that grow with position as in Llama 4.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edgekit.checkpoint.config import RawConfig
+from edgekit.families.base import Family
+from edgekit.families.llama_form import NAMES, read_llama_form, take_window
+from edgekit.families.spec import DecoderSpec
+
+
+def read_spec(config: RawConfig) -> DecoderSpec:
+    """Account for every key of a ministral3 config.
+
+    Raises:
+        CheckpointError: Keys are missing or wrong; all are named.
+        UnknownKeyError: Keys that could change the result and are not known.
+        UnsupportedArchError: A rope type that edgekit does not compute.
+    """
+    config.fill({"head_dim": 128, "num_key_value_heads": 8, "rms_norm_eps": 1e-5})
+    return read_llama_form(config, model_type="ministral3", sliding_window=take_window(config))
+
+
+FAMILY: Final = Family("ministral3", read_spec, (NAMES,))

@@ -1,0 +1,47 @@
+"""Answer one question: how does a ``qwen2`` config become a ``DecoderSpec``?
+
+Qwen2, Qwen2.5 and Qwen2.5-Coder: biases on q, k and v only.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edgekit.checkpoint.config import RawConfig
+from edgekit.families.base import Family
+from edgekit.families.llama_form import NAMES, read_llama_form, take_n_layers, take_window
+from edgekit.families.llama_form import take_sliding_layers as take_layer_types
+from edgekit.families.spec import DecoderSpec
+
+
+def take_sliding(config: RawConfig) -> tuple[int | None, tuple[int, ...] | None]:
+    """Take the window and the layers that slide, in the three keys that Qwen uses for it."""
+    n_layers = take_n_layers(config)
+    window = take_window(config)
+    first = config.take("max_window_layers", int, 28)
+    layers = take_layer_types(config, n_layers)
+    if not config.take("use_sliding_window", bool, default=False):
+        return None, None
+    return window, tuple(range(max(0, first), n_layers)) if layers is None else layers
+
+
+def read_spec(config: RawConfig) -> DecoderSpec:
+    """Account for every key of a qwen2 config.
+
+    Raises:
+        CheckpointError: Keys are missing or wrong; all are named.
+        UnknownKeyError: Keys that could change the result and are not known.
+        UnsupportedArchError: A rope type that edgekit does not compute.
+    """
+    window, layers = take_sliding(config)
+    config.expect("use_mrope", wanted=False, default=False)
+    return read_llama_form(
+        config,
+        model_type="qwen2",
+        sliding_window=window,
+        sliding_layers=layers,
+        has_qkv_bias=True,
+    )
+
+
+FAMILY: Final = Family("qwen2", read_spec, (NAMES,))

@@ -1,0 +1,225 @@
+"""Answer one question: which position encoding does a config ask for?
+
+Rope stands in a config in three spellings: ``rope_theta`` with ``rope_scaling`` (transformers 4),
+``rope_parameters`` (5), and ``rope_parameters`` by kind of layer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from edgekit.checkpoint.config import RawConfig
+from edgekit.errors import UnsupportedArchError
+from edgekit.families.rope_spec import (
+    Llama3Scaling,
+    LongRopeScaling,
+    RopeSpec,
+    Scaling,
+    YarnScaling,
+)
+from edgekit.families.spec import QueryScaling
+
+DEFAULT_THETA: Final = 10000.0  # transformers' default when the key is absent
+_KINDS: Final = ("default", "linear", "llama3", "yarn", "longrope")
+_MAX_FACTORS: Final = 1 << 15
+
+
+@dataclass(frozen=True, slots=True)
+class RopeContext:
+    """What the meaning of rope keys depends on.
+
+    Attributes:
+        head_width: D, lanes of a head.
+        context_length: ``max_position_embeddings``.
+        original_context_length: ``original_max_position_embeddings`` beside the section, if any.
+        default_theta: Meaning of an absent ``rope_theta``.
+    """
+
+    head_width: int
+    context_length: int
+    original_context_length: int | None = None
+    default_theta: float = DEFAULT_THETA
+
+
+def read_rope(config: RawConfig, context: RopeContext) -> tuple[RopeSpec, QueryScaling | None]:
+    """Take rope in any of its spellings, with the query scaling that may stand beside it.
+
+    Raises:
+        UnsupportedArchError: A rope type that edgekit does not compute.
+    """
+    theta = config.take("rope_theta", float, None)
+    partial = config.take("partial_rotary_factor", float, None)
+    sections = [s for s in map(config.take_section, ("rope_parameters", "rope_scaling")) if s]
+    if len(sections) > 1 and dict(sections[0]) != dict(sections[1]):
+        config.report("rope_parameters and rope_scaling contradict each other")
+    rope, growth = read_rope_section(config, None, context, theta, partial)
+    for section in sections:
+        rope, growth = read_rope_section(config, section, context, theta, partial)
+    return rope, growth
+
+
+def read_rope_section(
+    config: RawConfig,
+    section: RawConfig | None,
+    context: RopeContext,
+    theta: float | None = None,
+    partial: float | None = None,
+) -> tuple[RopeSpec, QueryScaling | None]:
+    """Read one rope section; ``theta`` and ``partial`` are what stands beside it, if anything.
+
+    Raises:
+        UnsupportedArchError: A rope type that edgekit does not compute.
+    """
+    scaling: Scaling | None = None
+    linear_factor = 1.0
+    growth: QueryScaling | None = None
+    if section is not None:
+        inner_theta = section.take("rope_theta", float, None)
+        if inner_theta is not None and theta is not None and inner_theta != theta:
+            section.report(f"rope_theta is {inner_theta} (rope_theta beside it is {theta})")
+        theta = inner_theta if theta is None else theta
+        inner_partial = section.take("partial_rotary_factor", float, None)
+        partial = inner_partial if partial is None else partial
+        scaling, linear_factor = _read_scaling(section, context)
+        growth = _read_query_scaling(section)
+    theta = context.default_theta if theta is None else theta
+    if not 1 < theta < 1e15:
+        config.report(f"rope_theta is {theta} (wanted more than 1)")
+        theta = DEFAULT_THETA
+    width = _rotary_width(config, context.head_width, partial)
+    rope = RopeSpec(theta, scaling, linear_factor, width)
+    _check_factors(config, rope, context.head_width)
+    return rope, growth
+
+
+def _rotary_width(config: RawConfig, head_width: int, partial: float | None) -> int | None:
+    if partial is None or partial == 1.0:
+        return None
+    width = int(head_width * partial) if 0 < partial < 1 else 0
+    if width < 2 or width % 2:
+        config.report(
+            f"partial_rotary_factor is {partial} (wanted an even number of the {head_width} lanes)"
+        )
+        return None
+    return width
+
+
+def _check_factors(config: RawConfig, rope: RopeSpec, head_width: int) -> None:
+    if not isinstance(rope.scaling, LongRopeScaling):
+        return
+    wanted = (rope.rotary_width or head_width) // 2
+    for name in ("short_factors", "long_factors"):
+        n_factors = len(getattr(rope.scaling, name))
+        if n_factors != wanted:
+            config.report(f"{name.removesuffix('s')} has {n_factors} numbers (wanted {wanted})")
+
+
+def _read_query_scaling(section: RawConfig) -> QueryScaling | None:
+    beta = section.take("llama_4_scaling_beta", float, None)
+    if beta is None:
+        return None
+    if not 0 <= beta < 1e3:
+        section.report(f"llama_4_scaling_beta is {beta} (wanted a small positive number)")
+    return QueryScaling(beta, section.take_count("original_max_position_embeddings"))
+
+
+def _read_scaling(section: RawConfig, context: RopeContext) -> tuple[Scaling | None, float]:
+    old_spelling = section.take("type", str, None)
+    kind = section.take("rope_type", str, None) or old_spelling or "default"
+    if kind == "su" or (kind == "yarn" and "short_factor" in section):
+        kind = "longrope"  # names that early Phi-3 configs used
+    match kind:
+        case "default":
+            return None, 1.0
+        case "linear":
+            factor = section.take("factor", float)
+            _check_positive(section, factor=factor)
+            return None, factor
+        case "llama3":
+            return _read_llama3(section), 1.0
+        case "yarn":
+            return _read_yarn(section, context), 1.0
+        case "longrope":
+            return _read_longrope(section, context), 1.0
+    raise UnsupportedArchError(
+        f"{section.where}: rope type",
+        got=repr(kind[:80]),
+        wanted=", ".join(_KINDS),
+        do="This model needs a position encoding that edgekit does not compute yet.",
+    )
+
+
+def _read_llama3(section: RawConfig) -> Llama3Scaling:
+    low = section.take("low_freq_factor", float)
+    high = section.take("high_freq_factor", float)
+    factor = section.take("factor", float)
+    _check_positive(section, factor=factor, low_freq_factor=low)
+    if high <= low:
+        section.report(f"high_freq_factor is {high} (wanted more than low_freq_factor {low})")
+    original = section.take_count("original_max_position_embeddings")
+    return Llama3Scaling(factor, low, high, original)
+
+
+def _read_yarn(section: RawConfig, context: RopeContext) -> YarnScaling:
+    original = _original_length(section, context)
+    factor = section.take("factor", float, None)
+    factor = context.context_length / max(1, original) if factor is None else factor
+    # transformers reads 0 like absent here.
+    fast = section.take("beta_fast", float, None) or 32.0
+    slow = section.take("beta_slow", float, None) or 1.0
+    _check_positive(section, factor=factor, beta_fast=fast, beta_slow=slow)
+    # Some configs repeat the context length; the one beside the section counts.
+    section.ignore(["max_position_embeddings"])
+    attention_factor = section.take("attention_factor", float, None)
+    scale = section.take("mscale", float, None)
+    scale_all = section.take("mscale_all_dim", float, None)
+    if attention_factor is None:
+        attention_factor = _mscale(factor, 1.0)
+        if scale and scale_all:
+            attention_factor = _mscale(factor, scale) / _mscale(factor, scale_all)
+    is_truncated = section.take("truncate", bool, default=True)
+    return YarnScaling(factor, fast, slow, original, attention_factor, is_truncated)
+
+
+def _mscale(factor: float, scale: float) -> float:
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _read_longrope(section: RawConfig, context: RopeContext) -> LongRopeScaling:
+    original = _original_length(section, context)
+    short, long = (_take_factors(section, f"{name}_factor") for name in ("short", "long"))
+    factor = section.take("factor", float, None)
+    factor = context.context_length / max(1, original) if factor is None else factor
+    _check_positive(section, factor=factor)
+    attention_factor = section.take("attention_factor", float, None)
+    if attention_factor is None:
+        attention_factor = 1.0
+        if factor > 1 and original > 1:
+            attention_factor = math.sqrt(1 + math.log(factor) / math.log(original))
+    for name in ("short_mscale", "long_mscale"):
+        section.expect(name, None, None)
+    return LongRopeScaling(short, long, original, attention_factor)
+
+
+def _original_length(section: RawConfig, context: RopeContext) -> int:
+    beside = context.original_context_length or context.context_length
+    return section.take_count("original_max_position_embeddings", beside)
+
+
+def _take_factors(section: RawConfig, key: str) -> tuple[float, ...]:
+    values = section.take(key, list)
+    is_sound = len(values) <= _MAX_FACTORS and all(
+        isinstance(v, int | float) and not isinstance(v, bool) and 0 < v < 1e9 for v in values
+    )
+    if not is_sound:
+        section.report(f"{key} holds something else than positive numbers")
+        return ()
+    return tuple(float(v) for v in values)
+
+
+def _check_positive(section: RawConfig, **values: float) -> None:
+    for key, value in values.items():
+        if not 0 < value < 1e9:
+            section.report(f"{key} is {value} (wanted a positive number)")

@@ -1,0 +1,101 @@
+"""Answer one question: which rotary position encoding does a decoder have?
+
+Values only; rope.py computes the angles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Llama3Scaling:
+    """RoPE frequency scaling of Llama 3.1 (``rope_type: llama3``)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context_length: int
+    kind: Literal["llama3"] = "llama3"
+
+
+@dataclass(frozen=True, slots=True)
+class YarnScaling:
+    """YaRN (``rope_type: yarn``): slow lanes interpolate, fast ones stay, a ramp between.
+
+    Attributes:
+        factor: How much longer the context became.
+        beta_fast: Turns over the original context above which a lane stays.
+        beta_slow: Turns below which a lane is slowed by ``factor``.
+        original_context_length: Positions that the model was first trained on.
+        attention_factor: Multiplies cosine and sine.
+        is_truncated: Whether the ends of the ramp are rounded to whole lanes.
+    """
+
+    factor: float
+    beta_fast: float
+    beta_slow: float
+    original_context_length: int
+    attention_factor: float
+    is_truncated: bool = True
+    kind: Literal["yarn"] = "yarn"
+
+
+@dataclass(frozen=True, slots=True)
+class LongRopeScaling:
+    """LongRoPE (``rope_type: longrope``): two sets of divisors, one per lane.
+
+    The long set holds as soon as a position at or beyond ``original_context_length`` is in use,
+    for all positions that are computed from then on.
+
+    Attributes:
+        short_factors: Divisors up to ``original_context_length`` positions, one per pair of lanes.
+        long_factors: Divisors beyond it.
+        original_context_length: Positions that the model was first trained on.
+        attention_factor: Multiplies cosine and sine, in both cases.
+    """
+
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    original_context_length: int
+    attention_factor: float
+    kind: Literal["longrope"] = "longrope"
+
+
+Scaling: TypeAlias = Llama3Scaling | YarnScaling | LongRopeScaling
+_KINDS: Final[Mapping[str, Callable[..., Scaling]]] = {
+    "llama3": Llama3Scaling,
+    "yarn": YarnScaling,
+    "longrope": LongRopeScaling,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSpec:
+    """Rotary position embedding: base frequency and optional scaling.
+
+    Attributes:
+        theta: Base of the frequencies.
+        scaling: How they were stretched to a longer context, or None.
+        linear_factor: Divides every frequency.
+        rotary_width: Lanes of a head that are turned, from the first on; None means all.
+    """
+
+    theta: float
+    scaling: Scaling | None = None
+    linear_factor: float = 1.0
+    rotary_width: int | None = None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RopeSpec:
+        """Read the JSON form, as ``dataclasses.asdict`` writes it."""
+        values = dict(data)  # a TypeError or ValueError if it is no mapping
+        if values.get("scaling") is not None:
+            scaling: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v
+                for k, v in dict(values["scaling"]).items()
+            }
+            values["scaling"] = _KINDS[scaling.get("kind", "llama3")](**scaling)
+        return cls(**values)

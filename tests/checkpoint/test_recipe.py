@@ -1,0 +1,77 @@
+"""Known models: every file is sound, names a family that exists, and can be asked for by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgekit.checkpoint import repository
+from edgekit.checkpoint.recipe import read_recipe, recipes
+from edgekit.errors import CheckpointError
+from edgekit.families import FAMILIES
+from edgekit.paths import models_dir
+
+SOUND = """\
+title = "Some 1B"
+source = "owner/some-1b"
+revision = "main"
+family = "llama"
+licence = "mit"
+is_gated = false
+context_length = 4096
+n_parameters_billion = 1.0
+stored_as = "bf16"
+chat_template = "in the repository"
+
+[golden]
+status = "not produced"
+"""
+
+
+def test_the_recipes_name_families_that_exist():
+    known = recipes(models_dir())
+    assert len(known) >= 12
+    assert {recipe.family for recipe in known.values()} <= set(FAMILIES)
+    for name, recipe in known.items():
+        assert recipe.name == name == name.lower()
+        assert recipe.source.count("/") == 1
+        assert recipe.golden.startswith("not produced") or recipe.golden == "produced"
+
+
+def test_a_recipe_is_downloaded_from_where_it_says(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(repository, "_download", lambda *args: asked.append(args) or tmp_path)
+    assert repository.resolve_model("qwen3-0.6b") == tmp_path
+    assert asked == [("Qwen/Qwen3-0.6B", "main")]
+    assert repository.model_name("qwen3-0.6b", tmp_path / "abc123") == "qwen3-0.6b"
+
+
+def test_a_misspelt_recipe_is_suggested():
+    with pytest.raises(CheckpointError) as caught:
+        repository.resolve_model("Qwen3-0.6")
+    assert caught.value.do.startswith("Did you mean 'qwen3-0.6b'?")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (("licence =", "license ="), "licence, license"),
+        (("4096", '"4096"'), "context_length"),
+        (("is_gated = false", "is_gated = 0"), "is_gated"),
+        (('[golden]\nstatus = "not produced"', ""), "golden"),
+    ],
+)
+def test_a_damaged_recipe_names_the_keys(tmp_path, change, named):
+    path = tmp_path / "some.toml"
+    path.write_text(SOUND)
+    assert read_recipe(path).source == "owner/some-1b"
+    path.write_text(SOUND.replace(*change))
+    with pytest.raises(CheckpointError) as caught:
+        read_recipe(path)
+    assert caught.value.got == named
+
+
+def test_a_recipe_that_is_no_toml_is_refused(tmp_path):
+    path = tmp_path / "some.toml"
+    path.write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_recipe(path)

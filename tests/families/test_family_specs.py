@@ -1,0 +1,252 @@
+"""What each family's config means, field by field; the numbers are checked in test_golden.py."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from edgekit.errors import CheckpointError, UnknownKeyError, UnsupportedArchError
+from edgekit.families import open_model
+from edgekit.families.rope_spec import LongRopeScaling, RopeSpec, YarnScaling
+from edgekit.families.spec import (
+    Activation,
+    DecoderSpec,
+    LayerAttention,
+    NormPlacement,
+    QkNorm,
+    QueryScaling,
+)
+from tests.builders import tiny_config, write_tiny_checkpoint
+from tests.tiny_families import TINY_CONFIGS
+
+
+def open_tiny(folder, name, **overrides):
+    return open_model(write_tiny_checkpoint(folder / "m", name, **overrides))
+
+
+def refusal(folder, name, kind=CheckpointError, **overrides):
+    with pytest.raises(kind) as caught:
+        open_tiny(folder, name, **overrides)
+    return caught.value
+
+
+@pytest.mark.parametrize("name", TINY_CONFIGS)
+def test_a_spec_survives_the_manifest(tmp_path, name):
+    spec = open_tiny(tmp_path, name).spec
+    assert DecoderSpec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
+
+
+def windows(spec):
+    return [spec.attention(i).window for i in range(spec.n_layers)]
+
+
+def test_ministral_slides_where_layer_types_say_so(tmp_path):
+    spec = open_tiny(tmp_path, "ministral").spec
+    assert windows(spec) == [24, None, 24, None]
+    assert spec.ropes == (RopeSpec(10000.0),)
+
+
+def test_layer_types_are_checked(tmp_path):
+    error = refusal(tmp_path, "ministral", layer_types=["full_attention"])
+    assert "layer_types is not 4 times full_attention or sliding_attention" in error.what
+    error = refusal(tmp_path, "ministral", layer_types=["chunked_attention"] * 4)
+    assert "layer_types is not 4 times" in error.what
+
+
+def test_ministral3_has_yarn_and_growing_queries(tmp_path):
+    spec = open_tiny(tmp_path, "ministral3").spec
+    # mscale equals mscale_all_dim: their factors cancel.
+    assert spec.rope == RopeSpec(1e6, YarnScaling(4.0, 32.0, 1.0, 64, 1.0))
+    assert spec.query_scaling == QueryScaling(0.1, 64)
+
+
+def test_yarn_without_mscale_scales_by_the_logarithm_of_its_factor(tmp_path):
+    scaling = open_tiny(tmp_path, "llama-yarn").spec.rope.scaling
+    assert scaling.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
+
+
+@pytest.mark.parametrize("layout", ["published", "transformers 5"])
+def test_the_text_decoder_of_a_multimodal_checkpoint_is_found(tmp_path, layout):
+    folder = write_tiny_checkpoint(tmp_path / "m", "mistral3")
+    path = folder / "model.safetensors"
+    if layout == "transformers 5":
+        tensors = safetensors.numpy.load_file(path)
+        renamed = {
+            f"model.{name.replace('language_model.model.', 'language_model.')}": values
+            for name, values in tensors.items()
+        }
+        safetensors.numpy.save_file(renamed, path)
+    source = open_model(folder)
+    plain = open_tiny(tmp_path / "text", "ministral3")
+    assert source.spec == plain.spec
+    for name in ("embed", "layers.1.q", "final_norm"):
+        np.testing.assert_array_equal(source.tensor(name).read(), plain.tensor(name).read())
+    assert dict(source.left_out) == {"the vision tower; edgekit takes the text decoder": 2}
+
+
+def test_gemma3_wraps_gemma3_text(tmp_path):
+    folder = write_tiny_checkpoint(tmp_path / "m", "gemma3_text")
+    inner = tiny_config("gemma3_text")
+    outer = {"model_type": "gemma3", "text_config": inner, "boi_token_index": 3}
+    (folder / "config.json").write_text(json.dumps(outer))
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    renamed = {f"language_model.{name}": values for name, values in tensors.items()}
+    safetensors.numpy.save_file(renamed, folder / "model.safetensors")
+    assert open_model(folder).spec == open_tiny(tmp_path / "text", "gemma3_text").spec
+
+
+def test_a_wrapper_around_an_unknown_decoder_is_refused(tmp_path):
+    folder = write_tiny_checkpoint(tmp_path / "m", "mistral3")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["model_type"] = "mamba"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedArchError) as caught:
+        open_model(folder)
+    error = caught.value
+    assert (error.got, error.wanted) == ("'mamba'", "mistral, ministral3")
+
+
+def test_an_unknown_key_inside_a_wrapper_is_named(tmp_path):
+    assert refusal(tmp_path, "mistral3", UnknownKeyError, trick=1).keys == ("trick",)
+
+
+def test_qwen2_has_biases_on_q_k_and_v_only(tmp_path):
+    spec = open_tiny(tmp_path, "qwen2").spec
+    assert (spec.has_qkv_bias, spec.has_o_bias, spec.has_mlp_bias) == (True, False, False)
+    assert windows(spec) == [None, None]
+
+
+def test_qwen2_slides_from_max_window_layers_on_when_told_to(tmp_path):
+    assert windows(open_tiny(tmp_path, "qwen2-window").spec) == [None, 24]
+
+
+def test_qwen3_norms_heads_whose_width_is_its_own(tmp_path):
+    source = open_tiny(tmp_path, "qwen3")
+    spec = source.spec
+    assert (spec.head_width, spec.hidden_width // spec.n_heads) == (64, 32)
+    assert spec.qk_norm is QkNorm.HEAD
+    assert source.tensor("layers.1.q_norm").info.shape == (64,)
+
+
+def test_gemma3_text(tmp_path):
+    source = open_tiny(tmp_path, "gemma3_text")
+    spec = source.spec
+    assert spec.norm_placement is NormPlacement.BOTH
+    assert spec.activation is Activation.GELU_TANH
+    # sqrt(128) is 11.3137; bfloat16 has steps of 1/16 there.
+    assert (spec.norm_offset, spec.embed_scale) == (1.0, 11.3125)
+    exact = open_tiny(tmp_path / "fp32", "gemma3_text", dtype="fp32").spec.embed_scale
+    assert exact == np.float32(128**0.5)
+    assert spec.score_scale == 48**-0.5
+    local = LayerAttention(RopeSpec(1e4), 24)
+    whole = LayerAttention(RopeSpec(1e6, linear_factor=8.0), None)
+    assert [spec.attention(i) for i in range(3)] == [local, local, whole]
+    raw = safetensors.numpy.load_file(source.checkpoint.folder / "model.safetensors")
+    for name, theirs in {
+        "attn_norm": "input_layernorm",
+        "attn_post_norm": "post_attention_layernorm",
+        "ffn_norm": "pre_feedforward_layernorm",
+        "ffn_post_norm": "post_feedforward_layernorm",
+    }.items():
+        wanted = raw[f"model.layers.2.{theirs}.weight"].astype(np.float32)
+        np.testing.assert_array_equal(source.tensor(f"layers.2.{name}").read(), wanted)
+
+
+def test_gemma3_in_the_spelling_of_transformers_5_is_the_same(tmp_path):
+    old = open_tiny(tmp_path, "gemma3_text").spec
+    config = tiny_config("gemma3_text")
+    for key in ("rope_theta", "rope_local_base_freq", "rope_scaling", "sliding_window_pattern"):
+        del config[key]
+    config["layer_types"] = ["sliding_attention", "sliding_attention", "full_attention"]
+    config["rope_parameters"] = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    folder = write_tiny_checkpoint(tmp_path / "new", "gemma3_text")
+    (folder / "config.json").write_text(json.dumps(config))
+    assert open_model(folder).spec == old
+
+
+def test_gemmas_local_layers_keep_their_rope_when_the_window_covers_the_context(tmp_path):
+    spec = open_tiny(tmp_path, "gemma3_text", sliding_window=4096).spec
+    assert spec.attention(0).rope == RopeSpec(1e4)
+    assert spec.attention(2).rope == RopeSpec(1e6, linear_factor=8.0)
+
+
+@pytest.mark.parametrize("key", ["final_logit_softcapping", "attn_logit_softcapping"])
+def test_gemma_with_softcapping_is_refused(tmp_path, key):
+    assert f"{key} is 30.0" in refusal(tmp_path, "gemma3_text", **{key: 30.0}).what
+
+
+def test_phi3_is_cut_out_of_its_fused_matrices(tmp_path):
+    source = open_tiny(tmp_path, "phi3")
+    raw = safetensors.numpy.load_file(source.checkpoint.folder / "model.safetensors")
+    qkv = raw["model.layers.1.self_attn.qkv_proj.weight"].astype(np.float32)
+    gate_up = raw["model.layers.0.mlp.gate_up_proj.weight"].astype(np.float32)
+    assert (qkv.shape, gate_up.shape) == ((256, 128), (512, 128))
+    for name, wanted in {
+        "layers.1.q": qkv[:128],
+        "layers.1.k": qkv[128:192],
+        "layers.1.v": qkv[192:],
+        "layers.0.gate": gate_up[:256],
+        "layers.0.up": gate_up[256:],
+    }.items():
+        tensor = source.tensor(name)
+        assert tensor.info.shape == wanted.shape
+        np.testing.assert_array_equal(tensor.read(), wanted)
+        np.testing.assert_array_equal(tensor.read_rows(3, 9), wanted[3:9])
+    assert source.n_parameters == sum(a.size for a in raw.values())
+
+
+def test_phi3_longrope(tmp_path):
+    spec = open_tiny(tmp_path, "phi3").spec
+    assert spec.rope.rotary_width == 24
+    scaling = spec.rope.scaling
+    assert isinstance(scaling, LongRopeScaling)
+    assert (scaling.original_context_length, len(scaling.long_factors)) == (64, 12)
+    # The context grew four times: sqrt(1 + ln 4 / ln 64).
+    assert scaling.attention_factor == pytest.approx(math.sqrt(1 + 1 / 3))
+
+
+def test_a_fused_matrix_of_another_height_is_refused(tmp_path):
+    folder = write_tiny_checkpoint(tmp_path / "m", "phi3")
+    path = folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    name = "model.layers.1.self_attn.qkv_proj.weight"
+    tensors[name] = tensors[name][:255]
+    safetensors.numpy.save_file(tensors, path)
+    with pytest.raises(CheckpointError) as caught:
+        open_model(folder)
+    assert caught.value.got == f"{name} has shape [255, 128] (config.json wants [256, 128])"
+
+
+def test_smollm3_leaves_every_fourth_layer_without_rope(tmp_path):
+    spec = open_tiny(tmp_path, "smollm3").spec
+    assert [spec.attention(i).rope is None for i in range(4)] == [False, False, False, True]
+    folder = write_tiny_checkpoint(tmp_path / "n", "smollm3")
+    config = json.loads((folder / "config.json").read_text())
+    del config["no_rope_layers"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert open_model(folder).spec == spec
+    error = refusal(tmp_path, "smollm3", no_rope_layers=[1, 2, 1, 0])
+    assert "no_rope_layers is not 4 times 0 or 1" in error.what
+
+
+def test_granite_has_four_multipliers(tmp_path):
+    spec = open_tiny(tmp_path, "granite").spec
+    assert (spec.attention_scale, spec.embed_scale) == (0.25, 3.0)
+    # logits_scaling divides.
+    assert (spec.residual_scale, spec.logits_scale) == (0.5, 0.5)
+    assert "logits_scaling is 0.0" in refusal(tmp_path, "granite", logits_scaling=0).what
+
+
+def test_olmo2_norms_after_each_block(tmp_path):
+    source = open_tiny(tmp_path, "olmo2")
+    assert source.spec.norm_placement is NormPlacement.AFTER
+    assert source.spec.qk_norm is QkNorm.FULL
+    assert "layers.0.attn_norm" not in source.tensors
+    assert source.tensor("layers.0.k_norm").info.shape == (64,)

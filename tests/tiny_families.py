@@ -1,0 +1,273 @@
+"""Answer one question: what does a tiny checkpoint of each family look like?
+
+Configs and tensor names as the families' published checkpoints have them, written down here by
+hand so that edgekit's own tables are tested against something else. All are small enough that a
+few hundred tokens go past every window and every change of the position encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Weights = dict[str, NDArray[np.float32]]
+
+_SLIDING: Final = ["sliding_attention", "full_attention"]
+_YARN: Final = {
+    "rope_type": "yarn",
+    "type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+}
+_MINISTRAL3: Final[dict[str, Any]] = {
+    "model_type": "ministral3",
+    "sliding_window": None,
+    "rope_parameters": {
+        **_YARN,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.1,
+        "max_position_embeddings": 256,
+    },
+}
+_LLAMA3: Final = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_ROTARY_PAIRS: Final = 12
+
+# Family member -> what its config says beside (or instead of) the common keys; None removes one.
+TINY_CONFIGS: Final[dict[str, dict[str, Any]]] = {
+    "mistral": {"model_type": "mistral", "sliding_window": None},
+    "mistral-v0.1": {"model_type": "mistral", "sliding_window": 24},
+    "ministral": {
+        "model_type": "ministral",
+        "num_hidden_layers": 4,
+        "sliding_window": 24,
+        "layer_types": _SLIDING * 2,
+    },
+    "ministral3": _MINISTRAL3,
+    "mistral3": {"model_type": "mistral3", "text_config": _MINISTRAL3},
+    "llama": {"model_type": "llama", "attention_bias": False, "mlp_bias": False},
+    "llama-3.2": {"model_type": "llama", "rope_scaling": _LLAMA3, "rope_theta": 500000.0},
+    "llama-yarn": {"model_type": "llama", "rope_theta": None, "rope_parameters": _YARN},
+    "code-llama": {
+        "model_type": "llama",
+        "rope_theta": 1e6,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+    },
+    "qwen2": {
+        "model_type": "qwen2",
+        "head_dim": None,
+        "use_sliding_window": False,
+        "sliding_window": 24,
+        "max_window_layers": 1,
+        "rope_theta": 1e6,
+    },
+    "qwen2-window": {
+        "model_type": "qwen2",
+        "head_dim": None,
+        "use_sliding_window": True,
+        "sliding_window": 24,
+        "max_window_layers": 1,
+        "tie_word_embeddings": False,
+    },
+    "qwen3": {
+        "model_type": "qwen3",
+        "head_dim": 64,
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "max_window_layers": 2,
+        "rope_theta": 1e6,
+    },
+    "gemma3_text": {
+        "model_type": "gemma3_text",
+        "hidden_act": None,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "num_hidden_layers": 3,
+        "head_dim": 64,
+        "query_pre_attn_scalar": 48,
+        "sliding_window": 24,
+        "sliding_window_pattern": 3,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "attention_bias": False,
+        "rope_theta": 1000000.0,
+        "rope_local_base_freq": 10000.0,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    },
+    "phi3": {
+        "model_type": "phi3",
+        "head_dim": None,
+        "original_max_position_embeddings": 64,
+        "partial_rotary_factor": 0.75,
+        "sliding_window": None,
+        "attention_bias": False,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": [1.0 + 0.05 * i for i in range(_ROTARY_PAIRS)],
+            "long_factor": [1.0 + 0.5 * i for i in range(_ROTARY_PAIRS)],
+        },
+    },
+    "phi3-4k": {
+        "model_type": "phi3",
+        "head_dim": None,
+        "original_max_position_embeddings": 256,
+        "sliding_window": 24,
+        "rope_scaling": None,
+        "tie_word_embeddings": False,
+    },
+    "smollm3": {
+        "model_type": "smollm3",
+        "head_dim": None,
+        "num_hidden_layers": 4,
+        "no_rope_layers": [1, 1, 1, 0],
+        "no_rope_layer_interval": 4,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "max_window_layers": 4,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rope_theta": 2000000.0,
+        "layer_types": ["full_attention"] * 4,
+    },
+    "granite": {
+        "model_type": "granite",
+        "head_dim": None,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "attention_multiplier": 0.25,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "logits_scaling": 2.0,
+    },
+    "olmo2": {
+        "model_type": "olmo2",
+        "head_dim": None,
+        "attention_bias": False,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+    },
+}
+_VISION: Final = {
+    "vision_tower.patch_conv.weight": (8, 12),
+    "multi_modal_projector.linear_1.weight": (16, 8),
+}
+
+
+def family_weights(config: dict[str, Any], seed: int) -> Weights:
+    """Draw the weights of a config: Hugging Face name to float32 array."""
+    if "text_config" not in config:
+        return _Maker(config, seed).make()
+    inner = _Maker(config["text_config"], seed).make()
+    rng = np.random.default_rng(seed + 1)
+    weights = {f"language_model.{name}": values for name, values in inner.items()}
+    for name, shape in _VISION.items():
+        weights[name] = rng.standard_normal(shape, dtype=np.float32)
+    return weights
+
+
+class _Maker:
+    """Draws one decoder; logits are spread (standard deviation about 2)."""
+
+    def __init__(self, config: dict[str, Any], seed: int) -> None:
+        self.config = config
+        self.kind = config["model_type"]
+        self.rng = np.random.default_rng(seed)
+        self.width = config["hidden_size"]
+        n_heads = config["num_attention_heads"]
+        self.head_width = config.get("head_dim") or self.width // n_heads
+        self.q_width = n_heads * self.head_width
+        self.kv_width = config["num_key_value_heads"] * self.head_width
+
+    def matrix(self, n_out: int, n_in: int, gain: float) -> NDArray[np.float32]:
+        values = self.rng.standard_normal((n_out, n_in), dtype=np.float32)
+        return values * np.float32(gain / n_in**0.5)
+
+    def norm(self, width: int | None = None) -> NDArray[np.float32]:
+        middle = 0 if self.kind == "gemma3_text" else 1
+        noise = self.rng.standard_normal(width or self.width, dtype=np.float32)
+        return np.float32(middle) + np.float32(0.1) * noise
+
+    def make(self) -> Weights:
+        config = self.config
+        # Rows of the embedding are small beside what the layers add, so a tied model does not
+        # simply repeat its last token.
+        weights = {"model.embed_tokens.weight": self.matrix(config["vocab_size"], self.width, 2.0)}
+        for i in range(config["num_hidden_layers"]):
+            layer = self.layer()
+            weights |= {f"model.layers.{i}.{name}": values for name, values in layer.items()}
+        weights["model.norm.weight"] = self.norm()
+        if not config["tie_word_embeddings"]:
+            weights["lm_head.weight"] = self.matrix(config["vocab_size"], self.width, 2.0)
+        return weights
+
+    def layer(self) -> Weights:
+        ffn, q, kv, width = (
+            self.config["intermediate_size"],
+            self.q_width,
+            self.kv_width,
+            self.width,
+        )
+        made = {name: self.norm() for name in _norm_names(self.kind)}
+        if self.kind in ("qwen3", "gemma3_text"):
+            made |= {f"self_attn.{x}_norm.weight": self.norm(self.head_width) for x in "qk"}
+        if self.kind == "olmo2":
+            made["self_attn.q_norm.weight"] = self.norm(q)
+            made["self_attn.k_norm.weight"] = self.norm(kv)
+        parts = {
+            "self_attn.q_proj": (q, width, 1.2),
+            "self_attn.k_proj": (kv, width, 1.2),
+            "self_attn.v_proj": (kv, width, 1.5),
+            "self_attn.o_proj": (width, q, 1.5),
+            "mlp.gate_proj": (ffn, width, 1.5),
+            "mlp.up_proj": (ffn, width, 1.5),
+            "mlp.down_proj": (width, ffn, 1.5),
+        }
+        for name, (n_out, n_in, gain) in parts.items():
+            made[f"{name}.weight"] = self.matrix(n_out, n_in, gain)
+            if self._has_bias(name):
+                made[f"{name}.bias"] = self.matrix(n_out, 1, 0.1)[:, 0]
+        return _fused(made) if self.kind == "phi3" else made
+
+    def _has_bias(self, name: str) -> bool:
+        if self.kind == "qwen2":
+            return name[-6] in "qkv"
+        key = "attention_bias" if name.startswith("self_attn") else "mlp_bias"
+        return bool(self.config.get(key))
+
+
+def _norm_names(kind: str) -> tuple[str, ...]:
+    before = "input_layernorm.weight"
+    after = "post_attention_layernorm.weight"
+    if kind == "gemma3_text":
+        more = ("pre_feedforward_layernorm.weight", "post_feedforward_layernorm.weight")
+        return (before, after, *more)
+    if kind == "olmo2":
+        return (after, "post_feedforward_layernorm.weight")
+    return (before, after)
+
+
+def _fused(layer: Weights) -> Weights:
+    groups: dict[str, Callable[[str], bool]] = {
+        "self_attn.qkv_proj.weight": lambda name: name[-13:-7] in ("q_proj", "k_proj", "v_proj"),
+        "mlp.gate_up_proj.weight": lambda name: name[:8] in ("mlp.gate", "mlp.up_p"),
+    }
+    made = dict(layer)
+    for whole, is_part in groups.items():
+        parts = [name for name in layer if is_part(name)]
+        made[whole] = np.concatenate([made.pop(name) for name in parts])
+    return made
