@@ -7,7 +7,6 @@ the report decides that from measured quality.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,21 +95,7 @@ def match(
         host: Given when the plan is to run on this machine: the engine must then be installed,
             and the host's cores and memory bound the plan too.
         wish: What the caller insists on.
-
-    Raises:
-        UsageError: The engine wished for is none of the device's.
     """
-    known = [engine.id for engine in profile.engines]
-    if wish.engine is not None and wish.engine not in known:
-        close = difflib.get_close_matches(wish.engine, known, 1)
-        raise UsageError(
-            f"engine of {profile.name}",
-            got=wish.engine,
-            wanted=" or ".join(known),
-            do=f"Did you mean {close[0]}?"
-            if close
-            else "Leave --engine out to let edgekit choose.",
-        )
     candidates = [
         _answer(facts, engine, profile, host, wish)
         for facts in artifacts

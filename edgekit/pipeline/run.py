@@ -12,6 +12,7 @@ from edgekit.devices.match import Candidate, Plan, Wish, choose, match
 from edgekit.devices.probe import probe_host
 from edgekit.devices.profile import DeviceProfile, load_profile
 from edgekit.records import HostFacts
+from edgekit.runtime import check_engine_name
 
 if TYPE_CHECKING:
     from edgekit.runtime.session import Session
@@ -64,9 +65,12 @@ def plan_run(artifact: Artifact, device: str = HOST, wish: Wish | None = None) -
     """Choose engine, threads and memory limit for one artifact on this machine.
 
     Raises:
+        UsageError: No engine has the name that is wished for.
         ProfileError: No such device profile.
         NoFitError: Nothing fits, with every reason.
     """
+    if wish is not None and wish.engine is not None:
+        check_engine_name(wish.engine)
     facts = probe_host()
     profile = open_profile(device, facts)
     return choose(match([facts_of(artifact)], profile, facts, wish or Wish()))

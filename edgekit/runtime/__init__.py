@@ -56,6 +56,22 @@ def default_engine(artifact_format: Format, host_os: str) -> str:
     return _DEFAULT_ENGINES[artifact_format]
 
 
+def check_engine_name(name: str) -> None:
+    """Refuse a name that no engine has.
+
+    Raises:
+        UsageError: See above.
+    """
+    if name not in ENGINES:
+        near = get_close_matches(name, ENGINES, n=1)
+        raise UsageError(
+            "unknown engine",
+            got=repr(name),
+            wanted=", ".join(ENGINES),
+            do=f"Did you mean {near[0]}?" if near else None,
+        )
+
+
 def open_decoder(
     artifact: Artifact,
     *,
@@ -79,14 +95,7 @@ def open_decoder(
         EngineLoadError: The engine refuses the files.
     """
     name = engine or default_engine(artifact.format, platform.system())
-    if name not in ENGINES:
-        near = get_close_matches(name, ENGINES, n=1)
-        raise UsageError(
-            "unknown engine",
-            got=repr(name),
-            wanted=", ".join(ENGINES),
-            do=f"Did you mean {near[0]}?" if near else None,
-        )
+    check_engine_name(name)
     if artifact.format not in ENGINE_FORMATS[name]:
         raise UsageError(
             f"engine {name} does not run {artifact.format.value}",

@@ -264,6 +264,14 @@ def test_an_export_without_its_library_ends_with_3_and_leaves_nothing(
     assert not out.exists() or list(out.iterdir()) == []
 
 
+def test_an_engine_that_does_not_exist_is_a_usage_error(edgekit_cli, tiny_artifacts):
+    said = edgekit_cli("run", tiny_artifacts["onnx-int4"].path, "hi", "--engine", "onnxruntim")
+    assert said.code == 2
+    parts = said.parts()
+    assert (parts["what"], parts["got"]) == ("unknown engine", "'onnxruntim'")
+    assert parts["do"] == "Did you mean onnxruntime?"
+
+
 def test_when_nothing_fits_it_ends_with_4_and_every_reason(edgekit_cli, tiny_artifacts, tmp_path):
     path = tiny_artifacts["onnx-int4"].path
     said = edgekit_cli("run", path, "hi", "--engine", "mlx")
