@@ -56,7 +56,8 @@ class OnnxExporter:
         """Write all files of the artifact except the manifest; the graph comes last.
 
         Raises:
-            ExportError: The format cannot hold the model, or a file cannot be written.
+            ExportError: The format cannot hold the model.
+            OSError: A file cannot be written.
         """
         spec = model.spec
         decision = self.supports(spec, model.scheme)
@@ -74,18 +75,11 @@ class OnnxExporter:
             offsets = read_offsets(weights, arrays)
         graph = GraphBuilder(spec, schemes, arrays, offsets, n_positions).build()
         config = genai_config(spec, GRAPH_NAME, n_positions)
-        try:
-            for name, source in model.assets.items():
-                shutil.copyfile(source, folder / name)
-            text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-            (folder / GENAI_NAME).write_text(text, encoding="utf-8")
-            (folder / GRAPH_NAME).write_bytes(graph.SerializeToString(deterministic=True))
-        except OSError as error:
-            raise ExportError(
-                f"cannot write {error.filename or folder}",
-                got=error.strerror or str(error),
-                do="Free some space or choose another folder.",
-            ) from error
+        for name, source in model.assets.items():
+            shutil.copyfile(source, folder / name)
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (folder / GENAI_NAME).write_text(text, encoding="utf-8")
+        (folder / GRAPH_NAME).write_bytes(graph.SerializeToString(deterministic=True))
         return Written(
             context_length=n_positions,
             tool_versions={"onnx": require("onnx").__version__},

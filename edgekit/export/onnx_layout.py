@@ -164,7 +164,8 @@ def write_weights(
         progress: Told after every array.
 
     Raises:
-        ExportError: A tensor is not what its entry promised, or the disk refused.
+        ExportError: A tensor is not what its entry promised.
+        OSError: The disk refused.
     """
     infos = [info for stored in arrays for info in _with_padding(stored.info)]
     metadata = {"format": "onnx", "producer": "edgekit"}
@@ -186,12 +187,6 @@ def write_weights(
             "the model is not what its entries say",
             got=error.what,
             do="Quantize the checkpoint again.",
-        ) from error
-    except OSError as error:
-        raise ExportError(
-            f"cannot write {path}",
-            got=error.strerror or str(error),
-            do="Free some space or choose another folder.",
         ) from error
 
 

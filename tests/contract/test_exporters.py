@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +17,7 @@ from edgekit.export import EXPORTERS, open_exporter
 from edgekit.export.staging import write_artifact
 from edgekit.families.rope_spec import Llama3Scaling, RopeSpec
 from edgekit.families.spec import DecoderSpec
+from edgekit.formats.safetensors import SafetensorsWriter
 from edgekit.quantize.model import QuantizedTensor, combine_hashes
 from edgekit.scheme import Scheme
 from tests.builders import write_tiny_tokenizer
@@ -238,3 +241,17 @@ def test_a_model_may_hold_single_tensors_in_other_schemes(tmp_path, artifact_for
     artifact = export_or_refuse(artifact_format, replace(model), tmp_path)
     assert artifact is not None
     assert_recovers_exactly(artifact, model)
+
+
+@pytest.mark.parametrize("artifact_format", [Format.ONNX, Format.MLX], ids=lambda f: f.value)
+def test_a_full_disk_is_told_of_the_folder_that_was_asked_for(
+    artifact_format, tmp_path, monkeypatch
+):
+    def append(self, name, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+
+    monkeypatch.setattr(SafetensorsWriter, "append", append)
+    with pytest.raises(ExportError) as caught:
+        write_artifact(open_exporter(artifact_format), make_model("int4"), tmp_path / "a")
+    assert caught.value.what == f"no space left while writing {tmp_path / 'a'}"
+    assert list(tmp_path.iterdir()) == []
