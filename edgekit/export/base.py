@@ -63,7 +63,8 @@ class Exporter(Protocol):
         """Write all files of the artifact except the manifest.
 
         Raises:
-            ExportError: The format cannot hold the model, or a file cannot be written.
+            ExportError: The format cannot hold the model.
+            OSError: A file cannot be written; staging.py turns it into an ``ExportError``.
         """
         ...
 

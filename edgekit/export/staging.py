@@ -187,8 +187,12 @@ def _mapped_os_errors(folder: Path) -> Iterator[None]:
                 got=f"{free} bytes free",
                 do="Free space or choose another --out; nothing was left behind.",
             ) from error
+        reason, name = error.strerror or str(error), str(error.filename or "")
+        # The folder that files are staged in means nothing to the user; other files do.
+        if name and PARTIAL_PREFIX not in name:
+            reason = f"{reason}: {name}"
         raise ExportError(
-            f"cannot write {folder}", got=error.strerror or str(error), do="Choose another --out."
+            f"cannot write {folder}", got=reason, do="Choose another --out."
         ) from error
 
 

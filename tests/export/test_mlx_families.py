@@ -101,7 +101,8 @@ def test_these_members_are_refused_or_held_shorter_and_no_others(specs):
         (note,) = decisions[name].notes
         assert f"holds {shorter[name]} of 256 positions" in note
     with_notes = {name for name, d in decisions.items() if d.notes}
-    assert with_notes == {*HELD_POSITIONS, "qwen2-window", "gemma3_text"}
+    # Gemma's note is only for weights that are not bf16; see below.
+    assert with_notes == {*HELD_POSITIONS, "qwen2-window"}
 
 
 @pytest.mark.parametrize("name", TINY_CONFIGS)

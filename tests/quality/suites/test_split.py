@@ -50,8 +50,8 @@ def _template_pairs() -> Mapping[str, Pairs]:
             (t[TRAIN], t[HELD_OUT])
             for t in (
                 multi_step._STARTS,
-                multi_step._CHANGES,
-                multi_step._TRANSFERS,
+                multi_step.CHANGES,
+                multi_step.TRANSFERS,
                 multi_step._ASIDES,
                 multi_step._QUESTIONS,
             )
