@@ -76,13 +76,14 @@ def account_for_fp8(config: RawConfig) -> None:
 
 
 def join_scales(
-    tensors: Mapping[str, LazyTensor], config: Mapping[str, object]
+    tensors: Mapping[str, LazyTensor], config: Mapping[str, object], *, reads: bool = True
 ) -> dict[str, LazyTensor]:
     """Put FP8 weights and their scales together; other tensors pass through.
 
     Args:
         tensors: Checkpoint tensors by their own names.
         config: config.json; a wrapper's section may lie in its ``text_config``.
+        reads: Whether the tensors can be read; if not, the scales' values are not checked.
 
     Raises:
         CheckpointError: An FP8 weight has no scale, or one of another shape or value.
@@ -94,15 +95,19 @@ def join_scales(
     used: set[str] = set()
     for name, tensor in tensors.items():
         if tensor.info.dtype is DType.FP8_E4M3:
-            joined[name] = _scaled(name, tensor, tensors.get(name + _SCALE), block)
+            joined[name] = _scaled(name, tensor, tensors.get(name + _SCALE), block, reads)
             used.add(name + _SCALE)
     rest = {n: t for n, t in tensors.items() if n not in used and n not in joined}
     return joined | {n: t for n, t in rest.items() if not n.endswith(_ACTIVATION_SCALES)}
 
 
 def _scaled(
-    name: str, tensor: LazyTensor, scale: LazyTensor | None, block: tuple[int, int] | None
-) -> ScaledTensor:
+    name: str,
+    tensor: LazyTensor,
+    scale: LazyTensor | None,
+    block: tuple[int, int] | None,
+    reads: bool,
+) -> LazyTensor:
     shape = tensor.info.shape
     if scale is None or len(shape) != 2:
         raise CheckpointError(
@@ -111,17 +116,21 @@ def _scaled(
             wanted=f"a matrix with {name}{_SCALE}",
             do="Download the model again.",
         )
-    scales = scale.read()
-    if scales.size == 1:
-        scales, block = scales.reshape(1, 1), shape
-    elif block is None or scales.shape != tuple(
+    if scale.info.n_elements == 1:
+        block = shape
+    elif block is None or scale.info.shape != tuple(
         -(-size // step) for size, step in zip(shape, block, strict=True)
     ):
         raise CheckpointError(
             f"{name}{_SCALE}: shape",
-            got=list(scales.shape),
+            got=list(scale.info.shape),
             wanted="one scale, or one for each block of weight_block_size",
         )
+    if not reads:
+        return tensor
+    scales = scale.read()
+    if scales.size == 1:
+        scales = scales.reshape(1, 1)
     if not (np.isfinite(scales).all() and (scales > 0).all()):
         raise CheckpointError(f"{name}{_SCALE}: scales", wanted="positive numbers")
     return ScaledTensor(tensor, scales, (max(1, block[0]), max(1, block[1])))

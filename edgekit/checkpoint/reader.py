@@ -10,28 +10,25 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Self
 
 import numpy as np
 
-from edgekit.checkpoint.config import RawConfig, read_object
-from edgekit.checkpoint.repository import CONFIG_NAME, model_name, resolve_model
+from edgekit.checkpoint.config import RawConfig
+from edgekit.checkpoint.hub import Progress, ignore_progress
+from edgekit.checkpoint.layout import (
+    ASSET_NAMES,
+    CONFIG_NAME,
+    INDEX_NAME,
+    WEIGHTS_NAME,
+    read_weight_map,
+)
+from edgekit.checkpoint.repository import model_name, resolve_model
 from edgekit.errors import CheckpointError, FormatError, MissingFileError
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsTensor
 
-WEIGHTS_NAME: Final = "model.safetensors"
-INDEX_NAME: Final = "model.safetensors.index.json"
-ASSET_NAMES: Final = (
-    CONFIG_NAME,
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
-_MAX_INDEX_BYTES: Final = 64 << 20
 _HASH_CHUNK_BYTES: Final = 16 << 20
 
 
@@ -45,11 +42,14 @@ class Checkpoint:
         config: The keys of config.json.
         tensors: Every tensor by its own name, in file order.
         assets: Config, tokenizer and template files that exist, by file name.
+        has_weights: Whether the tensors can be read, and not only listed.
     """
 
-    def __init__(self, model: str | Path) -> None:
-        """Open a model folder; see ``open_checkpoint``."""
-        self.folder = resolve_model(model)
+    has_weights = True
+
+    def __init__(self, model: str | Path, folder: Path) -> None:
+        """Open the folder of a model; see ``open_checkpoint``."""
+        self.folder = folder
         self.name = model_name(model, self.folder)
         self.origin = str(model)
         self.config = RawConfig.open(self.folder / CONFIG_NAME)
@@ -92,9 +92,9 @@ class Checkpoint:
         self.close()
 
     def _open_tensors(self) -> dict[str, SafetensorsTensor]:
-        if (self.folder / WEIGHTS_NAME).is_file():
+        if self._has(WEIGHTS_NAME):
             return dict(self._open_file(WEIGHTS_NAME).tensors)
-        if (self.folder / INDEX_NAME).is_file():
+        if self._has(INDEX_NAME):
             return self._open_shards()
         pickles = sorted(path.name for path in self.folder.glob("*.bin"))
         raise MissingFileError(
@@ -103,6 +103,9 @@ class Checkpoint:
             wanted=f"{WEIGHTS_NAME} or {INDEX_NAME}",
             do="Save the model as safetensors." if pickles else "Download the model again.",
         )
+
+    def _has(self, name: str) -> bool:
+        return (self.folder / name).is_file()
 
     def _open_file(self, name: str) -> SafetensorsFile:
         try:
@@ -116,9 +119,9 @@ class Checkpoint:
             ) from error
 
     def _open_shards(self) -> dict[str, SafetensorsTensor]:
-        shard_of = _weight_map(self.folder / INDEX_NAME)
+        shard_of = read_weight_map(self.folder / INDEX_NAME)
         names = sorted(set(shard_of.values()))
-        missing = [name for name in names if not (self.folder / name).is_file()]
+        missing = [name for name in names if not self._has(name)]
         if missing:
             raise MissingFileError(
                 f"{self.folder}: {len(missing)} of {len(names)} weight files are missing",
@@ -142,35 +145,16 @@ class Checkpoint:
         }
 
 
-def open_checkpoint(model: str | Path) -> Checkpoint:
+def open_checkpoint(model: str | Path, progress: Progress = ignore_progress) -> Checkpoint:
     """Open a model: config and headers are checked, no weight is read.
 
     Args:
         model: Folder, bundled name, or Hub id (``owner/name`` or ``owner/name@revision``).
+        progress: Called as ``progress(what, n_done, n_total)`` while a model is downloaded.
 
     Raises:
         MissingFileError: config.json or a weight file is absent; all absent ones are named.
-        CheckpointError: No such model, or config or index are damaged.
+        CheckpointError: No such model, the download failed, or config or index are damaged.
         FormatError: A weight file is damaged.
     """
-    return Checkpoint(model)
-
-
-def _weight_map(path: Path) -> dict[str, str]:
-    """Read tensor name to file name from the index.
-
-    Raises:
-        CheckpointError: No map, or a file name that is not a plain name beside the index.
-    """
-    entries = read_object(path, max_bytes=_MAX_INDEX_BYTES).get("weight_map")
-    if not isinstance(entries, dict) or not entries:
-        raise CheckpointError(f"{path}: weight_map", wanted="an object: tensor name to file name")
-    for file_name in set(map(str, entries.values())):
-        is_plain = PurePosixPath(file_name).name == file_name and "\\" not in file_name
-        if not is_plain or not file_name.endswith(".safetensors") or ":" in file_name:
-            raise CheckpointError(
-                f"{path}: weight file",
-                got=repr(file_name[:120]),
-                wanted="a plain .safetensors name in the same folder",
-            )
-    return {name: str(file_name) for name, file_name in entries.items()}
+    return Checkpoint(model, resolve_model(model, progress))

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from edgekit.checkpoint.hub import Progress, ignore_progress
+from edgekit.checkpoint.hub_headers import open_headers
 from edgekit.checkpoint.reader import Checkpoint, open_checkpoint
 from edgekit.errors import UnsupportedArchError
 from edgekit.families.base import Family, SourceModel
@@ -50,14 +52,25 @@ def open_family(checkpoint: Checkpoint) -> SourceModel:
     return SourceModel(checkpoint, family)
 
 
-def open_model(model: str | Path) -> SourceModel:
+def open_model(
+    model: str | Path,
+    *,
+    headers_only: bool = False,
+    progress: Progress = ignore_progress,
+) -> SourceModel:
     """Open a model by folder, bundled name or Hub id, and read it through its family.
+
+    Args:
+        model: Folder, bundled name, or Hub id.
+        headers_only: Download no weights; the tensors of a model that is not on this disk can
+            then be listed and not read.
+        progress: Called as ``progress(what, n_done, n_total)`` while a model is downloaded.
 
     Raises:
         CheckpointError: See ``open_checkpoint`` and ``open_family``.
         FormatError: A weight file is damaged.
     """
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_headers(model) if headers_only else open_checkpoint(model, progress)
     try:
         return open_family(checkpoint)
     except BaseException:

@@ -161,7 +161,8 @@ def _match_tensors(
     checkpoint: Checkpoint, names: NameTable, spec: DecoderSpec
 ) -> dict[str, SourceTensor]:
     """Pair every weight of the spec with its tensor; report all faults together."""
-    shapes, tensors = spec.weight_shapes(), join_scales(checkpoint.tensors, checkpoint.config)
+    shapes = spec.weight_shapes()
+    tensors = join_scales(checkpoint.tensors, checkpoint.config, reads=checkpoint.has_weights)
     expected: dict[str, list[str]] = {}
     for name in shapes:
         expected.setdefault(names.to_checkpoint(name), []).append(name)

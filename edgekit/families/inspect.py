@@ -88,7 +88,7 @@ def inspect_model(model: str | Path) -> ModelSummary:
         CheckpointError: No such model, or it is damaged or not supported.
         FormatError: A weight file is damaged.
     """
-    source = open_model(model)
+    source = open_model(model, headers_only=True)
     try:
         return summarize(source)
     finally:

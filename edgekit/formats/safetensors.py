@@ -107,14 +107,18 @@ class SafetensorsFile:
         except (OSError, ValueError) as error:
             raise FormatError(f"{self.path}: cannot be read", got=str(error)) from error
         try:
-            self._data_start, header = _read_header(self._map, self.path)
-            self.metadata = MappingProxyType(_metadata(header.pop(_METADATA, {}), self.path))
-            n_data = n_file - self._data_start
-            entries = [_entry(name, entry, self.path) for name, entry in header.items()]
-            _check_layout(entries, n_data, self.path)
+            self._data_start = header_end(self._map[: _LENGTH.size], n_file, self.path)
+            self._read_header(self._map[_LENGTH.size : self._data_start], n_file)
         except FormatError:
             self.close()
             raise
+
+    def _read_header(self, data: bytes, n_file: int) -> None:
+        """Check the header of a file of ``n_file`` bytes and list its tensors."""
+        header = parse_object(data, f"{self.path}: header at offset 8")
+        self.metadata = MappingProxyType(_metadata(header.pop(_METADATA, {}), self.path))
+        entries = [_entry(name, entry, self.path) for name, entry in header.items()]
+        _check_layout(entries, n_file - _LENGTH.size - len(data), self.path)
         self.tensors: Mapping[str, SafetensorsTensor] = MappingProxyType(
             {
                 info.name: SafetensorsTensor(info, self, begin)
@@ -278,9 +282,18 @@ def _make_header(
     return _LENGTH.pack(len(padded)) + padded
 
 
-def _read_header(mapped: mmap.mmap, path: Path) -> tuple[int, dict[str, Any]]:
-    """Give the offset of the data, and the header as JSON."""
-    (n_header,) = _LENGTH.unpack_from(mapped)
+def header_end(first: bytes, n_file: int, path: Path) -> int:
+    """Give the offset where the header ends and the data begin.
+
+    Args:
+        first: The first 8 bytes of the file.
+        n_file: Size of the whole file.
+        path: For the message.
+
+    Raises:
+        FormatError: The header is longer than the cap or than the file.
+    """
+    (n_header,) = _LENGTH.unpack(first)
     if n_header > MAX_HEADER_BYTES:
         raise FormatError(
             f"{path}: header length at offset 0",
@@ -288,16 +301,15 @@ def _read_header(mapped: mmap.mmap, path: Path) -> tuple[int, dict[str, Any]]:
             wanted=f"at most {MAX_HEADER_BYTES}",
             do="The file is damaged or no safetensors file.",
         )
-    data_start = _LENGTH.size + n_header
-    if data_start > len(mapped):
+    end: int = _LENGTH.size + n_header
+    if end > n_file:
         raise FormatError(
             f"{path}: file ends inside the header",
-            got=f"{len(mapped)} bytes",
-            wanted=f"at least {data_start}",
+            got=f"{n_file} bytes",
+            wanted=f"at least {end}",
             do="Download the file again.",
         )
-    header = parse_object(mapped[_LENGTH.size : data_start], f"{path}: header at offset 8")
-    return data_start, header
+    return end
 
 
 def _metadata(value: object, path: Path) -> dict[str, str]:

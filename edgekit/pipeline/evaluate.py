@@ -107,7 +107,7 @@ def run_float_model(
             )
         decoder = open_decoder(artifact, n_threads=n_threads)
     else:
-        source = open_model(reference)
+        source = open_model(reference, progress=progress)
         decoder = ReferenceDecoder.from_source(source)
     try:
         return run_reference(_counted(decoder, "float model", len(documents), progress), documents)

@@ -66,7 +66,7 @@ def export(
     chosen = _parse_method(method)
     exporters = [open_exporter(fmt) for fmt in wanted]
     parent = Path(out)
-    source = open_model(model)
+    source = open_model(model, progress=progress)
     try:
         _refuse_early(source, exporters, parsed)
         _check_tokenizer(source)

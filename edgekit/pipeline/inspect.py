@@ -36,7 +36,7 @@ def inspect(model: str | Path) -> Inspection:
         CheckpointError: No such model, or it is damaged or not supported.
         FormatError: A weight file is damaged.
     """
-    source = open_model(model)
+    source = open_model(model, headers_only=True)
     try:
         summary, spec = summarize(source), source.spec
     finally:

@@ -5,7 +5,7 @@ import sys
 
 
 def test_opening_code_imports_no_heavy_package():
-    modules = "reader", "repository", "config", "tokenizer", "chat", "guard"
+    modules = "reader", "repository", "hub", "hub_headers", "config", "tokenizer", "chat", "guard"
     lines = [f"import edgekit.checkpoint.{name}" for name in modules]
     lines += ["import edgekit.families, edgekit.families.inspect, edgekit.families.rope, sys"]
     lines += ["print([m for m in ('tokenizers', 'jinja2', 'huggingface_hub') if m in sys.modules])"]

@@ -39,9 +39,11 @@ def test_the_recipes_name_families_that_exist():
 
 def test_a_recipe_is_downloaded_from_where_it_says(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(repository, "_download", lambda *args: asked.append(args) or tmp_path)
+    monkeypatch.setattr(
+        repository, "download", lambda source, progress: asked.append(str(source)) or tmp_path
+    )
     assert repository.resolve_model("qwen3-0.6b") == tmp_path
-    assert asked == [("Qwen/Qwen3-0.6B", "main")]
+    assert asked == ["Qwen/Qwen3-0.6B@main"]
     assert repository.model_name("qwen3-0.6b", tmp_path / "abc123") == "qwen3-0.6b"
 
 
