@@ -44,7 +44,8 @@ class TensorEntry:
     """One weight: canonical name, shape, how it is stored, why, and the hash of its codes.
 
     ``sha256`` covers the packed codes and the float32 scales and is equal in every format;
-    it is None for float tensors, whose stored width a format may choose.
+    it is None for float tensors, whose stored width a format may choose. ``imported`` names the
+    format of a source whose codes and scales these are, unchanged; None: they were made here.
     """
 
     name: str
@@ -52,6 +53,7 @@ class TensorEntry:
     scheme: str
     reason: str
     sha256: str | None
+    imported: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +235,8 @@ def _checked(manifest: Manifest) -> Manifest:
     for tensor in manifest.tensors:
         if not isinstance(tensor.name, str) or not all(map(_is_count, tensor.shape)):
             wrong.append(f"tensors entry {tensor.name!r}")
+        if not isinstance(tensor.imported, str | None):
+            wrong.append(f"imported of {tensor.name!r}")
         Scheme.parse(tensor.scheme)
     Scheme.parse(manifest.scheme)
     if wrong:

@@ -60,16 +60,8 @@ class ScaledTensor:
         return values
 
 
-def account_for_fp8(config: RawConfig) -> None:
-    """Take ``quantization_config``; report every method but FP8."""
-    section = config.take_section(KEY)
-    if section is None:
-        return
-    method = section.take("quant_method", str)
-    if method != "fp8":
-        config.report(f"{KEY}.quant_method is {method[:40]!r} (edgekit reads 'fp8' only)")
-        section.ignore(section)
-        return
+def account_for_fp8(section: RawConfig) -> None:
+    """Account for the keys of ``quantization_config`` with the method fp8."""
     section.expect("fmt", "e4m3", "e4m3")
     section.expect("scale_fmt", None, None)
     section.ignore([*_IGNORED, "weight_block_size"])

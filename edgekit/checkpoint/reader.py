@@ -25,9 +25,11 @@ from edgekit.checkpoint.layout import (
     WEIGHTS_NAME,
     read_weight_map,
 )
+from edgekit.checkpoint.quantized import join_parts
 from edgekit.checkpoint.repository import model_name, resolve_model
 from edgekit.errors import CheckpointError, FormatError, MissingFileError
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsTensor
+from edgekit.tensors import LazyTensor
 
 _HASH_CHUNK_BYTES: Final = 16 << 20
 
@@ -67,6 +69,16 @@ class Checkpoint:
     def weights_bytes(self) -> int:
         """Bytes of all tensors as stored."""
         return sum(tensor.info.n_bytes for tensor in self.tensors.values())
+
+    def weights(self) -> dict[str, LazyTensor]:
+        """Give the weights by the checkpoint's names for them; nothing is read yet.
+
+        Codes or values and their scales are one weight together (quantized.py).
+
+        Raises:
+            CheckpointError: Parts are missing or do not fit together or the config.
+        """
+        return join_parts(self.tensors, self.config, reads=self.has_weights)
 
     def sha256(self) -> str:
         """Hash config.json and every tensor; the same whichever way the file is sharded."""

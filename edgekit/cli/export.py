@@ -33,7 +33,7 @@ def command(
 
     Example: edgekit export pocket --format all --scheme int4 --out artifacts
     """
-    from edgekit.pipeline.export import export
+    from edgekit.pipeline.export import describe_import, export
     from edgekit.records import to_data
     from edgekit.report.table import make_table
     from edgekit.report.terminal import print_table
@@ -67,7 +67,8 @@ def command(
         for a in artifacts
     ]
     for artifact in artifacts:
-        for note in artifact.manifest.settings.get("notes", ()):
+        notes = artifact.manifest.settings.get("notes", ())
+        for note in (*notes, *describe_import(artifact.manifest)):
             output.message(f"{artifact.name}: {note}")
     output.result(
         [

@@ -34,6 +34,10 @@ def command(model: ModelArg, as_json: JsonOpt = False) -> None:
         ("context length", f"{summary.context_length:,}"),
         ("sliding window", _window(summary)),
         ("stored as", ", ".join(summary.dtypes)),
+        *[
+            ("already quantized", f"{n} matrices as {label}; kept where the grid holds them")
+            for label, n in summary.coded.items()
+        ],
         ("weights on disk", format_bytes(summary.file_bytes)),
         *[
             (f"KV cache per token, {t}", format_bytes(n))

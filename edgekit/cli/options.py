@@ -8,7 +8,10 @@ from typing import Annotated, TypeAlias
 import typer
 
 ModelArg: TypeAlias = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A folder, a name under models/, or a Hub id.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A folder, a GGUF file, a name under models/, or a Hub id."
+    ),
 ]
 ArtifactArg: TypeAlias = Annotated[
     Path, typer.Argument(metavar="ARTIFACT", help="Folder made by `edgekit export`.")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from edgekit.checkpoint.gguf import GgufCheckpoint, is_gguf
 from edgekit.checkpoint.hub import Progress, ignore_progress
 from edgekit.checkpoint.hub_headers import open_headers
 from edgekit.checkpoint.reader import Checkpoint, open_checkpoint
@@ -58,7 +59,7 @@ def open_model(
     headers_only: bool = False,
     progress: Progress = ignore_progress,
 ) -> SourceModel:
-    """Open a model by folder, bundled name or Hub id, and read it through its family.
+    """Open a model by folder, GGUF file, bundled name or Hub id, and read it by its family.
 
     Args:
         model: Folder, bundled name, or Hub id.
@@ -70,7 +71,12 @@ def open_model(
         CheckpointError: See ``open_checkpoint`` and ``open_family``.
         FormatError: A weight file is damaged.
     """
-    checkpoint = open_headers(model) if headers_only else open_checkpoint(model, progress)
+    if is_gguf(model):
+        checkpoint: Checkpoint = GgufCheckpoint(model)
+    elif headers_only:
+        checkpoint = open_headers(model)
+    else:
+        checkpoint = open_checkpoint(model, progress)
     try:
         return open_family(checkpoint)
     except BaseException:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from edgekit.checkpoint.coded import CodedTensor
 from edgekit.checkpoint.config import RawConfig
-from edgekit.checkpoint.fp8 import join_scales
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.dtypes import DTYPES, F32Array
 from edgekit.errors import CheckpointError
@@ -46,6 +47,11 @@ class SourceTensor:
 
     info: TensorInfo
     stored: LazyTensor
+
+    @property
+    def coded(self) -> CodedTensor | None:
+        """The codes, if the source is quantized already."""
+        return self.stored if isinstance(self.stored, CodedTensor) else None
 
     def read(self) -> F32Array:
         """Read the whole tensor as float32, shape ``info.shape``.
@@ -96,9 +102,12 @@ class SourceModel:
         """
         self.checkpoint = checkpoint
         self.spec = _with_generation_eos(family.read_spec(checkpoint.config), checkpoint)
-        names = _choose_names(checkpoint, family.name_tables)
-        self.tensors: Mapping[str, SourceTensor] = _match_tensors(checkpoint, names, self.spec)
-        reasons = filter(None, map(names.why_ignored, checkpoint.tensors))
+        stored = checkpoint.weights()
+        names = _choose_names(stored, family.name_tables)
+        self.tensors: Mapping[str, SourceTensor] = _match_tensors(
+            checkpoint.folder, stored, names, self.spec
+        )
+        reasons = filter(None, map(names.why_ignored, stored))
         self.left_out: Mapping[str, int] = Counter(reasons)
 
     def tensor(self, name: str) -> SourceTensor:
@@ -137,8 +146,8 @@ def _with_generation_eos(spec: DecoderSpec, checkpoint: Checkpoint) -> DecoderSp
     return replace(spec, eos_token_ids=tuple(dict.fromkeys((*eos, *spec.eos_token_ids))))
 
 
-def _choose_names(checkpoint: Checkpoint, tables: tuple[NameTable, ...]) -> NameTable:
-    fitting = (table for table in tables if table.top["embed"] in checkpoint.tensors)
+def _choose_names(tensors: Mapping[str, LazyTensor], tables: tuple[NameTable, ...]) -> NameTable:
+    fitting = (table for table in tables if table.top["embed"] in tensors)
     return next(fitting, tables[0])
 
 
@@ -157,12 +166,18 @@ class _Rows:
         return self.stored.read_rows(self.first + start, self.first + stop)
 
 
+def _take_rows(info: TensorInfo, stored: LazyTensor, first: int) -> LazyTensor:
+    """Give the rows of ``info.shape`` from ``first`` on; rows of codes are codes."""
+    if isinstance(stored, CodedTensor):
+        return stored.part(info, first)
+    return _Rows(info, stored, first)
+
+
 def _match_tensors(
-    checkpoint: Checkpoint, names: NameTable, spec: DecoderSpec
+    folder: Path, tensors: Mapping[str, LazyTensor], names: NameTable, spec: DecoderSpec
 ) -> dict[str, SourceTensor]:
     """Pair every weight of the spec with its tensor; report all faults together."""
     shapes = spec.weight_shapes()
-    tensors = join_scales(checkpoint.tensors, checkpoint.config, reads=checkpoint.has_weights)
     expected: dict[str, list[str]] = {}
     for name in shapes:
         expected.setdefault(names.to_checkpoint(name), []).append(name)
@@ -183,8 +198,10 @@ def _match_tensors(
             for part in parts:
                 info = TensorInfo(part, shapes[part], stored.info.dtype)
                 first = sum(shapes[above][0] for above in names.parts_above(part))
-                whole = len(parts) == 1
-                found[part] = SourceTensor(info, stored if whole else _Rows(info, stored, first))
+                is_whole = len(parts) == 1
+                found[part] = SourceTensor(
+                    info, stored if is_whole else _take_rows(info, stored, first)
+                )
     for theirs in tensors:
         # Tied checkpoints often store the embedding a second time as lm_head.
         is_tied_head = spec.is_tied and names.to_canonical(theirs) == "lm_head"
@@ -193,7 +210,7 @@ def _match_tensors(
     if faults:
         more = f" and {len(faults) - _MAX_LISTED} more" if len(faults) > _MAX_LISTED else ""
         raise CheckpointError(
-            f"{checkpoint.folder}: {len(faults)} tensors are not what config.json says",
+            f"{folder}: {len(faults)} tensors are not what config.json says",
             got="; ".join(faults[:_MAX_LISTED]) + more,
             wanted="the names and shapes that follow from config.json",
             do="Config and weights must come from the same model; download both again.",

@@ -5,8 +5,9 @@ Reads config.json and the headers of the weight files only.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -44,7 +45,8 @@ class ModelSummary:
 
     Attributes:
         parameters_by_group: Weights in embedding, attention, ffn and norm.
-        dtypes: Stored types, most bytes first.
+        dtypes: Stored types, most bytes first; for codes, format, bits and group.
+        coded: How matrices are quantized already -> number of them.
         file_bytes: Bytes of the weights as stored.
         kv_bytes_per_token: Key/value cache per position, by cache type (fp32, fp16).
         weight_bytes: Predicted bytes of an artifact's weights, by scheme; a scheme that cannot
@@ -76,6 +78,7 @@ class ModelSummary:
     left_out: Mapping[str, int]
     n_sliding_layers: int
     license: str
+    coded: Mapping[str, int] = field(default_factory=dict)
 
 
 def inspect_model(model: str | Path) -> ModelSummary:
@@ -99,9 +102,14 @@ def summarize(source: SourceModel) -> ModelSummary:
     """Summarize an open model; see ``inspect_model``."""
     spec, checkpoint = source.spec, source.checkpoint
     n_bytes_of: dict[str, int] = {}
+    coded: Counter[str] = Counter()
     for tensor in source.tensors.values():
-        stored = tensor.info.dtype.value
-        n_bytes_of[stored] = n_bytes_of.get(stored, 0) + tensor.info.n_bytes
+        stored, n_stored = tensor.info.dtype.value, tensor.info.n_bytes
+        if tensor.coded is not None:
+            stored = tensor.coded.label
+            n_stored = tensor.info.n_elements * tensor.coded.bits // 8
+            coded[stored] += 1
+        n_bytes_of[stored] = n_bytes_of.get(stored, 0) + n_stored
     n_kv_values = 2 * spec.n_layers * spec.kv_width
     return ModelSummary(
         name=checkpoint.name,
@@ -130,6 +138,7 @@ def summarize(source: SourceModel) -> ModelSummary:
         left_out=dict(source.left_out),
         n_sliding_layers=sum(spec.attention(i).window is not None for i in range(spec.n_layers)),
         license=_read_license(checkpoint.folder / "README.md"),
+        coded=dict(coded),
     )
 
 

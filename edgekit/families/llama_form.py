@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from edgekit.checkpoint.config import RawConfig
-from edgekit.checkpoint.fp8 import account_for_fp8
+from edgekit.checkpoint.quantized import account_for_quantization
 from edgekit.families.names import NameTable
 from edgekit.families.rope_config import DEFAULT_THETA, RopeContext, read_rope
 from edgekit.families.spec import Activation, DecoderSpec
@@ -93,7 +93,7 @@ def read_llama_form(
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
     config.ignore(NOT_USED_KEYS)
-    account_for_fp8(config)
+    account_for_quantization(config)
     hidden_width, n_heads, head_width = take_widths(config)
     n_kv_heads = config.take_count("num_key_value_heads", n_heads, at_most=_MAX_WIDTH)
     if n_kv_heads and n_heads % n_kv_heads:

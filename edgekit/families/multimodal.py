@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from edgekit.checkpoint.config import RawConfig
-from edgekit.checkpoint.fp8 import account_for_fp8
+from edgekit.checkpoint.quantized import account_for_quantization
 from edgekit.errors import UnsupportedArchError
 from edgekit.families.llama_form import NOT_USED_KEYS
 from edgekit.families.names import NameTable
@@ -45,7 +45,7 @@ def read_text_spec(
         UnsupportedArchError: The inner model_type is none of ``readers``.
     """
     config.ignore([*NOT_USED_KEYS, *_REPEATED])
-    account_for_fp8(config)
+    account_for_quantization(config)
     inner = RawConfig(config.take("text_config", dict), f"{config.where}: text_config")
     inner.fill({key: config[key] for key in _REPEATED if config.get(key) is not None})
     config.finish()

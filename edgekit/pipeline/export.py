@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from edgekit.artifact import Artifact, Format
+from edgekit.artifact import Artifact, Format, Manifest
 from edgekit.checkpoint.tokenizer import Tokenizer
 from edgekit.decision import Rejected
 from edgekit.errors import ExportError, UsageError
@@ -20,6 +21,7 @@ from edgekit.export.base import Exporter, ExportOptions, Progress, ignore_progre
 from edgekit.export.staging import PARTIAL_PREFIX, existing_parent, write_artifact
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
+from edgekit.quantize.imports import CHANGES_OF_CODES
 from edgekit.quantize.methods import Method
 from edgekit.quantize.recipe import plan
 from edgekit.quantize.store import quantize_model
@@ -96,6 +98,18 @@ def export(
                 quantized.close()
     finally:
         source.close()
+
+
+def describe_import(manifest: Manifest) -> list[str]:
+    """Say in lines what became of codes that the source held already; none for a float source."""
+    kept = Counter(tensor.imported for tensor in manifest.tensors if tensor.imported)
+    lines = [f"{n} matrices imported as they are from {label}" for label, n in kept.items()]
+    for what in CHANGES_OF_CODES:
+        changed = [tensor for tensor in manifest.tensors if tensor.reason.startswith(what)]
+        if changed:
+            first = changed[0]
+            lines.append(f"{len(changed)} matrices {what}, such as {first.name}: {first.reason}")
+    return lines
 
 
 def artifact_name(source: SourceModel, fmt: Format, scheme: Scheme) -> str:

@@ -19,12 +19,18 @@ _EDGE_TENSORS: Final = ("embed", "lm_head")
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """What becomes of one tensor: canonical name, shape, scheme, and the reason in words."""
+    """What becomes of one tensor: canonical name, shape, scheme, and the reason in words.
+
+    ``keeps_codes``: the source's own codes go in; ``imported``: and its scales, unchanged, from
+    this format.
+    """
 
     name: str
     shape: tuple[int, ...]
     scheme: Scheme
     reason: str
+    keeps_codes: bool = False
+    imported: str | None = None
 
 
 def plan(spec: DecoderSpec, scheme: Scheme) -> tuple[TensorPlan, ...]:

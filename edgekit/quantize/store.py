@@ -24,9 +24,10 @@ from edgekit.families.spec import DecoderSpec
 from edgekit.formats.packing import unpack_codes
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from edgekit.formats.strict_json import parse_object
+from edgekit.quantize.imports import import_codes, plan_source
 from edgekit.quantize.methods import Method
 from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor, Source
-from edgekit.quantize.recipe import TensorPlan, plan
+from edgekit.quantize.recipe import TensorPlan
 from edgekit.quantize.slabs import quantize_tensor
 from edgekit.scheme import Scheme
 from edgekit.tensors import TensorInfo
@@ -122,6 +123,7 @@ def quantize_model(
 ) -> StoredModel:
     """Quantize a model once, tensor by tensor, into a store.
 
+    Codes that the source holds already are kept where the grid has them (imports.py).
     The same source, scheme and method give the same bytes, whatever ``n_threads`` is.
 
     Args:
@@ -139,7 +141,7 @@ def quantize_model(
         QuantError: The scheme cannot hold the model; the message names the tensors.
         ExportError: The store cannot be written; no index is left behind.
     """
-    plans = plan(source.spec, scheme)
+    plans = plan_source(source, scheme)
     folder = Path(store_dir)
     checkpoint = source.checkpoint
     origin = Source(checkpoint.name, checkpoint.origin, checkpoint.sha256())
@@ -153,9 +155,11 @@ def quantize_model(
         ]
         with SafetensorsWriter(folder / WEIGHTS_NAME, infos, alignment=4096) as writer:
             for n_done, item in enumerate(plans, start=1):
-                tensor = quantize_tensor(
-                    source.tensor(item.name), item, method, n_threads=n_threads
-                )
+                weights = source.tensor(item.name)
+                if item.keeps_codes and weights.coded is not None:
+                    tensor: ModelTensor = import_codes(weights.coded, item)
+                else:
+                    tensor = quantize_tensor(weights, item, method, n_threads=n_threads)
                 _append(writer, tensor)
                 entries.append(_entry(item, tensor))
                 if progress is not None:
@@ -201,7 +205,7 @@ def _append(writer: SafetensorsWriter, tensor: ModelTensor) -> None:
 
 def _entry(item: TensorPlan, tensor: ModelTensor) -> TensorEntry:
     sha256 = None if isinstance(tensor, FloatTensor) else tensor.sha256()
-    return TensorEntry(item.name, item.shape, str(item.scheme), item.reason, sha256)
+    return TensorEntry(item.name, item.shape, str(item.scheme), item.reason, sha256, item.imported)
 
 
 def _copy_assets(assets: Mapping[str, Path], folder: Path) -> None:

@@ -1,0 +1,333 @@
+"""Answer one question: what bytes are in a GGUF file?
+
+Reading maps the file, walks the header and checks every length against the bytes that are there;
+tensors are views. Types: F32, F16, BF16, Q4_0, Q8_0 and Q6_K (which llama.cpp gives the head of a
+Q4_0 model); a file that holds others is refused.
+
+Source:
+    https://github.com/ggml-org/ggml, docs/gguf.md, and the block layouts of ggml-common.h.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Self, TypeAlias
+
+import numpy as np
+
+from edgekit.dtypes import U8Array
+from edgekit.errors import FormatError
+
+MAX_TENSORS: Final = 1 << 16
+MAX_KEYS: Final = 1 << 16
+MAX_STRING_BYTES: Final = 1 << 24
+MAX_NAME_BYTES: Final = 1 << 10
+MAX_ITEMS: Final = 1 << 22
+_VERSIONS: Final = (2, 3)
+_MAX_AXES: Final = 4
+_MAX_ELEMENTS: Final = 1 << 48
+_MAX_ALIGNMENT: Final = 1 << 16
+_DEFAULT_ALIGNMENT: Final = 32
+_STRING: Final = 8
+_ARRAY: Final = 9
+_BOOL: Final = 7
+# struct codes of the numbers, by the format's type number.
+_NUMBERS: Final[Mapping[int, str]] = {
+    0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "B", 10: "Q", 11: "q", 12: "d",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class BlockType:
+    """A tensor type: how many values one block holds, in how many bytes."""
+
+    name: str
+    n_values: int
+    n_bytes: int
+
+
+BLOCK_TYPES: Final[Mapping[int, BlockType]] = {
+    0: BlockType("F32", 1, 4),
+    1: BlockType("F16", 1, 2),
+    2: BlockType("Q4_0", 32, 18),
+    8: BlockType("Q8_0", 32, 34),
+    14: BlockType("Q6_K", 256, 210),
+    30: BlockType("BF16", 1, 2),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GgufArray:
+    """An array of the metadata: how many items; they are checked but not kept."""
+
+    n_items: int
+
+
+Value: TypeAlias = bool | int | float | str | GgufArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GgufTensor:
+    """One tensor of an open file.
+
+    Attributes:
+        name: As in the file.
+        shape: Rows first, as everywhere in edgekit; the file has it the other way round.
+        kind: Its type.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: BlockType
+    file: GgufFile
+    begin: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Size as stored."""
+        return int(np.prod(self.shape[:-1], dtype=np.int64)) * self.n_row_bytes
+
+    @property
+    def n_row_bytes(self) -> int:
+        """Size of one row: values along the last axis."""
+        return self.shape[-1] // self.kind.n_values * self.kind.n_bytes
+
+    def raw(self) -> U8Array:
+        """View the stored bytes, (rows, bytes of a row); valid until the file is closed."""
+        return self.file.view(self.begin, self.n_bytes).reshape(-1, self.n_row_bytes)
+
+
+class GgufFile:
+    """An open file: its metadata and its tensors in file order.
+
+    Attributes:
+        path: Where it lies.
+        metadata: The key-value pairs; arrays are only counted.
+        tensors: Name to tensor; nothing is read yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Map the file and check its header.
+
+        Raises:
+            FormatError: The file cannot be read, or is not what the format says; the message
+                names the key, tensor or offset.
+        """
+        self.path = Path(path)
+        try:
+            with self.path.open("rb") as stream:
+                self._map: mmap.mmap | None = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise FormatError(f"{self.path}: cannot be read", got=str(error)) from error
+        try:
+            cursor = _Cursor(self._map, self.path)
+            n_tensors, n_keys = _read_counts(cursor)
+            self.metadata: Mapping[str, Value] = MappingProxyType(_read_metadata(cursor, n_keys))
+            headers = [_read_header(cursor) for _ in range(n_tensors)]
+            self.tensors: Mapping[str, GgufTensor] = MappingProxyType(
+                self._place(headers, cursor, _alignment(self.metadata, self.path))
+            )
+        except FormatError:
+            self.close()
+            raise
+
+    def view(self, begin: int, n_bytes: int) -> U8Array:
+        """View bytes of the file."""
+        if self._map is None:
+            raise FormatError(f"{self.path}: read after the file was closed")
+        return np.frombuffer(self._map, np.uint8, n_bytes, begin)
+
+    def close(self) -> None:
+        """Let go of the file; safe to call twice. Views handed out keep their bytes."""
+        opened, self._map = self._map, None
+        if opened is not None:
+            try:
+                opened.close()
+            except BufferError:
+                # A caller still holds a view: the map goes with the last one.
+                return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _place(
+        self, headers: list[_Header], cursor: _Cursor, alignment: int
+    ) -> dict[str, GgufTensor]:
+        """Check that every tensor lies inside the file and that none overlaps another."""
+        data_start = -(-cursor.position // alignment) * alignment
+        tensors: dict[str, GgufTensor] = {}
+        position = 0
+        for header in sorted(headers, key=lambda header: header.offset):
+            tensor = GgufTensor(
+                header.name, header.shape, header.kind, self, data_start + header.offset
+            )
+            where = f"{self.path}: tensor {header.name}"
+            if header.name in tensors:
+                raise FormatError(f"{self.path}: tensor named twice", got=repr(header.name[:80]))
+            if header.offset % alignment or header.offset < position:
+                raise FormatError(
+                    f"{where}: offset",
+                    got=header.offset,
+                    wanted=f"a multiple of {alignment} from {position} on",
+                )
+            position = header.offset + tensor.n_bytes
+            if data_start + position > cursor.n_bytes:
+                raise FormatError(
+                    f"{where} ends after the file",
+                    got=f"{cursor.n_bytes} bytes",
+                    wanted=f"at least {data_start + position}",
+                    do="Download the file again.",
+                )
+            tensors[header.name] = tensor
+        return tensors
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    name: str
+    shape: tuple[int, ...]
+    kind: BlockType
+    offset: int
+
+
+class _Cursor:
+    """A place in the header; every step checks that the bytes are there."""
+
+    def __init__(self, mapped: mmap.mmap, path: Path) -> None:
+        self._map = mapped
+        self.path = path
+        self.n_bytes = len(mapped)
+        self.position = 0
+
+    def skip(self, n_bytes: int) -> int:
+        """Move on; give the place before."""
+        start = self.position
+        if n_bytes > self.n_bytes - start:
+            raise FormatError(
+                f"{self.path}: file ends inside the header",
+                got=f"{self.n_bytes - start} bytes left at offset {start}",
+                wanted=f"{n_bytes} more",
+                do="Download the file again.",
+            )
+        self.position = start + n_bytes
+        return start
+
+    def number(self, code: str) -> int | float:
+        """Read one little-endian number."""
+        size = struct.calcsize(f"<{code}")
+        value: int | float = struct.unpack_from(f"<{code}", self._map, self.skip(size))[0]
+        return value
+
+    def count(self, code: str, what: str, at_most: int) -> int:
+        """Read an unsigned number that sizes something else."""
+        value = int(self.number(code))
+        if value > at_most:
+            raise FormatError(
+                f"{self.path}: {what} at offset {self.position}",
+                got=value,
+                wanted=f"at most {at_most}",
+            )
+        return value
+
+    def text(self, what: str, at_most: int) -> str:
+        """Read a string."""
+        n_bytes = self.count("Q", f"length of {what}", at_most)
+        start = self.skip(n_bytes)
+        try:
+            return self._map[start : start + n_bytes].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise FormatError(
+                f"{self.path}: {what} at offset {start}", got=str(error), wanted="UTF-8"
+            ) from error
+
+
+def _read_counts(cursor: _Cursor) -> tuple[int, int]:
+    start = cursor.skip(4)
+    magic = cursor._map[start : start + 4]
+    if magic != b"GGUF":
+        raise FormatError(f"{cursor.path}: first bytes", got=repr(magic), wanted="GGUF")
+    version = int(cursor.number("I"))
+    if version not in _VERSIONS:
+        raise FormatError(
+            f"{cursor.path}: version",
+            got=version,
+            wanted="2 or 3, little-endian",
+            do="Convert the model again with a current llama.cpp.",
+        )
+    n_tensors = cursor.count("Q", "number of tensors", MAX_TENSORS)
+    return n_tensors, cursor.count("Q", "number of keys", MAX_KEYS)
+
+
+def _read_metadata(cursor: _Cursor, n_keys: int) -> dict[str, Value]:
+    metadata: dict[str, Value] = {}
+    for _ in range(n_keys):
+        key = cursor.text("key", MAX_NAME_BYTES)
+        if key in metadata:
+            raise FormatError(f"{cursor.path}: key given twice", got=repr(key[:80]))
+        metadata[key] = _read_value(cursor, cursor.count("I", f"type of {key[:80]!r}", 12), key)
+    return metadata
+
+
+def _read_value(cursor: _Cursor, kind: int, key: str) -> Value:
+    if kind == _STRING:
+        return cursor.text(f"text of {key[:80]!r}", MAX_STRING_BYTES)
+    if kind != _ARRAY:
+        value = cursor.number(_NUMBERS[kind])
+        return bool(value) if kind == _BOOL else value
+    item = cursor.count("I", f"item type of {key[:80]!r}", 12)
+    n_items = cursor.count("Q", f"items of {key[:80]!r}", MAX_ITEMS)
+    if item == _ARRAY:
+        raise FormatError(f"{cursor.path}: {key[:80]!r}", got="an array of arrays")
+    if item == _STRING:
+        for _ in range(n_items):
+            cursor.skip(cursor.count("Q", f"length in {key[:80]!r}", MAX_STRING_BYTES))
+    else:
+        cursor.skip(n_items * struct.calcsize(f"<{_NUMBERS[item]}"))
+    return GgufArray(n_items)
+
+
+def _read_header(cursor: _Cursor) -> _Header:
+    name = cursor.text("tensor name", MAX_NAME_BYTES)
+    where = f"{cursor.path}: tensor {name[:80]!r}"
+    n_axes = cursor.count("I", f"axes of {name[:80]!r}", _MAX_AXES)
+    sizes = [cursor.count("Q", f"size of {name[:80]!r}", _MAX_ELEMENTS) for _ in range(n_axes)]
+    number = int(cursor.number("I"))
+    offset = cursor.count("Q", f"offset of {name[:80]!r}", cursor.n_bytes)
+    n_values = 1
+    for size in sizes:
+        n_values *= size
+    if not sizes or not 0 < n_values <= _MAX_ELEMENTS:
+        raise FormatError(f"{where}: shape", got=sizes, wanted="1 to 4 positive sizes")
+    kind = BLOCK_TYPES.get(number)
+    if kind is None:
+        known = ", ".join(kind.name for kind in BLOCK_TYPES.values())
+        raise FormatError(
+            f"{where}: type",
+            got=f"number {number}",
+            wanted=known,
+            do="Take a file quantized as Q4_0 or Q8_0, or the original checkpoint.",
+        )
+    if sizes[0] % kind.n_values:
+        raise FormatError(
+            f"{where}: row length", got=sizes[0], wanted=f"a multiple of {kind.n_values}"
+        )
+    return _Header(name, tuple(reversed(sizes)), kind, offset)
+
+
+def _alignment(metadata: Mapping[str, Value], path: Path) -> int:
+    value = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+    if type(value) is not int or not 0 < value <= _MAX_ALIGNMENT or value & (value - 1):
+        raise FormatError(
+            f"{path}: general.alignment",
+            got=str(value)[:40],
+            wanted=f"a power of two up to {_MAX_ALIGNMENT}",
+        )
+    return value

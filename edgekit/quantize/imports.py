@@ -1,0 +1,133 @@
+"""Answer one question: which codes of an already-quantized source are kept?
+
+All that lie on the common grid go in as they are. Where scales have more digits than the grid
+holds, the codes stay and the scales are rounded: the code nearest to each weight is then still
+its own (a scale moves by 2**-8 of itself at most, so the largest 8-bit code by half a step).
+Whatever else the source holds is read as floats and quantized like any other. The plan says
+which, and why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from edgekit.checkpoint.coded import CodedTensor
+from edgekit.families.base import SourceModel
+from edgekit.quantize.grid import N_SIGNIFICANT_BITS, round_scales
+from edgekit.quantize.model import QuantizedTensor
+from edgekit.quantize.recipe import TensorPlan, plan
+from edgekit.scheme import Scheme
+
+_REQUANTIZED: Final = "requantized"
+_DEQUANTIZED: Final = "dequantized"
+# How the reasons of tensors begin whose codes did not go in as they were.
+CHANGES_OF_CODES: Final = (_REQUANTIZED, _DEQUANTIZED)
+# Rounding to 8 significant bits moves a number by at most this; clipping moves it further.
+_LARGEST_MOVE: Final = 2.0**-N_SIGNIFICANT_BITS
+
+
+@dataclass(frozen=True, slots=True)
+class _Misfit:
+    """Why codes and scales are not on the grid, and whether the codes can stay all the same."""
+
+    reason: str
+    keeps_codes: bool
+
+
+def plan_source(source: SourceModel, scheme: Scheme) -> tuple[TensorPlan, ...]:
+    """Decide the scheme of every tensor, and which codes of the source are kept.
+
+    Reads the scales of matrices that are codes already; a float source is planned as
+    ``recipe.plan`` does.
+
+    Args:
+        source: The model.
+        scheme: What was asked for. Codes of as many bits are kept with their own group if it is
+            not smaller than the one asked for.
+
+    Returns:
+        One plan per canonical weight, in file order.
+
+    Raises:
+        QuantError: No allowed group divides the input width of some matrices.
+        CheckpointError: Scales that are no finite numbers.
+    """
+    return tuple(
+        item if (coded := source.tensor(item.name).coded) is None else _decide(item, coded, scheme)
+        for item in plan(source.spec, scheme)
+    )
+
+
+def import_codes(coded: CodedTensor, item: TensorPlan) -> QuantizedTensor:
+    """Take the codes of a source over, and its scales as the grid has them.
+
+    Args:
+        coded: The source's matrix.
+        item: Its plan, with ``keeps_codes``.
+    """
+    n_rows = coded.info.shape[0]
+    scales = round_scales(coded.scales(0, n_rows), coded.bits)
+    return QuantizedTensor(item.name, coded.bits, coded.group, coded.codes(0, n_rows), scales)
+
+
+def _decide(item: TensorPlan, coded: CodedTensor, asked: Scheme) -> TensorPlan:
+    if item.scheme.group is None:
+        return replace(item, reason=f"{_DEQUANTIZED} from {coded.label}: {asked} was asked for")
+    # An embedding of 4-bit codes gains nothing from the 8 bits that the recipe gives to floats.
+    if coded.bits not in (asked.bits, item.scheme.bits) or coded.group < item.scheme.group:
+        return _requantize(item, f"{item.scheme} instead of {coded.label}")
+    misfit = _find_misfit(coded)
+    if misfit is None:
+        return replace(
+            item,
+            scheme=coded.scheme,
+            reason=f"imported from {coded.label}",
+            keeps_codes=True,
+            imported=coded.label,
+        )
+    if misfit.keeps_codes:
+        reason = f"{_REQUANTIZED}: {misfit.reason} ({coded.label}); codes kept, scales rounded"
+        return replace(item, scheme=coded.scheme, reason=reason, keeps_codes=True)
+    return _requantize(item, f"{misfit.reason} ({coded.label})")
+
+
+def _requantize(item: TensorPlan, why: str) -> TensorPlan:
+    after = "" if item.reason == "as asked" else f"; {item.reason}"
+    return replace(item, reason=f"{_REQUANTIZED}: {why}{after}")
+
+
+def _find_misfit(coded: CodedTensor) -> _Misfit | None:
+    """Compare scales and zero points with the grid; None if it holds them exactly."""
+    n_rows = coded.info.shape[0]
+    scales, biases = coded.scales(0, n_rows), coded.biases(0, n_rows)
+    of_all = f"of {scales.size} groups"
+    if biases is not None and (n := _count(biases != -coded.zero_point * scales)):
+        return _Misfit(f"{n} {of_all} have their zero point elsewhere", keeps_codes=False)
+    is_zero = scales == 0
+    if is_zero.any() and (n := _count_nonzero_codes(coded, is_zero)):
+        return _Misfit(f"{n} {of_all} have the scale 0", keeps_codes=False)
+    if coded.bits == 8 and (n := _count(scales < 0)):
+        return _Misfit(f"{n} {of_all} have a negative scale", keeps_codes=False)
+    moved = np.where(is_zero, np.float32(0), np.abs(round_scales(scales, coded.bits) - scales))
+    if n := _count(moved > np.abs(scales) * np.float32(_LARGEST_MOVE)):
+        return _Misfit(f"{n} {of_all} have a scale outside fp16", keeps_codes=False)
+    if n := _count(moved > 0):
+        more = f"{n} {of_all} have a scale of more than {N_SIGNIFICANT_BITS} significant bits"
+        return _Misfit(more, keeps_codes=True)
+    return None
+
+
+def _count(is_so: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> int:
+    return int(np.count_nonzero(is_so))
+
+
+def _count_nonzero_codes(
+    coded: CodedTensor, is_zero: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+) -> int:
+    """Count groups of scale 0 whose codes would no longer mean 0 under another scale."""
+    codes = coded.codes(0, coded.info.shape[0])
+    off_middle = (codes != coded.zero_point).reshape(*is_zero.shape, coded.group).any(axis=2)
+    return _count(is_zero & off_middle)
