@@ -42,12 +42,14 @@ def open_family(checkpoint: Checkpoint) -> SourceModel:
     model_type = checkpoint.config.get("model_type")
     reference = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if reference is None:
-        close = difflib.get_close_matches(str(model_type), FAMILIES, n=1)
+        is_sparse = model_type == "mixtral" or str(model_type).endswith("moe")
+        close = [] if is_sparse else difflib.get_close_matches(str(model_type), FAMILIES, n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else None
         raise UnsupportedArchError(
             f"{checkpoint.folder}: model_type",
             got=repr(model_type)[:80],
             wanted=", ".join(sorted(FAMILIES)),
-            do=f"Did you mean {close[0]!r}?" if close else None,
+            do="A mixture of experts needs another graph." if is_sparse else hint,
         )
     family: Family = load_object(reference)
     return SourceModel(checkpoint, family)

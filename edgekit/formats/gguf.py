@@ -16,12 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Self, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 
 from edgekit.dtypes import U8Array
 from edgekit.errors import FormatError
+from edgekit.formats.mapped import MappedFile
 
 MAX_TENSORS: Final = 1 << 16
 MAX_KEYS: Final = 1 << 16
@@ -102,7 +103,7 @@ class GgufTensor:
         return self.file.view(self.begin, self.n_bytes).reshape(-1, self.n_row_bytes)
 
 
-class GgufFile:
+class GgufFile(MappedFile):
     """An open file: its metadata and its tensors in file order.
 
     Attributes:
@@ -121,7 +122,7 @@ class GgufFile:
         self.path = Path(path)
         try:
             with self.path.open("rb") as stream:
-                self._map: mmap.mmap | None = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise FormatError(f"{self.path}: cannot be read", got=str(error)) from error
         try:
@@ -141,22 +142,6 @@ class GgufFile:
         if self._map is None:
             raise FormatError(f"{self.path}: read after the file was closed")
         return np.frombuffer(self._map, np.uint8, n_bytes, begin)
-
-    def close(self) -> None:
-        """Let go of the file; safe to call twice. Views handed out keep their bytes."""
-        opened, self._map = self._map, None
-        if opened is not None:
-            try:
-                opened.close()
-            except BufferError:
-                # A caller still holds a view: the map goes with the last one.
-                return
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _place(
         self, headers: list[_Header], cursor: _Cursor, alignment: int

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from edgekit.dtypes import BY_SAFETENSORS, DTYPES, F32Array
 from edgekit.errors import FormatError
 from edgekit.formats.floats import to_float32
+from edgekit.formats.mapped import MappedFile
 from edgekit.formats.strict_json import parse_object
 from edgekit.tensors import TensorInfo
 
@@ -80,7 +81,7 @@ class SafetensorsTensor:
         )
 
 
-class SafetensorsFile:
+class SafetensorsFile(MappedFile):
     """An open file: its tensors in file order, and its metadata.
 
     Attributes:
@@ -103,7 +104,7 @@ class SafetensorsFile:
                 if n_file < _LENGTH.size:
                     raise FormatError(f"{self.path}: size", got=n_file, wanted="at least 8 bytes")
                 # The map keeps its own handle on the file.
-                self._map: mmap.mmap | None = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise FormatError(f"{self.path}: cannot be read", got=str(error)) from error
         try:
@@ -136,22 +137,6 @@ class SafetensorsFile:
             return np.empty(shape, dtype)
         flat = np.frombuffer(self._map, dtype, n_elements, self._data_start + begin)
         return flat.reshape(shape)
-
-    def close(self) -> None:
-        """Let go of the file; safe to call twice. Views handed out keep their bytes."""
-        opened, self._map = self._map, None
-        if opened is not None:
-            try:
-                opened.close()
-            except BufferError:
-                # A caller still holds a view: the map goes with the last one.
-                return
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class SafetensorsWriter:

@@ -289,6 +289,12 @@ def test_an_unknown_model_type_names_the_known_ones(tmp_path, model_type, hint):
     assert (error.got, error.wanted, error.do) == (repr(model_type), ", ".join(FAMILIES), hint)
 
 
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
+def test_a_mixture_of_experts_is_not_taken_for_its_dense_relative(tmp_path, model_type):
+    folder = edit_config(write_tiny_checkpoint(tmp_path / "m"), model_type=model_type)
+    assert "mixture of experts" in refusal(folder, UnsupportedArchError).do
+
+
 def test_all_faults_of_the_tensors_are_reported_together(tmp_path):
     def change(tensors):
         tensors["model.layers.1.mlp.up_proj.weight"] = np.zeros((256, 64), ml_dtypes.bfloat16)
