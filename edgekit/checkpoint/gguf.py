@@ -32,7 +32,6 @@ SUFFIX: Final = ".gguf"
 _ARCHITECTURE: Final = "llama"
 _ROPE_TABLE: Final = "rope_freqs.weight"
 _DEFAULT_THETA: Final = 10000.0  # as llama.cpp reads an absent rope.freq_base
-_HASH_CHUNK_BYTES: Final = 16 << 20
 _TOP: Final[Mapping[str, str]] = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -118,9 +117,8 @@ class GgufCheckpoint(Checkpoint):
         """Hash the file."""
         digest = hashlib.sha256()
         n_bytes = self._file.path.stat().st_size
-        for start in range(0, n_bytes, _HASH_CHUNK_BYTES):
-            part = self._file.view(start, min(_HASH_CHUNK_BYTES, n_bytes - start))
-            digest.update(part.data)
+        for piece in self._file.read_pieces(0, n_bytes):
+            digest.update(piece.data)
         return digest.hexdigest()
 
     def close(self) -> None:

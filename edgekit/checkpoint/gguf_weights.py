@@ -41,8 +41,9 @@ class _Rows:
 
     def raw(self, start: int, stop: int) -> U8Array:
         """Give bytes of rows, (stop - start, bytes of a row)."""
-        rows = self.stored.raw()
-        return rows[start:stop] if self.order is None else rows[self.order[start:stop]]
+        if self.order is None:
+            return self.stored.raw_rows(start, stop)
+        return self.stored.raw()[self.order[start:stop]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,17 +7,15 @@ file only the header is asked for, by its byte range.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
-
-from numpy.typing import NDArray
+from typing import Final
 
 from edgekit.checkpoint.hub import Fetch, cached
 from edgekit.checkpoint.hub_http import Source, file_path
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.checkpoint.repository import locate
+from edgekit.dtypes import U8Array
 from edgekit.errors import CheckpointError
 from edgekit.formats.safetensors import SafetensorsFile, header_end
-from edgekit.tensors import TensorInfo
 
 _LENGTH_BYTES: Final = 8
 
@@ -37,18 +35,20 @@ class RemoteFile(SafetensorsFile):
             FormatError: The header is not what the format says.
         """
         self.path = path
-        self._map = None
         self._read_header(header, n_file)
 
-    def view(self, info: TensorInfo, begin: int, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Refuse: there are no bytes to view.
+    def close(self) -> None:
+        """Do nothing: no file is open."""
+
+    def read_at(self, begin: int, n_bytes: int) -> U8Array:
+        """Refuse: there are no bytes to read.
 
         Raises:
             CheckpointError: Always.
         """
         raise CheckpointError(
-            f"{self.path}: tensor {info.name} was not downloaded",
-            got="the header of its file",
+            f"{self.path}: the weights were not downloaded",
+            got="the header of the file",
             wanted="the file",
             do="Download the model first; edgekit export does so.",
         )

@@ -12,9 +12,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Self
-
-import numpy as np
+from typing import Self
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.checkpoint.hub import Progress, ignore_progress
@@ -30,8 +28,6 @@ from edgekit.checkpoint.repository import model_name, resolve_model
 from edgekit.errors import CheckpointError, FormatError, MissingFileError
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsTensor
 from edgekit.tensors import LazyTensor
-
-_HASH_CHUNK_BYTES: Final = 16 << 20
 
 
 class Checkpoint:
@@ -88,9 +84,8 @@ class Checkpoint:
             tensor = self.tensors[name]
             info = tensor.info
             digest.update(f"\n{name} {info.dtype.value} {list(info.shape)}\n".encode())
-            flat = np.atleast_1d(tensor.raw()).reshape(-1).view(np.uint8)
-            for start in range(0, flat.size, _HASH_CHUNK_BYTES):
-                digest.update(flat[start : start + _HASH_CHUNK_BYTES].data)
+            for piece in tensor.raw_pieces():
+                digest.update(piece.data)
         return digest.hexdigest()
 
     def close(self) -> None:

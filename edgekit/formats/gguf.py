@@ -1,7 +1,7 @@
 """Answer one question: what bytes are in a GGUF file?
 
-Reading maps the file, walks the header and checks every length against the bytes that are there;
-tensors are views. Types: F32, F16, BF16, Q4_0, Q8_0 and Q6_K (which llama.cpp gives the head of a
+Opening walks the header and checks every length against the bytes that are there; tensors are
+read when asked for. Types: F32, F16, BF16, Q4_0, Q8_0 and Q6_K (which llama.cpp gives the head of a
 Q4_0 model); a file that holds others is refused.
 
 Source:
@@ -22,7 +22,7 @@ import numpy as np
 
 from edgekit.dtypes import U8Array
 from edgekit.errors import FormatError
-from edgekit.formats.mapped import MappedFile
+from edgekit.formats.open_file import OpenFile
 
 MAX_TENSORS: Final = 1 << 16
 MAX_KEYS: Final = 1 << 16
@@ -91,7 +91,12 @@ class GgufTensor:
     @property
     def n_bytes(self) -> int:
         """Size as stored."""
-        return int(np.prod(self.shape[:-1], dtype=np.int64)) * self.n_row_bytes
+        return self.n_rows * self.n_row_bytes
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all axes but the last; 1 for a vector."""
+        return int(np.prod(self.shape[:-1], dtype=np.int64))
 
     @property
     def n_row_bytes(self) -> int:
@@ -99,11 +104,17 @@ class GgufTensor:
         return self.shape[-1] // self.kind.n_values * self.kind.n_bytes
 
     def raw(self) -> U8Array:
-        """View the stored bytes, (rows, bytes of a row); valid until the file is closed."""
-        return self.file.view(self.begin, self.n_bytes).reshape(-1, self.n_row_bytes)
+        """Read the stored bytes, (rows, bytes of a row)."""
+        return self.raw_rows(0, self.n_rows)
+
+    def raw_rows(self, start: int, stop: int) -> U8Array:
+        """Read the stored bytes of rows ``start:stop``, which lie within the tensor."""
+        n_bytes = (stop - start) * self.n_row_bytes
+        data = self.file.read_at(self.begin + start * self.n_row_bytes, n_bytes)
+        return data.reshape(-1, self.n_row_bytes)
 
 
-class GgufFile(MappedFile):
+class GgufFile(OpenFile):
     """An open file: its metadata and its tensors in file order.
 
     Attributes:
@@ -113,35 +124,31 @@ class GgufFile(MappedFile):
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Map the file and check its header.
+        """Open the file and check its header.
 
         Raises:
             FormatError: The file cannot be read, or is not what the format says; the message
                 names the key, tensor or offset.
         """
-        self.path = Path(path)
+        super().__init__(path)
         try:
-            with self.path.open("rb") as stream:
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise FormatError(f"{self.path}: cannot be read", got=str(error)) from error
-        try:
-            cursor = _Cursor(self._map, self.path)
-            n_tensors, n_keys = _read_counts(cursor)
-            self.metadata: Mapping[str, Value] = MappingProxyType(_read_metadata(cursor, n_keys))
-            headers = [_read_header(cursor) for _ in range(n_tensors)]
+            # The header has no length of its own; a map lets it be walked without guessing one.
+            with mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ) as mapped:
+                cursor = _Cursor(mapped, self.path)
+                n_tensors, n_keys = _read_counts(cursor)
+                self.metadata: Mapping[str, Value] = MappingProxyType(
+                    _read_metadata(cursor, n_keys)
+                )
+                headers = [_read_header(cursor) for _ in range(n_tensors)]
             self.tensors: Mapping[str, GgufTensor] = MappingProxyType(
                 self._place(headers, cursor, _alignment(self.metadata, self.path))
             )
         except FormatError:
             self.close()
             raise
-
-    def view(self, begin: int, n_bytes: int) -> U8Array:
-        """View bytes of the file."""
-        if self._map is None:
-            raise FormatError(f"{self.path}: read after the file was closed")
-        return np.frombuffer(self._map, np.uint8, n_bytes, begin)
+        except (OSError, ValueError) as error:
+            self.close()
+            raise FormatError(f"{self.path}: cannot be read", got=str(error)) from error
 
     def _place(
         self, headers: list[_Header], cursor: _Cursor, alignment: int

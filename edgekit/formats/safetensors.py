@@ -1,7 +1,7 @@
 """Answer one question: what bytes are in a safetensors file, and how is one written?
 
-Reading maps the file and copies one tensor (or some rows) at a time. Writing streams: the
-header comes from the declared tensors, then each tensor's bytes follow in that order.
+Reading takes one tensor (or some rows) at a time into memory. Writing streams: the header comes
+from the declared tensors, then each tensor's bytes follow in that order.
 
 Source:
     https://github.com/huggingface/safetensors, README, "Format".
@@ -10,10 +10,9 @@ Source:
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -23,10 +22,10 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.dtypes import BY_SAFETENSORS, DTYPES, F32Array
+from edgekit.dtypes import BY_SAFETENSORS, DTYPES, F32Array, U8Array
 from edgekit.errors import FormatError
 from edgekit.formats.floats import to_float32
-from edgekit.formats.mapped import MappedFile
+from edgekit.formats.open_file import OpenFile
 from edgekit.formats.strict_json import parse_object
 from edgekit.tensors import TensorInfo
 
@@ -64,11 +63,15 @@ class SafetensorsTensor:
         return to_float32(self.raw_rows(start, stop), self.info.dtype)
 
     def raw(self) -> NDArray[Any]:
-        """View the stored bits as ``DTYPES[dtype].numpy``; valid until the file is closed."""
-        return self.file.view(self.info, self.begin, self.info.shape)
+        """Read the stored bits as ``DTYPES[dtype].numpy``, shape ``info.shape``."""
+        return self.file.read_bits(self.info, self.begin, self.info.shape)
+
+    def raw_pieces(self) -> Iterator[U8Array]:
+        """Read the stored bytes, a piece at a time, for a hash."""
+        return self.file.read_pieces(self.file.data_start + self.begin, self.info.n_bytes)
 
     def raw_rows(self, start: int, stop: int) -> NDArray[Any]:
-        """View the stored bits of rows ``start:stop``."""
+        """Read the stored bits of rows ``start:stop``."""
         shape = self.info.shape
         if not shape or not 0 <= start <= stop <= shape[0]:
             raise FormatError(
@@ -76,50 +79,46 @@ class SafetensorsTensor:
                 wanted=f"within 0:{shape[0]}" if shape else "a tensor with at least one axis",
             )
         n_row_bytes = self.info.n_bytes // shape[0] if shape[0] else 0
-        return self.file.view(
+        return self.file.read_bits(
             self.info, self.begin + start * n_row_bytes, (stop - start, *shape[1:])
         )
 
 
-class SafetensorsFile(MappedFile):
+class SafetensorsFile(OpenFile):
     """An open file: its tensors in file order, and its metadata.
 
     Attributes:
         path: Where it lies.
+        data_start: Where the bytes of the tensors begin.
         tensors: Name to tensor; nothing is read yet.
         metadata: The text entries of ``__metadata__``.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Map the file and check its header.
+        """Open the file and check its header.
 
         Raises:
             FormatError: The file cannot be read, or is not what the format says; the message
                 names the tensor or offset.
         """
-        self.path = Path(path)
+        super().__init__(path)
+        n_file = self.n_bytes
         try:
-            with self.path.open("rb") as stream:
-                n_file = os.fstat(stream.fileno()).st_size
-                if n_file < _LENGTH.size:
-                    raise FormatError(f"{self.path}: size", got=n_file, wanted="at least 8 bytes")
-                # The map keeps its own handle on the file.
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise FormatError(f"{self.path}: cannot be read", got=str(error)) from error
-        try:
-            self._data_start = header_end(self._map[: _LENGTH.size], n_file, self.path)
-            self._read_header(self._map[_LENGTH.size : self._data_start], n_file)
+            if n_file < _LENGTH.size:
+                raise FormatError(f"{self.path}: size", got=n_file, wanted="at least 8 bytes")
+            end = header_end(self.read_at(0, _LENGTH.size).tobytes(), n_file, self.path)
+            self._read_header(self.read_at(_LENGTH.size, end - _LENGTH.size).tobytes(), n_file)
         except FormatError:
             self.close()
             raise
 
     def _read_header(self, data: bytes, n_file: int) -> None:
         """Check the header of a file of ``n_file`` bytes and list its tensors."""
+        self.data_start = _LENGTH.size + len(data)
         header = parse_object(data, f"{self.path}: header at offset 8")
         self.metadata = MappingProxyType(_metadata(header.pop(_METADATA, {}), self.path))
         entries = [_entry(name, entry, self.path) for name, entry in header.items()]
-        _check_layout(entries, n_file - _LENGTH.size - len(data), self.path)
+        _check_layout(entries, n_file - self.data_start, self.path)
         self.tensors: Mapping[str, SafetensorsTensor] = MappingProxyType(
             {
                 info.name: SafetensorsTensor(info, self, begin)
@@ -127,16 +126,17 @@ class SafetensorsFile(MappedFile):
             }
         )
 
-    def view(self, info: TensorInfo, begin: int, shape: tuple[int, ...]) -> NDArray[Any]:
-        """View bits at ``begin`` (bytes after the header) with the type of ``info``."""
-        if self._map is None:
-            raise FormatError(f"{self.path}: tensor {info.name} read after the file was closed")
+    def read_bits(self, info: TensorInfo, begin: int, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Read bits at ``begin`` (bytes after the header) with the type of ``info``.
+
+        Raises:
+            FormatError: The file was closed, or is no longer what it was.
+        """
         dtype = np.dtype(DTYPES[info.dtype].numpy)
-        n_elements = int(np.prod(shape, dtype=np.int64))
-        if n_elements == 0:
+        n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if n_bytes == 0:
             return np.empty(shape, dtype)
-        flat = np.frombuffer(self._map, dtype, n_elements, self._data_start + begin)
-        return flat.reshape(shape)
+        return self.read_at(self.data_start + begin, n_bytes).view(dtype).reshape(shape)
 
 
 class SafetensorsWriter:

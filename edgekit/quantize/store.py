@@ -56,7 +56,7 @@ class StoredModel:
 
     @classmethod
     def open(cls, store_dir: str | Path) -> StoredModel:
-        """Read the index and map the weights; no tensor is read.
+        """Read the index and the header of the weights; no tensor is read.
 
         Raises:
             ArtifactError: No store there, or its files do not fit together.
@@ -91,7 +91,7 @@ class StoredModel:
         return model
 
     def get(self, name: str) -> ModelTensor:
-        """Read one tensor; 8-bit codes are a view of the mapped file.
+        """Read one tensor.
 
         Raises:
             QuantError: No tensor of that name.

@@ -46,7 +46,7 @@ def test_a_tensor_that_was_not_downloaded_says_so(hub):
     with open_headers("owner/name") as checkpoint:
         tensor = next(iter(checkpoint.tensors.values()))
         for read in (tensor.read, lambda: tensor.read_rows(0, 1), checkpoint.sha256):
-            with pytest.raises(CheckpointError, match="was not downloaded"):
+            with pytest.raises(CheckpointError, match="were not downloaded"):
                 read()
 
 

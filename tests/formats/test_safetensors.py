@@ -126,10 +126,10 @@ def test_what_was_read_outlives_the_file(tmp_path):
     safetensors.numpy.save_file({"a": np.float32([1, 2])}, tmp_path / "x")
     file = SafetensorsFile(tmp_path / "x")
     tensor = file.tensors["a"]
-    view, values = tensor.raw(), tensor.read()
+    bits, values = tensor.raw(), tensor.read()
     file.close()
     file.close()
-    assert values.tolist() == view.tolist() == [1, 2]
+    assert values.tolist() == bits.tolist() == [1, 2]
     with pytest.raises(FormatError, match="after the file was closed"):
         tensor.read()
 
