@@ -1,11 +1,13 @@
-"""Answer one question: where do bundled models and device profiles live?
+"""Answer one question: where do bundled files live, and where does edgekit keep its own?
 
-The only code that knows both places: a source checkout keeps ``models/`` and
+The only code that knows both places of bundled files: a source checkout keeps ``models/`` and
 ``device_profiles/`` beside the package, an installed wheel carries them in ``edgekit/_data``.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -26,3 +28,14 @@ def models_dir() -> Path:
 def device_profiles_dir() -> Path:
     """Folder with the bundled device profiles."""
     return data_dir("device_profiles")
+
+
+def cache_dir() -> Path:
+    """Folder for what edgekit can make again: EDGEKIT_HOME, else the user's cache."""
+    named = os.environ.get("EDGEKIT_HOME")
+    if named:
+        return Path(named).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "edgekit"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "edgekit"

@@ -11,6 +11,7 @@ from typing import Final
 
 from edgekit.checkpoint.hub import Fetch, cached
 from edgekit.checkpoint.hub_http import Source, file_path
+from edgekit.checkpoint.layout import ASSET_NAMES
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.checkpoint.repository import locate
 from edgekit.dtypes import U8Array
@@ -65,6 +66,12 @@ class HubCheckpoint(Checkpoint):
         with self._fetch.writing():
             self._fetch.fetch(self._fetch.listing.small_files())
         super().__init__(model, self._fetch.folder)
+
+    @property
+    def assets_bytes(self) -> int:
+        """Bytes of the assets as the Hub states them; most are not here."""
+        files = self._fetch.listing.files
+        return sum(files[name].n_bytes for name in ASSET_NAMES if name in files)
 
     def _has(self, name: str) -> bool:
         return name in self._fetch.listing.files

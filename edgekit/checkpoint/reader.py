@@ -66,6 +66,11 @@ class Checkpoint:
         """Bytes of all tensors as stored."""
         return sum(tensor.info.n_bytes for tensor in self.tensors.values())
 
+    @property
+    def assets_bytes(self) -> int:
+        """Bytes of the files that go into every artifact as they are."""
+        return sum(path.stat().st_size for path in self.assets.values())
+
     def weights(self) -> dict[str, LazyTensor]:
         """Give the weights by the checkpoint's names for them; nothing is read yet.
 

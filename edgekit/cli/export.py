@@ -54,6 +54,7 @@ def command(
                 context_length=context_length,
                 method=method,
                 progress=progress,
+                warn=output.message,
             )
         ]
     rows = [

@@ -1,30 +1,53 @@
-"""`edgekit inspect`: what is in a model folder, and what would exporting it give?"""
+"""`edgekit inspect`: what is in a model, and what would exporting it give and take?"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from edgekit.cli.options import JsonOpt, ModelArg
 from edgekit.cli.output import Output
 from edgekit.decision import Accepted
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from edgekit.families.inspect import ModelSummary
     from edgekit.pipeline.inspect import Inspection
+    from edgekit.pipeline.preflight import ExportPrediction
+    from edgekit.report.table import Table
 
 
-def command(model: ModelArg, as_json: JsonOpt = False) -> None:
-    """Show what MODEL is, which formats can hold it, and how large; reads no weights.
+def command(
+    model: ModelArg,
+    is_measuring: Annotated[
+        bool | None,
+        typer.Option(
+            "--measure/--no-measure",
+            help="Measure this machine again, or never; default once, for the export times.",
+        ),
+    ] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Show what MODEL is, which formats can hold it, and what exporting it takes; reads no weights.
 
     Example: edgekit inspect pocket
     """
     from edgekit.pipeline.inspect import describe_support, inspect
+    from edgekit.pipeline.rates import machine_rates
     from edgekit.records import to_data
     from edgekit.report.table import make_table
     from edgekit.report.terminal import print_table
     from edgekit.units import format_bytes
 
-    found = inspect(model)
+    output = Output(is_json=as_json)
+    rates = None
+    if is_measuring is not False:
+        with output.progress() as progress:
+            rates = machine_rates(is_fresh=bool(is_measuring), progress=progress)
+    found = inspect(model, rates)
     summary = found.summary
     rows = [
         ("model type", summary.model_type),
@@ -40,25 +63,54 @@ def command(model: ModelArg, as_json: JsonOpt = False) -> None:
         ],
         ("weights on disk", format_bytes(summary.file_bytes)),
         *[
-            (f"KV cache per token, {t}", format_bytes(n))
+            (f"KV cache per 1,000 tokens, {t}", format_bytes(1000 * n))
             for t, n in summary.kv_bytes_per_token.items()
         ],
         *[("left out", f"{n} tensors: {why}") for why, n in summary.left_out.items()],
         ("licence", summary.license or "not stated"),
-        *[
-            (f"as {scheme}", f"about {format_bytes(n)} of weights")
-            for scheme, n in summary.weight_bytes.items()
-        ],
         *[
             (f"in {form.value}", line)
             for form, by_scheme in found.support.items()
             for line in describe_support(by_scheme)
         ],
     ]
-    Output(is_json=as_json).result(
-        {**to_data(summary), "support": _support(found)},
-        lambda console: print_table(
-            make_table("model", summary.name, ("what", "value"), rows), console
+    model_table = make_table("model", summary.name, ("what", "value"), rows)
+    data = {**to_data(summary), "support": _support(found), "export": to_data(found.predictions)}
+
+    def show(console: Console) -> None:
+        print_table(model_table, console)
+        print_table(_export_table(found.predictions), console)
+
+    output.result(data, show)
+
+
+def _export_table(predictions: Sequence[ExportPrediction]) -> Table:
+    from edgekit.artifact import Format
+    from edgekit.report.table import make_table
+    from edgekit.units import format_bytes, format_seconds
+
+    formats = [form.value for form in Format]
+    rows = [
+        (
+            item.scheme,
+            *(
+                format_bytes(item.artifact_bytes[form]) if form in item.artifact_bytes else "no"
+                for form in formats
+            ),
+            format_bytes(item.disk_bytes),
+            format_bytes(item.memory_bytes),
+            "not measured" if item.time_s is None else format_seconds(item.time_s),
+        )
+        for item in predictions
+    ]
+    return make_table(
+        "export",
+        "An export will take (projected)",
+        ("scheme", *formats, "disk", "memory", "time"),
+        rows,
+        notes=(
+            "All formats that take the scheme, in one run: most disk at once, most memory at once, "
+            "and time on this machine without the download.",
         ),
     )
 

@@ -90,6 +90,11 @@ def probe_host(root: Path = Path("/")) -> HostFacts:
     )
 
 
+def available_memory() -> int:
+    """Give the bytes of memory that can be had now without swapping."""
+    return int(require("psutil").virtual_memory().available)
+
+
 def usable_cores(n_affinity: int, quota: float | None) -> int:
     """Give the cores this process may use: its affinity, bounded by the cgroup's CPU quota."""
     return n_affinity if quota is None else max(1, min(n_affinity, ceil(quota)))

@@ -44,6 +44,19 @@ class Written:
     settings: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What an export will take, known before any weight is read.
+
+    Attributes:
+        disk_bytes: All files of the artifact but its manifest and the copied assets.
+        memory_bytes: Arrays that are held together at the worst moment.
+    """
+
+    disk_bytes: int
+    memory_bytes: int
+
+
 class Exporter(Protocol):
     """One file format.
 
@@ -55,6 +68,13 @@ class Exporter(Protocol):
 
     def supports(self, spec: DecoderSpec, scheme: Scheme) -> Decision:
         """Say before any work whether this format can hold the model."""
+        ...
+
+    def predict(self, model: QuantizedModel, options: ExportOptions) -> Footprint:
+        """Say what ``write`` will take; reads no tensor.
+
+        Tolerance: disk within 1 % beyond 20 MB of weights; the graph is estimated per layer.
+        """
         ...
 
     def write(

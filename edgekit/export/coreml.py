@@ -12,16 +12,18 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
-from edgekit.artifact import Artifact, Format
+from edgekit.artifact import Artifact, Format, TensorEntry
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.errors import ExportError
-from edgekit.export.base import ExportOptions, Progress, Written
+from edgekit.export.base import ExportOptions, Footprint, Progress, Written
 from edgekit.export.coreml_graph import build_graph
 from edgekit.export.coreml_lint import lint_package
 from edgekit.export.coreml_package import SPECIFICATION_VERSION, write_package
+from edgekit.export.coreml_positions import position_bytes
 from edgekit.export.coreml_recover import recover_tensors
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.mlpackage import (
@@ -32,10 +34,12 @@ from edgekit.formats.mlpackage import (
     PACKAGE_NAME,
     VALUE_CACHE,
 )
+from edgekit.quantize.footprint import largest_handled_bytes
 from edgekit.quantize.model import ModelTensor, QuantizedModel, combine_hashes
 from edgekit.scheme import FP32, Scheme
 
 DEFAULT_CONTEXT_LENGTH: Final = 4096
+_GRAPH_LAYER_BYTES: Final = 20 << 10
 # From 32768 on, packages fail to load (huggingface/swift-transformers issue 136).
 MAX_CONTEXT_LENGTH: Final = 16384
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
@@ -78,6 +82,16 @@ class CoremlExporter:
         if scheme.bits == 4:
             return Accepted(("int4 blocks are made for the GPU; the Neural Engine is slower",))
         return Accepted()
+
+    def predict(self, model: QuantizedModel, options: ExportOptions) -> Footprint:
+        """Say what ``write`` will take; reads no tensor."""
+        spec = model.spec
+        tables = position_bytes(spec, _context_length(spec, options))
+        weights = sum(_stored_bytes(entry) for entry in model.entries)
+        return Footprint(
+            weights + tables + spec.n_layers * _GRAPH_LAYER_BYTES,
+            tables + largest_handled_bytes(model.entries),
+        )
 
     def write(
         self, model: QuantizedModel, folder: Path, options: ExportOptions, progress: Progress
@@ -146,6 +160,13 @@ def _schemes(model: QuantizedModel) -> dict[str, Scheme]:
             "Core ML holds no fp32 matrix", got=", ".join(wide), do="Quantize these to fp16."
         )
     return schemes
+
+
+def _stored_bytes(entry: TensorEntry) -> int:
+    """Give the bytes of a weight in the blob file, its records left out."""
+    if len(entry.shape) == 2:
+        return Scheme.parse(entry.scheme).bytes_of(*entry.shape)
+    return prod(entry.shape) * Scheme.parse(entry.scheme).bits // 8
 
 
 def _metadata(model: QuantizedModel, context_length: int) -> dict[str, str]:

@@ -82,6 +82,17 @@ class Rotary:
         return mb.add(x=mb.mul(x=x, y=cos), y=mb.mul(x=swapped, y=sin))
 
 
+def position_bytes(spec: DecoderSpec, n_positions: int) -> int:
+    """Give the size of all tables that a package of so many positions holds."""
+    n_values = 0
+    for rope in spec.ropes:
+        n_short = _n_short(n_positions, rope)
+        n_values += (n_positions + (n_short or 0)) * spec.head_width * 2
+    if spec.query_scaling is not None:
+        n_values += n_positions
+    return n_values * 4
+
+
 def growing_factors(call: Call) -> Any | None:
     """Give the queries' factors at the new positions, fp32 (T, 1); None if all are 1."""
     scaling = call.spec.query_scaling
@@ -90,13 +101,13 @@ def growing_factors(call: Call) -> Any | None:
     return call.rows(query_factors(scaling, call.n_positions)[:, None], "query_factors")
 
 
-def _n_short(call: Call, rope: RopeSpec) -> int | None:
+def _n_short(n_positions: int, rope: RopeSpec) -> int | None:
     """Rows that LongRoPE's short set needs before the long one; None without a long set."""
     scaling = rope.scaling
     if not isinstance(scaling, LongRopeScaling):
         return None
     n_short = scaling.original_context_length
-    return n_short if n_short < call.n_positions else None
+    return n_short if n_short < n_positions else None
 
 
 def _shift_to_long_rows(call: Call, rope: RopeSpec) -> Any | None:
@@ -104,7 +115,7 @@ def _shift_to_long_rows(call: Call, rope: RopeSpec) -> Any | None:
 
     Keys that are cached already stay as they were, as in Hugging Face.
     """
-    mb, n_short = call.mb, _n_short(call, rope)
+    mb, n_short = call.mb, _n_short(call.n_positions, rope)
     if n_short is None:
         return None
     is_long = mb.cast(x=mb.greater(x=call.end, y=np.int32(n_short)), dtype="int32")
@@ -113,7 +124,7 @@ def _shift_to_long_rows(call: Call, rope: RopeSpec) -> Any | None:
 
 def _tables(call: Call, rope: RopeSpec) -> tuple[F32Array, F32Array]:
     """Give the tables as ``turn`` wants them, each (rows, D)."""
-    width, n_short = call.spec.head_width, _n_short(call, rope)
+    width, n_short = call.spec.head_width, _n_short(call.n_positions, rope)
     cos, sin = rope_tables(rope, width, call.n_positions if n_short is None else n_short)
     if n_short is not None:
         long_cos, long_sin = rope_tables(rope, width, call.n_positions, is_long=True)

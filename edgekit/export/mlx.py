@@ -23,8 +23,8 @@ from edgekit.artifact import Artifact, Format
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.dtypes import DType
 from edgekit.errors import ExportError, FormatError, UsageError
-from edgekit.export.base import ExportOptions, Progress, Written
-from edgekit.export.mlx_arrays import plan_slots
+from edgekit.export.base import ExportOptions, Footprint, Progress, Written
+from edgekit.export.mlx_arrays import SCALE_BYTES, plan_slots
 from edgekit.export.mlx_config import (
     CONFIG_NAME,
     TORCH_DTYPES,
@@ -33,15 +33,18 @@ from edgekit.export.mlx_config import (
     read_config,
     write_config,
 )
-from edgekit.export.mlx_models import MODEL_FILES, ModelFile, choose_file
+from edgekit.export.mlx_models import MODEL_FILES, Choice, ModelFile, choose_file
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.floats import to_float32
-from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter
+from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter, file_bytes
 from edgekit.lazy import require
+from edgekit.quantize.footprint import largest_handled_bytes
 from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedModel
+from edgekit.quantize.slabs import slab_rows
 from edgekit.scheme import Scheme
 
 WEIGHTS_NAME: Final = "model.safetensors"
+_METADATA: Final = {"format": "mlx"}
 
 
 class MlxExporter:
@@ -60,6 +63,22 @@ class MlxExporter:
         choice = choose_file(spec)
         return choice if isinstance(choice, Rejected) else Accepted(choice.notes)
 
+    def predict(self, model: QuantizedModel, options: ExportOptions) -> Footprint:
+        """Say what ``write`` will take; reads no tensor.
+
+        Raises:
+            ExportError: mlx-lm does not compute the decoder.
+        """
+        del options
+        choice = _chosen_file(model.spec)
+        dtype = _float_dtype(model)
+        slots = plan_slots(choice.file, model.entries)
+        infos = [info for slot in slots for info in slot.declare(dtype)]
+        return Footprint(
+            file_bytes(infos, metadata=_METADATA),
+            largest_handled_bytes(model.entries, scale_bytes=SCALE_BYTES),
+        )
+
     def write(
         self, model: QuantizedModel, folder: Path, options: ExportOptions, progress: Progress
     ) -> Written:
@@ -70,9 +89,7 @@ class MlxExporter:
                 or the source's config is unreadable.
             UsageError: More context than the artifact can hold.
         """
-        choice = choose_file(model.spec)
-        if isinstance(choice, Rejected):
-            raise ExportError("MLX cannot hold this model", got=choice.reason)
+        choice = _chosen_file(model.spec)
         context_length = options.context_length or choice.n_positions
         if not 1 <= context_length <= choice.n_positions:
             raise UsageError(
@@ -89,7 +106,7 @@ class MlxExporter:
         slots = plan_slots(choice.file, model.entries)
         infos = [info for slot in slots for info in slot.declare(dtype)]
         n_rounded = n_done = 0
-        with SafetensorsWriter(folder / WEIGHTS_NAME, infos, metadata={"format": "mlx"}) as writer:
+        with SafetensorsWriter(folder / WEIGHTS_NAME, infos, metadata=_METADATA) as writer:
             for slot in slots:
                 tensors: list[ModelTensor] = []
                 for entry in slot.parts:
@@ -127,6 +144,13 @@ class MlxExporter:
             )
 
 
+def _chosen_file(spec: DecoderSpec) -> Choice:
+    choice = choose_file(spec)
+    if isinstance(choice, Rejected):
+        raise ExportError("MLX cannot hold this model", got=choice.reason)
+    return choice
+
+
 def _file_of(config: Mapping[str, Any], folder: Path) -> ModelFile:
     """Say which of mlx-lm's model files an artifact names."""
     name = config.get("model_type")
@@ -155,13 +179,15 @@ def _float_dtype(model: QuantizedModel) -> DType:
 
 def _count_rounded(tensors: list[ModelTensor], array: NDArray[Any], dtype: DType) -> int:
     """Count the float tensors, one below the other in ``array``, that lost something."""
-    widened = to_float32(array, dtype)
     n_rounded = first = 0
     for tensor in tensors:
         if isinstance(tensor, FloatTensor):
-            rows = slice(first, first + tensor.shape[0])
-            n_rounded += not np.array_equal(widened[rows], tensor.values)
-            first = rows.stop
+            stored = array[first : first + tensor.shape[0]]
+            n_rounded += not all(
+                np.array_equal(to_float32(stored[part], dtype), tensor.values[part])
+                for part in slab_rows(tensor.shape)
+            )
+            first += tensor.shape[0]
     return n_rounded
 
 

@@ -23,11 +23,15 @@ from edgekit.formats.floats import to_float32
 from edgekit.formats.packing import unpack_codes
 from edgekit.lazy import require
 from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor
+from edgekit.quantize.slabs import slab_rows
 from edgekit.scheme import Scheme
 from edgekit.tensors import TensorInfo
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 _ATTENTION: Final = ("q", "k", "v", "o")
+# A scale while its bias is made: float32 as read, once more multiplied, and both as narrow as
+# they are written.
+SCALE_BYTES: Final = 4 + 4 + 2 + 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +139,14 @@ def plan_slots(file: ModelFile, entries: Iterable[TensorEntry]) -> tuple[Slot, .
 
 def narrow(values: F32Array, dtype: DType) -> NDArray[Any]:
     """Round float32 to the bits of a smaller float type, ties to even."""
-    bits: NDArray[Any]
-    if dtype is DType.BF16:
-        words = np.ascontiguousarray(values, dtype="<f4").view("<u4")
-        # Adding 0x7FFF plus the last kept bit carries exactly when the cut half rounds up.
-        bits = ((words + 0x7FFF + ((words >> 16) & 1)) >> 16).astype("<u2")
-    else:
+    if dtype is not DType.BF16:
         with np.errstate(over="ignore"):
-            bits = values.astype(DTYPES[dtype].numpy)
+            return values.astype(DTYPES[dtype].numpy, copy=False)
+    bits: NDArray[Any] = np.empty(values.shape, "<u2")
+    for part in slab_rows(values.shape):
+        words = np.ascontiguousarray(values[part], dtype="<f4").view("<u4")
+        # Adding 0x7FFF plus the last kept bit carries exactly when the cut half rounds up.
+        bits[part] = (words + 0x7FFF + ((words >> 16) & 1)) >> 16
     return bits
 
 
@@ -186,9 +190,12 @@ def _narrow_exactly(tensor: QuantizedTensor, factor: int, dtype: DType) -> NDArr
     Raises:
         ExportError: One of them is not exact in it.
     """
-    values = (factor * tensor.scales).astype(np.float32)
+    values = np.float32(factor) * tensor.scales
     bits = narrow(values, dtype)
-    if not np.array_equal(to_float32(bits, dtype), values):
+    if not all(
+        np.array_equal(to_float32(bits[part], dtype), values[part])
+        for part in slab_rows(values.shape)
+    ):
         raise ExportError(
             f"{tensor.name}: a scale is not exact in {dtype.value}",
             wanted=f"eight significant bits, {tensor.zero_point} times within its range",

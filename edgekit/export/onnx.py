@@ -15,21 +15,29 @@ from typing import Final
 from edgekit.artifact import Artifact, Format
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.errors import ExportError
-from edgekit.export.base import ExportOptions, Progress, Written
+from edgekit.export.base import ExportOptions, Footprint, Progress, Written
 from edgekit.export.onnx_attention import HEAD_STEP
 from edgekit.export.onnx_genai import GENAI_NAME, genai_config
 from edgekit.export.onnx_graph import IR_VERSION, OPSET, GraphBuilder
-from edgekit.export.onnx_layout import WEIGHTS_NAME, plan_arrays, read_offsets, write_weights
+from edgekit.export.onnx_layout import (
+    WEIGHTS_NAME,
+    plan_arrays,
+    read_offsets,
+    weight_file_bytes,
+    write_weights,
+)
 from edgekit.export.onnx_products import ACCURACY_LEVEL
 from edgekit.export.onnx_recover import GRAPH_NAME, recover_tensors
 from edgekit.export.onnx_tables import make_tables
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.lazy import require
+from edgekit.quantize.footprint import largest_handled_bytes
 from edgekit.quantize.model import ModelTensor, QuantizedModel
 from edgekit.scheme import Scheme
 
 DEFAULT_CONTEXT: Final = 4096
+_GRAPH_LAYER_BYTES: Final = 4 << 10
 
 
 class OnnxExporter:
@@ -49,6 +57,17 @@ class OnnxExporter:
                 f"not {spec.head_width}"
             )
         return Accepted()
+
+    def predict(self, model: QuantizedModel, options: ExportOptions) -> Footprint:
+        """Say what ``write`` will take; reads no tensor."""
+        spec = model.spec
+        schemes = {entry.name: Scheme.parse(entry.scheme) for entry in model.entries}
+        arrays = plan_arrays(spec, schemes, _n_positions(spec, options))
+        tables = sum(stored.info.n_bytes for stored in arrays if not stored.sources)
+        return Footprint(
+            weight_file_bytes(arrays) + spec.n_layers * _GRAPH_LAYER_BYTES,
+            tables + largest_handled_bytes(model.entries),
+        )
 
     def write(
         self, model: QuantizedModel, folder: Path, options: ExportOptions, progress: Progress

@@ -22,13 +22,14 @@ from edgekit.errors import ExportError, FormatError
 from edgekit.export.base import Progress
 from edgekit.export.onnx_tables import table_shapes
 from edgekit.families.spec import DecoderSpec
-from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter
+from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter, file_bytes
 from edgekit.quantize.model import ModelTensor, QuantizedModel, QuantizedTensor
 from edgekit.scheme import FP16, FP32, Scheme
 from edgekit.tensors import TensorInfo
 
 WEIGHTS_NAME: Final = "weights.safetensors"
 ALIGN_BYTES: Final = 64
+_METADATA: Final = {"format": "onnx", "producer": "edgekit"}
 
 
 class Content(enum.Enum):
@@ -147,6 +148,12 @@ def plan_arrays(
     return (*arrays, *(_values(name, shape, ()) for name, shape in tables.items()))
 
 
+def weight_file_bytes(arrays: tuple[Stored, ...]) -> int:
+    """Give the exact size of the weight file that holds these arrays."""
+    infos = [info for stored in arrays for info in _with_padding(stored.info)]
+    return file_bytes(infos, metadata=_METADATA, alignment=ALIGN_BYTES)
+
+
 def write_weights(
     path: Path,
     arrays: tuple[Stored, ...],
@@ -168,10 +175,9 @@ def write_weights(
         OSError: The disk refused.
     """
     infos = [info for stored in arrays for info in _with_padding(stored.info)]
-    metadata = {"format": "onnx", "producer": "edgekit"}
     held: dict[str, ModelTensor] = {}
     try:
-        with SafetensorsWriter(path, infos, metadata=metadata, alignment=ALIGN_BYTES) as writer:
+        with SafetensorsWriter(path, infos, metadata=_METADATA, alignment=ALIGN_BYTES) as writer:
             for n_done, stored in enumerate(arrays, start=1):
                 # Codes and scales of the same sources follow each other: read once for both.
                 if tuple(held) != stored.sources:

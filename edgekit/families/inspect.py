@@ -13,8 +13,7 @@ from typing import Final
 
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
-from edgekit.families.spec import DecoderSpec
-from edgekit.scheme import FP32, GROUPS, Scheme
+from edgekit.scheme import Scheme
 
 SCHEMES: Final = (
     Scheme.parse("fp32"),
@@ -49,8 +48,6 @@ class ModelSummary:
         coded: How matrices are quantized already -> number of them.
         file_bytes: Bytes of the weights as stored.
         kv_bytes_per_token: Key/value cache per position, by cache type (fp32, fp16).
-        weight_bytes: Predicted bytes of an artifact's weights, by scheme; a scheme that cannot
-            hold this model is left out.
         left_out: Reason -> number of stored tensors that are not part of the decoder.
         n_sliding_layers: Layers that see ``sliding_window`` keys only.
         license: From the front matter of the model card; empty if it does not say.
@@ -74,7 +71,6 @@ class ModelSummary:
     dtypes: tuple[str, ...]
     file_bytes: int
     kv_bytes_per_token: Mapping[str, int]
-    weight_bytes: Mapping[str, int]
     left_out: Mapping[str, int]
     n_sliding_layers: int
     license: str
@@ -130,44 +126,11 @@ def summarize(source: SourceModel) -> ModelSummary:
         dtypes=tuple(sorted(n_bytes_of, key=lambda name: -n_bytes_of[name])),
         file_bytes=checkpoint.weights_bytes,
         kv_bytes_per_token={"fp32": 4 * n_kv_values, "fp16": 2 * n_kv_values},
-        weight_bytes={
-            str(scheme): n_bytes
-            for scheme in SCHEMES
-            if (n_bytes := predict_weight_bytes(spec, scheme)) is not None
-        },
         left_out=dict(source.left_out),
         n_sliding_layers=sum(spec.attention(i).window is not None for i in range(spec.n_layers)),
         license=_read_license(checkpoint.folder / "README.md"),
         coded=dict(coded),
     )
-
-
-def predict_weight_bytes(spec: DecoderSpec, scheme: Scheme) -> int | None:
-    """Predict the bytes of all weights in an artifact, fp16 scales included.
-
-    Follows quantize/recipe.py: vectors stay fp32, int4 keeps embedding and head at int8, and
-    a row length that the group does not divide takes a smaller one.
-
-    Returns:
-        Bytes, or None if no group divides the row length of some matrix.
-    """
-    total = 0
-    for name, shape in spec.weight_shapes().items():
-        if len(shape) == 1:
-            total += FP32.bits // 8 * shape[0]
-            continue
-        kept = scheme
-        if scheme.group is not None:
-            group = _fitting_group(shape[1], scheme.group)
-            if group is None:
-                return None
-            kept = Scheme("int8" if name in _GROUPS["embedding"] else scheme.kind, group)
-        total += kept.bytes_of(shape[0], shape[1])
-    return total
-
-
-def _fitting_group(n_cols: int, wanted: int) -> int | None:
-    return max((g for g in GROUPS if g <= wanted and n_cols % g == 0), default=None)
 
 
 def _by_group(source: SourceModel) -> dict[str, int]:

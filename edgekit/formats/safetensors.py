@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.dtypes import BY_SAFETENSORS, DTYPES, F32Array, U8Array
+from edgekit.dtypes import BY_SAFETENSORS, DTYPES, DType, F32Array, U8Array
 from edgekit.errors import FormatError
 from edgekit.formats.floats import to_float32
 from edgekit.formats.open_file import OpenFile
@@ -52,7 +52,7 @@ class SafetensorsTensor:
         Raises:
             FormatError: The tensor holds integers, or the file was closed.
         """
-        return to_float32(self.raw(), self.info.dtype)
+        return _widened(self.raw(), self.info.dtype)
 
     def read_rows(self, start: int, stop: int) -> F32Array:
         """Read rows ``start:stop`` of the first axis as float32.
@@ -60,7 +60,7 @@ class SafetensorsTensor:
         Raises:
             FormatError: Rows outside the tensor, a scalar, integers, or the file was closed.
         """
-        return to_float32(self.raw_rows(start, stop), self.info.dtype)
+        return _widened(self.raw_rows(start, stop), self.info.dtype)
 
     def raw(self) -> NDArray[Any]:
         """Read the stored bits as ``DTYPES[dtype].numpy``, shape ``info.shape``."""
@@ -246,6 +246,18 @@ class SafetensorsWriter:
             self._discard()
 
 
+def file_bytes(
+    infos: Iterable[TensorInfo],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    alignment: int = 64,
+) -> int:
+    """Give the exact size of the file that ``SafetensorsWriter`` makes of these tensors."""
+    listed = tuple(infos)
+    header = _make_header(listed, metadata or {}, alignment, Path())
+    return len(header) + sum(info.n_bytes for info in listed)
+
+
 def _make_header(
     infos: tuple[TensorInfo, ...], metadata: Mapping[str, str], alignment: int, path: Path
 ) -> bytes:
@@ -352,6 +364,11 @@ def _check_layout(entries: list[tuple[TensorInfo, int, int]], n_data: int, path:
             wanted=position,
             do="Download the file again.",
         )
+
+
+def _widened(raw: NDArray[Any], dtype: DType) -> F32Array:
+    """Widen what was just read; float32 needs no copy."""
+    return raw.astype(np.float32, copy=False) if dtype is DType.FP32 else to_float32(raw, dtype)
 
 
 def _is_counts(value: object) -> bool:

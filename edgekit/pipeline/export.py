@@ -6,10 +6,9 @@ Quantize once into a store beside the target, write every format from it, remove
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from edgekit.artifact import Artifact, Format, Manifest
@@ -18,12 +17,13 @@ from edgekit.decision import Rejected
 from edgekit.errors import ExportError, UsageError
 from edgekit.export import open_exporter
 from edgekit.export.base import Exporter, ExportOptions, Progress, ignore_progress
-from edgekit.export.staging import PARTIAL_PREFIX, existing_parent, write_artifact
+from edgekit.export.staging import PARTIAL_PREFIX, write_artifact
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
+from edgekit.pipeline.preflight import check_room, predict_export
+from edgekit.pipeline.rates import known_rates
 from edgekit.quantize.imports import CHANGES_OF_CODES
 from edgekit.quantize.methods import Method
-from edgekit.quantize.recipe import plan
 from edgekit.quantize.store import quantize_model
 from edgekit.scheme import Scheme
 
@@ -39,6 +39,7 @@ def export(
     context_length: int | None = None,
     method: str | Method = Method.SEARCH,
     progress: Progress = ignore_progress,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> list[Artifact]:
     """Quantize a model once and write it in every format asked for.
 
@@ -50,6 +51,7 @@ def export(
         context_length: Positions the artifacts hold; default the model's own.
         method: How scales are chosen, ``search`` or ``rtn``.
         progress: Called as ``progress(what, n_done, n_total)``.
+        warn: Told what may go wrong, such as memory that is tight.
 
     Returns:
         One artifact per format, in the order asked for.
@@ -67,12 +69,14 @@ def export(
     parsed = scheme if isinstance(scheme, Scheme) else Scheme.parse(scheme)
     chosen = _parse_method(method)
     exporters = [open_exporter(fmt) for fmt in wanted]
-    parent = Path(out)
+    parent, options = Path(out), ExportOptions(context_length)
     source = open_model(model, progress=progress)
     try:
         _refuse_early(source, exporters, parsed)
         _check_tokenizer(source)
-        _check_space(source, parsed, len(exporters), parent)
+        prediction = predict_export(source, parsed, wanted, options, known_rates())
+        for warning in check_room(prediction, parent):
+            warn(warning)
         with _store_folder(parent) as store_dir:
             quantized = quantize_model(
                 source,
@@ -83,7 +87,6 @@ def export(
                 progress=lambda name, done, total: progress(f"quantize {name}", done, total),
             )
             try:
-                options = ExportOptions(context_length)
                 return [
                     write_artifact(
                         exporter,
@@ -164,25 +167,6 @@ def _check_tokenizer(source: SourceModel) -> None:
     """Refuse a damaged tokenizer now; the artifact would carry it to the device."""
     if "tokenizer.json" in source.checkpoint.assets:
         Tokenizer.open(source.checkpoint.folder)
-
-
-def _check_space(source: SourceModel, scheme: Scheme, n_formats: int, parent: Path) -> None:
-    one = 0
-    for item in plan(source.spec, scheme):
-        if len(item.shape) == 2:
-            one += item.scheme.bytes_of(*item.shape)
-        else:
-            one += 4 * item.shape[0]
-    # The store and each format hold the weights once.
-    need = one * (n_formats + 1)
-    free = shutil.disk_usage(existing_parent(parent)).free
-    if need > free:
-        raise ExportError(
-            f"not enough space to export to {parent}",
-            got=f"{free} bytes free",
-            wanted=f"about {need} bytes",
-            do="Free space or choose another --out.",
-        )
 
 
 def _store_folder(parent: Path) -> tempfile.TemporaryDirectory[str]:

@@ -1,16 +1,21 @@
-"""Answer one question: what is in a model, and which formats can hold it?"""
+"""Answer one question: what is in a model, which formats can hold it, and what will that take?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.artifact import Format
 from edgekit.decision import Accepted, Decision
+from edgekit.errors import QuantError
 from edgekit.export import open_exporter
 from edgekit.families import open_model
+from edgekit.families.base import SourceModel
 from edgekit.families.inspect import SCHEMES, ModelSummary, summarize
+from edgekit.pipeline.preflight import ExportPrediction, accepting_formats, predict_export
+from edgekit.pipeline.rates import Rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,17 +25,21 @@ class Inspection:
     Attributes:
         summary: What config and headers say.
         support: Format -> scheme -> whether an export is possible, and why not.
+        predictions: What an export into all accepting formats will take, for each scheme that can
+            hold the model.
     """
 
     summary: ModelSummary
     support: Mapping[Format, Mapping[str, Decision]]
+    predictions: tuple[ExportPrediction, ...]
 
 
-def inspect(model: str | Path) -> Inspection:
+def inspect(model: str | Path, rates: Rates | None = None) -> Inspection:
     """Look at a model and ask every format about it; reads no weights.
 
     Args:
         model: Folder, a name under ``models/``, or Hub id.
+        rates: Of this machine, for the predicted times; without them there are none.
 
     Raises:
         CheckpointError: No such model, or it is damaged or not supported.
@@ -39,13 +48,23 @@ def inspect(model: str | Path) -> Inspection:
     source = open_model(model, headers_only=True)
     try:
         summary, spec = summarize(source), source.spec
+        predictions = tuple(_predictions(source, rates))
     finally:
         source.close()
     support = {
         form: {str(scheme): open_exporter(form).supports(spec, scheme) for scheme in SCHEMES}
         for form in Format
     }
-    return Inspection(summary, support)
+    return Inspection(summary, support, predictions)
+
+
+def _predictions(source: SourceModel, rates: Rates | None) -> Iterator[ExportPrediction]:
+    for scheme in SCHEMES:
+        formats = accepting_formats(source, scheme)
+        # A scheme whose groups divide no row of some matrix holds this model in no format.
+        with contextlib.suppress(QuantError):
+            if formats:
+                yield predict_export(source, scheme, formats, rates=rates)
 
 
 def describe_support(by_scheme: Mapping[str, Decision]) -> list[str]:

@@ -61,6 +61,20 @@ def plan_source(source: SourceModel, scheme: Scheme) -> tuple[TensorPlan, ...]:
     )
 
 
+def expected_plan(source: SourceModel, scheme: Scheme) -> tuple[TensorPlan, ...]:
+    """Decide as ``plan_source`` does without reading a scale: codes are taken to be on the grid.
+
+    Raises:
+        QuantError: No allowed group divides the input width of some matrices.
+    """
+    return tuple(
+        replace(item, scheme=coded.scheme)
+        if (coded := source.tensor(item.name).coded) is not None and _may_keep(item, coded, scheme)
+        else item
+        for item in plan(source.spec, scheme)
+    )
+
+
 def import_codes(coded: CodedTensor, item: TensorPlan) -> QuantizedTensor:
     """Take the codes of a source over, and its scales as the grid has them.
 
@@ -76,8 +90,7 @@ def import_codes(coded: CodedTensor, item: TensorPlan) -> QuantizedTensor:
 def _decide(item: TensorPlan, coded: CodedTensor, asked: Scheme) -> TensorPlan:
     if item.scheme.group is None:
         return replace(item, reason=f"{_DEQUANTIZED} from {coded.label}: {asked} was asked for")
-    # An embedding of 4-bit codes gains nothing from the 8 bits that the recipe gives to floats.
-    if coded.bits not in (asked.bits, item.scheme.bits) or coded.group < item.scheme.group:
+    if not _may_keep(item, coded, asked):
         return _requantize(item, f"{item.scheme} instead of {coded.label}")
     misfit = _find_misfit(coded)
     if misfit is None:
@@ -92,6 +105,14 @@ def _decide(item: TensorPlan, coded: CodedTensor, asked: Scheme) -> TensorPlan:
         reason = f"{_REQUANTIZED}: {misfit.reason} ({coded.label}); codes kept, scales rounded"
         return replace(item, scheme=coded.scheme, reason=reason, keeps_codes=True)
     return _requantize(item, f"{misfit.reason} ({coded.label})")
+
+
+def _may_keep(item: TensorPlan, coded: CodedTensor, asked: Scheme) -> bool:
+    """Say whether bits and group of a source are such that its codes could stay."""
+    if item.scheme.group is None:
+        return False
+    # An embedding of 4-bit codes gains nothing from the 8 bits that the recipe gives to floats.
+    return coded.bits in (asked.bits, item.scheme.bits) and coded.group >= item.scheme.group
 
 
 def _requantize(item: TensorPlan, why: str) -> TensorPlan:

@@ -48,7 +48,7 @@ def quantize_tensor(
     if source.info.shape != plan.shape:
         raise QuantError(f"{plan.name}: shape", got=source.info.shape, wanted=plan.shape)
     if not plan.scheme.is_quantized:
-        return _round_tensor(source, plan, n_slab_elements)
+        return _round_tensor(source, plan, n_threads, n_slab_elements)
     n_rows, n_cols = plan.shape
     group = cast(int, plan.scheme.group)
     codes = np.empty((n_rows, n_cols), dtype=np.uint8)
@@ -72,11 +72,16 @@ def slab_rows(shape: tuple[int, ...], n_slab_elements: int = SLAB_ELEMENTS) -> I
         yield slice(start, min(start + n_slab, shape[0]))
 
 
-def _round_tensor(source: LazyTensor, plan: TensorPlan, n_slab_elements: int) -> FloatTensor:
+def _round_tensor(
+    source: LazyTensor, plan: TensorPlan, n_threads: int, n_slab_elements: int
+) -> FloatTensor:
     values: F32Array = np.empty(plan.shape, dtype=np.float32)
-    for part in slab_rows(plan.shape, n_slab_elements):
+
+    def fill(part: slice) -> None:
         rows = source.read_rows(part.start, part.stop)
         values[part] = round_floats(rows, plan.scheme, name=plan.name, first_row=part.start)
+
+    _run_all(fill, slab_rows(plan.shape, n_slab_elements), n_threads)
     return FloatTensor(plan.name, plan.scheme, values)
 
 

@@ -156,7 +156,7 @@ def test_an_fp8_model_is_inspected_by_its_headers(hub):
 
 
 def test_the_command_gives_one_json_document_and_says_nothing_else(hub):
-    said = run_cli("inspect", "owner/name", "--json")
+    said = run_cli("inspect", "owner/name", "--no-measure", "--json")
     assert (said.returncode, said.stderr) == (0, "")
     assert json.loads(said.stdout)["origin"] == "owner/name"
     assert max(a.n_sent for a in hub.asked(SHARD)) < (hub.folder / SHARD).stat().st_size / 10
@@ -172,7 +172,7 @@ def test_an_export_from_the_hub_gives_one_json_document(hub, tmp_path):
 
 def test_the_command_explains_a_refusal_without_a_traceback(hub):
     hub.faults.answers = lambda a: Answer(403, b"", {"X-Error-Code": "GatedRepo"})
-    said = run_cli("inspect", "owner/name", HF_TOKEN=TOKEN)
+    said = run_cli("inspect", "owner/name", "--no-measure", HF_TOKEN=TOKEN)
     assert said.returncode == CheckpointError.exit_code
     assert said.stdout == ""
     assert said.stderr.splitlines() == [
@@ -183,7 +183,7 @@ def test_the_command_explains_a_refusal_without_a_traceback(hub):
 
 
 def test_the_environment_of_a_process_is_honoured(hub):
-    said = run_cli("inspect", "owner/name", HF_HUB_OFFLINE="1")
+    said = run_cli("inspect", "owner/name", "--no-measure", HF_HUB_OFFLINE="1")
     assert said.stderr.startswith("error: owner/name: not in the local cache")
     assert hub.log == []
 
@@ -191,5 +191,5 @@ def test_the_environment_of_a_process_is_honoured(hub):
 def test_the_token_of_a_login_is_used(hub, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "token").write_text(TOKEN)
-    assert run_cli("inspect", "owner/name", "--json").returncode == 0
+    assert run_cli("inspect", "owner/name", "--no-measure", "--json").returncode == 0
     assert {a.token for a in hub.log if f"http://{a.host}" == hub.url} == {f"Bearer {TOKEN}"}

@@ -119,7 +119,7 @@ def test_a_model_larger_than_the_disk_is_refused_before_it_is_read(
 ):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ExportError, match=r"not enough space.*got 1000 bytes free"):
+    with pytest.raises(ExportError, match=r"not enough disk space.*got 1000 B free"):
         export(tiny_model, "mlx", "int4", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

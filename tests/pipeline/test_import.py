@@ -60,10 +60,10 @@ def test_all_formats_agree_on_weights_and_logits(coded_embedding, tmp_path):
 def test_the_commands_say_what_was_imported(edgekit_cli, tmp_path):
     grid = Grid(4, 32)
     folder, _ = write_compressed(tmp_path / "m", grid)
-    said = edgekit_cli("inspect", folder)
+    said = edgekit_cli("inspect", folder, "--no-measure")
     assert "already quantized" in said.out
     assert "14 matrices as compressed-tensors int4-g32" in said.out
-    data = edgekit_cli("inspect", folder, "--json").data
+    data = edgekit_cli("inspect", folder, "--no-measure", "--json").data
     assert data["coded"] == {"compressed-tensors int4-g32": 14}
     assert "compressed-tensors int4-g32" in data["dtypes"]
     said = edgekit_cli("export", folder, "--format", "mlx", "--out", tmp_path / "out")

@@ -1,0 +1,162 @@
+"""Answer one question: what will an export take, before it starts?
+
+Sizes and memory follow from shapes and schemes; times, and the memory of the process itself,
+from the rates of this machine. Everything here is computed and nothing was measured on the model.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Final
+
+from edgekit.artifact import Format
+from edgekit.decision import Accepted
+from edgekit.devices.probe import available_memory, probe_host
+from edgekit.errors import ExportError
+from edgekit.export import open_exporter
+from edgekit.export.base import ExportOptions
+from edgekit.export.staging import existing_parent
+from edgekit.families.base import SourceModel
+from edgekit.pipeline.rates import Rates
+from edgekit.quantize.footprint import PlannedModel, largest_handled_bytes
+from edgekit.quantize.imports import expected_plan
+from edgekit.scheme import Scheme
+from edgekit.units import format_bytes
+
+_ENTRY_BYTES: Final = 340  # of one weight in a manifest
+_USUAL_PROCESS_BYTES: Final = 200 << 20  # Python, numpy, two threads at work, the libraries
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPrediction:
+    """What one export is expected to take.
+
+    Attributes:
+        scheme: As ``str(Scheme)``.
+        artifact_bytes: Format -> size of the artifact.
+        disk_bytes: Most that lies on the disk at once: the quantized weights and all artifacts.
+        memory_bytes: Resident memory at the worst moment.
+        time_s: From the start of the command to its end, a download left out; None without rates.
+    """
+
+    scheme: str
+    artifact_bytes: Mapping[str, int]
+    disk_bytes: int
+    memory_bytes: int
+    time_s: float | None
+
+
+def predict_export(
+    source: SourceModel,
+    scheme: Scheme,
+    formats: Iterable[Format],
+    options: ExportOptions | None = None,
+    rates: Rates | None = None,
+) -> ExportPrediction:
+    """Predict an export of a model into formats that accept it.
+
+    Args:
+        source: The model; headers are enough.
+        scheme: What will be asked for.
+        formats: In the order in which they will be written.
+        options: As for the export.
+        rates: Of this machine; without them the process is taken to be a usual one.
+
+    Raises:
+        QuantError: The scheme cannot hold the model.
+        ExportError: A format cannot hold it.
+    """
+    checkpoint = source.checkpoint
+    model = PlannedModel.of(
+        source.spec, scheme, expected_plan(source, scheme), dict(checkpoint.assets)
+    )
+    extra = checkpoint.assets_bytes + _ENTRY_BYTES * len(model.entries)
+    wanted = list(formats)
+    footprints = {
+        form: open_exporter(form).predict(model, options or ExportOptions()) for form in wanted
+    }
+    sizes = {form: footprint.disk_bytes + extra for form, footprint in footprints.items()}
+    store_bytes = sum(_stored_bytes(e.shape, Scheme.parse(e.scheme)) for e in model.entries)
+    held = [largest_handled_bytes(model.entries), *(f.memory_bytes for f in footprints.values())]
+    return ExportPrediction(
+        scheme=str(scheme),
+        artifact_bytes={form.value: size for form, size in sizes.items()},
+        disk_bytes=store_bytes + checkpoint.assets_bytes + sum(sizes.values()),
+        memory_bytes=_process_bytes(wanted, rates) + max(held),
+        time_s=None if rates is None else _time_s(source, model, sizes, rates),
+    )
+
+
+def accepting_formats(source: SourceModel, scheme: Scheme) -> list[Format]:
+    """Give the formats that can hold a model in a scheme."""
+    return [
+        form
+        for form in Format
+        if isinstance(open_exporter(form).supports(source.spec, scheme), Accepted)
+    ]
+
+
+def check_room(prediction: ExportPrediction, parent: Path) -> list[str]:
+    """Refuse an export that this machine has no room for; give warnings for a tight one.
+
+    Args:
+        prediction: What it will take.
+        parent: Folder that the artifacts go to; it need not exist.
+
+    Raises:
+        ExportError: Less free disk than needed, or less memory than the machine has in all.
+    """
+    free = shutil.disk_usage(existing_parent(parent)).free
+    if prediction.disk_bytes > free:
+        raise ExportError(
+            f"not enough disk space to export to {parent}",
+            got=f"{format_bytes(free)} free",
+            wanted=f"about {format_bytes(prediction.disk_bytes)}",
+            do="Free space, choose another --out, or export fewer formats at a time.",
+        )
+    host = probe_host()
+    limit = min(host.memory_bytes, host.memory_limit_bytes or host.memory_bytes)
+    if prediction.memory_bytes > limit:
+        raise ExportError(
+            "not enough memory to export this model here",
+            got=f"{format_bytes(limit)} on this machine",
+            wanted=f"about {format_bytes(prediction.memory_bytes)}",
+            do="Export on a larger machine, or as int8 or int4, which take less.",
+        )
+    available = available_memory()
+    if prediction.memory_bytes > available:
+        return [
+            f"memory is tight: about {format_bytes(prediction.memory_bytes)} are needed and "
+            f"{format_bytes(available)} are free now; the export may slow down or be ended"
+        ]
+    return []
+
+
+def _stored_bytes(shape: tuple[int, ...], scheme: Scheme) -> int:
+    return scheme.bytes_of(*shape) if len(shape) == 2 else prod(shape) * scheme.bits // 8
+
+
+def _process_bytes(formats: list[Format], rates: Rates | None) -> int:
+    if rates is None:
+        return _USUAL_PROCESS_BYTES
+    return max(rates.process_bytes[form.value] for form in formats)
+
+
+def _time_s(
+    source: SourceModel, model: PlannedModel, sizes: Mapping[Format, int], rates: Rates
+) -> float:
+    counts: Counter[str] = Counter()
+    for entry in model.entries:
+        counts[Scheme.parse(entry.scheme).kind] += prod(entry.shape)
+    time_s = rates.start_s + rates.hash_s * source.checkpoint.weights_bytes
+    time_s += sum(rates.quantize_s[kind] * n for kind, n in counts.items())
+    for form, n_bytes in sizes.items():
+        name = form.value
+        time_s += rates.library_s[name] + rates.layer_s[name] * source.spec.n_layers
+        time_s += rates.write_s[name][model.scheme.kind] * n_bytes
+    return time_s
