@@ -19,7 +19,6 @@ from typing import Any, Final
 
 from edgekit.errors import CheckpointError
 
-TEKKEN_NAME: Final = "tekken.json"
 TEKKEN_ROLES: Final[Mapping[str, str]] = {
     "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>",
 }  # fmt: skip

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.checkpoint.config import read_object
-from edgekit.checkpoint.layout import CONFIG_NAME
-from edgekit.checkpoint.tekken import TEKKEN_NAME, TEKKEN_ROLES, convert_tekken
+from edgekit.checkpoint.layout import CONFIG_NAME, TEKKEN_NAME
+from edgekit.checkpoint.tekken import TEKKEN_ROLES, convert_tekken
 from edgekit.errors import CheckpointError, MissingFileError
 
 TOKENIZER_NAME: Final = "tokenizer.json"
