@@ -25,21 +25,25 @@ def check_golden(recipe: Recipe, folder: Path) -> None:
     if tokenizer is None:
         return
     for text, ids in golden.texts:
-        _compare(recipe, repr(text), tokenizer.encode(text, allow_special=False), ids)
+        found = tokenizer.encode(text, allow_special=False)
+        _compare(recipe, folder, repr(text), found, ids)
     if golden.chat is not None:
         messages, ids = golden.chat
         found = ChatTemplate.open(folder).encode(messages, tokenizer)
-        _compare(recipe, "the chat", found, ids)
+        _compare(recipe, folder, "the chat", found, ids)
 
 
-def _compare(recipe: Recipe, what: str, found: list[int], wanted: tuple[int, ...]) -> None:
+def _compare(
+    recipe: Recipe, folder: Path, what: str, found: list[int], wanted: tuple[int, ...]
+) -> None:
     if found != list(wanted):
         raise CheckpointError(
             f"{recipe.name}: the tokenizer of {recipe.source} gives other ids for {what} than "
             f"{recipe.golden.source}",
             got=_shown(found),
             wanted=_shown(wanted),
-            do="Download the model again; if it stays so, its tokenizer was changed or is broken.",
+            do="Download the model again. A folder is taken as it is: if you know that the "
+            f"tokenizer is right, export {folder}.",
         )
 
 

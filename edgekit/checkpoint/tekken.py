@@ -11,7 +11,6 @@ of control tokens); the ids are compared with its own in scripts/golden_tokenize
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +30,7 @@ _OLD_NAMES: Final = (
 )  # fmt: skip
 _MAX_TOKENS: Final = 1 << 20
 _MAX_TOKEN_BYTES: Final = 1 << 10
+_MAX_BYTES: Final = 8 << 20
 _MAX_PATTERN: Final = 1 << 12
 
 
@@ -51,14 +51,15 @@ def convert_tekken(text: str, path: Path) -> str:
             raise ValueError("config.pattern is no short text")
         names = _control_names(parsed)
         ranked = _ranked_bytes(parsed, len(names))
-    except (ValueError, TypeError, KeyError, RecursionError, binascii.Error) as error:
+        built = json.dumps(_tokenizer(pattern, names, ranked), ensure_ascii=False)
+    except (AttributeError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: tekken tokenizer",
             got=f"{type(error).__name__}: {error}"[:200],
             wanted="a tekken.json of mistral-common",
             do="Download the model again.",
         ) from error
-    return json.dumps(_tokenizer(pattern, names, ranked), ensure_ascii=False)
+    return built
 
 
 def _control_names(parsed: Mapping[str, Any]) -> list[str]:
@@ -92,6 +93,8 @@ def _ranked_bytes(parsed: Mapping[str, Any], n_control: int) -> list[bytes]:
         if entry["rank"] != rank or not 0 < len(piece) <= _MAX_TOKEN_BYTES:
             raise ValueError(f"entry {rank} of vocab")
         ranked.append(piece)
+    if sum(map(len, ranked)) > _MAX_BYTES:
+        raise ValueError(f"vocab has more than {_MAX_BYTES} bytes")
     if len(set(ranked)) < len(ranked) or {bytes([b]) for b in range(256)} - set(ranked[:256]):
         raise ValueError("vocab does not begin with the 256 bytes, or repeats itself")
     return ranked
@@ -103,21 +106,13 @@ def _tokenizer(pattern: str, names: list[str], ranked: list[bytes]) -> dict[str,
     vocab = {name: i for i, name in enumerate(names)}
     for rank, piece in enumerate(pieces):
         if vocab.setdefault(piece, len(names) + rank) < len(names):
-            raise CheckpointError(f"a control token and a token of text are both {piece!r}")
+            raise ValueError(f"a control token and a token of text are both {piece!r}")
     byte_level = {
         "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False,
     }  # fmt: skip
     split = {
         "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False,
     }  # fmt: skip
-    begin = {"SpecialToken": {"id": "<s>", "type_id": 0}}
-    first, second = ({"Sequence": {"id": side, "type_id": 0}} for side in "AB")
-    around = {
-        "type": "TemplateProcessing",
-        "single": [begin, first],
-        "pair": [begin, first, second],
-        "special_tokens": {"<s>": {"id": "<s>", "ids": [vocab["<s>"]], "tokens": ["<s>"]}},
-    }
     return {
         "version": "1.0",
         "truncation": None,
@@ -131,7 +126,7 @@ def _tokenizer(pattern: str, names: list[str], ranked: list[bytes]) -> dict[str,
         ],
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": around if "<s>" in names else None,
+        "post_processor": _begin_before_text(vocab["<s>"]) if "<s>" in names else None,
         "decoder": byte_level,
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
@@ -140,6 +135,17 @@ def _tokenizer(pattern: str, names: list[str], ranked: list[bytes]) -> dict[str,
             "ignore_merges": True, "vocab": vocab, "merges": _merges(ranked, pieces),
         },
     }  # fmt: skip
+
+
+def _begin_before_text(token_id: int) -> dict[str, Any]:
+    begin = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    first, second = ({"Sequence": {"id": side, "type_id": 0}} for side in "AB")
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, first],
+        "pair": [begin, first, second],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [token_id], "tokens": ["<s>"]}},
+    }
 
 
 def _merges(ranked: list[bytes], pieces: list[str]) -> list[list[str]]:

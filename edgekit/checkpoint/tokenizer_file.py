@@ -65,13 +65,12 @@ def read_tokenizer_file(folder: Path) -> TokenizerFile:
     config = _read_config(folder)
     named = read_named_tokens(folder)
     path = folder / TOKENIZER_NAME
-    if path.is_file() or not (folder / TEKKEN_NAME).is_file():
+    if not is_tekken(folder):
         source = _read_text(path)
         text = _as_its_class_does(source, config, folder)
     else:
         path = folder / TEKKEN_NAME
         source, text = "", convert_tekken(_read_text(path), path)
-        named = {**TEKKEN_ROLES, **named}
     special = list(named.values())
     for key in _EXTRA_KEYS:
         special += _names(config.get(key))
@@ -85,13 +84,18 @@ def read_tokenizer_file(folder: Path) -> TokenizerFile:
     )
 
 
+def is_tekken(folder: Path) -> bool:
+    """Tell whether Mistral's tekken.json is the only tokenizer of a folder."""
+    return not (folder / TOKENIZER_NAME).is_file() and (folder / TEKKEN_NAME).is_file()
+
+
 def read_named_tokens(folder: Path) -> dict[str, str]:
     """Read which texts are the begin, end, pad and unknown token.
 
     Raises:
         CheckpointError: A file is damaged.
     """
-    named: dict[str, str] = {}
+    named = dict(TEKKEN_ROLES) if is_tekken(folder) else {}
     for name in (SPECIAL_MAP_NAME, TOKENIZER_CONFIG_NAME):
         path = folder / name
         if not path.is_file():

@@ -29,16 +29,16 @@ from tests.checkpoint.token_parts import (
 )
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
-_TEKKEN: Final = (
+TEKKEN_PATTERN: Final = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_CL100K: Final = (
+CL100K_PATTERN: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_QWEN: Final = _CL100K.replace(r"\p{N}{1,3}", r"\p{N}")
+_QWEN: Final = CL100K_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 _O200K: Final = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -56,7 +56,7 @@ _TEKKEN_NAMES: Final = (
     "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]",
     "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]",
 )  # fmt: skip
-_MINISTRAL_NAMES: Final = (
+MINISTRAL_NAMES: Final = (
     *_TEKKEN_NAMES, "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]",
     *(f"<SPECIAL_{i}>" for i in range(20, 32)), "[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]",
     *(f"<SPECIAL_{i}>" for i in range(36, 40)),
@@ -112,7 +112,7 @@ def _tekken(
 ) -> tuple[str, Json, Json]:
     tokens = [added(i, name) for i, name in enumerate(names)]
     built = tokenizer_json(
-        byte_model(names, ignore_merges=True), tokens, pre=split_bytes(_TEKKEN),
+        byte_model(names, ignore_merges=True), tokens, pre=split_bytes(TEKKEN_PATTERN),
         post=put_around("<s>", 1), decoder=byte_level(),
     )  # fmt: skip
     return model_type, built, config_json(
@@ -176,7 +176,7 @@ def _llama3() -> tuple[str, Json, Json]:
         "<|eot_id|>", "<|python_tag|>",
     )  # fmt: skip
     return _byte_family(
-        "llama", split_bytes(_CL100K), names, _FAST, begin="<|begin_of_text|>", ignore_merges=True,
+        "llama", split_bytes(CL100K_PATTERN), names, _FAST, begin="<|begin_of_text|>", ignore_merges=True,
         bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", clean_up_tokenization_spaces=True,
     )  # fmt: skip
 
@@ -253,7 +253,7 @@ def _smollm3() -> tuple[str, Json, Json]:
     names = ("<|begin_of_text|>", "<|end_of_text|>", "<|im_start|>", "<|im_end|>")
     plain = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>")
     return _byte_family(
-        "smollm3", split_bytes(_CL100K), names, _FAST, plain=plain, ignore_merges=True, bos_token=None,
+        "smollm3", split_bytes(CL100K_PATTERN), names, _FAST, plain=plain, ignore_merges=True, bos_token=None,
         eos_token="<|im_end|>", pad_token="<|im_end|>", fast=False,
         clean_up_tokenization_spaces=True, model_input_names=["input_ids", "attention_mask"],
     )  # fmt: skip
@@ -276,7 +276,7 @@ def _olmo2() -> tuple[str, Json, Json]:
     names = ("<|endoftext|>", "<|endofprompt|>", "<|pad|>")
     plain = ("|||PHONE_NUMBER|||", "<|im_start|>", "<|im_end|>")
     return _byte_family(
-        "olmo2", split_bytes(_CL100K), names, "GPT2Tokenizer", plain=plain, add_prefix_space=False,
+        "olmo2", split_bytes(CL100K_PATTERN), names, "GPT2Tokenizer", plain=plain, add_prefix_space=False,
         bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|pad|>",
         unk_token="<|endoftext|>",
     )  # fmt: skip
@@ -286,7 +286,7 @@ FAMILY_TOKENIZERS: Final[dict[str, Callable[[], tuple[str, Json, Json]]]] = {
     "mistral-v1": _mistral_v1,
     "mistral-v3": _mistral_v3,
     "mistral-nemo": lambda: _tekken("mistral", (*_TEKKEN_NAMES, "<SPECIAL_17>"), "GPT2Tokenizer"),
-    "ministral3": lambda: _tekken("mistral3", _MINISTRAL_NAMES, "TokenizersBackend"),
+    "ministral3": lambda: _tekken("mistral3", MINISTRAL_NAMES, "TokenizersBackend"),
     "llama2": _llama2,
     "code-llama": lambda: _llama2("llama", "CodeLlamaTokenizer"),
     "llama3": _llama3,
