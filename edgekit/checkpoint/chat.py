@@ -19,6 +19,16 @@ TEMPLATE_NAME: Final = "chat_template.jinja"
 # Where processors of multimodal models kept their template; the tokenizer's own comes first.
 OLD_TEMPLATE_NAME: Final = "chat_template.json"
 TEMPLATES_FOLDER: Final = "additional_chat_templates"
+# The least that a chat template must be able to write.
+PROBE: Final[tuple[Mapping[str, str], ...]] = ({"role": "user", "content": "Hello"},)
+_PROBE_TOOL: Final[Mapping[str, Any]] = {
+    "type": "function",
+    "function": {
+        "name": "probe",
+        "description": "Probe",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
 _REASONING_KEYS: Final = ("reasoning_content", "thinking", "reasoning")
 _MAX_TEMPLATE_BYTES: Final = 1 << 20
 # What Python itself raises when a template misuses the values it is given.
@@ -157,6 +167,14 @@ class ChatTemplate:
                 do="Remove it from the message.",
             )
         return encode_guarded(guarded, rendered, spans)
+
+    def offers_tools(self, tokenizer: Tokenizer) -> bool:
+        """Tell whether tools given to the template come out in the prompt."""
+        try:
+            self.encode(PROBE, tokenizer, [_PROBE_TOOL])
+        except CheckpointError:
+            return False
+        return True
 
     def _source(self, tools: Sequence[Mapping[str, Any]]) -> str:
         name = "tool_use" if tools and "tool_use" in self.sources else "default"

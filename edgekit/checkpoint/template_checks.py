@@ -90,7 +90,7 @@ def _check_tools(
         raise CheckpointError(
             f"{where}: the chat template leaves out the tools",
             got=f"a prompt without {', '.join(absent or names)}"[:200],
-            do="Ask without tools, or use a model whose template offers them.",
+            do="Ask without tools (evaluate: name other suites), or use a model that takes tools.",
         )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edgekit.artifact import Artifact, Format, Manifest
+from edgekit.checkpoint.chat import PROBE, ChatTemplate
 from edgekit.checkpoint.golden import check_golden
 from edgekit.checkpoint.layout import TEKKEN_NAME
 from edgekit.checkpoint.repository import recipe_of
@@ -165,13 +166,16 @@ def _refuse_early(source: SourceModel, exporters: list[Exporter], scheme: Scheme
 
 
 def _check_tokenizer(source: SourceModel) -> None:
-    """Refuse a damaged or wrong tokenizer now; the artifact would carry it to the device."""
+    """Refuse a damaged or wrong tokenizer or template now; the device would get it."""
     folder = source.checkpoint.folder
-    if any((folder / name).is_file() for name in (TOKENIZER_NAME, TEKKEN_NAME)):
-        Tokenizer.open(folder)
-        recipe = recipe_of(source.checkpoint.origin)
-        if recipe is not None:
-            check_golden(recipe, folder)
+    if not any((folder / name).is_file() for name in (TOKENIZER_NAME, TEKKEN_NAME)):
+        return
+    tokenizer, template = Tokenizer.open(folder), ChatTemplate.open(folder)
+    if template.sources:
+        template.encode(PROBE, tokenizer)
+    recipe = recipe_of(source.checkpoint.origin)
+    if recipe is not None:
+        check_golden(recipe, folder)
 
 
 def _check_space(source: SourceModel, scheme: Scheme, n_formats: int, parent: Path) -> None:
