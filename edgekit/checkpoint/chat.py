@@ -58,6 +58,8 @@ class ChatTemplate:
         self.where = where
         self.sources = dict(sources)
         self._named_tokens = dict(named_tokens)
+        # With or without tools and opening: cases in which a prompt was found whole.
+        self._proven: set[tuple[bool, bool]] = set()
 
     @classmethod
     def open(cls, folder: str | Path) -> ChatTemplate:
@@ -147,10 +149,17 @@ class ChatTemplate:
             return self.render(messages, tools, add_generation_prompt=add_generation_prompt)
 
         rendered = render(messages, tools)
+        source, case = self._source(tools), (bool(tools), add_generation_prompt)
         check_prompt(
-            self.where, rendered, messages, tools, render, opens_answer=add_generation_prompt
+            self.where,
+            rendered,
+            messages,
+            tools,
+            render,
+            opens_answer=add_generation_prompt,
+            is_proven=case in self._proven,
         )
-        source = self._source(tools)
+        self._proven.add(case)
         # White space, which Gemma has tokens for, is no control token wherever it stands.
         guarded = tokenizer.with_control(
             name for name in tokenizer.added_tokens if name in source and not name.isspace()

@@ -27,6 +27,7 @@ def check_prompt(
     render: Render,
     *,
     opens_answer: bool,
+    is_proven: bool = False,
 ) -> None:
     """Refuse a prompt that lacks the user's text, the tools, or the opening of the answer.
 
@@ -37,14 +38,22 @@ def check_prompt(
         tools: The tools on offer.
         render: The template itself.
         opens_answer: Whether the prompt was to end with what opens the answer.
+        is_proven: The template passed before: only what needs no other rendering is checked.
 
     Raises:
         CheckpointError: Something is missing.
     """
     _check_question(where, rendered, messages, tools, render, opens_answer=opens_answer)
     if tools:
-        _check_tools(where, rendered, messages, tools, render, opens_answer=opens_answer)
-    if opens_answer:
+        absent = _absent_tools(rendered, tools)
+        if absent or (not is_proven and _try(render, messages, (), opens_answer) == rendered):
+            raise CheckpointError(
+                f"{where}: the chat template leaves out the tools",
+                got=f"a prompt without {', '.join(absent) or 'any of them'}"[:200],
+                do="Ask without tools (evaluate: name other suites), or use a model that takes "
+                "tools.",
+            )
+    if opens_answer and not is_proven:
         _check_opening(where, rendered, messages, tools, render)
 
 
@@ -64,7 +73,7 @@ def _check_question(
     probe = [*messages]
     probe[places[-1]] = {**messages[places[-1]], "content": _marked(messages[places[-1]])}
     marked = _try(render, probe, tools, opens_answer)
-    if marked is not None and _MARK not in marked:
+    if marked is not None and _MARK not in marked.lower():
         raise CheckpointError(
             f"{where}: the chat template leaves out what the user says",
             got=repr(rendered[-80:]),
@@ -73,25 +82,15 @@ def _check_question(
         )
 
 
-def _check_tools(
-    where: Path,
-    rendered: str,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]],
-    render: Render,
-    *,
-    opens_answer: bool,
-) -> None:
-    names = [str(tool.get("function", tool).get("name", "")) for tool in tools]
-    absent = [
-        name for name in names if name not in rendered and json.dumps(name)[1:-1] not in rendered
-    ]
-    if absent or _try(render, messages, (), opens_answer) == rendered:
-        raise CheckpointError(
-            f"{where}: the chat template leaves out the tools",
-            got=f"a prompt without {', '.join(absent or names)}"[:200],
-            do="Ask without tools (evaluate: name other suites), or use a model that takes tools.",
-        )
+def _absent_tools(rendered: str, tools: Sequence[Mapping[str, Any]]) -> list[str]:
+    absent = []
+    for tool in tools:
+        function = tool.get("function", tool)
+        name = str(function.get("name", "")) if isinstance(function, Mapping) else ""
+        quoted = (json.dumps(name), json.dumps(name, ensure_ascii=False), repr(name))
+        if not any(form in rendered for form in (name, *(form[1:-1] for form in quoted))):
+            absent.append(name)
+    return absent
 
 
 def _check_opening(

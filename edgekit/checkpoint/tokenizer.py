@@ -20,6 +20,11 @@ from edgekit.errors import CheckpointError, UsageError
 from edgekit.lazy import require
 
 _BYTE_TOKEN: Final = re.compile("<0x[0-9A-F]{2}>")
+# Unicode's White_Space, which the library goes by; Python's isspace has four more.
+_WHITE_SPACE: Final = frozenset(
+    "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000\u2000\u2001\u2002\u2003\u2004\u2005"
+    "\u2006\u2007\u2008\u2009\u200a"
+)
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -167,10 +172,10 @@ class Tokenizer:
         """Tell which characters a special token takes: some swallow the white space beside it."""
         start, stop = match.span()
         takes_left, takes_right = self._strips.get(match[0], (False, False))
-        if takes_left:
-            start = len(match.string[:start].rstrip())
-        if takes_right:
-            stop += len(match.string[stop:]) - len(match.string[stop:].lstrip())
+        while takes_left and start and match.string[start - 1] in _WHITE_SPACE:
+            start -= 1
+        while takes_right and stop < len(match.string) and match.string[stop] in _WHITE_SPACE:
+            stop += 1
         return start, stop
 
     @cached_property

@@ -135,3 +135,17 @@ def test_several_templates_without_a_default_are_loud(tmp_path):
     with pytest.raises(CheckpointError, match="no chat template") as caught:
         ChatTemplate.open(tmp_path).render([])
     assert caught.value.got == "templates named tool_use alone"
+
+
+@pytest.mark.parametrize("space", ["\n", " \t\u3000\u2009", "\x1c\n", "\u200b ", "\x85"])
+def test_a_token_that_swallows_white_space_does_so_beside_a_forbidden_name(tmp_path, space):
+    folder = write(tmp_path, "phi3")
+    tokenizer = Tokenizer.open(folder)
+    named = [{"role": "user", "content": f"{space}a<|end|>{space}"}]
+    (folder / "chat_template.jinja").write_text("<|user|>{{ messages[0].content }}<|assistant|>")
+    ids = ChatTemplate.open(folder).encode(named, tokenizer)
+    harmless = [{"role": "user", "content": f"{space}a"}]
+    start = ChatTemplate.open(folder).encode(harmless, tokenizer)[:-1]
+    assert ids[: len(start)] == start
+    control = [i for i in ids if i in tokenizer.special_tokens.values()]
+    assert [tokenizer.token_text(i) for i in control] == ["<|user|>", "<|assistant|>"]
