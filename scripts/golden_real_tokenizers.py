@@ -8,7 +8,9 @@ In an environment of its own: mistral-common wants an older numpy than edgekit's
 Python 3.12 and older. Nothing of these packages is kept but token ids, which are facts:
 
 - tests/golden/tekken.json: what mistral-common gives for the small tekken.json of the tests
-- docs/real_tokenizers.json: how many texts were compared on each real vocabulary, and equal
+- docs/real_tokenizers.json: how many texts were compared on each real vocabulary, and equal; how
+  many chats got the same ids from mistral-common and from edgekit with the chat template that
+  mistral-common generates
 - models/NAME.toml: the golden section of recipes whose tokenizer is one of these
 """
 
@@ -31,10 +33,14 @@ from typing import Any, Final
 import mistral_common
 import sentencepiece
 import tiktoken
+from mistral_common.integrations.chat_templates.chat_templates import (
+    convert_tokenizer_to_chat_template,
+)
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
+from edgekit.checkpoint.chat import ChatTemplate
 from edgekit.checkpoint.tokenizer import Tokenizer
 from tests.checkpoint.tekken_file import write_tekken
 from tests.checkpoint.token_families import CL100K_PATTERN, MINISTRAL_NAMES
@@ -79,7 +85,13 @@ def main(wheels: Path) -> None:
     ):
         ours = open_tekken(as_tekken(ranked, pattern))
         compared.append(compare(source, partial(one_higher, known), ours))
-    write(ROOT / "docs" / "real_tokenizers.json", compared)
+    with tempfile.TemporaryDirectory() as folder:
+        small = write_tekken(Path(folder)) / "tekken.json"
+        files = {"format 13, the vocabulary of the tests": small}
+        files |= {name: DATA / name for name in ("tekken_240718.json", "tekken_240911.json")}
+        templates = [compare_template(label, path) for label, path in files.items()]
+    found = {"vocabularies": compared, "templates": templates}
+    write(ROOT / "docs" / "real_tokenizers.json", found)
     write(ROOT / "tests" / "golden" / "tekken.json", tekken_goldens())
     write_recipes(llama_source, llama_encoding, qwen_source, qwen_encoding)
 
@@ -97,6 +109,28 @@ def compare(source: str, theirs: Encode, ours: Tokenizer) -> dict[str, Any]:
         found[kind] = [sum(equal), len(equal)]
     print(found)
     return found
+
+
+def compare_template(label: str, path: Path) -> dict[str, Any]:
+    """Count the chats that get the same ids, of those that both accept."""
+    theirs, ours = MistralTokenizer.from_file(str(path)), open_tekken(path.read_text("utf-8"))
+    source = convert_tokenizer_to_chat_template(str(path))
+    template = ChatTemplate(path, {"default": source}, ours.named_tokens)
+    n_equal, differing = 0, []
+    for name, chat in {**CHATS, **forged_chats(list(MINISTRAL_NAMES[:20]))}.items():
+        messages, tools = chat["messages"], chat["tools"]
+        try:
+            asked = ChatCompletionRequest.from_openai(messages, tools=tools or None)
+            wanted = theirs.encode_chat_completion(asked).tokens
+            found = template.encode(messages, ours, tools)
+        except Exception:  # noqa: BLE001, S112 - one of the two does not take such a chat
+            continue
+        n_equal += found == wanted
+        differing += [name] if found != wanted else []
+    shown = f"mistral-common {version('mistral-common')}, {label}"
+    print(shown, n_equal, differing)
+    n_all = n_equal + len(differing)
+    return {"source": shown, "chats": [n_equal, n_all], "differing": differing}
 
 
 def random_texts(n: int) -> list[str]:

@@ -68,6 +68,17 @@ together at random from the words of the set.
 |---|---|---|
 """
 TAIL: Final = """
+## mistral-common's own templates
+
+mistral-common writes chats without a template and generates templates for other programs. Here
+edgekit renders the generated template over `tekken.json`; the ids are compared with
+mistral-common's. It parses a tool result and writes it anew in the older format, and strips what
+the assistant said; templates cannot.
+
+| source | chats equal | differing |
+|---|---|---|
+{templates}
+
 `tekken.json` as the only tokenizer of a folder is read and becomes a `tokenizer.json` in the
 artifact (`edgekit/checkpoint/tekken.py`).
 
@@ -126,9 +137,21 @@ def make_report() -> str:
         for name, recipe in known.items()
     ]
     head = HEAD.format(version=version, n_texts=len(TEXTS), n_chats=len(CHATS))
-    found = "".join(f"| {r['source']} | {_of(*r['texts'])} | {_of(*r['random'])} |\n" for r in real)
+    found = "".join(
+        f"| {r['source']} | {_of(*r['texts'])} | {_of(*r['random'])} |\n"
+        for r in real["vocabularies"]
+    )
+    templates = [
+        f"| {r['source']} | {_of(*r['chats'])} | {', '.join(r['differing'])} |"
+        for r in real["templates"]
+    ]
     n_golden = sum(bool(recipe.golden.texts) for recipe in known.values())
-    tail = TAIL.format(n_golden=n_golden, n_recipes=len(known), recipes="\n".join(lines))
+    tail = TAIL.format(
+        n_golden=n_golden,
+        n_recipes=len(known),
+        recipes="\n".join(lines),
+        templates="\n".join(templates),
+    )
     return head + "".join(rows) + MIDDLE + found + tail
 
 
