@@ -8,12 +8,28 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.checkpoint.config import read_object
-from edgekit.checkpoint.guard import encode_guarded, find_foreign_spans, is_suspect
-from edgekit.checkpoint.tokenizer import TOKENIZER_CONFIG_NAME, Tokenizer, read_named_tokens
+from edgekit.checkpoint.guard import Names, encode_guarded, find_foreign_spans, has_names
+from edgekit.checkpoint.template_checks import check_prompt
+from edgekit.checkpoint.tokenizer import Tokenizer
+from edgekit.checkpoint.tokenizer_file import TOKENIZER_CONFIG_NAME, read_named_tokens
 from edgekit.errors import CheckpointError
 from edgekit.lazy import require
 
 TEMPLATE_NAME: Final = "chat_template.jinja"
+# Where processors of multimodal models kept their template; the tokenizer's own comes first.
+OLD_TEMPLATE_NAME: Final = "chat_template.json"
+TEMPLATES_FOLDER: Final = "additional_chat_templates"
+# The least that a chat template must be able to write.
+PROBE: Final[tuple[Mapping[str, str], ...]] = ({"role": "user", "content": "Hello"},)
+_PROBE_TOOL: Final[Mapping[str, Any]] = {
+    "type": "function",
+    "function": {
+        "name": "probe",
+        "description": "Probe",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
+_REASONING_KEYS: Final = ("reasoning_content", "thinking", "reasoning")
 _MAX_TEMPLATE_BYTES: Final = 1 << 20
 # What Python itself raises when a template misuses the values it is given.
 _TEMPLATE_FAULTS: Final = (
@@ -42,10 +58,12 @@ class ChatTemplate:
         self.where = where
         self.sources = dict(sources)
         self._named_tokens = dict(named_tokens)
+        # With or without tools and opening: cases in which a prompt was found whole.
+        self._proven: set[tuple[bool, bool]] = set()
 
     @classmethod
     def open(cls, folder: str | Path) -> ChatTemplate:
-        """Read the template of a model folder; ``chat_template.jinja`` wins.
+        """Read the templates of a model folder; template files win over tokenizer_config.json.
 
         A folder without one gives an object that says so when it is asked to render.
 
@@ -55,11 +73,17 @@ class ChatTemplate:
         folder = Path(folder)
         named_tokens = read_named_tokens(folder)
         path = folder / TEMPLATE_NAME
-        if path.is_file():
-            return cls(path, {"default": _read_template(path)}, named_tokens)
-        path = folder / TOKENIZER_CONFIG_NAME
-        entry = read_object(path).get("chat_template") if path.is_file() else None
-        return cls(path, _sources(entry, path), named_tokens)
+        named = sorted((folder / TEMPLATES_FOLDER).glob("*.jinja"))
+        if path.is_file() or named:
+            sources = {file.stem: _read_template(file) for file in named}
+            if path.is_file():
+                sources["default"] = _read_template(path)
+            return cls(path, sources, named_tokens)
+        for path in (folder / TOKENIZER_CONFIG_NAME, folder / OLD_TEMPLATE_NAME):
+            entry = read_object(path).get("chat_template") if path.is_file() else None
+            if entry is not None:
+                return cls(path, _sources(entry, path), named_tokens)
+        return cls(folder / TOKENIZER_CONFIG_NAME, {}, named_tokens)
 
     def render(
         self,
@@ -79,17 +103,11 @@ class ChatTemplate:
             CheckpointError: There is no template, it refuses these messages, it fails, or it
                 does more work than the sandbox allows.
         """
-        source = self.sources.get("tool_use" if tools and "tool_use" in self.sources else "default")
-        if source is None:
-            raise CheckpointError(
-                f"{self.where.parent}: no chat template",
-                wanted=f"{TEMPLATE_NAME}, or chat_template in {TOKENIZER_CONFIG_NAME}",
-                do="Use plain text generation, or a model made for chat.",
-            )
+        source = self._source(tools)
         jinja2 = require("jinja2")
         values = {
             **self._named_tokens,
-            "messages": list(messages),
+            "messages": [_as_transformers_gives(message) for message in messages],
             "tools": list(tools) or None,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
@@ -112,38 +130,84 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
     ) -> list[int]:
-        """Give the token ids of a prompt; special-token names in messages stay text.
+        """Give the token ids of a prompt; names of control tokens in messages stay text.
 
-        Without such names the ids are those of the rendered text.
+        Without such names the ids are those of the rendered text. Control tokens are the special
+        ones and those added tokens that the template writes, such as ``<tool_call>``.
 
         Raises:
-            CheckpointError: As ``render``; or a message holds the name of a special token and
-                the template changes it so that it cannot be told from the template's own.
+            CheckpointError: As ``render``; the prompt lacks the user's text, the tools or the
+                opening of the answer; or a message holds the name of a control token and the
+                template changes it so that it cannot be told from the template's own.
         """
 
         def render(
-            messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+            messages: Sequence[Mapping[str, Any]],
+            tools: Sequence[Mapping[str, Any]],
+            add_generation_prompt: bool = add_generation_prompt,
         ) -> str:
             return self.render(messages, tools, add_generation_prompt=add_generation_prompt)
 
         rendered = render(messages, tools)
-        pattern = tokenizer.special_pattern
-        everything = [*messages, *tools]
-        if not is_suspect(everything, pattern):
+        source, case = self._source(tools), (bool(tools), add_generation_prompt)
+        check_prompt(
+            self.where,
+            rendered,
+            messages,
+            tools,
+            render,
+            opens_answer=add_generation_prompt,
+            is_proven=case in self._proven,
+        )
+        self._proven.add(case)
+        # White space, which Gemma has tokens for, is no control token wherever it stands.
+        guarded = tokenizer.with_control(
+            name for name in tokenizer.added_tokens if name in source and not name.isspace()
+        )
+        names = Names(tokenizer.special_pattern, guarded.special_pattern)
+        if not has_names([*messages, *tools], names):
             return tokenizer.encode(rendered, allow_special=True)
-        spans = find_foreign_spans(rendered, messages, tools, pattern, render)
+        spans = find_foreign_spans(rendered, messages, tools, names, render)
         if spans is None:
             raise CheckpointError(
-                "a message holds the name of a special token, and the chat template changes the "
+                "a message holds the name of a control token, and the chat template changes the "
                 "message so that the two cannot be told apart",
-                got=next(iter(pattern.findall(str(everything))), None),
+                got=next(iter(names.control.findall(str([*messages, *tools]))), None),
                 do="Remove it from the message.",
             )
-        return encode_guarded(tokenizer, rendered, spans)
+        return encode_guarded(guarded, rendered, spans)
+
+    def offers_tools(self, tokenizer: Tokenizer) -> bool:
+        """Tell whether tools given to the template come out in the prompt."""
+        try:
+            self.encode(PROBE, tokenizer, [_PROBE_TOOL])
+        except CheckpointError:
+            return False
+        return True
+
+    def _source(self, tools: Sequence[Mapping[str, Any]]) -> str:
+        name = "tool_use" if tools and "tool_use" in self.sources else "default"
+        if name in self.sources:
+            return self.sources[name]
+        raise CheckpointError(
+            f"{self.where.parent}: no chat template",
+            got=f"templates named {', '.join(self.sources)} alone" if self.sources else None,
+            wanted=f"{TEMPLATE_NAME}, or chat_template in {TOKENIZER_CONFIG_NAME}",
+            do="Use plain text generation, or a model made for chat.",
+        )
 
     @cached_property
     def _sandbox(self) -> Any:
         return require("edgekit.checkpoint.sandbox").TemplateSandbox()
+
+
+def _as_transformers_gives(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out empty keys, and give the reasoning under each name that templates read."""
+    given = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((given[key] for key in _REASONING_KEYS if key in given), None)
+    if reasoning is None:
+        return given
+    return {"thinking": reasoning, **given, "reasoning_content": reasoning}
 
 
 def _read_template(path: Path) -> str:

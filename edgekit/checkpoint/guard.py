@@ -1,7 +1,7 @@
 """Answer one question: how does somebody's text stay text inside a chat prompt?
 
 A message may contain the name of a special token, such as ``[INST]`` or ``</s>``. The prompt
-is rendered a second time with private characters around such texts; where they come out shows
+is rendered a second time with two free characters around such texts; where they come out shows
 which special tokens are the template's own and which are only words in a message.
 """
 
@@ -14,7 +14,9 @@ from typing import Any, Final
 
 from edgekit.checkpoint.tokenizer import Tokenizer
 
-_PRIVATE_USE: Final = range(0xF0000, 0xFFFFE, 2)
+# Letters of a script that nobody reads (Linear A), which Python's repr writes as they are, and
+# after them characters without a meaning.
+_MARKS: Final = (*range(0x10600, 0x10736, 2), *range(0xF0000, 0xF2000, 2))
 # Keys whose values templates compare or iterate by; they are marked only when suspect alone.
 _STRUCTURE_KEYS: Final = frozenset({"role", "type", "name", "id", "tool_call_id"})
 
@@ -31,18 +33,37 @@ class Span:
         return self.start < stop and start < self.stop
 
 
-def is_suspect(value: Any, pattern: re.Pattern[str]) -> bool:
-    """Tell whether texts in a JSON value hold special-token names, alone or put together."""
-    if any(map(pattern.search, _texts(value, with_structure=True))):
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Which names may not come out of a message as tokens.
+
+    Attributes:
+        special: Finds names of special tokens; no message may write those.
+        control: Finds those too, and names that the template writes, such as ``<think>``. They
+            are the model's own words when they stand in what the assistant said.
+    """
+
+    special: re.Pattern[str]
+    control: re.Pattern[str]
+
+    def of(self, item: Mapping[str, Any]) -> re.Pattern[str]:
+        """Give the pattern for a message or a tool."""
+        return self.special if item.get("role") == "assistant" else self.control
+
+
+def has_names(items: Sequence[Mapping[str, Any]], names: Names) -> bool:
+    """Tell whether messages and tools hold forbidden names, alone or put together."""
+    if any(_is_suspect(item, names.of(item)) for item in items):
         return True
-    return pattern.search("".join(_texts(value, with_structure=False))) is not None
+    others = [item for item in items if item.get("role") != "assistant"]
+    return _is_suspect(items, names.special) or _is_suspect(others, names.control)
 
 
 def find_foreign_spans(
     rendered: str,
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]],
-    pattern: re.Pattern[str],
+    names: Names,
     render: Callable[[list[Any], list[Any]], str],
 ) -> list[Span] | None:
     """Find where texts of suspect messages and tools stand in the prompt.
@@ -51,7 +72,7 @@ def find_foreign_spans(
         rendered: The prompt.
         messages: The chat.
         tools: The tools offered.
-        pattern: Finds special-token names.
+        names: The forbidden names.
         render: Renders (messages, tools) with the same template.
 
     Returns:
@@ -60,12 +81,12 @@ def find_foreign_spans(
     opening, closing = _free_pair(rendered)
 
     # When no item holds a name by itself, one is put together from several.
-    is_spread = not any(is_suspect(item, pattern) for item in (*messages, *tools))
+    is_spread = not any(_is_suspect(item, names.of(item)) for item in (*messages, *tools))
 
     def mark(items: Sequence[Mapping[str, Any]]) -> list[Any]:
         return [
-            _mark(item, opening, closing, pattern)
-            if is_spread or is_suspect(item, pattern)
+            _mark(item, opening, closing, names.of(item))
+            if is_spread or _is_suspect(item, names.of(item))
             else item
             for item in items
         ]
@@ -94,7 +115,7 @@ def encode_guarded(tokenizer: Tokenizer, rendered: str, spans: Sequence[Span]) -
     """
     ids: list[int] = []
     own = [
-        Span(*match.span())
+        Span(*tokenizer.reach(match))
         for match in tokenizer.special_pattern.finditer(rendered)
         if not any(span.overlaps(*match.span()) for span in spans)
     ]
@@ -112,6 +133,12 @@ def encode_guarded(tokenizer: Tokenizer, rendered: str, spans: Sequence[Span]) -
             done = edge.start
         before = edge.stop
     return ids + tokenizer.encode(rendered[done:], allow_special=True)
+
+
+def _is_suspect(value: Any, pattern: re.Pattern[str]) -> bool:
+    if any(map(pattern.search, _texts(value, with_structure=True))):
+        return True
+    return pattern.search("".join(_texts(value, with_structure=False))) is not None
 
 
 def _mark(value: Any, opening: str, closing: str, pattern: re.Pattern[str]) -> Any:
@@ -134,7 +161,7 @@ def _mark(value: Any, opening: str, closing: str, pattern: re.Pattern[str]) -> A
 
 
 def _mark_if_suspect(value: Any, opening: str, closing: str, pattern: re.Pattern[str]) -> Any:
-    return _mark(value, opening, closing, pattern) if is_suspect(value, pattern) else value
+    return _mark(value, opening, closing, pattern) if _is_suspect(value, pattern) else value
 
 
 def _texts(value: Any, *, with_structure: bool) -> Iterator[str]:
@@ -153,10 +180,10 @@ def _texts(value: Any, *, with_structure: bool) -> Iterator[str]:
 
 
 def _free_pair(text: str) -> tuple[str, str]:
-    """Give two private-use characters that the text does not contain."""
+    """Give two characters that the text does not contain."""
     taken = set(text)
     return next(
         (chr(code), chr(code + 1))
-        for code in _PRIVATE_USE
+        for code in _MARKS
         if chr(code) not in taken and chr(code + 1) not in taken
     )

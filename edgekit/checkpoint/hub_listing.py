@@ -20,6 +20,7 @@ from edgekit.checkpoint.layout import (
     GENERATION_NAME,
     INDEX_NAME,
     MAX_INDEX_BYTES,
+    STAND_INS,
     WEIGHTS_NAME,
 )
 from edgekit.errors import CheckpointError, FormatError, MissingFileError
@@ -65,7 +66,8 @@ class Listing:
 
     def assets(self) -> tuple[HubFile, ...]:
         """Give config, tokenizer, template and card, and the index if it is needed."""
-        return self._present(ASSET_NAMES)
+        stand_ins = [name for name, usual in STAND_INS.items() if usual not in self.files]
+        return self._present((*ASSET_NAMES, *stand_ins))
 
     def small_files(self) -> tuple[HubFile, ...]:
         """Give the assets that describe the decoder: config, card, and the index if needed."""
@@ -146,7 +148,7 @@ def _with_hashes(hub: HubClient, commit: str, siblings: list[Any]) -> list[Any]:
 
 def _is_wanted(name: str) -> bool:
     is_weights = "/" not in name and name.endswith(".safetensors")
-    return is_weights or name in (*ASSET_NAMES, CARD_NAME, INDEX_NAME)
+    return is_weights or name in (*ASSET_NAMES, *STAND_INS, CARD_NAME, INDEX_NAME)
 
 
 def _refuse_escape(hub: HubClient, name: str) -> None:

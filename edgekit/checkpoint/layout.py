@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -21,6 +22,12 @@ ASSET_NAMES: Final = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+TEKKEN_NAME: Final = "tekken.json"
+# Read where the usual file is not there; an artifact carries the usual one (carried.py).
+STAND_INS: Final[Mapping[str, str]] = {
+    TEKKEN_NAME: "tokenizer.json",
+    "chat_template.json": "chat_template.jinja",
+}
 MAX_INDEX_BYTES: Final = 64 << 20
 
 

@@ -14,7 +14,26 @@ from typing import Any, Final
 
 from edgekit.errors import CheckpointError
 
-_KINDS: Final[Mapping[str, type]] = {"str": str, "bool": bool, "int": int, "float": float}
+_KINDS: Final[Mapping[str, type]] = {
+    "str": str, "bool": bool, "int": int, "float": float, "Golden": object,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """Token ids that another program gave for the model.
+
+    Attributes:
+        status: ``produced``, or why there are none.
+        source: Program, version and file that gave the ids; empty where there are none.
+        texts: Texts and their ids, without a begin token.
+        chat: Messages, and the ids of the prompt that asks for an answer.
+    """
+
+    status: str
+    source: str = ""
+    texts: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    chat: tuple[tuple[Mapping[str, str], ...], tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +52,7 @@ class Recipe:
         n_parameters_billion: Of the decoder.
         stored_as: Type of the weights.
         chat_template: Where it comes from.
-        golden: Whether token ids of a golden set are kept, or why not.
+        golden: Token ids of a few texts, or why there are none.
     """
 
     name: str
@@ -47,7 +66,7 @@ class Recipe:
     n_parameters_billion: float
     stored_as: str
     chat_template: str
-    golden: str
+    golden: Golden
 
 
 def recipes(folder: Path) -> dict[str, Recipe]:
@@ -70,11 +89,16 @@ def read_recipe(path: Path) -> Recipe:
         data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read", got=str(error), wanted="TOML") from error
-    golden = data.pop("golden", {})
-    values = {**data, "name": path.stem, "golden": golden.get("status", golden)}
+    values = {**data, "name": path.stem}
+    if "golden" in data:
+        values["golden"] = _golden(data["golden"], path)
     wanted = {field.name: _KINDS[str(field.type)] for field in fields(Recipe)}
     odd = sorted(values.keys() ^ wanted.keys())
-    odd += [key for key in wanted if key in values and type(values[key]) is not wanted[key]]
+    odd += [
+        key
+        for key, kind in wanted.items()
+        if key in values and kind is not object and type(values[key]) is not kind
+    ]
     if odd:
         raise CheckpointError(
             f"{path}: keys",
@@ -83,3 +107,45 @@ def read_recipe(path: Path) -> Recipe:
             do="Compare with another.",
         )
     return Recipe(**values)
+
+
+def _golden(section: Any, path: Path) -> Golden:
+    """Read the golden section: a status, and ids with their source where there are any."""
+    try:
+        chat = section.get("chat")
+        golden = Golden(
+            status=_text(section["status"]),
+            source=_text(section.get("source", "")),
+            texts=tuple((_text(e["text"]), _ids(e["ids"])) for e in section.get("texts", ())),
+            chat=None if chat is None else (_messages(chat["messages"]), _ids(chat["ids"])),
+        )
+        if section.keys() - {"status", "source", "texts", "chat"}:
+            raise ValueError(f"keys {', '.join(section)}")
+        has_ids = bool(golden.texts)
+        if has_ids != (golden.status == "produced") or has_ids != bool(golden.source):
+            raise ValueError(f"status {golden.status!r} with {len(golden.texts)} texts")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: golden",
+            got=f"{type(error).__name__}: {error}",
+            wanted='status = "produced" with source, texts and perhaps chat; or a status that '
+            "says why there are none",
+            do="Compare with another.",
+        ) from error
+    return golden
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or any(type(i) is not int or i < 0 for i in value) or not value:
+        raise TypeError(f"{value!r} are no token ids")
+    return tuple(value)
+
+
+def _messages(value: Any) -> tuple[Mapping[str, str], ...]:
+    return tuple({"role": _text(m["role"]), "content": _text(m["content"])} for m in value)

@@ -15,7 +15,7 @@ from typing import Final
 from edgekit.checkpoint.hub import Progress, download, ignore_progress
 from edgekit.checkpoint.hub_http import Source
 from edgekit.checkpoint.layout import CONFIG_NAME
-from edgekit.checkpoint.recipe import recipes
+from edgekit.checkpoint.recipe import Recipe, recipes
 from edgekit.errors import CheckpointError
 from edgekit.paths import models_dir
 
@@ -84,6 +84,17 @@ def model_name(model: str | Path, folder: Path) -> str:
     if not Path(model).is_dir() and str(model) in recipes(models_dir()):
         return str(model)
     return folder.resolve().name
+
+
+def recipe_of(model: str | Path) -> Recipe | None:
+    """Give what is known of a model that the user names by recipe or by its Hub id."""
+    if Path(model).exists() or str(model) in bundled_models():
+        return None
+    known = recipes(models_dir())
+    source = _hub_id(str(model))
+    if source is None:
+        return known.get(str(model))
+    return next((recipe for recipe in known.values() if recipe.source == source.repo), None)
 
 
 def _hub_id(text: str) -> Source | None:

@@ -19,9 +19,11 @@ from typing import Any, Final
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 # A unit is about a byte written; a chat that fills a context of 128k tokens needs some 5 million.
 _MAX_UNITS: Final = 16 << 20
@@ -92,6 +94,36 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class _NewDict:
+    """``dict`` as templates know it: what it makes is new; its methods would reach our values."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+class _Namespace(Namespace):
+    """``namespace`` without the names that Python itself looks for on an object."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, *values = args
+        attributes = dict(*values, **kwargs)
+        for name in attributes:
+            _refuse_private(name)
+        Namespace.__init__(self, attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_private(name)
+        super().__setitem__(name, value)
+
+
+def _refuse_private(name: object) -> None:
+    if str(name).startswith("_"):
+        raise SecurityError(f"a namespace has no {str(name)[:40]!r}")
+
+
 class TemplateSandbox(ImmutableSandboxedEnvironment):
     """The environment that chat templates run in."""
 
@@ -109,6 +141,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         self._compiled: dict[str, jinja2.Template] = {}
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
+        self.globals["dict"] = _NewDict()
+        self.globals["namespace"] = _Namespace
 
     def render_text(self, source: str, values: Mapping[str, Any]) -> str:
         """Render a template on a fresh budget.

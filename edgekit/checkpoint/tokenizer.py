@@ -6,23 +6,25 @@ The only owner of the ``tokenizers`` package. Text of a user is encoded with
 
 from __future__ import annotations
 
+import copy
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from edgekit.checkpoint.config import read_object
-from edgekit.errors import CheckpointError, MissingFileError, UsageError
+from edgekit.checkpoint.tokenizer_file import TOKEN_FLAGS, TokenizerFile, read_tokenizer_file
+from edgekit.errors import CheckpointError, UsageError
 from edgekit.lazy import require
 
-TOKENIZER_NAME: Final = "tokenizer.json"
-TOKENIZER_CONFIG_NAME: Final = "tokenizer_config.json"
-SPECIAL_MAP_NAME: Final = "special_tokens_map.json"
-_MAX_TOKENIZER_BYTES: Final = 256 << 20
 _BYTE_TOKEN: Final = re.compile("<0x[0-9A-F]{2}>")
+# Unicode's White_Space, which the library goes by; Python's isspace has four more.
+_WHITE_SPACE: Final = frozenset(
+    "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000\u2000\u2001\u2002\u2003\u2004\u2005"
+    "\u2006\u2007\u2008\u2009\u200a"
+)
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -33,15 +35,20 @@ class Tokenizer:
         path: The tokenizer.json.
         special_tokens: Text of every special token to its id.
         named_tokens: Role to text, such as ``bos_token`` to ``<s>``.
+        added_tokens: Text of every token that is matched before the text is split, to its id.
     """
 
-    def __init__(self, path: Path, named_tokens: Mapping[str, str]) -> None:
+    def __init__(self, file: TokenizerFile) -> None:
         """Load a tokenizer; see ``open``."""
-        self.path = path
-        self.named_tokens = dict(named_tokens)
-        self._json = _read_text(path)
+        self.path = file.path
+        self.named_tokens = dict(file.named_tokens)
+        self._file = file
         self._aware = self._load()
         added = self._aware.get_added_tokens_decoder()
+        self.added_tokens: Mapping[str, int] = {
+            token.content: token_id for token_id, token in added.items()
+        }
+        self._strips = {token.content: (token.lstrip, token.rstrip) for token in added.values()}
         self.special_tokens: Mapping[str, int] = {
             token.content: token_id for token_id, token in added.items() if token.special
         }
@@ -51,11 +58,27 @@ class Tokenizer:
         """Load the tokenizer of a model folder.
 
         Raises:
-            MissingFileError: No tokenizer.json.
+            MissingFileError: No tokenizer.json, and no tekken.json.
             CheckpointError: A tokenizer file is damaged.
         """
-        folder = Path(folder)
-        return cls(folder / TOKENIZER_NAME, read_named_tokens(folder))
+        return cls(read_tokenizer_file(Path(folder)))
+
+    def with_control(self, names: Iterable[str]) -> Tokenizer:
+        """Give this tokenizer with some more of its added tokens counted as special.
+
+        Templates write tokens such as ``<tool_call>`` that the tokenizer does not call special.
+        """
+        more = {name: self.added_tokens[name] for name in names if name in self.added_tokens}
+        key = frozenset(more.keys() - self.special_tokens.keys())
+        if not key:
+            return self
+        if key not in self._views:
+            view = copy.copy(self)
+            for name in ("special_pattern", "_control_ids", "_special_ids", "_plain", "_views"):
+                view.__dict__.pop(name, None)
+            view.special_tokens = {**self.special_tokens, **more}
+            self._views[key] = view
+        return self._views[key]
 
     @property
     def vocab_size(self) -> int:
@@ -145,6 +168,16 @@ class Tokenizer:
             return True
         return self._aware.id_to_token(token_id) is None
 
+    def reach(self, match: re.Match[str]) -> tuple[int, int]:
+        """Tell which characters a special token takes: some swallow the white space beside it."""
+        start, stop = match.span()
+        takes_left, takes_right = self._strips.get(match[0], (False, False))
+        while takes_left and start and match.string[start - 1] in _WHITE_SPACE:
+            start -= 1
+        while takes_right and stop < len(match.string) and match.string[stop] in _WHITE_SPACE:
+            stop += 1
+        return start, stop
+
     @cached_property
     def special_pattern(self) -> re.Pattern[str]:
         """A pattern that finds the names of special tokens, the longest first."""
@@ -171,18 +204,25 @@ class Tokenizer:
     def _plain(self) -> tuple[Any, str]:
         """A second tokenizer that reads no special token but a guard nobody can guess."""
         plain = self._load()
+        _make_special(plain, self.special_tokens)
         guard = f"<{secrets.token_hex(16)}>"
         plain.add_tokens([require("tokenizers").AddedToken(guard, normalized=False, special=False)])
         plain.encode_special_tokens = True
         return plain, guard
 
+    @cached_property
+    def _views(self) -> dict[frozenset[str], Tokenizer]:
+        return {}
+
     def _load(self) -> Any:
         library = require("tokenizers")
         with _mapped_errors(self.path):
-            tokenizer = library.Tokenizer.from_str(self._json)
+            tokenizer = library.Tokenizer.from_str(self._file.text)
             # Truncation and padding are settings of somebody's training run.
             tokenizer.no_truncation()
             tokenizer.no_padding()
+            _set_flags(tokenizer, self._file.added_tokens)
+            _make_special(tokenizer, self._file.special_names)
             return tokenizer
 
 
@@ -224,38 +264,25 @@ class StreamDecoder:
         return self._tokenizer.decode(ids, skip_special=self._skip_special)
 
 
-def read_named_tokens(folder: Path) -> dict[str, str]:
-    """Read which texts are the begin, end, pad and unknown token.
-
-    Raises:
-        CheckpointError: A file is damaged.
-    """
-    named: dict[str, str] = {}
-    for name in (SPECIAL_MAP_NAME, TOKENIZER_CONFIG_NAME):
-        path = folder / name
-        if not path.is_file():
-            continue
-        for role, value in read_object(path).items():
-            text = value.get("content") if isinstance(value, dict) else value
-            if role.endswith("_token") and isinstance(text, str):
-                named[role] = text
-    return named
+def _make_special(tokenizer: Any, names: Iterable[str]) -> None:
+    """Have the library count tokens as special; texts that are no token are left alone."""
+    added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    flags = {}
+    for name in names:
+        old = added.get(name)
+        flags[name] = {flag: getattr(old, flag, False) for flag in TOKEN_FLAGS} | {"special": True}
+    _set_flags(tokenizer, flags)
 
 
-def _read_text(path: Path) -> str:
-    try:
-        n_bytes = path.stat().st_size
-        if n_bytes > _MAX_TOKENIZER_BYTES:
-            raise CheckpointError(
-                f"{path}: size", got=n_bytes, wanted=f"at most {_MAX_TOKENIZER_BYTES}"
-            )
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise MissingFileError(
-            f"{path}: no such file", do="edgekit reads fast tokenizers; save one as tokenizer.json."
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read", got=str(error)) from error
+def _set_flags(tokenizer: Any, flags: Mapping[str, Mapping[str, bool]]) -> None:
+    """Change how added tokens are matched; a text that is no token would get a new id: left out."""
+    library = require("tokenizers")
+    added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    for name, wanted in flags.items():
+        old = added.get(name)
+        has_them = old is not None and all(getattr(old, flag) == wanted[flag] for flag in wanted)
+        if not has_them and tokenizer.token_to_id(name) is not None:
+            tokenizer.add_tokens([library.AddedToken(name, **wanted)])
 
 
 @contextmanager

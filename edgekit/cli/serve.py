@@ -31,12 +31,15 @@ def command(
     Example: edgekit serve artifacts/pocket-onnx-int4-g32 --port 8080
     """
     from edgekit.artifact import Artifact
+    from edgekit.checkpoint.chat import PROBE
     from edgekit.hosted.http_server import ModelServer, ignore_log
     from edgekit.pipeline.run import load
 
     output = Output()
     opened = Artifact.open(artifact)
     with load(opened, device, engine=engine, n_threads=threads) as session:
+        # A template that is missing or wrong shall not wait for the first client.
+        session.encode_chat(PROBE)
         server = ModelServer(
             session,
             model_name=opened.path.resolve().name,

@@ -71,13 +71,18 @@ def evaluate(
 
 
 def session_documents(session: Session, n_per_suite: int = DOCUMENTS_PER_SUITE) -> list[list[int]]:
-    """Make the comparison documents with a session's own tokenizer and template."""
+    """Make the comparison documents with a session's own tokenizer and template.
+
+    Tools are left out of them where the template has no place for tools.
+    """
     items: Mapping[str, Sequence[Item]] = SuitePlan(n_items=4 * n_per_suite).make_items(
         session.count_tokens
     )
     return make_documents(
         items,
-        session.encode_chat,
+        lambda messages, tools: session.encode_chat(
+            messages, tools if session.offers_tools else ()
+        ),
         lambda text: session.tokenizer.encode(text, allow_special=True),
         max_tokens=min(MAX_DOCUMENT_TOKENS, session.context_length),
         n_per_suite=n_per_suite,

@@ -12,7 +12,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from edgekit.artifact import Artifact, Format, Manifest
+from edgekit.checkpoint.chat import PROBE, ChatTemplate
+from edgekit.checkpoint.golden import check_golden
+from edgekit.checkpoint.layout import TEKKEN_NAME
+from edgekit.checkpoint.repository import recipe_of
 from edgekit.checkpoint.tokenizer import Tokenizer
+from edgekit.checkpoint.tokenizer_file import TOKENIZER_NAME
 from edgekit.decision import Rejected
 from edgekit.errors import ExportError, UsageError
 from edgekit.export import open_exporter
@@ -164,9 +169,16 @@ def _refuse_early(source: SourceModel, exporters: list[Exporter], scheme: Scheme
 
 
 def _check_tokenizer(source: SourceModel) -> None:
-    """Refuse a damaged tokenizer now; the artifact would carry it to the device."""
-    if "tokenizer.json" in source.checkpoint.assets:
-        Tokenizer.open(source.checkpoint.folder)
+    """Refuse a damaged or wrong tokenizer or template now; the device would get it."""
+    folder = source.checkpoint.folder
+    if not any((folder / name).is_file() for name in (TOKENIZER_NAME, TEKKEN_NAME)):
+        return
+    tokenizer, template = Tokenizer.open(folder), ChatTemplate.open(folder)
+    if template.sources:
+        template.encode(PROBE, tokenizer)
+    recipe = recipe_of(source.checkpoint.origin)
+    if recipe is not None:
+        check_golden(recipe, folder)
 
 
 def _store_folder(parent: Path) -> tempfile.TemporaryDirectory[str]:

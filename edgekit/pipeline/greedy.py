@@ -80,6 +80,7 @@ def _answers(artifact: Artifact, items: Sequence[Item], progress: Progress) -> l
     with open_session(artifact, engine=check.engine, options=check.options) as session:
         for index, item in enumerate(items):
             progress(f"greedy {artifact.name}", index, len(items))
-            events = session.stream_chat(item.messages, options, item.tools)
+            tools = item.tools if session.offers_tools else ()
+            events = session.stream_chat(item.messages, options, tools)
             texts.append("".join(event.text for event in events))
     return texts

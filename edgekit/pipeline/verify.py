@@ -135,9 +135,11 @@ def verification_tokens(artifact: Artifact, n_tokens: int) -> list[int]:
     try:
         tokenizer, template = Tokenizer.open(artifact.path), ChatTemplate.open(artifact.path)
         ids: list[int] = []
+        has_tools = template.offers_tools(tokenizer)
         for items in SuitePlan(n_items=4).make_items(None).values():
             for item in items:
-                ids += template.encode(item.messages, tokenizer, item.tools)
+                tools = item.tools if has_tools else ()
+                ids += template.encode(item.messages, tokenizer, tools)
                 ids += tokenizer.encode(item.target, allow_special=True)
     except CheckpointError:
         ids = []

@@ -17,6 +17,8 @@ from types import MappingProxyType
 from typing import Any, Final, TypeAlias, cast
 
 from edgekit.artifact import TensorEntry
+from edgekit.checkpoint.carried import rewritten_assets
+from edgekit.checkpoint.reader import Checkpoint
 from edgekit.dtypes import Bits, DType
 from edgekit.errors import ArtifactError, ExportError, FormatError, QuantError, UsageError
 from edgekit.families.base import SourceModel
@@ -148,7 +150,7 @@ def quantize_model(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / INDEX_NAME).unlink(missing_ok=True)
-        _copy_assets(checkpoint.assets, folder)
+        assets = _copy_assets(checkpoint, folder)
         entries: list[TensorEntry] = []
         infos = [
             info for item in plans for info in _stored_infos(item.name, item.shape, item.scheme)
@@ -171,7 +173,7 @@ def quantize_model(
             "source": asdict(origin),
             "decoder": source.spec.as_dict(),
             "tensors": [asdict(entry) for entry in entries],
-            "assets": sorted(checkpoint.assets),
+            "assets": assets,
         }
         _write_index(folder, json.dumps(index, indent=1, sort_keys=True) + "\n")
     except OSError as error:
@@ -208,12 +210,19 @@ def _entry(item: TensorPlan, tensor: ModelTensor) -> TensorEntry:
     return TensorEntry(item.name, item.shape, str(item.scheme), item.reason, sha256, item.imported)
 
 
-def _copy_assets(assets: Mapping[str, Path], folder: Path) -> None:
+def _copy_assets(checkpoint: Checkpoint, folder: Path) -> list[str]:
+    """Copy tokenizer, template and config files into the store; give their names."""
     target = folder / ASSETS_NAME
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    for name, path in assets.items():
-        shutil.copyfile(path, _asset_path(folder, name))
+    texts = rewritten_assets(checkpoint.folder)
+    for name, path in checkpoint.assets.items():
+        if name not in texts:
+            shutil.copyfile(path, _asset_path(folder, name))
+    for name, text in texts.items():
+        if text is not None:
+            _asset_path(folder, name).write_text(text, encoding="utf-8")
+    return sorted(path.name for path in target.iterdir())
 
 
 def _asset_path(folder: Path, name: str) -> Path:

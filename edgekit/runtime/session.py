@@ -11,6 +11,7 @@ import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, Self
 
 from edgekit.artifact import MANIFEST_NAME, Artifact
@@ -96,6 +97,11 @@ class Session:
     def eos_ids(self) -> frozenset[int]:
         """Tokens that end an answer."""
         return self._eos_ids
+
+    @cached_property
+    def offers_tools(self) -> bool:
+        """Whether tools given to the model come out in its prompt."""
+        return self._template.offers_tools(self._tokenizer)
 
     def count_tokens(self, text: str) -> int:
         """Count the tokens of a plain text."""

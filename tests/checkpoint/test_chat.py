@@ -152,7 +152,7 @@ def test_a_template_that_trims_still_protects(tmp_path):
     assert tokenizer.special_tokens["</s>"] not in ids
 
 
-@pytest.mark.parametrize("change", ["upper | lower", "replace('a', 'b') | length", "reverse"])
+@pytest.mark.parametrize("change", ["upper | lower", "replace('a', 'b')", "reverse"])
 def test_a_template_that_transforms_a_suspect_message_is_refused_or_right(tmp_path, change):
     template = write_template(
         tmp_path, "[INST]{{ messages[0]['content'] | " + change + " }}[/INST]"

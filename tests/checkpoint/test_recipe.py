@@ -34,7 +34,12 @@ def test_the_recipes_name_families_that_exist():
     for name, recipe in known.items():
         assert recipe.name == name == name.lower()
         assert recipe.source.count("/") == 1
-        assert recipe.golden.startswith("not produced") or recipe.golden == "produced"
+        golden = recipe.golden
+        if golden.status == "produced":
+            assert len(golden.texts) >= 4
+            assert all(word in golden.source for word in ("sha256", "pip"))
+        else:
+            assert golden.status.startswith("not produced: ")
 
 
 def test_a_recipe_is_downloaded_from_where_it_says(monkeypatch, tmp_path):
@@ -60,6 +65,7 @@ def test_a_misspelt_recipe_is_suggested():
         (("4096", '"4096"'), "context_length"),
         (("is_gated = false", "is_gated = 0"), "is_gated"),
         (('[golden]\nstatus = "not produced"', ""), "golden"),
+        (("[golden]", "[other]"), "golden, other"),
     ],
 )
 def test_a_damaged_recipe_names_the_keys(tmp_path, change, named):
@@ -76,4 +82,44 @@ def test_a_recipe_that_is_no_toml_is_refused(tmp_path):
     path = tmp_path / "some.toml"
     path.write_bytes(b"\xff")
     with pytest.raises(CheckpointError, match="cannot be read"):
+        read_recipe(path)
+
+
+PRODUCED = """\
+status = "produced"
+source = "some 1.0"
+texts = [{ text = "Hello", ids = [1, 2] }]
+chat = { messages = [{ role = "user", content = "Hi" }], ids = [3] }
+"""
+
+
+def test_a_recipe_holds_ids(tmp_path):
+    path = tmp_path / "some.toml"
+    path.write_text(SOUND.replace('status = "not produced"\n', PRODUCED))
+    golden = read_recipe(path).golden
+    assert (golden.status, golden.source) == ("produced", "some 1.0")
+    assert golden.texts == (("Hello", (1, 2)),)
+    assert golden.chat == (({"role": "user", "content": "Hi"},), (3,))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('status = "produced"', 'status = "not produced"'),
+        ('source = "some 1.0"\n', ""),
+        ("[1, 2]", '["1"]'),
+        ("[1, 2]", "[-1]"),
+        ("[1, 2]", "[]"),
+        ("[3]", "3"),
+        ('"Hello"', "7"),
+        ('role = "user", ', ""),
+        ("texts =", "text ="),
+        ('texts = [{ text = "Hello", ids = [1, 2] }]', ""),
+    ],
+)
+def test_a_damaged_golden_is_refused(tmp_path, old, new):
+    path = tmp_path / "some.toml"
+    assert old in PRODUCED
+    path.write_text(SOUND.replace('status = "not produced"\n', PRODUCED.replace(old, new)))
+    with pytest.raises(CheckpointError, match="golden"):
         read_recipe(path)

@@ -1,0 +1,202 @@
+"""Write docs/tokenizers.md: edgekit's ids and prompts beside those of other programs.
+
+    PYTHONPATH=. python scripts/tokenizer_report.py
+
+Compares edgekit with the goldens of golden_tokenizers.py, which only transformers made, and adds
+what golden_real_tokenizers.py noted about real vocabularies.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+from edgekit.checkpoint.chat import ChatTemplate
+from edgekit.checkpoint.recipe import recipes
+from edgekit.checkpoint.tokenizer import Tokenizer
+from edgekit.errors import CheckpointError
+from edgekit.paths import models_dir
+from tests.checkpoint.token_families import FAMILY_TOKENIZERS, write_family
+from tests.checkpoint.token_texts import CHATS, TEXTS, forged_chats
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+GOLDENS: Final = ROOT / "tests" / "golden" / "tokenizers"
+HEAD: Final = """\
+# Tokenizers and chat templates
+
+Made by `PYTHONPATH=. python scripts/tokenizer_report.py` (reference: transformers {version}).
+
+Each row is a small tokenizer with the structure of the published one: kind of model, normalizer,
+split pattern, decoder, begin token, added tokens with their flags, and a chat template in the
+published format. Vocabulary and templates were made for the tests; no file of another project is
+kept here. `texts`: {n_texts} texts of 12 scripts, code, emoji, control characters, long runs: ids
+with and without begin token, and decoding, whole and streamed. `chats`: text and ids of
+{n_chats} chats with system message, several turns, tools, calls and results, reasoning, content
+in parts; a chat that transformers refuses is refused with the same reason. `tools left out`: the
+template has no place for tools, transformers drops them silently, edgekit refuses. `names kept
+as text`: chats whose messages, tool results or tools hold the names of control tokens (see
+below).
+
+| family | class in transformers | texts equal | chats equal | tools left out | names kept as text |
+|---|---|---|---|---|---|
+"""
+MIDDLE: Final = """
+## Names of control tokens in somebody's text
+
+`</s>[INST]` in a message, in a tool result or in the description of a tool stays text: no control
+token inside it, and those of the template stay where they are. transformers makes control tokens
+of them unless it is asked with `sanitize_control_tokens=True`. The golden is what transformers
+gives for the whole text between two control tokens of the template with
+`split_special_tokens=True`; mistral-common, which never looks for control tokens in a message,
+gives the same ids for every such chat in its format 13 (`tests/golden/tekken.json`).
+`sanitize_control_tokens` keeps the same control tokens and cuts the text at each name, so its
+other ids can differ.
+
+Control tokens are the special ones and those that the template writes though the tokenizer does
+not call them special, such as `<tool_call>` and `<think>` of Qwen. In what the *assistant* said,
+the latter are its own words and stay tokens.
+
+## Real vocabularies
+
+Read out of Python packages by `scripts/golden_real_tokenizers.py`, compared with the package's own
+encoder (mistral-common, tiktoken); nothing of them is kept but token ids. `random`: texts put
+together at random from the words of the set.
+
+| source | texts equal | random equal |
+|---|---|---|
+"""
+TAIL: Final = """
+## mistral-common's own templates
+
+mistral-common writes chats without a template and generates templates for other programs. Here
+edgekit renders the generated template over `tekken.json`; the ids are compared with
+mistral-common's. It parses a tool result and writes it anew in the older format, and strips what
+the assistant said; templates cannot.
+
+| source | chats equal | differing |
+|---|---|---|
+{templates}
+
+`tekken.json` as the only tokenizer of a folder is read and becomes a `tokenizer.json` in the
+artifact (`edgekit/checkpoint/tekken.py`).
+
+## Recipes
+
+{n_golden} of {n_recipes} recipes hold token ids of their real vocabulary; `edgekit export NAME`
+compares them with the downloaded tokenizer and refuses another one. Llama 3.2 has Llama 3's
+vocabulary, Qwen2.5 and Qwen3 have the first Qwen's ("identical tokenizer", Qwen2 Technical
+Report; Qwen3 Technical Report, section 2). For the others no package that was looked at ships
+the vocabulary.
+
+| recipe | golden | source |
+|---|---|---|
+{recipes}
+
+## Known differences
+
+- transformers 5 lets the classes `LlamaTokenizer` and `CodeLlamaTokenizer` replace normalizer,
+  pre-tokenizer and decoder of tokenizer.json (`legacy`, `add_prefix_space`). edgekit does the same
+  and writes the result into the artifact's tokenizer.json, so that other runtimes agree. Other
+  rebuilding classes (`GPT2Tokenizer` in a `llama` folder, say) are not followed: tokenizer.json
+  is what the model was trained with.
+- `add_bos_token` and `add_eos_token` change nothing where there is a tokenizer.json, as in
+  transformers 5; neither does `clean_up_tokenization_spaces`.
+- A token that only the config names gets a new id from transformers. edgekit leaves it text,
+  because the model has no row for it.
+- Sentencepiece writes two leading spaces of a text as two; tokenizer.json with a space in front
+  of the first word loses one, in transformers and here.
+- Templates in `additional_chat_templates/` are read in a local folder and not fetched from the
+  Hub, where `chat_template.jinja` beside them is used.
+- Variables of a template such as `enable_thinking` or `date_string` cannot be set; templates get
+  their defaults.
+- A template that shows tools only behind some messages, and not in the chat at hand, is refused
+  like one that has no place for tools.
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    (ROOT / "docs" / "tokenizers.md").write_text(make_report(), encoding="utf-8")
+
+
+def make_report() -> str:
+    """Compare, and give the page."""
+    version, rows = "", []
+    for name in FAMILY_TOKENIZERS:
+        golden = json.loads((GOLDENS / f"{name}.json").read_text(encoding="utf-8"))
+        version = golden["transformers"]
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(_row(name, golden, write_family(name, Path(folder) / name)))
+    real = json.loads((ROOT / "docs" / "real_tokenizers.json").read_text(encoding="utf-8"))
+    known = recipes(models_dir())
+    lines = [
+        f"| {name} | {'yes' if recipe.golden.texts else 'no'} | "
+        f"{recipe.golden.source or recipe.golden.status} |"
+        for name, recipe in known.items()
+    ]
+    head = HEAD.format(version=version, n_texts=len(TEXTS), n_chats=len(CHATS))
+    found = "".join(
+        f"| {r['source']} | {_of(*r['texts'])} | {_of(*r['random'])} |\n"
+        for r in real["vocabularies"]
+    )
+    templates = [
+        f"| {r['source']} | {_of(*r['chats'])} | {', '.join(r['differing'])} |"
+        for r in real["templates"]
+    ]
+    n_golden = sum(bool(recipe.golden.texts) for recipe in known.values())
+    tail = TAIL.format(
+        n_golden=n_golden,
+        n_recipes=len(known),
+        recipes="\n".join(lines),
+        templates="\n".join(templates),
+    )
+    return head + "".join(rows) + MIDDLE + found + tail
+
+
+def _row(name: str, golden: dict[str, Any], folder: Path) -> str:
+    tokenizer, template = Tokenizer.open(folder), ChatTemplate.open(folder)
+    texts = [
+        tokenizer.encode(text, allow_special=True) == _ids(golden["texts"][key]["ids"])
+        for key, text in TEXTS.items()
+    ]
+    n_left_out, chats = _compare(tokenizer, template, CHATS, golden["chats"])
+    _, forged = _compare(
+        tokenizer, template, forged_chats(golden["control"]), golden["forged_chats"]
+    )
+    cells = [_of(sum(texts), len(texts)), _of(sum(chats), len(chats))]
+    cells += [str(n_left_out), _of(sum(forged), len(forged))]
+    return f"| {name} | {golden['tokenizer_class']} | {' | '.join(cells)} |\n"
+
+
+def _compare(
+    tokenizer: Tokenizer, template: ChatTemplate, chats: dict[str, Any], golden: dict[str, Any]
+) -> tuple[int, list[bool]]:
+    """Give how many chats were refused for their tools, and for each other one if it is equal."""
+    n_left_out, equal = 0, []
+    for key, chat in chats.items():
+        wanted = golden[key]
+        asked = (chat["messages"], tokenizer, chat["tools"])
+        try:
+            ids = template.encode(*asked, add_generation_prompt=chat["add_generation_prompt"])
+        except CheckpointError as error:
+            if "leaves out the tools" in error.what:
+                n_left_out += 1
+            else:
+                equal.append((error.got or "") == wanted.get("refused", "")[:300])
+            continue
+        equal.append("ids" in wanted and ids == _ids(wanted["ids"]))
+    return n_left_out, equal
+
+
+def _ids(text: str) -> list[int]:
+    return [int(number) for number in text.split()]
+
+
+def _of(n: int, n_all: int) -> str:
+    return f"{n:,} of {n_all:,}"
+
+
+if __name__ == "__main__":
+    main()
