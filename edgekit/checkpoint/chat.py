@@ -193,7 +193,7 @@ class ChatTemplate:
             f"{self.where.parent}: no chat template",
             got=f"templates named {', '.join(self.sources)} alone" if self.sources else None,
             wanted=f"{TEMPLATE_NAME}, or chat_template in {TOKENIZER_CONFIG_NAME}",
-            do="Use plain text generation, or a model made for chat.",
+            do="Continue plain text with --raw, or take a model made for chat.",
         )
 
     @cached_property

@@ -74,14 +74,13 @@ def command(
     from edgekit.pipeline.compare import compare, comparison_report
     from edgekit.pipeline.hosting import open_server
     from edgekit.quality.evaluate import SuitePlan
-    from edgekit.quality.suites import SUITES
     from edgekit.quality.verdict import Rule
     from edgekit.records import to_data
     from edgekit.report.terminal import print_report
     from edgekit.report.write import write_report
 
     output = Output(is_json=as_json)
-    plan = SuitePlan(tuple(suite or SUITES), items, seed)
+    plan = SuitePlan(tuple(suite) if suite else None, items, seed)
     rule = Rule(margin=margin / 100, max_ttft_s=max_ttft, min_decode_tok_per_s=min_speed)
     opened = Artifact.open(artifact)
     with (

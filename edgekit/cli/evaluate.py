@@ -43,13 +43,12 @@ def command(
     from edgekit.artifact import Artifact
     from edgekit.pipeline.evaluate import evaluate
     from edgekit.quality.evaluate import SuitePlan
-    from edgekit.quality.suites import SUITES
     from edgekit.records import to_data
     from edgekit.report.sections import divergence_table, failure_table, sub_kind_table, suite_table
     from edgekit.report.terminal import print_table
 
     output = Output(is_json=as_json)
-    plan = SuitePlan(tuple(suite or SUITES), items, seed)
+    plan = SuitePlan(tuple(suite) if suite else None, items, seed)
     with output.progress() as progress:
         records = [
             evaluate(

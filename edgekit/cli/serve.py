@@ -22,6 +22,9 @@ def command(
         typer.Option("--api-key", envvar="EDGEKIT_API_KEY", help="Key that clients must send."),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No line per request.")] = False,
+    is_raw: Annotated[
+        bool, typer.Option("--raw", help="Also a model without a chat template: completions only.")
+    ] = False,
     device: DeviceOpt = "host",
     engine: EngineOpt = None,
     threads: ThreadsOpt = None,
@@ -38,8 +41,9 @@ def command(
     output = Output()
     opened = Artifact.open(artifact)
     with load(opened, device, engine=engine, n_threads=threads) as session:
-        # A template that is missing or wrong shall not wait for the first client.
-        session.encode_chat(PROBE)
+        if not is_raw:
+            # A template that is missing or wrong shall not wait for the first client.
+            session.encode_chat(PROBE)
         server = ModelServer(
             session,
             model_name=opened.path.resolve().name,

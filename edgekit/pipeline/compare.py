@@ -20,7 +20,7 @@ from edgekit.pipeline.profile import profile
 from edgekit.pipeline.run import HOST, load, open_profile, plan_run
 from edgekit.profiler.measure import DEFAULT_WORKLOAD
 from edgekit.profiler.projected import memory_budget
-from edgekit.quality.evaluate import SuitePlan, run_suites
+from edgekit.quality.evaluate import NO_TOOLS_NOTE, SuitePlan, run_suites
 from edgekit.quality.pairing import pair_suites
 from edgekit.quality.suites import Item
 from edgekit.quality.suites.base import TOOL_CALLS_TAG
@@ -89,11 +89,12 @@ def compare(
     """
     chosen = plan or SuitePlan()
     with load(artifact, device, engine=engine, n_threads=n_threads) as session:
-        items = chosen.make_items(session.count_tokens)
+        items = chosen.make_items(session.count_tokens, offers_tools=session.offers_tools)
+        notes = () if session.offers_tools or chosen.suites else (NO_TOOLS_NOTE,)
         # The server first: if it cannot be reached, nothing else is worth measuring.
         asked = ask_server(server, items, progress)
         device_suites = run_suites(session, items, _labelled("device", progress))
-        device_quality = QualityRecord(artifact.name, session.info, None, device_suites)
+        device_quality = QualityRecord(artifact.name, session.info, None, device_suites, notes)
     measured = profile(
         artifact,
         device=device,

@@ -14,7 +14,7 @@ from edgekit.families import open_model
 from edgekit.pipeline.run import HOST, load
 from edgekit.quality.corpus import make_documents
 from edgekit.quality.divergence import ReferenceRun, measure_divergence, run_reference
-from edgekit.quality.evaluate import SuitePlan, run_suites
+from edgekit.quality.evaluate import NO_TOOLS_NOTE, SuitePlan, run_suites
 from edgekit.quality.suites import Item
 from edgekit.records import Divergence, QualityRecord
 from edgekit.runtime import open_decoder
@@ -58,7 +58,7 @@ def evaluate(
     """
     chosen = plan or SuitePlan()
     with load(artifact, device, engine=engine, n_threads=n_threads) as session:
-        items = chosen.make_items(session.count_tokens)
+        items = chosen.make_items(session.count_tokens, offers_tools=session.offers_tools)
         divergence = None
         if reference is not None:
             documents = session_documents(session)
@@ -66,7 +66,11 @@ def evaluate(
             divergence = measure_session(session, with_reference, progress)
         suites = run_suites(session, items, progress)
         return QualityRecord(
-            candidate=artifact.name, engine=session.info, divergence=divergence, suites=suites
+            candidate=artifact.name,
+            engine=session.info,
+            divergence=divergence,
+            suites=suites,
+            notes=() if session.offers_tools or chosen.suites else (NO_TOOLS_NOTE,),
         )
 
 

@@ -24,24 +24,43 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class SuitePlan:
-    """Which items to ask: ``n_items`` of each suite, made from ``seed``."""
+    """Which items to ask: ``n_items`` of each suite, made from ``seed``.
 
-    suites: tuple[str, ...] = tuple(SUITES)
+    ``suites`` None means every suite that the model can be asked.
+    """
+
+    suites: tuple[str, ...] | None = None
     n_items: int = 100
     seed: int = DEFAULT_SEED
 
-    def make_items(self, count_tokens: Callable[[str], int] | None) -> dict[str, list[Item]]:
+    def make_items(
+        self, count_tokens: Callable[[str], int] | None, *, offers_tools: bool = True
+    ) -> dict[str, list[Item]]:
         """Make the items of every suite.
+
+        Args:
+            count_tokens: Of the model's tokenizer; None for a rough count.
+            offers_tools: Whether the model's template has a place for tools. Without one, suites
+                of tools are left out unless they were asked for by name.
 
         Raises:
             UsageError: Unknown suite, or fewer than one item.
         """
         if self.n_items < 1:
             raise UsageError("items per suite", got=self.n_items, wanted="at least 1")
-        return {
+        made = {
             name: load_suite(name).items(self.n_items, seed=self.seed, count_tokens=count_tokens)
-            for name in self.suites
+            for name in (SUITES if self.suites is None else self.suites)
         }
+        if self.suites is not None or offers_tools:
+            return made
+        return {name: items for name, items in made.items() if not any(i.tools for i in items)}
+
+
+NO_TOOLS_NOTE: Final = (
+    "the chat template has no place for tools, so suites of tools were left out; ask for one by "
+    "name to see the error"
+)
 
 
 def run_suites(

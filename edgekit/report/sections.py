@@ -248,6 +248,7 @@ def suite_table(qualities: Sequence[QualityRecord]) -> Table:
         ("candidate", *[name.replace("_", " ") for name in suites]),
         rows,
         caption="Share of items answered right, with 95 % Wilson interval.",
+        notes=tuple(f"{q.candidate}: {note}" for q in qualities for note in q.notes),
     )
 
 

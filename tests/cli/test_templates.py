@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
 import json
+import re
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -32,6 +35,7 @@ WRONG = {
         "does not open the assistant's answer",
     ),
 }
+JSON = {"Content-Type": "application/json"}
 COMMANDS = {
     "run": ("run", "Hello there"),
     "chat": ("chat",),
@@ -102,6 +106,22 @@ def test_a_model_without_a_template_is_exported_and_continues_text(edgekit_cli, 
     assert edgekit_cli("export", model, "--format", "onnx", "--out", out).code == 0
     (artifact,) = out.iterdir()
     assert edgekit_cli("run", artifact, "Hello", "--raw", "--max-tokens", 2).code == 0
+
+
+def test_a_model_without_a_template_serves_completions_where_that_is_asked_for(artifact):
+    put_into_artifact(artifact, None)
+    command = [sys.executable, "-m", "edgekit", "serve", str(artifact), "--port", "0", "--raw"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            port = int(re.search(r"127\.0\.0\.1:(\d+)", child.stderr.readline())[1])
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            body = json.dumps({"model": artifact.name, "prompt": "Hello", "max_tokens": 2})
+            connection.request("POST", "/v1/completions", body, JSON)
+            answer = json.load(connection.getresponse())
+            connection.close()
+            assert answer["usage"]["completion_tokens"] == 2, answer
+        finally:
+            child.terminate()
 
 
 def test_a_template_that_leaves_out_the_tools_is_loud_where_tools_are_asked_for(

@@ -115,3 +115,11 @@ def test_a_plan_that_asks_nothing_or_for_an_unknown_suite_is_refused():
         SuitePlan(n_items=0).make_items(None)
     with pytest.raises(UsageError, match="did you mean 'multi_step'"):
         SuitePlan(("multi_stp",)).make_items(None)
+
+
+def test_suites_of_tools_are_left_out_where_there_is_no_place_for_tools_unless_named():
+    without = SuitePlan(n_items=1).make_items(None, offers_tools=False)
+    assert list(without) == ["structured_output", "long_context", "multi_step"]
+    assert list(SuitePlan(n_items=1).make_items(None)) == ["tool_calls", *without]
+    named = SuitePlan(("tool_calls",), n_items=1).make_items(None, offers_tools=False)
+    assert list(named) == ["tool_calls"]
