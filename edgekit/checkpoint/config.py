@@ -6,6 +6,7 @@ first fault: ``finish`` reports all missing, wrong and unknown keys together.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar, overload
@@ -121,7 +122,8 @@ class RawConfig(Mapping[str, Any]):
             self.report(f"{key} is missing (wanted {_JSON_NAMES[kind]})")
             return kind()
         accepted = (int, float) if kind is float else kind
-        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        is_other = not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool)
+        if is_other or (kind is float and abs(value) > sys.float_info.max):
             self.report(f"{key} is {_quote(value)} (wanted {_JSON_NAMES[kind]})")
             return kind()
         return float(value) if kind is float else value

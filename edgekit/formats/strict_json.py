@@ -1,16 +1,22 @@
 """Answer one question: how is a JSON object read from a file that nobody vouches for?
 
-Stricter than ``json.loads``: a key may stand only once, NaN and infinity are refused, and
+Stricter than ``json.loads``: a key may stand only once, NaN, infinity and numbers that would
+become infinite are refused, so is half of a surrogate pair, which no file can hold as UTF-8, and
 nesting that would exhaust the stack is an error like any other.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections import Counter
-from typing import Any
+from typing import Any, Final
 
 from edgekit.errors import FormatError
+
+_SURROGATE_ESCAPE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 def parse_object(data: bytes, where: str) -> dict[str, Any]:
@@ -21,12 +27,18 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
         where: File and place, for the message.
 
     Raises:
-        FormatError: Not UTF-8, not JSON, not an object, a key twice, or nested too deep.
+        FormatError: Not UTF-8, not JSON, not an object, a key twice, a number or text that cannot
+            be, or nested too deep.
     """
     try:
         value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
         )
+        if _SURROGATE_ESCAPE.search(data):
+            _refuse_surrogates(value)
     except (ValueError, RecursionError) as error:
         got = "nesting too deep" if isinstance(error, RecursionError) else str(error)
         raise FormatError(f"{where}: not valid JSON", got=got, wanted="a JSON object") from error
@@ -45,3 +57,23 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"number too large: {digits[:40]}")
+    return value
+
+
+def _refuse_surrogates(value: Any) -> None:
+    """Look at every text: Python takes half of a surrogate pair and fails where it is written."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            waiting += [*item.keys(), *item.values()]
+        elif isinstance(item, list):
+            waiting += item
+        elif isinstance(item, str) and _SURROGATE.search(item):
+            raise ValueError("half of a surrogate pair in a text")

@@ -1,0 +1,3 @@
+"""Placeholder until the tables are written."""
+from pathlib import Path
+def write_tables(data: Path, page: Path) -> None: ...
