@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.errors import ArtifactError, UsageError
+from edgekit.files import open_plain, read_inside
 from edgekit.scheme import Scheme
 
 MANIFEST_NAME: Final = "manifest.json"
 SCHEMA_VERSION: Final = 1
+MAX_MANIFEST_BYTES: Final = 64 << 20
 _CHUNK_BYTES: Final = 1 << 20
 
 
@@ -142,7 +144,7 @@ class Artifact:
         folder = Path(path)
         manifest_path = folder / MANIFEST_NAME
         try:
-            text = manifest_path.read_text(encoding="utf-8")
+            text = read_inside(manifest_path, MAX_MANIFEST_BYTES).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ArtifactError(
                 f"{folder} is not an artifact",
@@ -215,7 +217,7 @@ class Artifact:
 def hash_file(path: Path) -> str:
     """Give the sha256 of a file as hex digits."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_plain(path) as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

@@ -11,6 +11,7 @@ from edgekit.checkpoint.config import read_object
 from edgekit.checkpoint.guard import encode_guarded, find_foreign_spans, is_suspect
 from edgekit.checkpoint.tokenizer import TOKENIZER_CONFIG_NAME, Tokenizer, read_named_tokens
 from edgekit.errors import CheckpointError
+from edgekit.files import read_inside
 from edgekit.lazy import require
 
 TEMPLATE_NAME: Final = "chat_template.jinja"
@@ -148,13 +149,13 @@ class ChatTemplate:
 
 def _read_template(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
-            data = stream.read(_MAX_TEMPLATE_BYTES + 1)
-        text = data.decode("utf-8")
+        return read_inside(path, _MAX_TEMPLATE_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read", got=str(error)) from error
-    _check_size(len(data), path)
-    return text
+        raise CheckpointError(
+            f"{path}: cannot be read",
+            got=str(error),
+            wanted=f"text in UTF-8 of at most {_MAX_TEMPLATE_BYTES} bytes",
+        ) from error
 
 
 def _sources(entry: Any, path: Path) -> dict[str, str]:

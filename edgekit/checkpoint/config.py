@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, overload
 
 from edgekit.errors import CheckpointError, FormatError, MissingFileError, UnknownKeyError
+from edgekit.files import read_inside
 from edgekit.formats.strict_json import parse_object
 
 MAX_CONFIG_BYTES: Final = 4 << 20
@@ -36,8 +37,7 @@ def read_object(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, A
         CheckpointError: Unreadable, larger than ``max_bytes``, or not a JSON object.
     """
     try:
-        with path.open("rb") as stream:
-            data = stream.read(max_bytes + 1)
+        data = read_inside(path, max_bytes)
     except FileNotFoundError as error:
         raise MissingFileError(
             f"{path}: no such file",
@@ -45,9 +45,11 @@ def read_object(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, A
             do="Name the folder that holds it, or download the model again.",
         ) from error
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read", got=str(error)) from error
-    if len(data) > max_bytes:
-        raise CheckpointError(f"{path}: size", wanted=f"at most {max_bytes} bytes")
+        raise CheckpointError(
+            f"{path}: cannot be read",
+            got=str(error),
+            wanted=f"a plain file in this folder of at most {max_bytes} bytes",
+        ) from error
     try:
         return parse_object(data, str(path))
     except FormatError as error:

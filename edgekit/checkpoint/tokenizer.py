@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from edgekit.checkpoint.config import read_object
 from edgekit.errors import CheckpointError, MissingFileError, UsageError
+from edgekit.files import read_inside
 from edgekit.lazy import require
 
 TOKENIZER_NAME: Final = "tokenizer.json"
@@ -244,12 +245,7 @@ def read_named_tokens(folder: Path) -> dict[str, str]:
 
 def _read_text(path: Path) -> str:
     try:
-        n_bytes = path.stat().st_size
-        if n_bytes > _MAX_TOKENIZER_BYTES:
-            raise CheckpointError(
-                f"{path}: size", got=n_bytes, wanted=f"at most {_MAX_TOKENIZER_BYTES}"
-            )
-        return path.read_text(encoding="utf-8")
+        return read_inside(path, _MAX_TOKENIZER_BYTES).decode("utf-8")
     except FileNotFoundError as error:
         raise MissingFileError(
             f"{path}: no such file", do="edgekit reads fast tokenizers; save one as tokenizer.json."

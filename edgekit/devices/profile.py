@@ -17,9 +17,11 @@ from typing import Final, Generic, TypeVar, cast
 from edgekit.artifact import Format
 from edgekit.devices.typed_toml import Problem, build
 from edgekit.errors import ProfileError
+from edgekit.files import NotTrustedError, open_plain
 from edgekit.paths import device_profiles_dir
 
 HOST_ID: Final = "host"
+MAX_PROFILE_BYTES: Final = 1 << 20
 
 Number = TypeVar("Number", int, float)
 
@@ -222,7 +224,11 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
             )
         path = device_profiles_dir() / f"{name_or_path}.toml"
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_plain(path) as stream:
+            data = stream.read(MAX_PROFILE_BYTES + 1)
+        if len(data) > MAX_PROFILE_BYTES:
+            raise NotTrustedError(f"a size above {MAX_PROFILE_BYTES} bytes")
+        text = data.decode("utf-8").replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ProfileError(
             f"cannot read device profile {path}",

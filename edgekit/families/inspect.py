@@ -14,6 +14,7 @@ from typing import Final
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
 from edgekit.families.spec import DecoderSpec
+from edgekit.files import open_inside
 from edgekit.scheme import FP32, GROUPS, Scheme
 
 SCHEMES: Final = (
@@ -36,7 +37,7 @@ _GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
         "final_norm",
     ),
 }
-_MAX_CARD_CHARS: Final = 1 << 16
+_MAX_CARD_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +187,8 @@ def _part(name: str) -> str:
 def _read_license(card: Path) -> str:
     """Read ``license`` from the front matter of a model card, which anyone may have written."""
     try:
-        with card.open(encoding="utf-8", errors="replace") as stream:
-            lines = stream.read(_MAX_CARD_CHARS).splitlines()
+        with open_inside(card) as stream:
+            lines = stream.read(_MAX_CARD_BYTES).decode("utf-8", "replace").splitlines()
     except OSError:
         return ""
     if not lines or lines[0].strip() != "---":

@@ -22,6 +22,7 @@ import numpy as np
 
 from edgekit.dtypes import U8Array
 from edgekit.errors import FormatError
+from edgekit.files import open_plain
 from edgekit.formats.mapped import MappedFile
 
 MAX_TENSORS: Final = 1 << 16
@@ -121,7 +122,7 @@ class GgufFile(MappedFile):
         """
         self.path = Path(path)
         try:
-            with self.path.open("rb") as stream:
+            with open_plain(self.path) as stream:
                 self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise FormatError(f"{self.path}: cannot be read", got=str(error)) from error
@@ -139,9 +140,7 @@ class GgufFile(MappedFile):
 
     def view(self, begin: int, n_bytes: int) -> U8Array:
         """View bytes of the file."""
-        if self._map is None:
-            raise FormatError(f"{self.path}: read after the file was closed")
-        return np.frombuffer(self._map, np.uint8, n_bytes, begin)
+        return np.frombuffer(self._opened(begin + n_bytes), np.uint8, n_bytes, begin)
 
     def _place(
         self, headers: list[_Header], cursor: _Cursor, alignment: int

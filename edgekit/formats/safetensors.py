@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from edgekit.dtypes import BY_SAFETENSORS, DTYPES, F32Array
 from edgekit.errors import FormatError
+from edgekit.files import open_inside
 from edgekit.formats.floats import to_float32
 from edgekit.formats.mapped import MappedFile
 from edgekit.formats.strict_json import parse_object
@@ -99,7 +100,7 @@ class SafetensorsFile(MappedFile):
         """
         self.path = Path(path)
         try:
-            with self.path.open("rb") as stream:
+            with open_inside(self.path) as stream:
                 n_file = os.fstat(stream.fileno()).st_size
                 if n_file < _LENGTH.size:
                     raise FormatError(f"{self.path}: size", got=n_file, wanted="at least 8 bytes")
@@ -129,13 +130,12 @@ class SafetensorsFile(MappedFile):
 
     def view(self, info: TensorInfo, begin: int, shape: tuple[int, ...]) -> NDArray[Any]:
         """View bits at ``begin`` (bytes after the header) with the type of ``info``."""
-        if self._map is None:
-            raise FormatError(f"{self.path}: tensor {info.name} read after the file was closed")
         dtype = np.dtype(DTYPES[info.dtype].numpy)
         n_elements = int(np.prod(shape, dtype=np.int64))
+        mapped = self._opened(self._data_start + begin + n_elements * dtype.itemsize)
         if n_elements == 0:
             return np.empty(shape, dtype)
-        flat = np.frombuffer(self._map, dtype, n_elements, self._data_start + begin)
+        flat = np.frombuffer(mapped, dtype, n_elements, self._data_start + begin)
         return flat.reshape(shape)
 
 

@@ -21,6 +21,7 @@ from edgekit.dtypes import Bits, DType
 from edgekit.errors import ArtifactError, ExportError, FormatError, QuantError, UsageError
 from edgekit.families.base import SourceModel
 from edgekit.families.spec import DecoderSpec
+from edgekit.files import read_inside
 from edgekit.formats.packing import unpack_codes
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from edgekit.formats.strict_json import parse_object
@@ -230,8 +231,7 @@ def _write_index(folder: Path, text: str) -> None:
 
 def _read_index(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as stream:
-            data = stream.read(_MAX_INDEX_BYTES + 1)
+        data = read_inside(path, _MAX_INDEX_BYTES)
     except OSError as error:
         raise ArtifactError(
             f"{path.parent} is no store of quantized weights",
