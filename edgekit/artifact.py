@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -96,7 +97,7 @@ class Manifest:
             ArtifactError: Not JSON, wrong version, or fields missing.
         """
         try:
-            data = json.loads(text)
+            data = json.loads(text, parse_constant=_refuse_number, parse_float=_finite)
             version = data["schema_version"]
             if version != SCHEMA_VERSION:
                 raise ArtifactError(
@@ -155,9 +156,15 @@ class Artifact:
         manifest = Manifest.from_json(text, where=str(manifest_path))
         for entry in manifest.files:
             target = folder / entry.path
-            if not _is_inside(target, folder):
+            try:
+                is_inside = _is_inside(target, folder)
+                n_bytes = target.stat().st_size if target.is_file() else None
+            except OSError as error:
+                raise ArtifactError(
+                    f"{manifest_path}: file name", got=error.strerror or str(error)
+                ) from error
+            if not is_inside:
                 raise ArtifactError(f"{manifest_path}: file outside the artifact", got=entry.path)
-            n_bytes = target.stat().st_size if target.is_file() else None
             if n_bytes != entry.n_bytes:
                 raise ArtifactError(
                     f"{target}: size",
@@ -234,16 +241,33 @@ def _checked(manifest: Manifest) -> Manifest:
     for file in manifest.files:
         if not isinstance(file.path, str) or "\0" in file.path or not _is_count(file.n_bytes):
             wrong.append(f"files entry {file.path!r}")
+        if not isinstance(file.sha256, str):
+            wrong.append(f"sha256 of {file.path!r}")
     for tensor in manifest.tensors:
         if not isinstance(tensor.name, str) or not all(map(_is_count, tensor.shape)):
             wrong.append(f"tensors entry {tensor.name!r}")
         if not isinstance(tensor.imported, str | None):
             wrong.append(f"imported of {tensor.name!r}")
+        if not isinstance(tensor.reason, str) or not isinstance(tensor.sha256, str | None):
+            wrong.append(f"reason or sha256 of {tensor.name!r}")
         Scheme.parse(tensor.scheme)
     Scheme.parse(manifest.scheme)
+    # Half of a surrogate pair is a text to Python and cannot be written or shown.
+    manifest.to_json().encode("utf-8")
     if wrong:
         raise TypeError(f"wrong type of {', '.join(wrong[:5])}")
     return manifest
+
+
+def _refuse_number(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"number too large: {digits[:40]}")
+    return value
 
 
 def _is_count(value: object) -> bool:

@@ -62,10 +62,20 @@ def read_inside(path: Path, max_bytes: int) -> bytes:
         OSError: It cannot be read.
     """
     with open_inside(path) as stream:
-        data = stream.read(max_bytes + 1)
-    if len(data) > max_bytes:
+        return read_capped(stream, max_bytes)
+
+
+def read_capped(stream: BufferedReader, max_bytes: int) -> bytes:
+    """Read an open plain file; memory is taken for what it holds, not for what it might.
+
+    Raises:
+        NotTrustedError: It holds more than ``max_bytes``.
+        OSError: It cannot be read.
+    """
+    n_bytes = os.fstat(stream.fileno()).st_size
+    if n_bytes > max_bytes:
         raise NotTrustedError(f"a size above {max_bytes} bytes")
-    return data
+    return stream.read(n_bytes)
 
 
 def is_inside(path: Path) -> bool:

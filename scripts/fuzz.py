@@ -109,7 +109,10 @@ def add_run(row: dict[str, Any], folder: Path, log_text: str) -> None:
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
-    print(f"{'target':16}{'executions':>12}{'per s':>8}{'edges':>7}{'found':>7}{'peak':>10}{'slowest':>10}")
+    print(
+        f"{'target':16}{'executions':>12}{'per s':>8}{'edges':>7}{'found':>7}"
+        f"{'peak':>10}{'slowest':>10}"
+    )
     for row in rows:
         rate = row["executions"] / max(row["wall_s"], 0.1)
         print(

@@ -15,14 +15,16 @@ from edgekit.files import read_inside
 from edgekit.lazy import require
 
 TEMPLATE_NAME: Final = "chat_template.jinja"
-_MAX_TEMPLATE_BYTES: Final = 1 << 20
+MAX_TEMPLATE_BYTES: Final = 1 << 18
 # What Python itself raises when a template misuses the values it is given.
 _TEMPLATE_FAULTS: Final = (
     ArithmeticError,
+    AssertionError,
     AttributeError,
     LookupError,
     MemoryError,
     RuntimeError,
+    SyntaxError,
     TypeError,
     ValueError,
 )
@@ -97,6 +99,7 @@ class ChatTemplate:
         }
         try:
             text: str = self._sandbox.render_text(source, values)
+            text.encode("utf-8")
         except (jinja2.TemplateError, *_TEMPLATE_FAULTS) as error:
             raise CheckpointError(
                 f"{self.where}: chat template failed",
@@ -149,12 +152,12 @@ class ChatTemplate:
 
 def _read_template(path: Path) -> str:
     try:
-        return read_inside(path, _MAX_TEMPLATE_BYTES).decode("utf-8")
+        return read_inside(path, MAX_TEMPLATE_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"{path}: cannot be read",
             got=str(error),
-            wanted=f"text in UTF-8 of at most {_MAX_TEMPLATE_BYTES} bytes",
+            wanted=f"text in UTF-8 of at most {MAX_TEMPLATE_BYTES} bytes",
         ) from error
 
 
@@ -177,7 +180,7 @@ def _sources(entry: Any, path: Path) -> dict[str, str]:
 
 
 def _check_size(n_bytes: int, path: Path) -> None:
-    if n_bytes > _MAX_TEMPLATE_BYTES:
+    if n_bytes > MAX_TEMPLATE_BYTES:
         raise CheckpointError(
-            f"{path}: chat template", wanted=f"at most {_MAX_TEMPLATE_BYTES} bytes"
+            f"{path}: chat template", wanted=f"at most {MAX_TEMPLATE_BYTES} bytes"
         )

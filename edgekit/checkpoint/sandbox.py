@@ -31,6 +31,9 @@ _MAX_S: Final = 10.0
 _MAX_INT_BITS: Final = 4096
 _WIDE_FIELD: Final = re.compile(r"\d{5,}|%[^a-zA-Z%]*\*")
 _MAX_INDENT: Final = 64
+_MAX_PRECISION: Final = 64
+# Nothing that a prompt needs; each can make much of little before anything is charged.
+_NOT_OFFERED: Final = ("lipsum",)
 # Methods and filters whose result can be much longer than what goes in.
 _GROWING_NAMES: Final = """
     center expandtabs format format_map indent join ljust replace rjust tojson translate truncate
@@ -107,6 +110,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = _tojson
         self.filters = {name: _charged(name, call) for name, call in self.filters.items()}
         self._compiled: dict[str, jinja2.Template] = {}
+        for name in _NOT_OFFERED:
+            del self.globals[name]
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
 
@@ -148,13 +153,13 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         # Jinja wraps ``format``; the method of the text itself is inside.
         method = getattr(obj, "__wrapped__", obj)
         owner = getattr(method, "__self__", None)
+        if isinstance(owner, int) and getattr(method, "__name__", "") == "to_bytes":
+            raise TemplateLimitError("bytes are not offered")
         if isinstance(owner, str) and method.__name__ in _GROWING:
             if method.__name__.startswith("format"):
                 _check_fields(owner)
             _check_growth(owner, *args, *kwargs.values())
-        result = super().call(context, obj, *args, **kwargs)
-        _budget.get().spend(_size(result))
-        return result
+        return _counted(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Compute a binary operation, refusing results without bound."""
@@ -166,11 +171,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
                 _check_fields(left)
             _check_growth(left, right)
         _budget.get().spend(_size(left) + _size(right))
-        result = super().call_binop(context, operator, left, right)
-        if not _is_small(result):
-            raise TemplateLimitError("number too large")
-        _budget.get().spend(_size(result))
-        return result
+        return _counted(super().call_binop(context, operator, left, right))
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -213,11 +214,33 @@ def _charged(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
             _check_growth(*args, *kwargs.values(), is_growing=name in _GROWING)
         if name == "format":
             _check_fields(args[0])
-        result = call(*args, **kwargs)
-        _budget.get().spend(_size(result))
-        return result
+        if name in ("batch", "slice"):
+            # They give lists of that many items, however short their input is.
+            n_lists = abs(int(_argument(args, kwargs, ("linecount", "slices"))))
+            _budget.get().spend(_ITEM_UNITS * _ITEM_UNITS * n_lists)
+        if name == "round" and abs(int(_argument(args, kwargs, ("precision",)))) > _MAX_PRECISION:
+            raise TemplateLimitError("too many digits")
+        return _counted(call(*args, **kwargs))
 
     return charged
+
+
+def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """Give the first argument of a filter after its input, by place or by name."""
+    # What some filters want in front of their input is not the template's.
+    given = [arg for arg in args if not isinstance(arg, nodes.EvalContext)]
+    named = [kwargs[name] for name in names if name in kwargs]
+    return given[1] if len(given) > 1 else named[0] if named else 0
+
+
+def _counted(result: Any) -> Any:
+    """Charge a result; refuse what no prompt needs and later operations could blow up."""
+    if isinstance(result, bytes | bytearray | memoryview):
+        raise TemplateLimitError("bytes are not offered")
+    if not _is_small(result):
+        raise TemplateLimitError("number too large")
+    _budget.get().spend(_size(result))
+    return result
 
 
 def _charged_output(value: Any) -> Any:

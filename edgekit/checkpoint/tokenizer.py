@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.checkpoint.config import read_object
+from edgekit.checkpoint.tokenizer_limits import find_excess
 from edgekit.errors import CheckpointError, MissingFileError, UsageError
 from edgekit.files import read_inside
 from edgekit.lazy import require
@@ -22,7 +23,7 @@ from edgekit.lazy import require
 TOKENIZER_NAME: Final = "tokenizer.json"
 TOKENIZER_CONFIG_NAME: Final = "tokenizer_config.json"
 SPECIAL_MAP_NAME: Final = "special_tokens_map.json"
-_MAX_TOKENIZER_BYTES: Final = 256 << 20
+MAX_TOKENIZER_BYTES: Final = 64 << 20
 _BYTE_TOKEN: Final = re.compile("<0x[0-9A-F]{2}>")
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 
@@ -184,7 +185,15 @@ class Tokenizer:
             # Truncation and padding are settings of somebody's training run.
             tokenizer.no_truncation()
             tokenizer.no_padding()
-            return tokenizer
+            excess = find_excess(tokenizer)
+        if excess:
+            raise CheckpointError(
+                f"{self.path}: what it does to a text has no bound",
+                got=excess,
+                wanted="normalizers and regular expressions like those of published models",
+                do="Do not use this tokenizer.",
+            )
+        return tokenizer
 
 
 class StreamDecoder:
@@ -245,7 +254,7 @@ def read_named_tokens(folder: Path) -> dict[str, str]:
 
 def _read_text(path: Path) -> str:
     try:
-        return read_inside(path, _MAX_TOKENIZER_BYTES).decode("utf-8")
+        return read_inside(path, MAX_TOKENIZER_BYTES).decode("utf-8")
     except FileNotFoundError as error:
         raise MissingFileError(
             f"{path}: no such file", do="edgekit reads fast tokenizers; save one as tokenizer.json."

@@ -13,9 +13,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
+from edgekit.errors import FormatError
 from edgekit.families.rope_spec import RopeSpec
+from edgekit.families.spec_faults import find_fault
+
+_EXPORT_AGAIN: Final = "Export the model again."
 
 
 class NormPlacement(StrEnum):
@@ -188,7 +192,22 @@ class DecoderSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DecoderSpec:
-        """Read the JSON form; the inverse of ``as_dict``."""
+        """Read the JSON form, which nobody vouches for; the inverse of ``as_dict``.
+
+        Raises:
+            FormatError: Fields are absent, unknown or of another type, or sizes without sense.
+        """
+        try:
+            spec = cls._from_dict(data)
+            fault = find_fault(spec)
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            fault = f"{type(error).__name__}: {error}"
+        if fault:
+            raise FormatError("decoder", got=fault, wanted="what edgekit wrote", do=_EXPORT_AGAIN)
+        return spec
+
+    @classmethod
+    def _from_dict(cls, data: Mapping[str, Any]) -> DecoderSpec:
         local, sliding = data.get("local_rope"), data.get("sliding_layers")
         growth = data.get("query_scaling")
         return cls(

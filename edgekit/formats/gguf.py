@@ -190,6 +190,7 @@ class _Cursor:
         self.path = path
         self.n_bytes = len(mapped)
         self.position = 0
+        self.n_items_left = MAX_ITEMS
 
     def skip(self, n_bytes: int) -> int:
         """Move on; give the place before."""
@@ -267,7 +268,8 @@ def _read_value(cursor: _Cursor, kind: int, key: str) -> Value:
         value = cursor.number(_NUMBERS[kind])
         return bool(value) if kind == _BOOL else value
     item = cursor.count("I", f"item type of {key[:80]!r}", 12)
-    n_items = cursor.count("Q", f"items of {key[:80]!r}", MAX_ITEMS)
+    n_items = cursor.count("Q", f"items of {key[:80]!r}", cursor.n_items_left)
+    cursor.n_items_left -= n_items
     if item == _ARRAY:
         raise FormatError(f"{cursor.path}: {key[:80]!r}", got="an array of arrays")
     if item == _STRING:

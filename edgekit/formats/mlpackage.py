@@ -117,9 +117,18 @@ def main_block(spec: Any) -> Any:
 
 
 def type_name(value_type: Any) -> str:
-    """Name of the element type of a ``MIL_pb2.ValueType``, such as ``FLOAT16``."""
+    """Name of the element type of a ``MIL_pb2.ValueType``, such as ``FLOAT16``.
+
+    Raises:
+        FormatError: A number that is no type.
+    """
     types = require_coremltools("coremltools.proto.MIL_pb2").DataType
-    return str(types.Name(value_type.tensorType.dataType))
+    try:
+        return str(types.Name(value_type.tensorType.dataType))
+    except ValueError as error:
+        raise FormatError(
+            "Core ML program: element type", got=value_type.tensorType.dataType
+        ) from error
 
 
 def stored_at(value: Any) -> tuple[int, BlobType, tuple[int, ...]]:

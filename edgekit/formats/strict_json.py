@@ -2,7 +2,7 @@
 
 Stricter than ``json.loads``: a key may stand only once, NaN, infinity and numbers that would
 become infinite are refused, so is half of a surrogate pair, which no file can hold as UTF-8, and
-nesting that would exhaust the stack is an error like any other.
+nesting beyond ``MAX_DEPTH``, which would exhaust the stack here or wherever the value is shown.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from edgekit.errors import FormatError
 
-_SURROGATE_ESCAPE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+MAX_DEPTH: Final = 127  # as the JSON reader of Rust, and with it safetensors
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -37,8 +37,7 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
             parse_constant=_refuse_constant,
             parse_float=_finite,
         )
-        if _SURROGATE_ESCAPE.search(data):
-            _refuse_surrogates(value)
+        _check_parts(value)
     except (ValueError, RecursionError) as error:
         got = "nesting too deep" if isinstance(error, RecursionError) else str(error)
         raise FormatError(f"{where}: not valid JSON", got=got, wanted="a JSON object") from error
@@ -66,14 +65,21 @@ def _finite(digits: str) -> float:
     return value
 
 
-def _refuse_surrogates(value: Any) -> None:
-    """Look at every text: Python takes half of a surrogate pair and fails where it is written."""
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, dict):
-            waiting += [*item.keys(), *item.values()]
-        elif isinstance(item, list):
-            waiting += item
-        elif isinstance(item, str) and _SURROGATE.search(item):
-            raise ValueError("half of a surrogate pair in a text")
+def _check_parts(value: Any) -> None:
+    """Look at every text and level: Python takes more than can be written or shown again."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner += item.keys()
+                inner += item.values()
+            elif isinstance(item, list):
+                inner += item
+            elif isinstance(item, str) and _SURROGATE.search(item):
+                raise ValueError("half of a surrogate pair in a text")
+        level = [item for item in inner if isinstance(item, str | list | dict)]
+        if not level:
+            return
+    if any(isinstance(item, list | dict) for item in level):
+        raise ValueError("nesting too deep")

@@ -83,7 +83,15 @@ class StoredModel:
                 _weights=weights,
             )
             _check_files(model)
-        except (FormatError, UsageError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (
+            FormatError,
+            UsageError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OSError,
+        ) as error:
             raise ArtifactError(
                 f"{folder} is a damaged store",
                 got=str(error) or type(error).__name__,
@@ -257,6 +265,11 @@ def _read_index(path: Path) -> dict[str, Any]:
 
 def _check_files(model: StoredModel) -> None:
     """Refuse a store whose index, weights and assets do not belong together."""
+    texts = [model.source.name, model.source.origin, model.source.sha256]
+    texts += [text for entry in model.entries for text in (entry.name, entry.reason)]
+    texts += [t for e in model.entries for t in (e.sha256, e.imported) if t is not None]
+    if not all(isinstance(text, str) for text in texts):
+        raise FormatError("source or tensors", got="values that are no text")
     wanted = [
         info
         for entry in model.entries

@@ -146,7 +146,10 @@ def main(name: str, seconds: str, folder_name: str) -> None:
         if rng.random() < _ENGINE_SHARE:
             engine: Any = atheris.Mutate(data, max_size)
             return bytes(engine)
-        return target.mutate(data, rng)[:max_size]
+        try:
+            return target.mutate(data, rng)[:max_size]
+        except Exception:  # noqa: BLE001 - a mutator that meets odd bytes leaves them as they are
+            return data
 
     options = [
         sys.argv[0],

@@ -35,13 +35,15 @@ NUMBERS: Final = (
 )  # fmt: skip
 TEXTS: Final = (
     "", " ", "\0", "a" * 300, "..", "../x", "/etc/hostname", "C:x", "a\\b", "\x1b[31mred\x1b[0m",
-    "\u202egpj.exe", "\ufeff", "\u2028", Raw(r'"\ud800"'), Raw(r'"\udc00\ud800"'), Raw(r'"\ud83d\ude00"'),
-    "\u0130", "ſ", "K", "__class__", "{{ 1 }}", "%s" * 50, "{0}", "weight", "lm_head", "int4-g32",
+    "\u202egpj.exe", "\ufeff", "\u2028", Raw(r'"\ud800"'), Raw(r'"\udc00\ud800"'),
+    Raw(r'"\ud83d\ude00"'), "\u0130", "\u017f", "\u212a",
+    "__class__", "{{ 1 }}", "%s" * 50, "{0}", "weight", "lm_head", "int4-g32",
     "fp32", "F32", "I64", "BF16", "F8_E4M3", "yarn", "llama3", "longrope", "linear", "dynamic",
     "gptq", "fp8", "compressed-tensors", "True", "null", "1", "1e5", "NaN", "model.safetensors",
 )  # fmt: skip
 CONTAINERS: Final = (
     Raw("[]"), Raw("{}"), Raw("null"), Raw("true"), Raw("false"), Raw("[[]]"), Raw('{"":{}}'),
+    Raw("[" * 120 + "]" * 120), Raw("[" * 900 + "]" * 900), Raw("[" * 960 + "]" * 960),
     Raw("[" * 2000 + "]" * 2000), Raw('{"a":' * 1200 + "1" + "}" * 1200), Raw("[" * 100_000),
     Raw('[1,2]'), Raw('["a","a"]'), Raw('{"a":1,"a":2}'), Raw("[0]"), Raw("[-1]"), Raw("[1e999]"),
     Raw("[" + "0," * 3000 + "0]"),
@@ -195,5 +197,7 @@ def mutate_words(data: bytes, rng: Random, pool: tuple[str, ...]) -> bytes:
     if rng.random() < 0.25:
         lines = data.splitlines(keepends=True)
         i, j = rng.randrange(len(lines) or 1), rng.randrange(len(lines) or 1)
-        data = b"".join((*lines[:i], *lines[j : j + rng.randrange(4)], *lines[i + rng.randrange(2) :]))
+        data = b"".join(
+            (*lines[:i], *lines[j : j + rng.randrange(4)], *lines[i + rng.randrange(2) :])
+        )
     return data

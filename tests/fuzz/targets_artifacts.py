@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.artifact import Artifact, FileEntry, Format, Manifest, TensorEntry
-from edgekit.devices.profile import parse_profile
-from edgekit.devices.profile import load_profile
+from edgekit.devices.profile import load_profile, parse_profile
 from edgekit.families import open_model
 from edgekit.formats.mil_blob import BlobWriter
 from edgekit.formats.mlpackage import (
@@ -109,7 +108,8 @@ def seeds_profile() -> list[bytes]:
 
 _TOML = (
     "nan", "inf", "-inf", "-1", "1e999", "9" * 400, "true", '""', "[]", "{}", "[[]]", "[" * 200,
-    "0x7fffffffffffffff", "1_000", "1979-05-27", "'unknown'", '"unknown"', '"\\ud800"', "{a={a={a=1}}}",
+    "0x7fffffffffffffff", "1_000", "1979-05-27", "'unknown'", '"unknown"', '"\\ud800"',
+    "{a={a={a=1}}}",
     "a.b.c=1", "[cpu]", "[[engines]]", '"""', "#", "value", "kind", "source", "9" * 5000, "1e-320",
 )  # fmt: skip
 
@@ -223,7 +223,10 @@ def seeds_package() -> list[bytes]:
         output(op, name_, "FLOAT16", *shape)
     op = block.operations.add()
     op.type = "constexpr_blockwise_shift_scale"
-    for key, kind, offset, shape in (("data", "INT4", codes, (2, 64)), ("scale", "FLOAT16", scales, (2, 2))):
+    for key, kind, offset, shape in (
+        ("data", "INT4", codes, (2, 64)),
+        ("scale", "FLOAT16", scales, (2, 2)),
+    ):
         stored(op.inputs[key].arguments.add().value, kind, offset, *shape)
     output(op, "q", "FLOAT16", 2, 64)
     op = block.operations.add()
@@ -255,7 +258,9 @@ def mutate_spec(data: bytes, rng: Random) -> bytes:
     if rng.random() < 0.1:
         return mutate_bytes(data, rng)
     for _ in range(rng.choice((1, 1, 2, 3))):
-        message, field, value = rng.choice(_fields(spec))
+        message, field, value = rng.choice(_fields(spec) or [(spec, None, None)])
+        if field is None:
+            return mutate_bytes(data, rng)
         _change(message, field, value, rng)
     return bytes(spec.SerializeToString(deterministic=True))
 
@@ -277,7 +282,22 @@ def _fields(message: Any) -> list[tuple[Any, Any, Any]]:
 
 
 def _change(message: Any, field: Any, value: Any, rng: Random) -> None:
-    numbers = (0, 1, 2, 3, 63, 64, 128, 255, 1 << 20, 1 << 31, 1 << 40, (1 << 63) - 1, (1 << 64) - 1, -1)
+    numbers = (
+        0,
+        1,
+        2,
+        3,
+        63,
+        64,
+        128,
+        255,
+        1 << 20,
+        1 << 31,
+        1 << 40,
+        (1 << 63) - 1,
+        (1 << 64) - 1,
+        -1,
+    )
     texts = ("", "main", "const", "x", "w", "q", "../weight.bin", "constexpr_blockwise_shift_scale")
     try:
         if hasattr(value, "append") and not hasattr(value, "add") and rng.random() < 0.5:

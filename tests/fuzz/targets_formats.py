@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -102,7 +103,12 @@ def _shift_offsets(header: bytes, rng: Random) -> bytes:
         by = rng.choice((-8, -4, -1, 1, 4, 8))
         entries[name]["data_offsets"] = [n + by for n in entries[name]["data_offsets"]]
         entries[name]["shape"] = rng.choice(
-            (entries[name]["shape"][::-1], [0, 1 << 62], [1 << 32, 1 << 32, 0], [*entries[name]["shape"], 1])
+            (
+                entries[name]["shape"][::-1],
+                [0, 1 << 62],
+                [1 << 32, 1 << 32, 0],
+                [*entries[name]["shape"], 1],
+            )
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return mutate_json(header, rng)
@@ -116,8 +122,8 @@ def run_gguf(data: bytes, folder: Path) -> None:
     with GgufFile(path) as file:
         taken = sorted((t.begin, t.n_bytes) for t in file.tensors.values())
         for begin, n_bytes in taken:
-            promise(0 < n_bytes and begin + n_bytes <= len(data), "a tensor outside the file")
-        for (begin, n_bytes), (after, _) in zip(taken, taken[1:], strict=False):
+            promise(n_bytes > 0 and begin + n_bytes <= len(data), "a tensor outside the file")
+        for (begin, n_bytes), (after, _) in pairwise(taken):
             promise(begin + n_bytes <= after, "tensors overlap")
         for tensor in file.tensors.values():
             promise(tensor.raw().size == tensor.n_bytes, "a view of another size")
@@ -224,7 +230,19 @@ def gguf_places(data: bytes) -> list[tuple[int, str]]:
         nonlocal position
         position += take("Q")
 
-    sizes = {0: "B", 1: "B", 2: "H", 3: "H", 4: "I", 5: "I", 6: "I", 7: "B", 10: "Q", 11: "Q", 12: "Q"}
+    sizes = {
+        0: "B",
+        1: "B",
+        2: "H",
+        3: "H",
+        4: "I",
+        5: "I",
+        6: "I",
+        7: "B",
+        10: "Q",
+        11: "Q",
+        12: "Q",
+    }
     try:
         n_tensors, n_keys = struct.unpack_from("<QQ", data, 8)
         for _ in range(n_keys):

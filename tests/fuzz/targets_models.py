@@ -35,7 +35,8 @@ from tests.checkpoint.coded_folders import (
     mlx_config,
     mlx_parts,
 )
-from tests.fuzz.contract import Target, join_parts as glue, mutate_part, promise, split_parts
+from tests.fuzz.contract import Target, mutate_part, promise, split_parts
+from tests.fuzz.contract import join_parts as glue
 from tests.fuzz.mutate import mutate_json
 from tests.fuzz.targets_formats import mutate_safetensors
 from tests.tiny_families import TINY_CONFIGS

@@ -50,17 +50,17 @@ def _events(chunks: list[bytes]) -> Any:
     try:
         return list(iter_data(chunks))
     except ServerError as error:
-        return _Same(error)
+        return _SameError(error)
 
 
-class _Same(ServerError):
+class _SameError(ServerError):
     """A ServerError that equals another with the same words."""
 
     def __init__(self, error: ServerError) -> None:
         super().__init__(error.what, got=error.got, wanted=error.wanted)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.what == other.what
+        return isinstance(other, _SameError) and self.what == other.what
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -72,7 +72,11 @@ def seeds_stream() -> list[bytes]:
     top = [{"token": "He", "logprob": -0.5}, {"token": "x", "logprob": -9.0}]
     described = {"content": [{"token": "He", "logprob": -0.5, "top_logprobs": top}]}
     call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": '{"a": 1}'}}
-    usage = {"prompt_tokens": 3, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 0}}
+    usage = {
+        "prompt_tokens": 3,
+        "completion_tokens": 2,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     chat = [
         chunk(delta={"role": "assistant", "content": ""}),
         chunk(delta={"content": "He"}, logprobs=described),
@@ -141,7 +145,14 @@ def seeds_listing() -> list[bytes]:
     tree: list[dict[str, Any]] = [
         {"type": "file", "path": s["rfilename"], "size": 10, "oid": "a" * 40} for s in plain
     ]
-    tree.append({"path": "model.safetensors", "size": 1000, "oid": "c" * 40, "lfs": {"oid": "b" * 64, "size": 1000}})
+    tree.append(
+        {
+            "path": "model.safetensors",
+            "size": 1000,
+            "oid": "c" * 40,
+            "lfs": {"oid": "b" * 64, "size": 1000},
+        }
+    )
     return [
         join_parts(json.dumps(info).encode(), b"[]"),
         join_parts(json.dumps(bare).encode(), json.dumps(tree).encode()),

@@ -83,10 +83,23 @@ def seeds_tokenizer() -> list[bytes]:
             "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}],
         },
     }
-    split = {"type": "Split", "pattern": {"Regex": r"\p{L}+|\d{1,3}|\s+"}, "behavior": "Isolated", "invert": False}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": r"\p{L}+|\d{1,3}|\s+"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": False,
+    }
     regex = {**small, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]}}
-    unigram = {**small, "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.5]]}}
+    unigram = {
+        **small,
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.5]]},
+    }
     words = {**small, "model": {
         "type": "WordPiece", "unk_token": "<unk>", "continuing_subword_prefix": "##",
         "max_input_chars_per_word": 100, "vocab": {"<unk>": 0, "a": 4, "##a": 5}}}  # fmt: skip
@@ -111,31 +124,40 @@ def run_template(data: bytes, folder: Path) -> None:
 
 
 _POOL = (
-    "messages", "message", "loop.index", "loop", "range", "namespace", "tojson", "100000", "1000000000",
+    "messages", "message", "loop.index", "loop", "range", "namespace", "tojson", "100000",
+    "1000000000",
     "-1", "0", "1.5", "'a'", '"%s"', "for", "if", "in", "not", "is", "set", "macro", "endmacro",
     "endfor", "endif", "call", "filter", "block", "recursive", "break", "continue", "join", "map",
-    "attribute", "batch", "slice", "round", "list", "replace", "indent", "format", "center", "wordwrap",
+    "attribute", "batch", "slice", "round", "list", "replace", "indent", "format", "center",
+    "wordwrap",
     "truncate", "sort", "unique", "groupby", "sum", "dictsort", "int", "float", "default", "length",
     "reverse", "select", "reject", "selectattr", "items", "lipsum", "cycler", "joiner", "dict",
     "strftime_now", "raise_exception", "split", "strip", "zfill", "__class__", "__init__", "mro",
     "~", "*", "**", "//", "%", "{%", "%}", "{{", "}}", "{#", "|", "(", ")", "[", "]", ".", ",",
-    "bos_token", "generation", "endgeneration", "with", "autoescape", "include", "import", "extends",
-    "striptags", "urlize", "xmlattr", "pprint", "filesizeformat", "random", "trim", "upper", "title",
+    "bos_token", "generation", "endgeneration", "with", "autoescape", "include", "import",
+    "extends",
+    "striptags", "urlize", "xmlattr", "pprint", "filesizeformat", "random", "trim", "upper",
+    "title",
 )  # fmt: skip
 
 
 def seeds_template() -> list[bytes]:
     sources = (
         CHAT_TEMPLATE,
-        "{% for m in messages %}{{ m.role ~ ': ' ~ m['content'] | trim }}{{ loop.index }}{% endfor %}",
+        "{% for m in messages %}{{ m.role ~ ': ' ~ m['content'] | trim }}{{ loop.index }}"
+        "{% endfor %}",
         "{% set ns = namespace(n=0, s='') %}{% for m in messages if m.role != 'tool' %}"
-        "{% set ns.n = ns.n + 1 %}{% set ns.s = ns.s ~ m.content %}{% endfor %}{{ ns.s }}{{ ns.n }}",
+        "{% set ns.n = ns.n + 1 %}{% set ns.s = ns.s ~ m.content %}{% endfor %}"
+        "{{ ns.s }}{{ ns.n }}",
         "{% macro say(x, n=2) %}{% if n %}<{{ x }}>{{ say(x, n - 1) }}{% endif %}{% endmacro %}"
         "{{ say('a') }}{{ messages | map(attribute='role') | join(', ') | upper }}",
-        "{{ 'x' * 3 }}{{ '%d-%s' | format(3, 'a') }}{{ 2 ** 8 }}{{ 1.55 | round(1) }}{{ [3, 1] | sort }}"
+        "{{ 'x' * 3 }}{{ '%d-%s' | format(3, 'a') }}{{ 2 ** 8 }}{{ 1.55 | round(1) }}"
+        "{{ [3, 1] | sort }}"
         "{{ 'a,b'.split(',') | list | tojson(indent=2) }}{{ 'abc'.replace('b', 'x') | center(9) }}",
-        "{% for x in [[1, [2]], [3]] recursive %}{% if x is iterable %}{{ loop(x) }}{% else %}{{ x }}"
-        "{% endif %}{% endfor %}{{ strftime_now('%Y') | length }}{{ range(5) | batch(2, 'x') | list }}",
+        "{% for x in [[1, [2]], [3]] recursive %}{% if x is iterable %}{{ loop(x) }}{% else %}"
+        "{{ x }}"
+        "{% endif %}{% endfor %}{{ strftime_now('%Y') | length }}"
+        "{{ range(5) | batch(2, 'x') | list }}",
     )
     return [source.encode() for source in sources]
 
