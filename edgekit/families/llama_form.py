@@ -133,8 +133,11 @@ def read_llama_form(
 
 
 def take_n_layers(config: RawConfig) -> int:
-    """Take ``num_hidden_layers``."""
-    return config.take_count("num_hidden_layers", at_most=MAX_LAYERS)
+    """Take ``num_hidden_layers``; a count beyond the cap is reported and the cap given.
+
+    Families list layers before the faults are raised.
+    """
+    return min(MAX_LAYERS, config.take_count("num_hidden_layers", at_most=MAX_LAYERS))
 
 
 def take_widths(config: RawConfig) -> tuple[int, int, int]:

@@ -32,6 +32,7 @@ _FIRST_WAIT_S: Final = 0.5
 _KEY_VARIABLE: Final = "OPENAI_API_KEY"
 _NO_KEY: Final = "none"
 _EVENT_STREAM: Final = "text/event-stream"
+_PACKINGS: Final = ("identity", "gzip", "deflate")
 _MAX_MS: Final = 1e12
 
 
@@ -330,6 +331,13 @@ def _check_url(base_url: str) -> None:
 
 
 def _check_is_stream(headers: Mapping[str, str]) -> None:
+    packing = headers.get("content-encoding", "identity").strip().lower()
+    if packing not in _PACKINGS:
+        # What packs tighter, or twice, unpacks to any size.
+        raise ServerError(
+            "the server packed its answer", status=200, got=packing[:80],
+            wanted=" or ".join(_PACKINGS),
+        )  # fmt: skip
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("", _EVENT_STREAM):
         return

@@ -32,6 +32,7 @@ from edgekit.formats.mil_blob import BlobReader
 from edgekit.formats.safetensors import MAX_HEADER_BYTES, SafetensorsFile
 from tests.builders import tiny_config, write_tiny_checkpoint
 from tests.fuzz.contract import check_message, cpu_limit
+from tests.tiny_families import TINY_CONFIGS
 
 FOLDER_READERS = {
     "config.json": lambda folder: open_checkpoint(folder),
@@ -162,6 +163,15 @@ def test_a_config_without_sense_is_refused_at_once(key, value, folder):
     config = tiny_config("llama") | {key: value}
     (folder / "config.json").write_text(json.dumps(config))
     with cpu_limit(1.0), pytest.raises(CheckpointError):
+        open_model(folder)
+
+
+@pytest.mark.parametrize("name", TINY_CONFIGS)
+def test_layers_without_end_are_refused_at_once_by_every_family(name, folder):
+    config = tiny_config(name)
+    config.get("text_config", config)["num_hidden_layers"] = 1 << 40
+    (folder / "config.json").write_text(json.dumps(config))
+    with cpu_limit(1.0), pytest.raises(CheckpointError, match="num_hidden_layers"):
         open_model(folder)
 
 
