@@ -53,10 +53,11 @@ def main() -> int:
     if unknown:
         print(f"no such target: {', '.join(unknown)}; there are {', '.join(TARGETS)}")
         return 2
+    commit = _commit()
     rows = [fuzz(name, options.seconds, options.out / name) for name in options.targets or TARGETS]
     print_rows(rows)
     if options.json:
-        add_results(options.json, rows)
+        add_results(options.json, commit, rows)
     return int(any(row["findings"] for row in rows))
 
 
@@ -124,18 +125,22 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
             print(f"  {row['target']}: {key} ({n_times} times)")
 
 
-def add_results(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Add a campaign to the file of raw results."""
-    data: dict[str, Any] = {"campaigns": []}
-    if path.is_file():
-        data = json.loads(path.read_text(encoding="utf-8"))
-    commit = subprocess.run(
+def _commit() -> str:
+    """Name the commit under test."""
+    return subprocess.run(
         ["git", "rev-parse", "--short=10", "HEAD"],  # noqa: S607 - git of the developer
         capture_output=True,
         text=True,
         cwd=ROOT,
         check=False,
     ).stdout.strip()
+
+
+def add_results(path: Path, commit: str, rows: list[dict[str, Any]]) -> None:
+    """Add a campaign to the file of raw results."""
+    data: dict[str, Any] = {"campaigns": []}
+    if path.is_file():
+        data = json.loads(path.read_text(encoding="utf-8"))
     data["campaigns"].append(
         {
             "date": datetime.now(UTC).date().isoformat(),
