@@ -10,6 +10,7 @@ import enum
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,8 +22,9 @@ from edgekit.scheme import Scheme
 
 MANIFEST_NAME: Final = "manifest.json"
 SCHEMA_VERSION: Final = 1
-MAX_MANIFEST_BYTES: Final = 64 << 20
+MAX_MANIFEST_BYTES: Final = 16 << 20
 _CHUNK_BYTES: Final = 1 << 20
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal would obey them
 
 
 class Format(enum.Enum):
@@ -234,6 +236,8 @@ def _checked(manifest: Manifest) -> Manifest:
     """Refuse values that later code would trip over; a manifest is untrusted input."""
     texts = ("model_name", "model_type", "source", "source_sha256", "weights_sha256")
     wrong = [name for name in texts if not isinstance(getattr(manifest, name), str)]
+    names = (manifest.model_name, manifest.model_type, *(t.name for t in manifest.tensors))
+    wrong += [f"name {n!r}" for n in names if isinstance(n, str) and _CONTROL.search(n)]
     counts = ("n_parameters", "context_length")
     wrong += [name for name in counts if not _is_count(getattr(manifest, name))]
     maps = ("decoder", "tool_versions", "settings")

@@ -21,7 +21,7 @@ ASSET_NAMES: Final = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-MAX_INDEX_BYTES: Final = 64 << 20
+MAX_INDEX_BYTES: Final = 16 << 20
 _MAX_NAME_BYTES: Final = 255
 
 

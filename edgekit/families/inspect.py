@@ -197,6 +197,7 @@ def _read_license(card: Path) -> str:
         key, _, value = line.partition(":")
         if line.strip() == "---":
             break
-        if key in ("license", "license_name") and value.strip() not in ("", "other"):
+        is_named = key in ("license", "license_name") and value.strip() not in ("", "other")
+        if is_named and value.strip().isprintable():
             return value.strip().strip("\"'")[:80]
     return ""

@@ -37,7 +37,7 @@ INDEX_NAME: Final = "index.json"
 WEIGHTS_NAME: Final = "weights.safetensors"
 ASSETS_NAME: Final = "assets"
 STORE_VERSION: Final = 1
-_MAX_INDEX_BYTES: Final = 64 << 20
+_MAX_INDEX_BYTES: Final = 16 << 20
 _FLOAT_DTYPES: Final = {"fp32": DType.FP32, "fp16": DType.FP16}
 Progress: TypeAlias = Callable[[str, int, int], None]
 

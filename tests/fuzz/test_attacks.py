@@ -15,6 +15,7 @@ from edgekit.artifact import Artifact
 from edgekit.checkpoint.chat import ChatTemplate
 from edgekit.checkpoint.reader import open_checkpoint
 from edgekit.checkpoint.tokenizer import Tokenizer
+from edgekit.cli.output import Output
 from edgekit.devices.profile import load_profile
 from edgekit.errors import (
     ArtifactError,
@@ -231,6 +232,23 @@ def test_a_header_beyond_the_cap_is_not_read(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_a_message_of_every_private_character_is_refused(folder):
+    text = "".join(map(chr, range(0xF0000, 0xFFFFE))) + "<s>"
+    with pytest.raises(CheckpointError, match="told apart"):
+        ChatTemplate.open(folder).encode(
+            [{"role": "user", "content": text}], Tokenizer.open(folder)
+        )
+
+
+def test_text_of_a_model_does_not_steer_the_terminal(monkeypatch, capsys):
+    text = "a\x1b]0;title\x07b\x9bc\td\n"
+    Output().write(text)
+    assert capsys.readouterr().out == text
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    Output().write(text)
+    assert capsys.readouterr().out == "a\ufffd]0;title\ufffdb\ufffdc\td\n"
 
 
 def test_messages_show_no_control_characters_and_are_cut():
