@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.checkpoint.config import read_object
-from edgekit.checkpoint.tokenizer_limits import find_excess
+from edgekit.checkpoint.tokenizer_limits import find_excess, find_excess_before
 from edgekit.errors import CheckpointError, MissingFileError, UsageError
 from edgekit.files import read_inside
 from edgekit.lazy import require
@@ -180,20 +180,24 @@ class Tokenizer:
 
     def _load(self) -> Any:
         library = require("tokenizers")
+        self._refuse(find_excess_before(self._json))
         with _mapped_errors(self.path):
             tokenizer = library.Tokenizer.from_str(self._json)
             # Truncation and padding are settings of somebody's training run.
             tokenizer.no_truncation()
             tokenizer.no_padding()
             excess = find_excess(tokenizer)
+        self._refuse(excess)
+        return tokenizer
+
+    def _refuse(self, excess: str | None) -> None:
         if excess:
             raise CheckpointError(
                 f"{self.path}: what it does to a text has no bound",
                 got=excess,
-                wanted="normalizers and regular expressions like those of published models",
+                wanted="normalizers and regular expressions as models have them",
                 do="Do not use this tokenizer.",
             )
-        return tokenizer
 
 
 class StreamDecoder:

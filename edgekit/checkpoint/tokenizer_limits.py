@@ -9,15 +9,32 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 MAX_GROWTH: Final = 64
 MAX_ADDED_CHARS: Final = 1024
 MAX_ADDED_IDS: Final = 1024
 MAX_PATTERN_CHARS: Final = 4096
-_PARTS: Final = ("normalizer", "pre_tokenizer", "decoder")
+_PARTS: Final = ("normalizer", "pre_tokenizer", "decoder", "post_processor")
+# Letters of ASCII are escaped by nobody but who hides something.
+_NORMALIZED: Final = re.compile(r'"normalized"\s*:\s*true|\\u00[67]')
 _QUANTIFIER: Final = re.compile(r"[*+]|\{(\d*)(,?)(\d*)\}")
+
+
+def find_excess_before(text: str) -> str | None:
+    """Say why a tokenizer.json must not even be loaded, or None.
+
+    Loading runs the normalizer on added tokens that ask for it. Only then is the text parsed
+    here, for that takes as long as loading; a name may be written with escapes.
+    """
+    if not _NORMALIZED.search(text):
+        return None
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None  # the library says better what is wrong
+    return _find_excess(content) if isinstance(content, dict) else None
 
 
 def find_excess(tokenizer: Any) -> str | None:
@@ -26,9 +43,13 @@ def find_excess(tokenizer: Any) -> str | None:
     Args:
         tokenizer: A ``tokenizers.Tokenizer``.
     """
+    return _find_excess({part: _state(getattr(tokenizer, part)) for part in _PARTS})
+
+
+def _find_excess(content: Mapping[str, Any]) -> str | None:
     growth, n_added = 1, 0
     for part in _PARTS:
-        for item in _objects(_state(getattr(tokenizer, part))):
+        for item in _objects(content.get(part)):
             pattern = item.get("pattern")
             regex = pattern.get("Regex") if isinstance(pattern, dict) else None
             if isinstance(regex, str) and (fault := _find_pattern_fault(regex)):
@@ -37,7 +58,7 @@ def find_excess(tokenizer: Any) -> str | None:
             n_added += len(str(item.get("prepend", "")))
         if growth > MAX_GROWTH or n_added > MAX_ADDED_CHARS:
             return f"{part}: makes a text more than {MAX_GROWTH} times as long"
-    return _find_template_fault(_state(tokenizer.post_processor))
+    return _find_template_fault(content.get("post_processor"))
 
 
 def _state(part: Any) -> Any:
@@ -45,11 +66,15 @@ def _state(part: Any) -> Any:
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        yield value
-    for item in value.values() if isinstance(value, dict) else value or ():
-        if isinstance(item, dict | list):
-            yield from _objects(item)
+    """Give every object in a JSON value."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            yield item
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
 
 
 def _find_template_fault(state: Any) -> str | None:
@@ -59,9 +84,10 @@ def _find_template_fault(state: Any) -> str | None:
         tokens: Any = item.get("special_tokens")
         if not isinstance(tokens, dict):
             continue
-        for piece in item.get("single") or ():
-            special = piece.get("SpecialToken", {}).get("id") if isinstance(piece, dict) else None
-            n_ids += len(tokens.get(special, {}).get("ids", ()))
+        for piece in _objects(item.get("single")):
+            token = tokens.get(str(piece.get("id")))
+            ids = token.get("ids") if isinstance(token, dict) else None
+            n_ids += len(ids) if isinstance(ids, list) else 0
     return None if n_ids <= MAX_ADDED_IDS else f"post_processor: adds {n_ids} ids to every text"
 
 
