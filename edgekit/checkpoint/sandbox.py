@@ -142,6 +142,10 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         _budget.get().spend(0)
         return True
 
+    def contain(self, value: Any) -> Any:
+        """Give back a list, tuple or object that a template writes, charged."""
+        return _counted(value)
+
     def concat_values(self, *values: object) -> str:
         """Compute ``a ~ b``, charged."""
         for value in values:
@@ -180,7 +184,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             if loop.test is not None:
                 loop.test = nodes.And(step, loop.test)
             loop.body.insert(0, nodes.ExprStmt(step))
-        _replace_concat(tree)
+        _replace_calls(tree)
         tree.set_environment(self)
         return tree
 
@@ -189,21 +193,24 @@ def _method_call(name: str, args: list[nodes.Expr]) -> nodes.Call:
     return nodes.Call(nodes.EnvironmentAttribute(name), args, [], None, None)
 
 
-def _replace_concat(node: nodes.Node) -> None:
-    """Turn every ``a ~ b`` below a node into a call that is charged."""
+def _replace_calls(node: nodes.Node) -> None:
+    """Turn every ``a ~ b``, list, tuple and object below a node into a call that is charged."""
     for key, value in list(node.iter_fields()):
         if isinstance(value, list):
-            setattr(node, key, [_charged_concat(item) for item in value])
+            setattr(node, key, [_charged_node(item) for item in value])
         else:
-            setattr(node, key, _charged_concat(value))
+            setattr(node, key, _charged_node(value))
 
 
-def _charged_concat(value: Any) -> Any:
+def _charged_node(value: Any) -> Any:
     if not isinstance(value, nodes.Node):
         return value
-    _replace_concat(value)
+    _replace_calls(value)
     if isinstance(value, nodes.Concat):
         return _method_call("concat_values", value.nodes).set_lineno(value.lineno)
+    is_read = not isinstance(value, nodes.Tuple) or value.ctx == "load"
+    if isinstance(value, nodes.List | nodes.Tuple | nodes.Dict) and is_read:
+        return _method_call("contain", [value]).set_lineno(value.lineno)
     return value
 
 
@@ -214,6 +221,8 @@ def _charged(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
             _check_growth(*args, *kwargs.values(), is_growing=name in _GROWING)
         if name == "format":
             _check_fields(args[0])
+        if name == "sum" and any(isinstance(arg, list | tuple) for arg in _starts(args, kwargs)):
+            raise TemplateLimitError("only numbers are summed")
         if name in ("batch", "slice"):
             # They give lists of that many items, however short their input is.
             n_lists = abs(int(_argument(args, kwargs, ("linecount", "slices"))))
@@ -223,6 +232,11 @@ def _charged(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         return _counted(call(*args, **kwargs))
 
     return charged
+
+
+def _starts(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Give what ``sum`` may begin with; environment and input stand before it."""
+    return (*args[2:], kwargs.get("start"))
 
 
 def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], names: tuple[str, ...]) -> Any:
@@ -239,8 +253,32 @@ def _counted(result: Any) -> Any:
         raise TemplateLimitError("bytes are not offered")
     if not _is_small(result):
         raise TemplateLimitError("number too large")
-    _budget.get().spend(_size(result))
+    if isinstance(result, list | tuple | dict | set | frozenset):
+        _budget.get().spend(_ITEM_UNITS * _count_deep(result))
+    else:
+        _budget.get().spend(_size(result))
     return result
+
+
+def _count_deep(value: Any) -> int:
+    """Count what a container holds, shared parts each time.
+
+    Comparing and hashing go through all of it in one operation that nothing can interrupt: two
+    lists that hold one list twice, which holds one twice, sixty times over, are never compared.
+    """
+    n_items = n_chars = 0
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            waiting.extend((*item.keys(), *item.values()))
+        elif isinstance(item, list | tuple | set | frozenset):
+            waiting.extend(item)
+        n_items += 1
+        n_chars += len(item) if isinstance(item, str) else 0
+        if n_chars + _ITEM_UNITS * (n_items + len(waiting)) > _MAX_UNITS:
+            raise TemplateLimitError("a list or object holds too much")
+    return n_items
 
 
 def _charged_output(value: Any) -> Any:
