@@ -19,6 +19,7 @@ MAX_LAYERS: Final = 1024
 MAX_WIDTH: Final = 1 << 24
 _MAX_POSITIONS: Final = 1 << 31
 _MAX_SCALE: Final = 3e38  # float32
+_SMALLEST: Final = 1e-9
 _MAX_THETA: Final = 1e15
 # How large each count may be, so that what follows from them fits into memory and 64 bits.
 _COUNTS: Final[Mapping[str, int]] = {
@@ -72,7 +73,7 @@ def find_rope_fault(rope: RopeSpec, head_width: int) -> str | None:
     """Name what is wrong with a position encoding for heads of that width, or None."""
     if not _is_number(rope.theta) or not 1 < rope.theta < _MAX_THETA:
         return _quote("rope.theta", rope.theta)
-    if not _is_number(rope.linear_factor) or not 0 < rope.linear_factor < _MAX_SCALE:
+    if not _is_divisor(rope.linear_factor):
         return _quote("rope.linear_factor", rope.linear_factor)
     width = head_width if rope.rotary_width is None else rope.rotary_width
     if not _is_count(width, head_width) or width % 2:
@@ -82,13 +83,15 @@ def find_rope_fault(rope: RopeSpec, head_width: int) -> str | None:
     for field in dataclasses.fields(rope.scaling):
         value = getattr(rope.scaling, field.name)
         if isinstance(value, tuple):
-            is_sound = len(value) == width // 2 and all(map(_is_positive, value))
+            is_sound = len(value) == width // 2 and all(map(_is_divisor, value))
         elif field.name == "original_context_length":
             is_sound = _is_count(value, _MAX_POSITIONS)
         elif field.name in ("kind", "is_truncated"):
             is_sound = isinstance(value, str | bool)
+        elif field.name == "attention_factor":
+            is_sound = _is_number(value)
         else:
-            is_sound = _is_positive(value)
+            is_sound = _is_divisor(value)
         if not is_sound:
             return _quote(f"rope.scaling.{field.name}", value)
     return None
@@ -102,8 +105,9 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < _MAX_SCALE and math.isfinite(value)
 
 
-def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
+def _is_divisor(value: Any) -> bool:
+    """Tell whether a positive number is far enough from 0 to divide by it."""
+    return _is_number(value) and value > _SMALLEST
 
 
 def _quote(name: str, value: Any) -> str:
