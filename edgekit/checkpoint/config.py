@@ -131,11 +131,14 @@ class RawConfig(Mapping[str, Any]):
         return float(value) if kind is float else value
 
     def take_count(self, key: str, default: int | None = None, *, at_most: int = 1 << 31) -> int:
-        """Take an integer of 1 .. ``at_most``; required unless a default is given."""
+        """Take an integer of 1 .. ``at_most``; required unless a default is given.
+
+        One beyond is reported and given as ``at_most``, so that computing with it stays cheap.
+        """
         value = self.take(key, int) if default is None else self.take(key, int, default)
         if not 1 <= value <= at_most and isinstance(self._values.get(key), int):
             self.report(f"{key} is {_quote(value)} (wanted 1 .. {at_most})")
-        return value
+        return min(value, at_most)
 
     def expect(self, key: str, wanted: Any, default: Any) -> None:
         """Take a key of which only one value is supported.

@@ -13,7 +13,7 @@ from edgekit.checkpoint.quantized import account_for_quantization
 from edgekit.families.names import NameTable
 from edgekit.families.rope_config import DEFAULT_THETA, RopeContext, read_rope
 from edgekit.families.spec import Activation, DecoderSpec
-from edgekit.families.spec_faults import MAX_LAYERS, MAX_WIDTH
+from edgekit.families.spec_faults import MAX_HEAD_WIDTH, MAX_LAYERS, MAX_WIDTH
 
 _ACTIVATIONS: Final[Mapping[str, Activation]] = {
     "silu": Activation.SILU,
@@ -133,11 +133,8 @@ def read_llama_form(
 
 
 def take_n_layers(config: RawConfig) -> int:
-    """Take ``num_hidden_layers``; a count beyond the cap is reported and the cap given.
-
-    Families list layers before the faults are raised.
-    """
-    return min(MAX_LAYERS, config.take_count("num_hidden_layers", at_most=MAX_LAYERS))
+    """Take ``num_hidden_layers``."""
+    return config.take_count("num_hidden_layers", at_most=MAX_LAYERS)
 
 
 def take_widths(config: RawConfig) -> tuple[int, int, int]:
@@ -190,7 +187,7 @@ def _check_ids(config: RawConfig, spec: DecoderSpec) -> None:
 def _read_head_width(config: RawConfig, hidden_width: int, n_heads: int) -> int:
     """Take ``head_dim``, or derive it from width and heads."""
     if config.get("head_dim") is not None:
-        head_width = config.take_count("head_dim", at_most=1 << 16)
+        head_width = config.take_count("head_dim", at_most=MAX_HEAD_WIDTH)
     else:
         config.ignore(["head_dim"])
         if n_heads < 1 or hidden_width % n_heads:
@@ -199,6 +196,9 @@ def _read_head_width(config: RawConfig, hidden_width: int, n_heads: int) -> int:
             )
             return 2
         head_width = hidden_width // n_heads
+        if head_width > MAX_HEAD_WIDTH:
+            config.report(f"heads have {head_width} lanes (wanted at most {MAX_HEAD_WIDTH})")
+            return 2
     if head_width % 2:
         config.report(f"head_dim is {head_width} (rope wants an even number)")
     return head_width

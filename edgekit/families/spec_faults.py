@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MAX_LAYERS: Final = 1024
 MAX_WIDTH: Final = 1 << 24
+MAX_HEAD_WIDTH: Final = 1 << 16
 _MAX_POSITIONS: Final = 1 << 31
 _MAX_SCALE: Final = 3e38  # float32
 _SMALLEST: Final = 1e-9
@@ -27,7 +28,7 @@ _COUNTS: Final[Mapping[str, int]] = {
     "hidden_width": MAX_WIDTH,
     "n_heads": MAX_WIDTH,
     "n_kv_heads": MAX_WIDTH,
-    "head_width": MAX_WIDTH,
+    "head_width": MAX_HEAD_WIDTH,
     "ffn_width": MAX_WIDTH,
     "vocab_size": MAX_WIDTH,
     "context_length": _MAX_POSITIONS,

@@ -23,6 +23,7 @@ items of all arrays of a GGUF file | edgekit.formats.gguf.MAX_ITEMS
 values of a GGUF tensor | edgekit.formats.gguf._MAX_ELEMENTS
 layers of a decoder | edgekit.families.spec_faults.MAX_LAYERS
 width, heads, vocabulary of a decoder | edgekit.families.spec_faults.MAX_WIDTH
+lanes of a head | edgekit.families.spec_faults.MAX_HEAD_WIDTH
 tokenizer.json, bytes | edgekit.checkpoint.tokenizer.MAX_TOKENIZER_BYTES
 growth of a text in a normalizer, times | edgekit.checkpoint.tokenizer_limits.MAX_GROWTH
 regex of a tokenizer, characters | edgekit.checkpoint.tokenizer_limits.MAX_PATTERN_CHARS
