@@ -13,13 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any
 
-from edgekit.errors import FormatError
 from edgekit.families.rope_spec import RopeSpec
 from edgekit.families.spec_faults import find_fault
-
-_EXPORT_AGAIN: Final = "Export the model again."
 
 
 class NormPlacement(StrEnum):
@@ -195,15 +192,16 @@ class DecoderSpec:
         """Read the JSON form, which nobody vouches for; the inverse of ``as_dict``.
 
         Raises:
-            FormatError: Fields are absent, unknown or of another type, or sizes without sense.
+            ValueError: Fields are absent, unknown or of another type, or sizes without sense; the
+                caller knows the file and says so.
         """
         try:
             spec = cls._from_dict(data)
             fault = find_fault(spec)
-        except (TypeError, ValueError, LookupError, AttributeError) as error:
-            fault = f"{type(error).__name__}: {error}"
+        except (TypeError, LookupError, AttributeError) as error:
+            raise ValueError(f"decoder: {type(error).__name__}: {error}") from error
         if fault:
-            raise FormatError("decoder", got=fault, wanted="what edgekit wrote", do=_EXPORT_AGAIN)
+            raise ValueError(f"decoder: {fault}")
         return spec
 
     @classmethod

@@ -19,12 +19,13 @@ MAX_DEPTH: Final = 127  # as the JSON reader of Rust, and with it safetensors
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
-def parse_object(data: bytes, where: str) -> dict[str, Any]:
+def parse_object(data: bytes, where: str, *, allows_surrogates: bool = False) -> dict[str, Any]:
     """Read UTF-8 JSON whose outermost value is an object.
 
     Args:
         data: The bytes; the caller has capped their number.
         where: File and place, for the message.
+        allows_surrogates: Take half of a surrogate pair, as edgekit's own reports may hold it.
 
     Raises:
         FormatError: Not UTF-8, not JSON, not an object, a key twice, a number or text that cannot
@@ -39,7 +40,7 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
             # Only where it may be needed: a call for each integer is slow.
             parse_int=_integer if b"-0" in data else None,
         )
-        _check_parts(value)
+        _check_parts(value, allows_surrogates=allows_surrogates)
     except (ValueError, RecursionError) as error:
         got = "nesting too deep" if isinstance(error, RecursionError) else str(error)
         raise FormatError(f"{where}: not valid JSON", got=got, wanted="a JSON object") from error
@@ -73,7 +74,7 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _check_parts(value: Any) -> None:
+def _check_parts(value: Any, *, allows_surrogates: bool) -> None:
     """Look at every text and level: Python takes more than can be written or shown again."""
     level = [value]
     for _ in range(MAX_DEPTH):
@@ -84,7 +85,7 @@ def _check_parts(value: Any) -> None:
                 inner += item.values()
             elif isinstance(item, list):
                 inner += item
-            elif isinstance(item, str) and _SURROGATE.search(item):
+            elif isinstance(item, str) and not allows_surrogates and _SURROGATE.search(item):
                 raise ValueError("half of a surrogate pair in a text")
         level = [item for item in inner if isinstance(item, str | list | dict)]
         if not level:

@@ -180,7 +180,7 @@ def test_layers_without_end_are_refused_at_once_by_every_family(name, folder):
 def test_a_stored_decoder_without_sense_is_refused_at_once(key, folder):
     with open_model(folder).checkpoint, cpu_limit(2.0):
         data = json.loads(json.dumps(open_model(folder).spec.as_dict()))
-        with pytest.raises(FormatError, match=key):
+        with pytest.raises(ValueError, match=key):
             DecoderSpec.from_dict({**data, key: 10**12})
 
 
