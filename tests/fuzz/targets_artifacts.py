@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import math
@@ -121,6 +122,7 @@ def mutate_profile(data: bytes, rng: Random) -> bytes:
 @functools.cache
 def _store() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="edgekit-fuzz-store-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     write_tiny_checkpoint(
         folder / "m", "llama", hidden_size=32, intermediate_size=32, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=1, head_dim=16, vocab_size=288,
