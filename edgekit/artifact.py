@@ -9,17 +9,22 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from edgekit.errors import ArtifactError, UsageError
+from edgekit.files import open_plain, read_inside
 from edgekit.scheme import Scheme
 
 MANIFEST_NAME: Final = "manifest.json"
 SCHEMA_VERSION: Final = 1
+MAX_MANIFEST_BYTES: Final = 16 << 20
 _CHUNK_BYTES: Final = 1 << 20
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal would obey them
 
 
 class Format(enum.Enum):
@@ -94,7 +99,7 @@ class Manifest:
             ArtifactError: Not JSON, wrong version, or fields missing.
         """
         try:
-            data = json.loads(text)
+            data = json.loads(text, parse_constant=_refuse_number, parse_float=_finite)
             version = data["schema_version"]
             if version != SCHEMA_VERSION:
                 raise ArtifactError(
@@ -142,7 +147,7 @@ class Artifact:
         folder = Path(path)
         manifest_path = folder / MANIFEST_NAME
         try:
-            text = manifest_path.read_text(encoding="utf-8")
+            text = read_inside(manifest_path, MAX_MANIFEST_BYTES).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ArtifactError(
                 f"{folder} is not an artifact",
@@ -153,9 +158,15 @@ class Artifact:
         manifest = Manifest.from_json(text, where=str(manifest_path))
         for entry in manifest.files:
             target = folder / entry.path
-            if not _is_inside(target, folder):
+            try:
+                is_inside = _is_inside(target, folder)
+                n_bytes = target.stat().st_size if target.is_file() else None
+            except OSError as error:
+                raise ArtifactError(
+                    f"{manifest_path}: file name", got=error.strerror or str(error)
+                ) from error
+            if not is_inside:
                 raise ArtifactError(f"{manifest_path}: file outside the artifact", got=entry.path)
-            n_bytes = target.stat().st_size if target.is_file() else None
             if n_bytes != entry.n_bytes:
                 raise ArtifactError(
                     f"{target}: size",
@@ -215,7 +226,7 @@ class Artifact:
 def hash_file(path: Path) -> str:
     """Give the sha256 of a file as hex digits."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_plain(path) as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
@@ -225,6 +236,8 @@ def _checked(manifest: Manifest) -> Manifest:
     """Refuse values that later code would trip over; a manifest is untrusted input."""
     texts = ("model_name", "model_type", "source", "source_sha256", "weights_sha256")
     wrong = [name for name in texts if not isinstance(getattr(manifest, name), str)]
+    names = (manifest.model_name, manifest.model_type, *(t.name for t in manifest.tensors))
+    wrong += [f"name {n!r}" for n in names if isinstance(n, str) and _CONTROL.search(n)]
     counts = ("n_parameters", "context_length")
     wrong += [name for name in counts if not _is_count(getattr(manifest, name))]
     maps = ("decoder", "tool_versions", "settings")
@@ -232,16 +245,33 @@ def _checked(manifest: Manifest) -> Manifest:
     for file in manifest.files:
         if not isinstance(file.path, str) or "\0" in file.path or not _is_count(file.n_bytes):
             wrong.append(f"files entry {file.path!r}")
+        if not isinstance(file.sha256, str):
+            wrong.append(f"sha256 of {file.path!r}")
     for tensor in manifest.tensors:
         if not isinstance(tensor.name, str) or not all(map(_is_count, tensor.shape)):
             wrong.append(f"tensors entry {tensor.name!r}")
         if not isinstance(tensor.imported, str | None):
             wrong.append(f"imported of {tensor.name!r}")
+        if not isinstance(tensor.reason, str) or not isinstance(tensor.sha256, str | None):
+            wrong.append(f"reason or sha256 of {tensor.name!r}")
         Scheme.parse(tensor.scheme)
     Scheme.parse(manifest.scheme)
+    # Half of a surrogate pair is a text to Python and cannot be written or shown.
+    manifest.to_json().encode("utf-8")
     if wrong:
         raise TypeError(f"wrong type of {', '.join(wrong[:5])}")
     return manifest
+
+
+def _refuse_number(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"number too large: {digits[:40]}")
+    return value
 
 
 def _is_count(value: object) -> bool:

@@ -23,11 +23,16 @@ EdgekitError                  exit 1
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from typing import ClassVar, Final
+
+_MAX_PART_CHARS: Final = 8_000
 
 
 class EdgekitError(Exception):
     """Base of every error that edgekit raises on purpose.
+
+    The parts may quote what a stranger wrote, so they are made fit to be shown: control characters
+    and lone surrogates are spelt out, and what is long is cut.
 
     Args:
         what: What failed, with the name of the thing (file, layer, option).
@@ -46,10 +51,10 @@ class EdgekitError(Exception):
         wanted: object | None = None,
         do: str | None = None,
     ) -> None:
-        self.what = what
-        self.got = None if got is None else str(got)
-        self.wanted = None if wanted is None else str(wanted)
-        self.do = do
+        self.what = _shown(what)
+        self.got = None if got is None else _shown(str(got))
+        self.wanted = None if wanted is None else _shown(str(wanted))
+        self.do = None if do is None else _shown(do)
         super().__init__(self._text())
 
     def _text(self) -> str:
@@ -70,6 +75,19 @@ class EdgekitError(Exception):
             "wanted": self.wanted,
             "do": self.do,
         }
+
+
+def _shown(text: str) -> str:
+    """Spell out what a terminal would obey or could not print, and cut what nobody would read."""
+    n_more = len(text) - _MAX_PART_CHARS
+    if n_more > 0:
+        text = f"{text[:_MAX_PART_CHARS]}... and {n_more} characters more"
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii")
+        for c in text
+    )
 
 
 class UsageError(EdgekitError):

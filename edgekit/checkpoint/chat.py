@@ -13,6 +13,7 @@ from edgekit.checkpoint.template_checks import check_prompt
 from edgekit.checkpoint.tokenizer import Tokenizer
 from edgekit.checkpoint.tokenizer_file import TOKENIZER_CONFIG_NAME, read_named_tokens
 from edgekit.errors import CheckpointError
+from edgekit.files import read_inside
 from edgekit.lazy import require
 
 TEMPLATE_NAME: Final = "chat_template.jinja"
@@ -30,14 +31,16 @@ _PROBE_TOOL: Final[Mapping[str, Any]] = {
     },
 }
 _REASONING_KEYS: Final = ("reasoning_content", "thinking", "reasoning")
-_MAX_TEMPLATE_BYTES: Final = 1 << 20
+MAX_TEMPLATE_BYTES: Final = 1 << 18
 # What Python itself raises when a template misuses the values it is given.
 _TEMPLATE_FAULTS: Final = (
     ArithmeticError,
+    AssertionError,
     AttributeError,
     LookupError,
     MemoryError,
     RuntimeError,
+    SyntaxError,
     TypeError,
     ValueError,
 )
@@ -114,6 +117,7 @@ class ChatTemplate:
         }
         try:
             text: str = self._sandbox.render_text(source, values)
+            text.encode("utf-8")
         except (jinja2.TemplateError, *_TEMPLATE_FAULTS) as error:
             raise CheckpointError(
                 f"{self.where}: chat template failed",
@@ -212,13 +216,13 @@ def _as_transformers_gives(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_template(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
-            data = stream.read(_MAX_TEMPLATE_BYTES + 1)
-        text = data.decode("utf-8")
+        return read_inside(path, MAX_TEMPLATE_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read", got=str(error)) from error
-    _check_size(len(data), path)
-    return text
+        raise CheckpointError(
+            f"{path}: cannot be read",
+            got=str(error),
+            wanted=f"text in UTF-8 of at most {MAX_TEMPLATE_BYTES} bytes",
+        ) from error
 
 
 def _sources(entry: Any, path: Path) -> dict[str, str]:
@@ -240,7 +244,7 @@ def _sources(entry: Any, path: Path) -> dict[str, str]:
 
 
 def _check_size(n_bytes: int, path: Path) -> None:
-    if n_bytes > _MAX_TEMPLATE_BYTES:
+    if n_bytes > MAX_TEMPLATE_BYTES:
         raise CheckpointError(
-            f"{path}: chat template", wanted=f"at most {_MAX_TEMPLATE_BYTES} bytes"
+            f"{path}: chat template", wanted=f"at most {MAX_TEMPLATE_BYTES} bytes"
         )

@@ -6,11 +6,13 @@ first fault: ``finish`` reports all missing, wrong and unknown keys together.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar, overload
 
 from edgekit.errors import CheckpointError, FormatError, MissingFileError, UnknownKeyError
+from edgekit.files import read_inside
 from edgekit.formats.strict_json import parse_object
 
 MAX_CONFIG_BYTES: Final = 4 << 20
@@ -35,8 +37,7 @@ def read_object(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, A
         CheckpointError: Unreadable, larger than ``max_bytes``, or not a JSON object.
     """
     try:
-        with path.open("rb") as stream:
-            data = stream.read(max_bytes + 1)
+        data = read_inside(path, max_bytes)
     except FileNotFoundError as error:
         raise MissingFileError(
             f"{path}: no such file",
@@ -44,9 +45,11 @@ def read_object(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, A
             do="Name the folder that holds it, or download the model again.",
         ) from error
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read", got=str(error)) from error
-    if len(data) > max_bytes:
-        raise CheckpointError(f"{path}: size", wanted=f"at most {max_bytes} bytes")
+        raise CheckpointError(
+            f"{path}: cannot be read",
+            got=str(error),
+            wanted=f"a plain file in this folder of at most {max_bytes} bytes",
+        ) from error
     try:
         return parse_object(data, str(path))
     except FormatError as error:
@@ -121,17 +124,21 @@ class RawConfig(Mapping[str, Any]):
             self.report(f"{key} is missing (wanted {_JSON_NAMES[kind]})")
             return kind()
         accepted = (int, float) if kind is float else kind
-        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        is_other = not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool)
+        if is_other or (kind is float and abs(value) > sys.float_info.max):
             self.report(f"{key} is {_quote(value)} (wanted {_JSON_NAMES[kind]})")
             return kind()
         return float(value) if kind is float else value
 
     def take_count(self, key: str, default: int | None = None, *, at_most: int = 1 << 31) -> int:
-        """Take an integer of 1 .. ``at_most``; required unless a default is given."""
+        """Take an integer of 1 .. ``at_most``; required unless a default is given.
+
+        One beyond is reported and given as ``at_most``, so that computing with it stays cheap.
+        """
         value = self.take(key, int) if default is None else self.take(key, int, default)
         if not 1 <= value <= at_most and isinstance(self._values.get(key), int):
             self.report(f"{key} is {_quote(value)} (wanted 1 .. {at_most})")
-        return value
+        return min(value, at_most)
 
     def expect(self, key: str, wanted: Any, default: Any) -> None:
         """Take a key of which only one value is supported.

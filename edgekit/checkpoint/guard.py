@@ -78,7 +78,10 @@ def find_foreign_spans(
     Returns:
         The places, or None if the template changes the texts so that they cannot be followed.
     """
-    opening, closing = _free_pair(rendered)
+    pair = _free_pair(rendered)
+    if pair is None:
+        return None
+    opening, closing = pair
 
     # When no item holds a name by itself, one is put together from several.
     is_spread = not any(_is_suspect(item, names.of(item)) for item in (*messages, *tools))
@@ -179,11 +182,12 @@ def _texts(value: Any, *, with_structure: bool) -> Iterator[str]:
             yield from _texts(item, with_structure=with_structure)
 
 
-def _free_pair(text: str) -> tuple[str, str]:
-    """Give two characters that the text does not contain."""
+def _free_pair(text: str) -> tuple[str, str] | None:
+    """Give two characters that the text does not contain, or None."""
     taken = set(text)
-    return next(
+    free = (
         (chr(code), chr(code + 1))
         for code in _MARKS
         if chr(code) not in taken and chr(code + 1) not in taken
     )
+    return next(free, None)

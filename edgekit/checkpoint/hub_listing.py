@@ -28,8 +28,8 @@ from edgekit.formats.strict_json import parse_object
 
 COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_MAX_LISTING_BYTES: Final = 64 << 20
-_MAX_ASSET_BYTES: Final = 256 << 20
+_MAX_LISTING_BYTES: Final = 16 << 20
+_MAX_ASSET_BYTES: Final = 64 << 20
 _MAX_CARD_BYTES: Final = 1 << 20
 _MAX_FILE_BYTES: Final = 1 << 50
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

@@ -28,7 +28,8 @@ STAND_INS: Final[Mapping[str, str]] = {
     TEKKEN_NAME: "tokenizer.json",
     "chat_template.json": "chat_template.jinja",
 }
-MAX_INDEX_BYTES: Final = 64 << 20
+MAX_INDEX_BYTES: Final = 16 << 20
+_MAX_NAME_BYTES: Final = 255
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
@@ -42,6 +43,7 @@ def read_weight_map(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path}: weight_map", wanted="an object: tensor name to file name")
     for file_name in set(map(str, entries.values())):
         is_plain = PurePosixPath(file_name).name == file_name and "\\" not in file_name
+        is_plain &= file_name.isprintable() and len(file_name.encode()) <= _MAX_NAME_BYTES
         if not is_plain or not file_name.endswith(".safetensors") or ":" in file_name:
             raise CheckpointError(
                 f"{path}: weight file",

@@ -26,6 +26,7 @@ from edgekit.checkpoint.layout import (
 from edgekit.checkpoint.quantized import join_parts
 from edgekit.checkpoint.repository import model_name, resolve_model
 from edgekit.errors import CheckpointError, FormatError, MissingFileError
+from edgekit.files import is_inside
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsTensor
 from edgekit.tensors import LazyTensor
 
@@ -54,6 +55,7 @@ class Checkpoint:
         self.assets: Mapping[str, Path] = MappingProxyType(
             {name: self.folder / name for name in ASSET_NAMES if (self.folder / name).is_file()}
         )
+        self._refuse_links_out()
         self._files = ExitStack()
         try:
             self.tensors: Mapping[str, SafetensorsTensor] = MappingProxyType(self._open_tensors())
@@ -102,6 +104,17 @@ class Checkpoint:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _refuse_links_out(self) -> None:
+        """Refuse assets that are links to elsewhere: an export would copy what they lead to."""
+        outside = [name for name, path in self.assets.items() if not is_inside(path)]
+        if outside:
+            raise CheckpointError(
+                f"{self.folder}: links that lead out of the folder",
+                got=", ".join(outside),
+                wanted="files of the model",
+                do="Put the files themselves in place of the links, if you trust where they lead.",
+            )
 
     def _open_tensors(self) -> dict[str, SafetensorsTensor]:
         if self._has(WEIGHTS_NAME):

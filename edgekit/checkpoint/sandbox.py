@@ -33,6 +33,9 @@ _MAX_S: Final = 10.0
 _MAX_INT_BITS: Final = 4096
 _WIDE_FIELD: Final = re.compile(r"\d{5,}|%[^a-zA-Z%]*\*")
 _MAX_INDENT: Final = 64
+_MAX_PRECISION: Final = 64
+# Nothing that a prompt needs; each can make much of little before anything is charged.
+_NOT_OFFERED: Final = ("lipsum",)
 # Methods and filters whose result can be much longer than what goes in.
 _GROWING_NAMES: Final = """
     center expandtabs format format_map indent join ljust replace rjust tojson translate truncate
@@ -139,6 +142,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = _tojson
         self.filters = {name: _charged(name, call) for name, call in self.filters.items()}
         self._compiled: dict[str, jinja2.Template] = {}
+        for name in _NOT_OFFERED:
+            del self.globals[name]
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
         self.globals["dict"] = _NewDict()
@@ -171,6 +176,10 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         _budget.get().spend(0)
         return True
 
+    def contain(self, value: Any) -> Any:
+        """Give back a list, tuple or object that a template writes, charged."""
+        return _counted(value)
+
     def concat_values(self, *values: object) -> str:
         """Compute ``a ~ b``, charged."""
         for value in values:
@@ -182,13 +191,13 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         # Jinja wraps ``format``; the method of the text itself is inside.
         method = getattr(obj, "__wrapped__", obj)
         owner = getattr(method, "__self__", None)
+        if isinstance(owner, int) and getattr(method, "__name__", "") == "to_bytes":
+            raise TemplateLimitError("bytes are not offered")
         if isinstance(owner, str) and method.__name__ in _GROWING:
             if method.__name__.startswith("format"):
                 _check_fields(owner)
             _check_growth(owner, *args, *kwargs.values())
-        result = super().call(context, obj, *args, **kwargs)
-        _budget.get().spend(_size(result))
-        return result
+        return _counted(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Compute a binary operation, refusing results without bound."""
@@ -200,11 +209,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
                 _check_fields(left)
             _check_growth(left, right)
         _budget.get().spend(_size(left) + _size(right))
-        result = super().call_binop(context, operator, left, right)
-        if not _is_small(result):
-            raise TemplateLimitError("number too large")
-        _budget.get().spend(_size(result))
-        return result
+        return _counted(super().call_binop(context, operator, left, right))
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -213,7 +218,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             if loop.test is not None:
                 loop.test = nodes.And(step, loop.test)
             loop.body.insert(0, nodes.ExprStmt(step))
-        _replace_concat(tree)
+        _replace_calls(tree)
         tree.set_environment(self)
         return tree
 
@@ -222,21 +227,24 @@ def _method_call(name: str, args: list[nodes.Expr]) -> nodes.Call:
     return nodes.Call(nodes.EnvironmentAttribute(name), args, [], None, None)
 
 
-def _replace_concat(node: nodes.Node) -> None:
-    """Turn every ``a ~ b`` below a node into a call that is charged."""
+def _replace_calls(node: nodes.Node) -> None:
+    """Turn every ``a ~ b``, list, tuple and object below a node into a call that is charged."""
     for key, value in list(node.iter_fields()):
         if isinstance(value, list):
-            setattr(node, key, [_charged_concat(item) for item in value])
+            setattr(node, key, [_charged_node(item) for item in value])
         else:
-            setattr(node, key, _charged_concat(value))
+            setattr(node, key, _charged_node(value))
 
 
-def _charged_concat(value: Any) -> Any:
+def _charged_node(value: Any) -> Any:
     if not isinstance(value, nodes.Node):
         return value
-    _replace_concat(value)
+    _replace_calls(value)
     if isinstance(value, nodes.Concat):
         return _method_call("concat_values", value.nodes).set_lineno(value.lineno)
+    is_read = not isinstance(value, nodes.Tuple) or value.ctx == "load"
+    if isinstance(value, nodes.List | nodes.Tuple | nodes.Dict) and is_read:
+        return _method_call("contain", [value]).set_lineno(value.lineno)
     return value
 
 
@@ -247,11 +255,64 @@ def _charged(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
             _check_growth(*args, *kwargs.values(), is_growing=name in _GROWING)
         if name == "format":
             _check_fields(args[0])
-        result = call(*args, **kwargs)
-        _budget.get().spend(_size(result))
-        return result
+        if name == "sum" and any(isinstance(arg, list | tuple) for arg in _starts(args, kwargs)):
+            raise TemplateLimitError("only numbers are summed")
+        if name in ("batch", "slice"):
+            # They give lists of that many items, however short their input is.
+            n_lists = abs(int(_argument(args, kwargs, ("linecount", "slices"))))
+            _budget.get().spend(_ITEM_UNITS * _ITEM_UNITS * n_lists)
+        if name == "round" and abs(int(_argument(args, kwargs, ("precision",)))) > _MAX_PRECISION:
+            raise TemplateLimitError("too many digits")
+        return _counted(call(*args, **kwargs))
 
     return charged
+
+
+def _starts(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Give what ``sum`` may begin with; environment and input stand before it."""
+    return (*args[2:], kwargs.get("start"))
+
+
+def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """Give the first argument of a filter after its input, by place or by name."""
+    # What some filters want in front of their input is not the template's.
+    given = [arg for arg in args if not isinstance(arg, nodes.EvalContext)]
+    named = [kwargs[name] for name in names if name in kwargs]
+    return given[1] if len(given) > 1 else named[0] if named else 0
+
+
+def _counted(result: Any) -> Any:
+    """Charge a result; refuse what no prompt needs and later operations could blow up."""
+    if isinstance(result, bytes | bytearray | memoryview):
+        raise TemplateLimitError("bytes are not offered")
+    if not _is_small(result):
+        raise TemplateLimitError("number too large")
+    if isinstance(result, list | tuple | dict | set | frozenset):
+        _budget.get().spend(_ITEM_UNITS * _count_deep(result))
+    else:
+        _budget.get().spend(_size(result))
+    return result
+
+
+def _count_deep(value: Any) -> int:
+    """Count what a container holds, shared parts each time.
+
+    Comparing and hashing go through all of it in one operation that nothing can interrupt: two
+    lists that hold one list twice, which holds one twice, sixty times over, are never compared.
+    """
+    n_items = n_chars = 0
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            waiting.extend((*item.keys(), *item.values()))
+        elif isinstance(item, list | tuple | set | frozenset):
+            waiting.extend(item)
+        n_items += 1
+        n_chars += len(item) if isinstance(item, str) else 0
+        if n_chars + _ITEM_UNITS * (n_items + len(waiting)) > _MAX_UNITS:
+            raise TemplateLimitError("a list or object holds too much")
+    return n_items
 
 
 def _charged_output(value: Any) -> Any:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.checkpoint.tokenizer_file import TOKEN_FLAGS, TokenizerFile, read_tokenizer_file
+from edgekit.checkpoint.tokenizer_limits import find_excess, find_excess_before
 from edgekit.errors import CheckpointError, UsageError
 from edgekit.lazy import require
 
@@ -216,6 +217,7 @@ class Tokenizer:
 
     def _load(self) -> Any:
         library = require("tokenizers")
+        self._refuse(find_excess_before(self._file.text))
         with _mapped_errors(self.path):
             tokenizer = library.Tokenizer.from_str(self._file.text)
             # Truncation and padding are settings of somebody's training run.
@@ -223,7 +225,18 @@ class Tokenizer:
             tokenizer.no_padding()
             _set_flags(tokenizer, self._file.added_tokens)
             _make_special(tokenizer, self._file.special_names)
-            return tokenizer
+            excess = find_excess(tokenizer)
+        self._refuse(excess)
+        return tokenizer
+
+    def _refuse(self, excess: str | None) -> None:
+        if excess:
+            raise CheckpointError(
+                f"{self.path}: what it does to a text has no bound",
+                got=excess,
+                wanted="normalizers and regular expressions as models have them",
+                do="Do not use this tokenizer.",
+            )
 
 
 class StreamDecoder:

@@ -20,12 +20,13 @@ from edgekit.checkpoint.config import read_object
 from edgekit.checkpoint.layout import CONFIG_NAME, TEKKEN_NAME
 from edgekit.checkpoint.tekken import TEKKEN_ROLES, convert_tekken
 from edgekit.errors import CheckpointError, MissingFileError
+from edgekit.files import read_inside
 
 TOKENIZER_NAME: Final = "tokenizer.json"
 TOKENIZER_CONFIG_NAME: Final = "tokenizer_config.json"
 SPECIAL_MAP_NAME: Final = "special_tokens_map.json"
 TOKEN_FLAGS: Final = ("special", "single_word", "lstrip", "rstrip", "normalized")
-_MAX_TOKENIZER_BYTES: Final = 256 << 20
+MAX_TOKENIZER_BYTES: Final = 64 << 20
 _REBUILDING: Final = ("LlamaTokenizer", "CodeLlamaTokenizer")
 # For these transformers takes tokenizer.json as it is, whatever class the folder names.
 _AS_IT_IS: Final = frozenset(
@@ -182,12 +183,7 @@ def _as_its_class_does(text: str, config: Mapping[str, Any], folder: Path) -> st
 
 def _read_text(path: Path) -> str:
     try:
-        n_bytes = path.stat().st_size
-        if n_bytes > _MAX_TOKENIZER_BYTES:
-            raise CheckpointError(
-                f"{path}: size", got=n_bytes, wanted=f"at most {_MAX_TOKENIZER_BYTES}"
-            )
-        return path.read_text(encoding="utf-8")
+        return read_inside(path, MAX_TOKENIZER_BYTES).decode("utf-8")
     except FileNotFoundError as error:
         raise MissingFileError(
             f"{path}: no such file", do="edgekit reads fast tokenizers; save one as tokenizer.json."

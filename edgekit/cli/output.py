@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from edgekit.errors import EdgekitError, NoFitError
 from edgekit.lazy import require
@@ -18,6 +19,7 @@ from edgekit.lazy import require
 if TYPE_CHECKING:
     from rich.console import Console
 
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 Progress: TypeAlias = Callable[[str, int, int], None]
 
 
@@ -43,8 +45,13 @@ class Output:
             show(self.console)
 
     def write(self, text: str) -> None:
-        """Stream a piece of the answer to stdout; nothing in JSON mode."""
+        """Stream a piece of the answer to stdout; nothing in JSON mode.
+
+        What a model or a server says must not steer the terminal; a file or pipe gets it as it is.
+        """
         if not self.is_json:
+            if sys.stdout.isatty():
+                text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
             sys.stdout.write(text)
             sys.stdout.flush()
 

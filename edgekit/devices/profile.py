@@ -17,9 +17,11 @@ from typing import Final, Generic, TypeVar, cast
 from edgekit.artifact import Format
 from edgekit.devices.typed_toml import Problem, build
 from edgekit.errors import ProfileError
+from edgekit.files import open_plain, read_capped
 from edgekit.paths import device_profiles_dir
 
 HOST_ID: Final = "host"
+MAX_PROFILE_BYTES: Final = 1 << 20
 
 Number = TypeVar("Number", int, float)
 
@@ -222,7 +224,9 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
             )
         path = device_profiles_dir() / f"{name_or_path}.toml"
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_plain(path) as stream:
+            data = read_capped(stream, MAX_PROFILE_BYTES)
+        text = data.decode("utf-8").replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ProfileError(
             f"cannot read device profile {path}",
@@ -241,7 +245,7 @@ def parse_profile(text: str, *, where: str) -> DeviceProfile:
     """
     try:
         data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ProfileError(
             f"{where} is not TOML",
             got=str(error) or "nested too deep",

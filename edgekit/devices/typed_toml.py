@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Final
 
 _SCALARS: Final = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_MAX_INT: Final = (1 << 63) - 1  # the range of TOML
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey them
 _UNIONS: Final = (types.UnionType, typing.Union)
 
 
@@ -55,6 +58,10 @@ def build(hint: Any, data: Any, problems: list[Problem], key: str = "") -> Any:
     if issubclass(hint, enum.Enum):
         values = [member.value for member in hint]
         return hint(data) if data in values else _wrong(problems, key, data, " | ".join(values))
+    if type(data) is int and abs(data) > _MAX_INT:
+        return _wrong(problems, key, data, "a number of at most 64 bits")
+    if type(data) is str and _CONTROL.search(data):
+        return _wrong(problems, key, data, "text without control characters")
     if hint is float and type(data) is int:
         return float(data)
     return data if type(data) is hint else _wrong(problems, key, data, _SCALARS[hint])

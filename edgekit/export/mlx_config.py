@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.artifact import TensorEntry
+from edgekit.checkpoint.config import MAX_CONFIG_BYTES
 from edgekit.dtypes import DType
 from edgekit.errors import FormatError, UsageError
 from edgekit.export.mlx_models import Choice
 from edgekit.families.spec import DecoderSpec
+from edgekit.files import read_inside
 from edgekit.formats.strict_json import parse_object
 from edgekit.scheme import Scheme
 
@@ -84,9 +86,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_NAME
     try:
-        return parse_object(path.read_bytes(), str(path))
+        return parse_object(read_inside(path, MAX_CONFIG_BYTES), str(path))
     except OSError as error:
-        raise FormatError(f"{path}: cannot be read", got=error.strerror) from error
+        raise FormatError(f"{path}: cannot be read", got=str(error)) from error
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
+from edgekit.files import open_inside
 from edgekit.scheme import Scheme
 
 SCHEMES: Final = (
@@ -35,7 +36,7 @@ _GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
         "final_norm",
     ),
 }
-_MAX_CARD_CHARS: Final = 1 << 16
+_MAX_CARD_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +150,8 @@ def _part(name: str) -> str:
 def _read_license(card: Path) -> str:
     """Read ``license`` from the front matter of a model card, which anyone may have written."""
     try:
-        with card.open(encoding="utf-8", errors="replace") as stream:
-            lines = stream.read(_MAX_CARD_CHARS).splitlines()
+        with open_inside(card) as stream:
+            lines = stream.read(_MAX_CARD_BYTES).decode("utf-8", "replace").splitlines()
     except OSError:
         return ""
     if not lines or lines[0].strip() != "---":
@@ -159,6 +160,7 @@ def _read_license(card: Path) -> str:
         key, _, value = line.partition(":")
         if line.strip() == "---":
             break
-        if key in ("license", "license_name") and value.strip() not in ("", "other"):
+        is_named = key in ("license", "license_name") and value.strip() not in ("", "other")
+        if is_named and value.strip().isprintable():
             return value.strip().strip("\"'")[:80]
     return ""

@@ -13,9 +13,8 @@ from edgekit.checkpoint.quantized import account_for_quantization
 from edgekit.families.names import NameTable
 from edgekit.families.rope_config import DEFAULT_THETA, RopeContext, read_rope
 from edgekit.families.spec import Activation, DecoderSpec
+from edgekit.families.spec_faults import MAX_HEAD_WIDTH, MAX_LAYERS, MAX_WIDTH
 
-_MAX_LAYERS: Final = 1024
-_MAX_WIDTH: Final = 1 << 24
 _ACTIVATIONS: Final[Mapping[str, Activation]] = {
     "silu": Activation.SILU,
     "swish": Activation.SILU,
@@ -95,7 +94,7 @@ def read_llama_form(
     config.ignore(NOT_USED_KEYS)
     account_for_quantization(config)
     hidden_width, n_heads, head_width = take_widths(config)
-    n_kv_heads = config.take_count("num_key_value_heads", n_heads, at_most=_MAX_WIDTH)
+    n_kv_heads = config.take_count("num_key_value_heads", n_heads, at_most=MAX_WIDTH)
     if n_kv_heads and n_heads % n_kv_heads:
         config.report(
             f"num_attention_heads {n_heads} is no multiple of num_key_value_heads {n_kv_heads}"
@@ -115,8 +114,8 @@ def read_llama_form(
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_width=head_width,
-        ffn_width=config.take_count("intermediate_size", at_most=_MAX_WIDTH),
-        vocab_size=config.take_count("vocab_size", at_most=_MAX_WIDTH),
+        ffn_width=config.take_count("intermediate_size", at_most=MAX_WIDTH),
+        vocab_size=config.take_count("vocab_size", at_most=MAX_WIDTH),
         context_length=context_length,
         norm_eps=config.take("rms_norm_eps", float),
         is_tied=config.take("tie_word_embeddings", bool, default=False),
@@ -135,13 +134,13 @@ def read_llama_form(
 
 def take_n_layers(config: RawConfig) -> int:
     """Take ``num_hidden_layers``."""
-    return config.take_count("num_hidden_layers", at_most=_MAX_LAYERS)
+    return config.take_count("num_hidden_layers", at_most=MAX_LAYERS)
 
 
 def take_widths(config: RawConfig) -> tuple[int, int, int]:
     """Take ``hidden_size``, ``num_attention_heads`` and ``head_dim``, or derive the last."""
-    hidden_width = config.take_count("hidden_size", at_most=_MAX_WIDTH)
-    n_heads = config.take_count("num_attention_heads", at_most=_MAX_WIDTH)
+    hidden_width = config.take_count("hidden_size", at_most=MAX_WIDTH)
+    n_heads = config.take_count("num_attention_heads", at_most=MAX_WIDTH)
     return hidden_width, n_heads, _read_head_width(config, hidden_width, n_heads)
 
 
@@ -188,7 +187,7 @@ def _check_ids(config: RawConfig, spec: DecoderSpec) -> None:
 def _read_head_width(config: RawConfig, hidden_width: int, n_heads: int) -> int:
     """Take ``head_dim``, or derive it from width and heads."""
     if config.get("head_dim") is not None:
-        head_width = config.take_count("head_dim", at_most=1 << 16)
+        head_width = config.take_count("head_dim", at_most=MAX_HEAD_WIDTH)
     else:
         config.ignore(["head_dim"])
         if n_heads < 1 or hidden_width % n_heads:
@@ -197,6 +196,9 @@ def _read_head_width(config: RawConfig, hidden_width: int, n_heads: int) -> int:
             )
             return 2
         head_width = hidden_width // n_heads
+        if head_width > MAX_HEAD_WIDTH:
+            config.report(f"heads have {head_width} lanes (wanted at most {MAX_HEAD_WIDTH})")
+            return 2
     if head_width % 2:
         config.report(f"head_dim is {head_width} (rope wants an even number)")
     return head_width

@@ -50,7 +50,7 @@ def read_text_spec(
     inner.fill({key: config[key] for key in _REPEATED if config.get(key) is not None})
     config.finish()
     kind = inner.get("model_type") or default
-    if kind not in readers:
+    if not isinstance(kind, str) or kind not in readers:
         raise UnsupportedArchError(
             f"{inner.where}: model_type", got=repr(kind)[:80], wanted=", ".join(readers)
         )

@@ -23,6 +23,7 @@ from edgekit.families.spec import QueryScaling
 
 DEFAULT_THETA: Final = 10000.0  # transformers' default when the key is absent
 _KINDS: Final = ("default", "linear", "llama3", "yarn", "longrope")
+_SMALLEST: Final = 1e-9  # so that what is divided by it stays finite
 _MAX_FACTORS: Final = 1 << 15
 
 
@@ -211,7 +212,8 @@ def _original_length(section: RawConfig, context: RopeContext) -> int:
 def _take_factors(section: RawConfig, key: str) -> tuple[float, ...]:
     values = section.take(key, list)
     is_sound = len(values) <= _MAX_FACTORS and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and 0 < v < 1e9 for v in values
+        isinstance(v, int | float) and not isinstance(v, bool) and _SMALLEST < v < 1e9
+        for v in values
     )
     if not is_sound:
         section.report(f"{key} holds something else than positive numbers")
@@ -221,5 +223,5 @@ def _take_factors(section: RawConfig, key: str) -> tuple[float, ...]:
 
 def _check_positive(section: RawConfig, **values: float) -> None:
     for key, value in values.items():
-        if not 0 < value < 1e9:
+        if not _SMALLEST < value < 1e9:
             section.report(f"{key} is {value} (wanted a positive number)")

@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from edgekit.families.rope_spec import RopeSpec
+from edgekit.families.spec_faults import find_fault
 
 
 class NormPlacement(StrEnum):
@@ -188,7 +189,23 @@ class DecoderSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DecoderSpec:
-        """Read the JSON form; the inverse of ``as_dict``."""
+        """Read the JSON form, which nobody vouches for; the inverse of ``as_dict``.
+
+        Raises:
+            ValueError: Fields are absent, unknown or of another type, or sizes without sense; the
+                caller knows the file and says so.
+        """
+        try:
+            spec = cls._from_dict(data)
+            fault = find_fault(spec)
+        except (TypeError, LookupError, AttributeError) as error:
+            raise ValueError(f"decoder: {type(error).__name__}: {error}") from error
+        if fault:
+            raise ValueError(f"decoder: {fault}")
+        return spec
+
+    @classmethod
+    def _from_dict(cls, data: Mapping[str, Any]) -> DecoderSpec:
         local, sliding = data.get("local_rope"), data.get("sliding_layers")
         growth = data.get("query_scaling")
         return cls(

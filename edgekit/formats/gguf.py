@@ -22,6 +22,7 @@ import numpy as np
 
 from edgekit.dtypes import U8Array
 from edgekit.errors import FormatError
+from edgekit.files import open_plain
 from edgekit.formats.open_file import OpenFile
 
 MAX_TENSORS: Final = 1 << 16
@@ -130,10 +131,10 @@ class GgufFile(OpenFile):
             FormatError: The file cannot be read, or is not what the format says; the message
                 names the key, tensor or offset.
         """
-        super().__init__(path)
+        super().__init__(path, open_plain)
         try:
             # The header has no length of its own; a map lets it be walked without guessing one.
-            with mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ) as mapped:
+            with mmap.mmap(self.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
                 cursor = _Cursor(mapped, self.path)
                 n_tensors, n_keys = _read_counts(cursor)
                 self.metadata: Mapping[str, Value] = MappingProxyType(
@@ -198,6 +199,7 @@ class _Cursor:
         self.path = path
         self.n_bytes = len(mapped)
         self.position = 0
+        self.n_items_left = MAX_ITEMS
 
     def skip(self, n_bytes: int) -> int:
         """Move on; give the place before."""
@@ -275,7 +277,8 @@ def _read_value(cursor: _Cursor, kind: int, key: str) -> Value:
         value = cursor.number(_NUMBERS[kind])
         return bool(value) if kind == _BOOL else value
     item = cursor.count("I", f"item type of {key[:80]!r}", 12)
-    n_items = cursor.count("Q", f"items of {key[:80]!r}", MAX_ITEMS)
+    n_items = cursor.count("Q", f"items of {key[:80]!r}", cursor.n_items_left)
+    cursor.n_items_left -= n_items
     if item == _ARRAY:
         raise FormatError(f"{cursor.path}: {key[:80]!r}", got="an array of arrays")
     if item == _STRING:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from edgekit.dtypes import Bits, F32Array, U8Array
 from edgekit.errors import FormatError
+from edgekit.files import open_plain
 from edgekit.formats.packing import pack_codes, unpack_codes
 
 ALIGNMENT: Final = 64
@@ -183,7 +184,7 @@ class BlobReader:
         """
         self._path = path
         try:
-            with path.open("rb") as stream:
+            with open_plain(path) as stream:
                 self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise FormatError(

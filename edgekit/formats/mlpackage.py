@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from edgekit.errors import FormatError
+from edgekit.files import read_inside
 from edgekit.formats.mil_blob import BlobType
 from edgekit.lazy import require
 
@@ -93,11 +94,7 @@ def read_spec(package: Path) -> Any:
     spec = require_coremltools("coremltools.proto.Model_pb2").Model()
     decode_error = require("google.protobuf.message", package="protobuf").DecodeError
     try:
-        if path.stat().st_size > _MAX_SPEC_BYTES:
-            raise FormatError(
-                f"{path}: size", got=path.stat().st_size, wanted=f"at most {_MAX_SPEC_BYTES}"
-            )
-        spec.ParseFromString(path.read_bytes())
+        spec.ParseFromString(read_inside(path, _MAX_SPEC_BYTES))
     except (OSError, decode_error) as error:
         raise FormatError(
             f"{path} is not a Core ML model spec", got=str(error), do="Export the model again."
@@ -120,9 +117,18 @@ def main_block(spec: Any) -> Any:
 
 
 def type_name(value_type: Any) -> str:
-    """Name of the element type of a ``MIL_pb2.ValueType``, such as ``FLOAT16``."""
+    """Name of the element type of a ``MIL_pb2.ValueType``, such as ``FLOAT16``.
+
+    Raises:
+        FormatError: A number that is no type.
+    """
     types = require_coremltools("coremltools.proto.MIL_pb2").DataType
-    return str(types.Name(value_type.tensorType.dataType))
+    try:
+        return str(types.Name(value_type.tensorType.dataType))
+    except ValueError as error:
+        raise FormatError(
+            "Core ML program: element type", got=value_type.tensorType.dataType
+        ) from error
 
 
 def stored_at(value: Any) -> tuple[int, BlobType, tuple[int, ...]]:

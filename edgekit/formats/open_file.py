@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Final, Self
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from edgekit.dtypes import U8Array
 from edgekit.errors import FormatError
+from edgekit.files import open_inside
 
 _MAX_READ_BYTES: Final = 1 << 30  # Linux reads at most 2**31 - 4096 bytes a call
 _PIECE_BYTES: Final = 16 << 20
@@ -28,23 +30,34 @@ class OpenFile:
         path: Where it lies.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(
+        self, path: str | Path, opener: Callable[[Path], BufferedReader] = open_inside
+    ) -> None:
         """Open a file.
 
+        Args:
+            path: Where it lies.
+            opener: ``open_plain`` for one that the user names, which may be a link.
+
         Raises:
-            FormatError: It cannot be opened.
+            FormatError: It cannot be opened, is no plain file, or a link that leads elsewhere.
         """
         self.path = Path(path)
         try:
-            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            stream = opener(self.path)
         except OSError as error:
             raise FormatError(f"{self.path}: cannot be read", got=str(error)) from error
-        self._close = weakref.finalize(self, os.close, self._descriptor)
+        self._descriptor = stream.fileno()
+        self._close = weakref.finalize(self, stream.close)
 
     @property
     def n_bytes(self) -> int:
         """Size of the file now."""
         return os.fstat(self._descriptor).st_size
+
+    def fileno(self) -> int:
+        """Give the open file's descriptor."""
+        return self._descriptor
 
     def read_at(self, begin: int, n_bytes: int) -> U8Array:
         """Read bytes from ``begin`` on; safe to call from several threads.

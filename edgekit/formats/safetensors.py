@@ -29,7 +29,9 @@ from edgekit.formats.open_file import OpenFile
 from edgekit.formats.strict_json import parse_object
 from edgekit.tensors import TensorInfo
 
-MAX_HEADER_BYTES: Final = 100_000_000  # the cap of the safetensors library
+# JSON costs up to 64 times its size in memory. An entry has some 100 bytes, so this is room for
+# 150,000 tensors; the library of the format takes 100 MB.
+MAX_HEADER_BYTES: Final = 16 << 20
 _LENGTH: Final = struct.Struct("<Q")
 _METADATA: Final = "__metadata__"
 _MAX_RANK: Final = 32

@@ -1,32 +1,46 @@
 """Answer one question: how is a JSON object read from a file that nobody vouches for?
 
-Stricter than ``json.loads``: a key may stand only once, NaN and infinity are refused, and
-nesting that would exhaust the stack is an error like any other.
+Stricter than ``json.loads``: a key may stand only once, NaN, infinity and numbers that would
+become infinite are refused, so is half of a surrogate pair, which no file can hold as UTF-8, and
+nesting beyond ``MAX_DEPTH``, which would exhaust the stack here or wherever the value is shown.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections import Counter
-from typing import Any
+from typing import Any, Final
 
 from edgekit.errors import FormatError
 
+MAX_DEPTH: Final = 127  # as the JSON reader of Rust, and with it safetensors
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
-def parse_object(data: bytes, where: str) -> dict[str, Any]:
+
+def parse_object(data: bytes, where: str, *, allows_surrogates: bool = False) -> dict[str, Any]:
     """Read UTF-8 JSON whose outermost value is an object.
 
     Args:
         data: The bytes; the caller has capped their number.
         where: File and place, for the message.
+        allows_surrogates: Take half of a surrogate pair, as edgekit's own reports may hold it.
 
     Raises:
-        FormatError: Not UTF-8, not JSON, not an object, a key twice, or nested too deep.
+        FormatError: Not UTF-8, not JSON, not an object, a key twice, a number or text that cannot
+            be, or nested too deep.
     """
     try:
         value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            # Only where it may be needed: a call for each integer is slow.
+            parse_int=_integer if b"-0" in data else None,
         )
+        _check_parts(value, allows_surrogates=allows_surrogates)
     except (ValueError, RecursionError) as error:
         got = "nesting too deep" if isinstance(error, RecursionError) else str(error)
         raise FormatError(f"{where}: not valid JSON", got=got, wanted="a JSON object") from error
@@ -45,3 +59,36 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"number too large: {digits[:40]}")
+    return value
+
+
+def _integer(digits: str) -> int:
+    if digits == "-0":
+        raise ValueError("-0 is no integer")  # other readers take it for a float
+    return int(digits)
+
+
+def _check_parts(value: Any, *, allows_surrogates: bool) -> None:
+    """Look at every text and level: Python takes more than can be written or shown again."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner += item.keys()
+                inner += item.values()
+            elif isinstance(item, list):
+                inner += item
+            elif isinstance(item, str) and not allows_surrogates and _SURROGATE.search(item):
+                raise ValueError("half of a surrogate pair in a text")
+        level = [item for item in inner if isinstance(item, str | list | dict)]
+        if not level:
+            return
+    if any(isinstance(item, list | dict) for item in level):
+        raise ValueError("nesting too deep")

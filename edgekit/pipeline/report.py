@@ -20,7 +20,7 @@ def read_report(path: Path) -> ReportData:
     try:
         if path.stat().st_size > MAX_REPORT_BYTES:
             raise UsageError(f"{path} is too large for a report", got=path.stat().st_size)
-        data = parse_object(path.read_bytes(), str(path))
+        data = parse_object(path.read_bytes(), str(path), allows_surrogates=True)
     except (OSError, FormatError) as error:
         raise UsageError(
             f"cannot read {path}",

@@ -17,7 +17,7 @@ from edgekit.artifact import Artifact, Format
 from edgekit.checkpoint.chat import ChatTemplate
 from edgekit.checkpoint.tokenizer import Tokenizer
 from edgekit.dtypes import F32Array
-from edgekit.errors import CheckpointError, FormatError, UsageError
+from edgekit.errors import ArtifactError, CheckpointError, FormatError, UsageError
 from edgekit.export import open_exporter
 from edgekit.export.base import Progress, ignore_progress
 from edgekit.families.spec import DecoderSpec
@@ -130,7 +130,7 @@ def verification_tokens(artifact: Artifact, n_tokens: int) -> list[int]:
 
     Falls back to evenly spread ids when the artifact has no chat template.
     """
-    spec = DecoderSpec.from_dict(artifact.manifest.decoder)
+    spec = _read_spec(artifact)
     limit = min(n_tokens, artifact.manifest.context_length)
     try:
         tokenizer, template = Tokenizer.open(artifact.path), ChatTemplate.open(artifact.path)
@@ -159,9 +159,16 @@ def reference_decoder(artifact: Artifact) -> ReferenceDecoder:
         tensor = tensors[name]
         return tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor.values
 
-    return ReferenceDecoder(
-        DecoderSpec.from_dict(artifact.manifest.decoder), weights, model=artifact.name
-    )
+    return ReferenceDecoder(_read_spec(artifact), weights, model=artifact.name)
+
+
+def _read_spec(artifact: Artifact) -> DecoderSpec:
+    try:
+        return DecoderSpec.from_dict(artifact.manifest.decoder)
+    except ValueError as error:
+        raise ArtifactError(
+            f"{artifact.path}: decoder in the manifest", got=error, do="Export the model again."
+        ) from error
 
 
 def open_check_decoder(artifact: Artifact) -> Decoder:

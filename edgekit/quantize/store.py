@@ -23,6 +23,7 @@ from edgekit.dtypes import Bits, DType
 from edgekit.errors import ArtifactError, ExportError, FormatError, QuantError, UsageError
 from edgekit.families.base import SourceModel
 from edgekit.families.spec import DecoderSpec
+from edgekit.files import read_inside
 from edgekit.formats.packing import unpack_codes
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from edgekit.formats.strict_json import parse_object
@@ -38,7 +39,7 @@ INDEX_NAME: Final = "index.json"
 WEIGHTS_NAME: Final = "weights.safetensors"
 ASSETS_NAME: Final = "assets"
 STORE_VERSION: Final = 1
-_MAX_INDEX_BYTES: Final = 64 << 20
+_MAX_INDEX_BYTES: Final = 16 << 20
 _FLOAT_DTYPES: Final = {"fp32": DType.FP32, "fp16": DType.FP16}
 Progress: TypeAlias = Callable[[str, int, int], None]
 
@@ -84,7 +85,15 @@ class StoredModel:
                 _weights=weights,
             )
             _check_files(model)
-        except (FormatError, UsageError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (
+            FormatError,
+            UsageError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OSError,
+        ) as error:
             raise ArtifactError(
                 f"{folder} is a damaged store",
                 got=str(error) or type(error).__name__,
@@ -239,8 +248,7 @@ def _write_index(folder: Path, text: str) -> None:
 
 def _read_index(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as stream:
-            data = stream.read(_MAX_INDEX_BYTES + 1)
+        data = read_inside(path, _MAX_INDEX_BYTES)
     except OSError as error:
         raise ArtifactError(
             f"{path.parent} is no store of quantized weights",
@@ -266,6 +274,11 @@ def _read_index(path: Path) -> dict[str, Any]:
 
 def _check_files(model: StoredModel) -> None:
     """Refuse a store whose index, weights and assets do not belong together."""
+    texts = [model.source.name, model.source.origin, model.source.sha256]
+    texts += [text for entry in model.entries for text in (entry.name, entry.reason)]
+    texts += [t for e in model.entries for t in (e.sha256, e.imported) if t is not None]
+    if not all(isinstance(text, str) for text in texts):
+        raise FormatError("source or tensors", got="values that are no text")
     wanted = [
         info
         for entry in model.entries

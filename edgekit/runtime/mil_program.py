@@ -154,7 +154,19 @@ def read_program(package: Path, *, rounds: bool) -> MilProgram:
         FormatError: Damaged, or a form of program that edgekit does not write.
     """
     spec = read_spec(package)
-    block, blobs = main_block(spec), BlobReader(weights_path(package))
+    blobs = BlobReader(weights_path(package))
+    try:
+        return _parse(spec, blobs, rounds=rounds)
+    except (LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise FormatError(
+            f"{package}: a program that edgekit does not write",
+            got=f"{type(error).__name__}: {error}",
+            do="Export the model again.",
+        ) from error
+
+
+def _parse(spec: Any, blobs: BlobReader, *, rounds: bool) -> MilProgram:
+    block = main_block(spec)
     function = spec.mlProgram.functions["main"]
     inputs, states = [], []
     for named in function.inputs:

@@ -32,6 +32,8 @@ _FIRST_WAIT_S: Final = 0.5
 _KEY_VARIABLE: Final = "OPENAI_API_KEY"
 _NO_KEY: Final = "none"
 _EVENT_STREAM: Final = "text/event-stream"
+_PACKINGS: Final = ("identity", "gzip", "deflate")
+_MAX_MS: Final = 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,9 +290,9 @@ def _exchange(
     reader: ChunkReader, times: WireTimes, n_retries: int, refused: frozenset[str]
 ) -> Exchange:
     start_s, first_s, end_s = times.start_s, reader.first_text_s, reader.end_s
-    prompt_ms = reader.timings.get("prompt_ms")
-    if not isinstance(prompt_ms, int | float) or isinstance(prompt_ms, bool):
-        prompt_ms = None
+    prompt_ms: Any = reader.timings.get("prompt_ms")
+    is_number = isinstance(prompt_ms, int | float) and not isinstance(prompt_ms, bool)
+    prompt_ms = prompt_ms if is_number and 0 <= prompt_ms < _MAX_MS else None
     return Exchange(
         model=reader.model,
         system_fingerprint=reader.system_fingerprint,
@@ -329,6 +331,13 @@ def _check_url(base_url: str) -> None:
 
 
 def _check_is_stream(headers: Mapping[str, str]) -> None:
+    packing = headers.get("content-encoding", "identity").strip().lower()
+    if packing not in _PACKINGS:
+        # What packs tighter, or twice, unpacks to any size.
+        raise ServerError(
+            "the server packed its answer", status=200, got=packing[:80],
+            wanted=" or ".join(_PACKINGS),
+        )  # fmt: skip
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("", _EVENT_STREAM):
         return

@@ -8,10 +8,13 @@ names, tool calls in pieces. Knows nothing of the network.
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from edgekit.errors import ServerError
+from edgekit.errors import FormatError, ServerError
+from edgekit.formats.strict_json import parse_object
 from edgekit.runtime.base import Finish, TokenEvent, TokenLogprob
 
 TOOL_CALLS_TAG: Final = "[TOOL_CALLS]"
@@ -21,6 +24,8 @@ _FINISHES: Final[Mapping[str, Finish]] = {
     "function_call": Finish.TOOL_CALLS,
 }
 _DONE: Final = "[DONE]"
+_MAX_COUNT: Final = 1 << 53
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 class ChunkReader:
@@ -97,14 +102,16 @@ class ChunkReader:
         value: Any = self.usage.get(name)
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None
-        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        is_count = (
+            isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_COUNT
+        )
         return value if is_count else None
 
     def _note(self, chunk: Mapping[str, Any]) -> None:
         for name in ("model", "system_fingerprint"):
             value = chunk.get(name)
             if isinstance(value, str) and value:
-                setattr(self, name, value)
+                setattr(self, name, _whole(value))
         if isinstance(chunk.get("usage"), dict):
             self.usage = chunk["usage"]
         if isinstance(chunk.get("timings"), dict):
@@ -124,7 +131,7 @@ class ChunkReader:
                 self._add_calls(calls)
         reason = choice.get("finish_reason")
         if isinstance(reason, str) and reason:
-            self.finish_reason = reason
+            self.finish_reason = _whole(reason)
             self.end_s = time_s
 
     def _content(self, text: str, logprobs: Any, time_s: float) -> Iterator[TokenEvent]:
@@ -205,7 +212,12 @@ def _load(data: str) -> dict[str, Any]:
 
 def _text(part: Mapping[str, Any], name: str) -> str:
     value = part.get(name)
-    return value if isinstance(value, str) else ""
+    return _whole(value) if isinstance(value, str) else ""
+
+
+def _whole(text: str) -> str:
+    """Put U+FFFD in place of half a surrogate pair, which JSON can spell and no file can hold."""
+    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _tokens(logprobs: Any) -> list[tuple[str, float, tuple[TokenLogprob, ...]]]:
@@ -228,12 +240,14 @@ def _logprob(entry: Any) -> tuple[str, float] | None:
     token, logprob = entry.get("token"), entry.get("logprob")
     if not isinstance(token, str) or isinstance(logprob, bool):
         return None
-    return (token, float(logprob)) if isinstance(logprob, int | float) else None
+    if not isinstance(logprob, int | float) or not abs(logprob) <= sys.float_info.max:
+        return None
+    return _whole(token), float(logprob)
 
 
 def _arguments(text: str) -> Any:
     """Give the arguments as the object they spell, or as the text when they spell none."""
     try:
-        return json.loads(text or "{}")
-    except (ValueError, RecursionError):
+        return parse_object((text or "{}").encode(), "arguments")
+    except FormatError:
         return text

@@ -16,9 +16,11 @@ from typing import Any, Final, Self
 
 from edgekit.artifact import MANIFEST_NAME, Artifact
 from edgekit.checkpoint.chat import ChatTemplate
+from edgekit.checkpoint.config import MAX_CONFIG_BYTES
 from edgekit.checkpoint.tokenizer import StreamDecoder, Tokenizer
 from edgekit.dtypes import F32Array
 from edgekit.errors import ArtifactError, FormatError, UsageError
+from edgekit.files import read_inside
 from edgekit.formats.strict_json import parse_object
 from edgekit.records import EngineInfo
 from edgekit.runtime import open_decoder
@@ -352,7 +354,7 @@ def read_eos_ids(artifact: Artifact) -> frozenset[int]:
     path = artifact.path / "generation_config.json"
     if path.is_file():
         try:
-            config = parse_object(path.read_bytes(), str(path))
+            config = parse_object(read_inside(path, MAX_CONFIG_BYTES), str(path))
         except (FormatError, OSError) as error:
             raise ArtifactError(f"{path}: cannot be read", got=error) from error
         said[f"{path.name}: eos_token_id"] = config.get("eos_token_id")

@@ -206,8 +206,8 @@ def test_a_template_entry_of_another_form_is_refused(tmp_path, entry):
 
 
 def test_a_template_file_too_large_or_no_text_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="at most 1048576 bytes"):
-        write_template(tmp_path, "x" * (1 << 20) + "x")
+    with pytest.raises(CheckpointError, match="at most 262144 bytes"):
+        write_template(tmp_path, "x" * (1 << 18) + "x")
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(CheckpointError, match="cannot be read"):
         ChatTemplate.open(tmp_path)

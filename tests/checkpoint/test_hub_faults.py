@@ -173,6 +173,17 @@ def test_a_bomb_ends_at_the_size_that_was_stated(hub, tmp_path):
     assert not list(blobs(tmp_path).iterdir())
 
 
+@pytest.mark.parametrize("packing", ["gzip, gzip", "br", "zstd", "deflate, gzip"])
+def test_what_is_packed_twice_or_tighter_is_not_unpacked(hub, packing):
+    bomb = gzip.compress(gzip.compress(bytes(10_000_000), 9))
+    hub.faults.answers = lambda a: (
+        Answer(200, bomb, {"Content-Encoding": packing}) if a.file == "config.json" else None
+    )
+    error = error_of()
+    assert error.what == "owner/name: the Hub's answer makes no sense (config.json)"
+    assert error.got == f"encoding {packing}"
+
+
 def test_an_unknown_revision_is_named(hub):
     error = error_of(Source("owner/name", "v9"))
     assert (error.what, error.wanted) == (

@@ -71,7 +71,7 @@ def test_a_header_that_claims_too_much_is_not_fetched(hub):
 
 
 def test_a_header_longer_than_its_file_is_not_fetched(hub):
-    hub.faults.served[SHARD] = (90_000_000).to_bytes(8, "little") + b"{}" * 50
+    hub.faults.served[SHARD] = (9_000_000).to_bytes(8, "little") + b"{}" * 50
     with pytest.raises(FormatError, match="file ends inside the header"):
         inspect("owner/name")
     assert [a.n_sent for a in hub.asked(SHARD)] == [8]

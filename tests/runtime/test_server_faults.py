@@ -194,6 +194,8 @@ def test_a_reset_is_noticed(n_sent):
     ("data", "what", "status"),
     [
         (reply(b"<html>hi</html>", kind="text/html"), "the server answered with a web page", 200),
+        (reply(b"", headers=["Content-Encoding: gzip, gzip"]), "the server packed its answer", 200),
+        (reply(b"", headers=["Content-Encoding: br"]), "the server packed its answer", 200),
         (reply(b'{"choices": []}', kind="application/json"), "the server did not stream", 200),
         (reply(b"hello", kind="text/plain"), "the server did not stream its answer", 200),
         (reply(b"data: {oops\n\n"), "the server sent an event that is not JSON", None),

@@ -1,0 +1,1 @@
+"""The parts of scripts/fuzz.py: one process for each target, and what comes out of it."""
