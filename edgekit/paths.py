@@ -1,11 +1,13 @@
-"""Answer one question: where do bundled models and device profiles live?
+"""Answer one question: where do bundled models, device profiles and cached things live?
 
-The only code that knows both places: a source checkout keeps ``models/`` and
+The only code that knows these places: a source checkout keeps ``models/`` and
 ``device_profiles/`` beside the package, an installed wheel carries them in ``edgekit/_data``.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -26,3 +28,17 @@ def models_dir() -> Path:
 def device_profiles_dir() -> Path:
     """Folder with the bundled device profiles."""
     return data_dir("device_profiles")
+
+
+def cache_dir() -> Path:
+    """Folder for what edgekit can make again: ``EDGEKIT_HOME``, else the user's cache."""
+    chosen = os.environ.get("EDGEKIT_HOME")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "edgekit"
+    base = os.environ.get("XDG_CACHE_HOME")
+    # The XDG base directory specification says that relative paths are to be ignored.
+    if base and Path(base).is_absolute():
+        return Path(base) / "edgekit"
+    return Path.home() / ".cache" / "edgekit"

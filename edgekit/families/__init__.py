@@ -31,6 +31,10 @@ FAMILIES: Final[Mapping[str, str]] = {
     "smollm3": "edgekit.families.smollm3:FAMILY",
 }
 
+_OTHER_ROUTE: Final = (
+    "optimum may be able to trace it, as floats for ONNX: edgekit export MODEL --via optimum"
+)
+
 
 def open_family(checkpoint: Checkpoint) -> SourceModel:
     """Read a checkpoint through the family of its ``model_type``.
@@ -44,12 +48,14 @@ def open_family(checkpoint: Checkpoint) -> SourceModel:
     if reference is None:
         is_sparse = model_type == "mixtral" or str(model_type).endswith("moe")
         close = [] if is_sparse else difflib.get_close_matches(str(model_type), FAMILIES, n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else None
+        hint = f"Did you mean {close[0]!r}? " if close else ""
+        if is_sparse:
+            hint = "A mixture of experts needs another graph. "
         raise UnsupportedArchError(
             f"{checkpoint.folder}: model_type",
             got=repr(model_type)[:80],
             wanted=", ".join(sorted(FAMILIES)),
-            do="A mixture of experts needs another graph." if is_sparse else hint,
+            do=f"{hint}{_OTHER_ROUTE}",
         )
     family: Family = load_object(reference)
     return SourceModel(checkpoint, family)
