@@ -135,11 +135,11 @@ def write_optimum_artifact(
         n_positions, note = _context_length(config, options)
         with _log(checkpoint.name) as log:
             _trace(environment, given, traced, scheme, log, progress)
+            facts = read_facts(traced / GRAPH_NAME)
             progress("compare with the model", _N_STEPS - 1, _N_STEPS)
             n_tokens = min(_CHECK_TOKENS, n_positions)
             found = _compare(environment, given, traced, scratch, n_tokens, log)
             _refuse_difference(found, scheme, checkpoint)
-        facts = read_facts(traced / GRAPH_NAME)
         _move_graph(traced, staging)
         for name, path in checkpoint.assets.items():
             shutil.copyfile(path, staging / name)
@@ -181,11 +181,12 @@ def _trace(
         on_line=on_line,
     )
     if code or not (traced / GRAPH_NAME).is_file():
+        hint = "Try --scheme fp32, which it can for more architectures. " if scheme == FP16 else ""
         killed = "; ended by the system, perhaps for want of memory" if code < 0 else ""
         raise ExportError(
             f"optimum-cli export failed with exit code {code}{killed}",
             got=last_error(lines),
-            do=f"Full log: {log}",
+            do=f"{hint}Full log: {log}",
         )
 
 
@@ -318,6 +319,7 @@ def _move_graph(traced: Path, staging: Path) -> None:
     """Take the graph and its external data; configs and tokenizers come from the checkpoint."""
     for path in sorted(traced.glob(f"{GRAPH_NAME}*")):
         shutil.move(path, staging / path.name)
+        (staging / path.name).chmod(0o644)  # the tracer keeps external data to its user
 
 
 @contextmanager

@@ -61,13 +61,14 @@ _DROPPED: Final = (
     "PIP_PREFIX", "PIP_PYTHON", "PIP_REQUIREMENT", "PIP_ROOT", "PIP_TARGET", "PIP_USER",
     "PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__",
 )  # fmt: skip
-# Sizes, not names: which of these pip prints depends on its version.
+# Lines of pip that say it moved on; a wheel on this disk is processed, another downloaded.
 _STEPS: Final = ("Collecting ", "Processing ", "Downloading ", "Installing collected ")
 _PROBE: Final = (
-    "import importlib.util, json\n"
+    "import importlib.util, json, re\n"
     "from importlib.metadata import distributions\n"
     "missing = [m for m in {modules!r} if importlib.util.find_spec(m) is None]\n"
-    "versions = {{d.name.lower(): d.version for d in distributions()}}\n"
+    "name = lambda d: re.sub('[-_.]+', '-', d.name).lower()\n"
+    "versions = {{name(d): d.version for d in distributions()}}\n"
     "print(json.dumps([missing, versions]))\n"
 )
 _ELSEWHERE: Final = "Free space or set EDGEKIT_HOME to another folder."

@@ -80,6 +80,16 @@ def read_facts(path: Path) -> GraphFacts:
             wanted="token ids, mask, positions, and keys and values (batch, heads, past, width)",
             do=_DO,
         )
+    cache_type = inputs[next(iter(past))].elem_type
+    given = {o.name: o.type.tensor_type for o in graph.output if o.name.startswith("present.")}
+    wide = [name for name, t in given.items() if t.elem_type != cache_type]
+    if wide or len(given) != len(past) or cache_type not in types:
+        raise ExportError(
+            "optimum's graph gives keys and values of another type than it takes",
+            got=", ".join(wide[:3]) or f"{len(given)} outputs for {len(past)} inputs",
+            wanted="what a run gives to be what the next run takes",
+            do="Try --scheme fp32." if cache_type == onnx.TensorProto.FLOAT16 else _DO,
+        )
     logits = next((o.type.tensor_type for o in graph.output if o.name == "logits"), None)
     vocab_size = _shape(logits)[-1] if logits is not None else None
     if vocab_size is None:
@@ -92,7 +102,7 @@ def read_facts(path: Path) -> GraphFacts:
         n_kv_heads=int(shape[1] or 0),
         head_width=int(shape[3] or 0),
         is_tied=uses[embed] > 1,
-        cache_type=types.get(inputs[next(iter(past))].elem_type, "unknown"),
+        cache_type=types[cache_type],
         opset=next(int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")),
         tensors=tuple(
             TensorEntry(

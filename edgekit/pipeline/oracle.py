@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -42,6 +42,7 @@ from edgekit.scheme import FP32
 from edgekit.tensors import TensorInfo
 
 OPTIMUM: Final = "optimum"
+_SAME_SCALE: Final = 1e-6  # float32 has no closer number
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +213,18 @@ def _write_checkpoint(artifact: Artifact, folder: Path) -> None:
         "model_type": spec.model_type,
         "tie_word_embeddings": spec.is_tied,
     }
+    weights = _float_weights(artifact)
+    shapes = spec.weight_shapes()
+    ratio = _scale_ratio(spec)
+    if ratio is not None:
+        config["tie_word_embeddings"] = False
+        shapes["lm_head"] = shapes["embed"]
+        weights.setdefault("lm_head", weights["embed"])
+        weights["embed"] = weights["embed"] * np.float32(ratio)
     translated = translate_config(config, f"{artifact.manifest.source}: {CONFIG_NAME}")
     text = json.dumps({**translated, "torch_dtype": "float32"}, indent=1, sort_keys=True)
     (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
-    weights = _float_weights(artifact)
-    groups = _whole_tensors(spec, names)
+    groups = _whole_tensors(shapes, names)
     infos = [
         TensorInfo(theirs, _stacked_shape([weights[part].shape for part in parts]), DType.FP32)
         for theirs, parts in groups.items()
@@ -227,10 +235,23 @@ def _write_checkpoint(artifact: Artifact, folder: Path) -> None:
             writer.append(theirs, np.concatenate([weights[part] for part in parts]))
 
 
-def _whole_tensors(spec: DecoderSpec, names: NameTable) -> dict[str, list[str]]:
+def _scale_ratio(spec: DecoderSpec) -> float | None:
+    """Give what the embedding must carry for transformers in float32 to scale it as edgekit does.
+
+    edgekit rounds Gemma's scale to bfloat16 for weights that are, as transformers does when it runs
+    them so; optimum traces in float32, where transformers does not. The input embedding then gets a
+    matrix of its own with the difference in it.
+    """
+    if spec.model_type != "gemma3_text":
+        return None
+    ratio = spec.embed_scale / spec.hidden_width**0.5
+    return None if abs(ratio - 1) < _SAME_SCALE else ratio
+
+
+def _whole_tensors(names_of: Iterable[str], names: NameTable) -> dict[str, list[str]]:
     """Give checkpoint name -> canonical matrices, one below the other."""
     groups: dict[str, list[str]] = {}
-    for name in spec.weight_shapes():
+    for name in names_of:
         groups.setdefault(names.to_checkpoint(name), []).append(name)
     return {
         theirs: sorted(parts, key=lambda part: len(names.parts_above(part)))
