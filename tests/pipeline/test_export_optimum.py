@@ -157,15 +157,12 @@ def test_fp16_has_half_the_bytes_and_a_cache_of_its_own_width(home, tmp_path, ed
     assert said.err == ""
 
 
-def test_what_optimum_cannot_write_in_half_precision_may_work_in_full(home, tmp_path):
+def test_what_optimum_cannot_write_in_half_precision_is_refused_with_the_way_out(home, tmp_path):
     model = write_foreign_checkpoint(tmp_path / "m", "gpt2")
     with pytest.raises(ExportError, match="Type parameter") as caught:
         export_via_optimum(model, "fp16", tmp_path / "out")
     assert caught.value.do.startswith("Try --scheme fp32")
-    artifact = export_via_optimum(model, "fp32", tmp_path / "out")
-    assert artifact.manifest.context_length == 256
-    assert artifact.manifest.decoder["n_kv_heads"] == 4
-    assert names(tmp_path / "out") == ["m-onnx-fp32-optimum"]
+    assert names(tmp_path / "out") == []
 
 
 def test_a_tied_embedding_is_stored_once_and_the_graph_is_the_reference(tmp_path, home):
@@ -207,7 +204,10 @@ def test_a_graph_that_does_not_give_the_models_logits_is_refused(home, tmp_path)
     assert names(tmp_path / "out") == []
 
 
-def test_what_optimum_fails_on_is_passed_on_with_its_log(home, tmp_path, edgekit_cli):
+def test_what_optimum_fails_on_is_passed_on_with_its_log_and_an_earlier_artifact_stays(
+    home, moe_artifact, tmp_path, edgekit_cli
+):
+    kept = shutil.copytree(moe_artifact.path, tmp_path / "out" / "m-onnx-fp32-optimum")
     model = write_foreign_checkpoint(tmp_path / "m", "phi")
     said = edgekit_cli("export", model, "--via", "optimum", "--out", tmp_path / "out")
     assert said.code == 1
@@ -217,7 +217,8 @@ def test_what_optimum_fails_on_is_passed_on_with_its_log(home, tmp_path, edgekit
     log = Path(re.fullmatch(r"Full log: (.+)", parts["do"])[1])
     assert log.parent == home / LOGS
     assert "Traceback (most recent call last)" in log.read_text(encoding="utf-8")
-    assert names(tmp_path / "out") == []
+    Artifact.open(kept).check_files()
+    assert names(tmp_path / "out") == ["m-onnx-fp32-optimum"]
 
 
 def test_what_optimum_does_not_know_is_refused_before_the_environment_is_made(
@@ -295,15 +296,6 @@ def test_an_export_that_is_ended_takes_optimum_with_it(way, home, moe_model, tmp
 def tracing(pid: int) -> list[int]:
     children = psutil.Process(pid).children(recursive=True)
     return [p.pid for p in children if "optimum.commands.optimum_cli" in p.cmdline()]
-
-
-def test_an_earlier_artifact_stays_when_the_next_export_fails(home, moe_artifact, tmp_path):
-    kept = shutil.copytree(moe_artifact.path, tmp_path / "out" / "m-onnx-fp32-optimum")
-    model = write_foreign_checkpoint(tmp_path / "m", "phi")
-    with pytest.raises(ExportError, match="optimum-cli export failed"):
-        export_via_optimum(model, "fp32", tmp_path / "out")
-    Artifact.open(kept).check_files()
-    assert names(tmp_path / "out") == ["m-onnx-fp32-optimum"]
 
 
 def test_the_default_route_is_edgekits_own(tiny_model, tmp_path):
