@@ -32,6 +32,7 @@ from edgekit.export.optimum_model import (
     check_model_type,
     end_tokens,
     trained_length,
+    translate_config,
     write_input_folder,
 )
 from edgekit.export.staging import PARTIAL_PREFIX, list_files, refuse_small_disk, staged_folder
@@ -88,7 +89,7 @@ def check_request(checkpoint: Checkpoint, scheme: Scheme, options: ExportOptions
 
     Raises:
         UsageError: The scheme, the context length or a quantized source.
-        UnsupportedArchError: The model_type.
+        UnsupportedArchError: The model_type, or an encoding that its config cannot say.
     """
     if scheme not in _TOLERANCES:
         raise UsageError(
@@ -101,7 +102,7 @@ def check_request(checkpoint: Checkpoint, scheme: Scheme, options: ExportOptions
     where = str(checkpoint.folder)
     check_model_type(checkpoint.config, where)
     check_floats(checkpoint.config, where)
-    _context_length(checkpoint.config, options)
+    _context_length(translate_config(checkpoint.config, where), options)
 
 
 def write_optimum_artifact(

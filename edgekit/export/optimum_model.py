@@ -125,6 +125,9 @@ def trained_length(config: Mapping[str, Any]) -> tuple[int | None, str | None]:
     LongRoPE takes other factors beyond the original length; the tracer writes down one of the two
     ways, that of a short text (measured: docs/oracle.md).
     """
+    inner = config.get("text_config")
+    if isinstance(inner, dict):
+        config = {**config, **inner}
     found = (config.get(key) for key in _LENGTH_KEYS)
     lengths = [n for n in found if isinstance(n, int) and not isinstance(n, bool) and n > 0]
     length = lengths[0] if lengths else None

@@ -97,6 +97,7 @@ def test_quantized_sources_are_refused_by_their_method():
         ({"n_positions": 1024}, 1024),
         ({"max_seq_len": 512}, 512),
         ({"max_position_embeddings": True, "n_ctx": 9}, 9),
+        ({"text_config": {"max_position_embeddings": 64}}, 64),
         ({"max_position_embeddings": "many"}, None),
         ({}, None),
     ],

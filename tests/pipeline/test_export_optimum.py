@@ -233,6 +233,15 @@ def test_what_optimum_does_not_know_is_refused_before_the_environment_is_made(
         export_via_optimum(known, "int4", tmp_path / "out")
     with pytest.raises(UsageError, match=r"context length; got 257; wanted 1 \.\. 256"):
         export_via_optimum(known, "fp32", tmp_path / "out", context_length=257)
+    turning = write_tiny_checkpoint(
+        tmp_path / "r", "llama-yarn", rope_parameters={"full_attention": {}}
+    )
+    with pytest.raises(UnsupportedArchError, match="by kind of layer"):
+        export_via_optimum(turning, "fp32", tmp_path / "out")
+    long = write_tiny_checkpoint(tmp_path / "l", "phi3")
+    with pytest.raises(UsageError, match=r"context length; got 65; wanted 1 \.\. 64") as caught:
+        export_via_optimum(long, "fp32", tmp_path / "out", context_length=65)
+    assert "LongRoPE" in caught.value.do
     coded = write_foreign_checkpoint(
         tmp_path / "q", "gpt2", quantization_config={"quant_method": "gptq"}
     )
