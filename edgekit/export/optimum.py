@@ -236,7 +236,9 @@ def _refuse_difference(found: Comparison, scheme: Scheme, checkpoint: Checkpoint
             got=f"an error of {found.relative_error:.1e} standard deviations over "
             f"{found.n_tokens} tokens",
             wanted=f"at most {_TOLERANCES[scheme]:.0e}",
-            do="The tracer lost something on the way; this model cannot be exported through it.",
+            do="Half precision moves this model too far; use --scheme fp32."
+            if scheme == FP16
+            else "The tracer lost something on the way; this model cannot be exported through it.",
         )
 
 
