@@ -14,7 +14,7 @@ INSTALLED := .venv/.edgekit-installed
 DEV_INSTALLED := .venv/.edgekit-dev-installed
 endif
 
-.PHONY: demo install dev check format test bench clean install-active dev-active
+.PHONY: demo install dev check format test bench clean optimum install-active dev-active
 
 demo: $(INSTALLED)
 	"$(BIN)/edgekit" demo
@@ -34,7 +34,11 @@ format: $(DEV_INSTALLED)
 	"$(BIN)/ruff" format .
 	"$(BIN)/ruff" check --fix .
 
-test: $(DEV_INSTALLED)
+# The environment of `--via optimum`, made once; tests never reach the network.
+optimum: $(DEV_INSTALLED)
+	"$(BIN)/python" scripts/optimum_env.py
+
+test: optimum
 	"$(BIN)/python" -m pytest
 
 bench: $(DEV_INSTALLED)

@@ -23,6 +23,8 @@ from edgekit.scheme import Scheme
 MANIFEST_NAME: Final = "manifest.json"
 SCHEMA_VERSION: Final = 1
 MAX_MANIFEST_BYTES: Final = 16 << 20
+OPTIMUM_GRAPH: Final = "optimum"
+"""``settings["graph"]`` of an ONNX artifact whose graph optimum wrote; absent: edgekit's own."""
 _CHUNK_BYTES: Final = 1 << 20
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal would obey them
 
@@ -66,7 +68,8 @@ class Manifest:
     """Everything written down about an artifact, ``manifest.json``.
 
     ``weights_sha256`` is the hash over all quantized tensors: equal for two artifacts exactly
-    when they hold the same codes and scales. ``decoder`` is ``DecoderSpec.as_dict()``.
+    when they hold the same codes and scales. ``decoder`` is ``DecoderSpec.as_dict()``; of a graph
+    that optimum wrote, only its sizes and end tokens are known.
     """
 
     format: Format
@@ -189,7 +192,14 @@ class Artifact:
     @property
     def name(self) -> str:
         """Short name for tables, such as ``pocket onnx int4-g32``."""
-        return f"{self.manifest.model_name} {self.format.value} {self.manifest.scheme}"
+        name = f"{self.manifest.model_name} {self.format.value} {self.manifest.scheme}"
+        # A model that edgekit knows too may lie there by both routes.
+        return f"{name} {OPTIMUM_GRAPH}" if self.is_traced else name
+
+    @property
+    def is_traced(self) -> bool:
+        """True when the graph is optimum's and not edgekit's own."""
+        return self.manifest.settings.get("graph") == OPTIMUM_GRAPH
 
     @property
     def n_bytes(self) -> int:

@@ -31,11 +31,14 @@ def device_profiles_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """Folder for what edgekit can make again: EDGEKIT_HOME, else the user's cache."""
-    named = os.environ.get("EDGEKIT_HOME")
-    if named:
-        return Path(named).expanduser()
+    """Folder for what edgekit can make again: ``EDGEKIT_HOME``, else the user's cache."""
+    chosen = os.environ.get("EDGEKIT_HOME")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "edgekit"
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "edgekit"
+    # The XDG base directory specification says that relative paths are to be ignored.
+    if base and Path(base).is_absolute():
+        return Path(base) / "edgekit"
+    return Path.home() / ".cache" / "edgekit"

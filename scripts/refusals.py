@@ -219,7 +219,8 @@ is said before any work, with exit code 1 and nothing written.
 
 ## Architectures
 
-Families: {families}. Any other `model_type` is refused; for those the last column is printed.
+Families: {families}. Any other `model_type` is refused; what to do is printed. What came out of
+`--via optimum` for each architecture stands in [oracle.md](oracle.md).
 
 | model_type | differs in | what to do |
 |---|---|---|

@@ -16,9 +16,12 @@ from hypothesis import HealthCheck, settings
 
 import edgekit
 from edgekit.artifact import Artifact
+from edgekit.export.optimum_env import OptimumEnvironment, open_environment
 from edgekit.paths import models_dir
+from edgekit.pipeline.export_optimum import export_via_optimum
 from tests.builders import write_tiny_checkpoint
 from tests.cli.cli import Edgekit, make_edgekit
+from tests.foreign_models import write_foreign_checkpoint
 
 # A busy machine is no reason to fail: time is never asserted.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -88,6 +91,24 @@ def pocket_artifacts(pocket_model, tmp_path_factory) -> dict[str, Artifact]:
         for formats, scheme in wanted
         for artifact in edgekit.export(pocket_model, formats, scheme, out)
     )
+
+
+@pytest.fixture(scope="session")
+def optimum_environment() -> OptimumEnvironment:
+    """The environment that `make optimum` made; tests never make it, they have no network."""
+    return open_environment(print, may_create=False)
+
+
+@pytest.fixture(scope="session")
+def moe_model(tmp_path_factory) -> Path:
+    """A random mixture of experts, for which edgekit has no family; read only."""
+    return write_foreign_checkpoint(tmp_path_factory.mktemp("foreign models") / "moe", "qwen3_moe")
+
+
+@pytest.fixture(scope="session")
+def moe_artifact(moe_model, optimum_environment, tmp_path_factory) -> Artifact:
+    """That mixture by way of optimum, under a path with a space; read only."""
+    return export_via_optimum(moe_model, "fp32", tmp_path_factory.mktemp("by optimum"))
 
 
 def _by_name(artifacts: Iterator[Artifact]) -> dict[str, Artifact]:

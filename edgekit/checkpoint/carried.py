@@ -7,16 +7,43 @@ source says elsewhere is written into those, so that every runtime gives the sam
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from edgekit.checkpoint.chat import TEMPLATE_NAME, ChatTemplate
 from edgekit.checkpoint.config import read_object
 from edgekit.checkpoint.layout import TEKKEN_NAME
+from edgekit.checkpoint.reader import Checkpoint
 from edgekit.checkpoint.tokenizer_file import (
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
     read_tokenizer_file,
 )
+
+
+def copy_assets(checkpoint: Checkpoint, target: Path) -> list[str]:
+    """Write tokenizer, template and config files of a model as an artifact carries them.
+
+    Args:
+        checkpoint: The model.
+        target: An existing folder.
+
+    Returns:
+        The names of the files, sorted.
+
+    Raises:
+        CheckpointError: A tokenizer or template file is damaged.
+        OSError: A file cannot be written.
+    """
+    texts = rewritten_assets(checkpoint.folder)
+    for name, path in checkpoint.assets.items():
+        if name not in texts:
+            shutil.copyfile(path, target / name)
+    for name, text in texts.items():
+        if text is not None:
+            (target / name).write_text(text, encoding="utf-8")
+    written = {name for name, text in texts.items() if text is not None}
+    return sorted((checkpoint.assets.keys() - texts.keys()) | written)
 
 
 def rewritten_assets(folder: Path) -> dict[str, str | None]:

@@ -14,49 +14,56 @@ from edgekit.cli.output import Output
 def command(
     model: ModelArg,
     formats: Annotated[
-        list[str], typer.Option("--format", help="onnx, mlx, coreml or all; may be repeated.")
-    ] = ["all"],  # noqa: B006 - Typer copies it
+        list[str] | None,
+        typer.Option("--format", help="onnx, mlx, coreml or all (default); may be repeated."),
+    ] = None,
     schemes: Annotated[
-        list[str],
-        typer.Option("--scheme", help="fp32, fp16, int8, int4, int4-g64, ...; may be repeated."),
-    ] = ["int4"],  # noqa: B006 - Typer copies it
+        list[str] | None,
+        typer.Option(
+            "--scheme", help="fp32, fp16, int8, int4 (default), int4-g64, ...; may be repeated."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Parent folder of the artifacts.")] = Path(
         "artifacts"
     ),
     context_length: Annotated[
         int | None, typer.Option("--context", min=1, help="Positions; default the model's own.")
     ] = None,
-    method: Annotated[str, typer.Option("--method", help="Scales by search or rtn.")] = "search",
+    method: Annotated[
+        str | None, typer.Option("--method", help="Scales by search (default) or rtn.")
+    ] = None,
+    via: Annotated[
+        str,
+        typer.Option(
+            "--via", help="edgekit, or optimum: any architecture it knows, as float ONNX."
+        ),
+    ] = "edgekit",
     as_json: JsonOpt = False,
 ) -> None:
     """Quantize MODEL once and write it as ONNX, MLX and Core ML.
 
     Example: edgekit export pocket --format all --scheme int4 --out artifacts
     """
-    from edgekit.pipeline.export import describe_import, export
+    from edgekit.pipeline.export import describe_import
+    from edgekit.pipeline.export_optimum import export_by_route
     from edgekit.records import to_data
     from edgekit.report.table import make_table
     from edgekit.report.terminal import print_table
-    from edgekit.scheme import Scheme
     from edgekit.units import format_bytes
 
     output = Output(is_json=as_json)
-    parsed = [Scheme.parse(text) for text in schemes]
     with output.progress() as progress:
-        artifacts = [
-            artifact
-            for scheme in parsed
-            for artifact in export(
-                model,
-                formats,
-                scheme,
-                out,
-                context_length=context_length,
-                method=method,
-                progress=progress,
-                warn=output.message,
-            )
-        ]
+        artifacts = export_by_route(
+            via,
+            model,
+            formats,
+            schemes,
+            out,
+            context_length=context_length,
+            method=method,
+            tell=output.message,
+            progress=progress,
+        )
     rows = [
         (
             a.manifest.format.value,

@@ -22,6 +22,12 @@ def command(
     n_prompts: Annotated[
         int, typer.Option("--greedy", min=0, help="Prompts whose greedy answers must be identical.")
     ] = 0,
+    oracle: Annotated[
+        str | None,
+        typer.Option(
+            "--oracle", help="optimum: also compare with its graph over the same weights."
+        ),
+    ] = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Re-read every ARTIFACT from disk and compare codes, scales, logits and greedy text.
@@ -32,22 +38,38 @@ def command(
     """
     from edgekit.artifact import Artifact
     from edgekit.pipeline.greedy import compare_greedy
+    from edgekit.pipeline.oracle import check_oracle, compare_with_oracle
     from edgekit.pipeline.verify import is_verified, verification_tokens, verify
     from edgekit.records import to_data
-    from edgekit.report.sections import weights_table
     from edgekit.report.terminal import print_table
+    from edgekit.report.verification import oracle_table, weights_table
 
     output = Output(is_json=as_json)
     opened = [Artifact.open(path) for path in artifacts]
+    if oracle is not None:
+        check_oracle(oracle, opened)
     with output.progress() as progress:
-        token_ids = verification_tokens(opened[0], n_tokens) if with_logits else None
-        records = verify(opened, token_ids=token_ids, progress=progress)
+        needs_tokens = with_logits or oracle is not None
+        token_ids = verification_tokens(opened[0], n_tokens) if needs_tokens else None
+        records = verify(opened, token_ids=token_ids if with_logits else None, progress=progress)
+        judged = (
+            compare_with_oracle(opened, token_ids, tell=output.message, progress=progress)
+            if oracle is not None and token_ids is not None
+            else ()
+        )
         greedy = compare_greedy(opened, n_prompts, progress) if n_prompts else None
-    is_good = is_verified(records) and (greedy is None or greedy.is_identical)
-    data = {"records": to_data(records), "greedy": to_data(greedy), "is_verified": is_good}
+    is_good = is_verified((*records, *judged)) and (greedy is None or greedy.is_identical)
+    data = {
+        "records": to_data(records),
+        "greedy": to_data(greedy),
+        "oracle": to_data(judged),
+        "is_verified": is_good,
+    }
 
     def show(console: Console) -> None:
         print_table(weights_table(records), console)
+        if judged:
+            print_table(oracle_table(judged), console)
         if greedy is not None:
             console.print(greedy.sentence, markup=False)
         console.print("verified" if is_good else "NOT verified", markup=False)

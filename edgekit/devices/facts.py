@@ -6,6 +6,7 @@ Plain numbers, read from the manifest only; no weight is touched and no format i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Final
 
 from edgekit.artifact import Artifact, Format, Manifest
@@ -84,7 +85,7 @@ def facts_of(artifact: Artifact) -> ArtifactFacts:
 
 
 def _stored_bytes(shape: tuple[int, ...], scheme: str) -> int:
-    n_rows, n_cols = shape if len(shape) == 2 else (1, shape[0])
+    n_rows, n_cols = shape if len(shape) == 2 else (1, prod(shape))
     return Scheme.parse(scheme).bytes_of(n_rows, n_cols)
 
 

@@ -22,6 +22,7 @@ from edgekit.decision import Rejected
 from edgekit.errors import ExportError
 from edgekit.export.base import Exporter, ExportOptions, Progress, ignore_progress
 from edgekit.quantize.model import QuantizedModel, combine_hashes
+from edgekit.units import format_bytes
 
 PARTIAL_PREFIX: Final = ".edgekit-partial-"
 _EARLIER: Final = "-earlier-"
@@ -62,7 +63,7 @@ def write_artifact(
             context_length=written.context_length,
             decoder=model.spec.as_dict(),
             tensors=model.entries,
-            files=_list_files(staging),
+            files=list_files(staging),
             tool_versions={
                 "edgekit": version("edgekit"),
                 "python": platform.python_version(),
@@ -160,7 +161,8 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _list_files(folder: Path) -> tuple[FileEntry, ...]:
+def list_files(folder: Path) -> tuple[FileEntry, ...]:
+    """Give every file of a folder with its size and hash."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return tuple(
         FileEntry(path.relative_to(folder).as_posix(), path.stat().st_size, hash_file(path))
@@ -194,6 +196,22 @@ def _mapped_os_errors(folder: Path) -> Iterator[None]:
         raise ExportError(
             f"cannot write {folder}", got=reason, do="Choose another --out."
         ) from error
+
+
+def refuse_small_disk(folder: Path, need: int, purpose: str, do: str) -> None:
+    """Refuse before any work what the disk of ``folder`` cannot hold.
+
+    Raises:
+        ExportError: Fewer than ``need`` bytes are free there.
+    """
+    free = shutil.disk_usage(existing_parent(folder)).free
+    if need > free:
+        raise ExportError(
+            f"not enough space {purpose} at {folder}",
+            got=f"{format_bytes(free)} free",
+            wanted=f"about {format_bytes(need)}",
+            do=do,
+        )
 
 
 def existing_parent(folder: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -13,6 +12,7 @@ from edgekit.checkpoint.hub_headers import open_headers
 from edgekit.checkpoint.reader import Checkpoint, open_checkpoint
 from edgekit.errors import UnsupportedArchError
 from edgekit.families.base import Family, SourceModel
+from edgekit.families.other_types import other_route
 from edgekit.lazy import load_object
 
 FAMILIES: Final[Mapping[str, str]] = {
@@ -42,14 +42,11 @@ def open_family(checkpoint: Checkpoint) -> SourceModel:
     model_type = checkpoint.config.get("model_type")
     reference = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if reference is None:
-        is_sparse = model_type == "mixtral" or str(model_type).endswith("moe")
-        close = [] if is_sparse else difflib.get_close_matches(str(model_type), FAMILIES, n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else None
         raise UnsupportedArchError(
             f"{checkpoint.folder}: model_type",
             got=repr(model_type)[:80],
             wanted=", ".join(sorted(FAMILIES)),
-            do="A mixture of experts needs another graph." if is_sparse else hint,
+            do=other_route(model_type),
         )
     family: Family = load_object(reference)
     return SourceModel(checkpoint, family)

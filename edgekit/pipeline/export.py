@@ -15,6 +15,7 @@ from edgekit.artifact import Artifact, Format, Manifest
 from edgekit.checkpoint.chat import PROBE, ChatTemplate
 from edgekit.checkpoint.golden import check_golden
 from edgekit.checkpoint.layout import TEKKEN_NAME
+from edgekit.checkpoint.reader import Checkpoint
 from edgekit.checkpoint.repository import recipe_of
 from edgekit.checkpoint.tokenizer import Tokenizer
 from edgekit.checkpoint.tokenizer_file import TOKENIZER_NAME
@@ -78,7 +79,7 @@ def export(
     source = open_model(model, progress=progress)
     try:
         _refuse_early(source, exporters, parsed)
-        _check_tokenizer(source)
+        check_tokenizer(source.checkpoint)
         prediction = predict_export(source, parsed, wanted, options, known_rates())
         for warning in check_room(prediction, parent):
             warn(warning)
@@ -168,15 +169,19 @@ def _refuse_early(source: SourceModel, exporters: list[Exporter], scheme: Scheme
         )
 
 
-def _check_tokenizer(source: SourceModel) -> None:
-    """Refuse a damaged or wrong tokenizer or template now; the device would get it."""
-    folder = source.checkpoint.folder
+def check_tokenizer(checkpoint: Checkpoint) -> None:
+    """Refuse a damaged or wrong tokenizer or template now; the device would get it.
+
+    Raises:
+        CheckpointError: See above; the message says which file, and what is wrong.
+    """
+    folder = checkpoint.folder
     if not any((folder / name).is_file() for name in (TOKENIZER_NAME, TEKKEN_NAME)):
         return
     tokenizer, template = Tokenizer.open(folder), ChatTemplate.open(folder)
     if template.sources:
         template.encode(PROBE, tokenizer)
-    recipe = recipe_of(source.checkpoint.origin)
+    recipe = recipe_of(checkpoint.origin)
     if recipe is not None:
         check_golden(recipe, folder)
 

@@ -130,7 +130,8 @@ def verification_tokens(artifact: Artifact, n_tokens: int) -> list[int]:
 
     Falls back to evenly spread ids when the artifact has no chat template.
     """
-    spec = _read_spec(artifact)
+    refuse_traced([artifact])
+    spec = read_spec(artifact)
     limit = min(n_tokens, artifact.manifest.context_length)
     try:
         tokenizer, template = Tokenizer.open(artifact.path), ChatTemplate.open(artifact.path)
@@ -159,10 +160,15 @@ def reference_decoder(artifact: Artifact) -> ReferenceDecoder:
         tensor = tensors[name]
         return tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor.values
 
-    return ReferenceDecoder(_read_spec(artifact), weights, model=artifact.name)
+    return ReferenceDecoder(read_spec(artifact), weights, model=artifact.name)
 
 
-def _read_spec(artifact: Artifact) -> DecoderSpec:
+def read_spec(artifact: Artifact) -> DecoderSpec:
+    """Give the decoder that a manifest describes.
+
+    Raises:
+        ArtifactError: It describes none.
+    """
     try:
         return DecoderSpec.from_dict(artifact.manifest.decoder)
     except ValueError as error:
@@ -177,9 +183,26 @@ def open_check_decoder(artifact: Artifact) -> Decoder:
     return open_decoder(artifact, engine=check.engine, options=check.options)
 
 
+def refuse_traced(artifacts: Sequence[Artifact]) -> None:
+    """Refuse graphs that optimum wrote: their weights carry no names to compare by.
+
+    Raises:
+        UsageError: See above.
+    """
+    for artifact in artifacts:
+        if artifact.is_traced:
+            raise UsageError(
+                f"{artifact.path}: the graph is optimum's",
+                wanted="artifacts that edgekit wrote",
+                do="It was compared with transformers when it was exported; the manifest has the "
+                "figures under settings.checked_against_transformers.",
+            )
+
+
 def _refuse_mixed(artifacts: Sequence[Artifact]) -> None:
     if not artifacts:
         raise UsageError("nothing to verify", wanted="at least one artifact")
+    refuse_traced(artifacts)
     sources = {a.manifest.source_sha256: a.path for a in artifacts}
     if len(sources) > 1:
         raise UsageError(

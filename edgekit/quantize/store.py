@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeAlias, cast
 
 from edgekit.artifact import TensorEntry
-from edgekit.checkpoint.carried import rewritten_assets
+from edgekit.checkpoint.carried import copy_assets
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.dtypes import Bits, DType
 from edgekit.errors import ArtifactError, ExportError, FormatError, QuantError, UsageError
@@ -220,18 +220,11 @@ def _entry(item: TensorPlan, tensor: ModelTensor) -> TensorEntry:
 
 
 def _copy_assets(checkpoint: Checkpoint, folder: Path) -> list[str]:
-    """Copy tokenizer, template and config files into the store; give their names."""
+    """Put tokenizer, template and config files into the store; give their names."""
     target = folder / ASSETS_NAME
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    texts = rewritten_assets(checkpoint.folder)
-    for name, path in checkpoint.assets.items():
-        if name not in texts:
-            shutil.copyfile(path, _asset_path(folder, name))
-    for name, text in texts.items():
-        if text is not None:
-            _asset_path(folder, name).write_text(text, encoding="utf-8")
-    return sorted(path.name for path in target.iterdir())
+    return copy_assets(checkpoint, target)
 
 
 def _asset_path(folder: Path, name: str) -> Path:

@@ -18,9 +18,9 @@ from edgekit.records import (
     QualityRecord,
     ReportData,
     SuiteRecord,
-    VerifyRecord,
 )
 from edgekit.report.table import Cell, Table, make_table
+from edgekit.report.verification import weights_table
 from edgekit.units import format_bytes, format_pct, format_rate, format_seconds
 
 SUB_KINDS: Final = ("n_context_tokens", "n_steps", "kind")
@@ -97,44 +97,6 @@ def criteria_table(comparison: ComparisonRecord) -> Table:
         rows,
         caption=comparison.verdict.sentence,
         notes=(f"Rule: {comparison.verdict.rule}.", *comparison.notes),
-    )
-
-
-def weights_table(records: Sequence[VerifyRecord]) -> Table:
-    """Show whether artifacts hold the same weights, and how far their logits lie apart."""
-    rows = [
-        (
-            record.artifact,
-            record.weights_sha256[:8] or "float",
-            f"{record.n_codes:,}",
-            Cell(
-                f"{record.n_codes_differing:,} codes, {record.n_scales_differing:,} scales",
-                is_met=record.is_identical,
-                has_mark=True,
-            ),
-            _logit_cell(record),
-        )
-        for record in records
-    ]
-    named = {f"Tolerance {r.tolerance_name}: {r.note}" for r in records if r.tolerance_name}
-    return make_table(
-        "weights",
-        "Same weights in every format",
-        ("artifact", "weights", "codes", "differing", "largest logit error"),
-        rows,
-        caption="Every artifact re-read from disk with the format's own library.",
-        notes=tuple(sorted(named)),
-    )
-
-
-def _logit_cell(record: VerifyRecord) -> Cell:
-    error, limit = record.max_logit_error, record.logit_tolerance
-    if error is None or limit is None:
-        return Cell("not run")
-    return Cell(
-        f"{error:.1e} of {limit:.1e} ({record.tolerance_name})",
-        is_met=error <= limit,
-        has_mark=True,
     )
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -25,53 +23,19 @@ from edgekit.families.spec import DecoderSpec
 from edgekit.lazy import require
 from edgekit.records import EngineInfo
 from edgekit.runtime.base import check_forward
+from edgekit.runtime.onnx_plain import PlainOnnxDecoder
+from edgekit.runtime.onnx_session import (
+    GRAPH_NAME,
+    PROVIDER,
+    OnnxruntimeOptions,
+    foreign_errors,
+    make_session,
+)
 from edgekit.runtime.opening import check_format, chosen_length
 
-GRAPH_NAME: Final = "model.onnx"
-DEFAULT_CHUNK: Final = 128
-_PROVIDER: Final = "CPUExecutionProvider"
-_FATAL: Final = 4
 # Outputs come back in the order they were bound; logits are bound first.
 _LOGITS_INDEX: Final = 0
-# With any level but 4, MatMulNBits keeps activations in float; 8-bit weights then run slowly.
-_FLOAT_ACTIVATION_LEVEL: Final = 1
 _NO_OPTIONS: Final[Mapping[str, Any]] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class OnnxruntimeOptions:
-    """Choices of the engine.
-
-    Attributes:
-        activation: ``int8`` as the artifact asks for (activations rounded per block, fast), or
-            ``fp32`` to check numerics. Float weights always meet float activations.
-        chunk: Most tokens in one run; longer inputs are split.
-    """
-
-    activation: str = "int8"
-    chunk: int = DEFAULT_CHUNK
-
-    @classmethod
-    def parse(cls, options: Mapping[str, Any]) -> OnnxruntimeOptions:
-        """Read options by name.
-
-        Raises:
-            UsageError: An unknown name or an impossible value.
-        """
-        known = cls.__dataclass_fields__
-        unknown = sorted(set(options) - set(known))
-        if unknown:
-            raise UsageError(
-                "onnxruntime: unknown option", got=", ".join(unknown), wanted=", ".join(known)
-            )
-        parsed = cls(**options)
-        if parsed.activation not in ("int8", "fp32"):
-            raise UsageError("activation", got=repr(parsed.activation), wanted="int8 or fp32")
-        if isinstance(parsed.chunk, bool) or not isinstance(parsed.chunk, int) or parsed.chunk < 1:
-            raise UsageError(
-                "chunk", got=repr(parsed.chunk), wanted="a number of tokens, 1 or more"
-            )
-        return parsed
 
 
 class OnnxruntimeDecoder:
@@ -115,8 +79,8 @@ class OnnxruntimeDecoder:
         n_threads: int | None = None,
         context_length: int | None = None,
         options: Mapping[str, Any] = _NO_OPTIONS,
-    ) -> OnnxruntimeDecoder:
-        """Load an ONNX artifact.
+    ) -> OnnxruntimeDecoder | PlainOnnxDecoder:
+        """Load an ONNX artifact: a graph of edgekit's own, or one that optimum wrote.
 
         Args:
             artifact: In ``Format.ONNX``.
@@ -134,6 +98,8 @@ class OnnxruntimeDecoder:
         if n_threads is not None and n_threads < 1:
             raise UsageError("n_threads", got=n_threads, wanted="1 or more")
         n_positions = chosen_length(artifact, context_length)
+        if artifact.is_traced:
+            return PlainOnnxDecoder.load(artifact, n_threads, n_positions, chosen.chunk)
         try:
             spec = DecoderSpec.from_dict(artifact.manifest.decoder)
         except (KeyError, TypeError, ValueError) as error:
@@ -144,7 +110,7 @@ class OnnxruntimeDecoder:
             ) from error
         is_float = chosen.activation == "fp32"
         try:
-            session = _make_session(artifact.path, n_threads, is_float)
+            session = make_session(artifact.path, n_threads, is_float)
             _check_signature(session, spec, artifact)
             _check_positions(artifact, spec, n_positions)
             info = EngineInfo(
@@ -153,7 +119,7 @@ class OnnxruntimeDecoder:
                 model=artifact.name,
                 n_threads=n_threads,
                 settings={
-                    "provider": _PROVIDER,
+                    "provider": PROVIDER,
                     "activation": chosen.activation if artifact.scheme.is_quantized else "fp32",
                     "chunk": chosen.chunk,
                 },
@@ -280,51 +246,6 @@ def _lazy_buffer(shape: tuple[int, ...]) -> F32Array:
     """
     memory = mmap.mmap(-1, 4 * prod(shape))
     return np.frombuffer(memory, dtype=np.float32).reshape(shape)
-
-
-def foreign_errors() -> tuple[type[Exception], ...]:
-    """Give every exception that onnxruntime raises: its own, and those of its bindings."""
-    state = require("onnxruntime.capi.onnxruntime_pybind11_state", package="onnxruntime")
-    own = [
-        value
-        for value in vars(state).values()
-        if isinstance(value, type) and issubclass(value, Exception)
-    ]
-    return (*own, RuntimeError, ValueError, TypeError, OSError, MemoryError)
-
-
-def _make_session(folder: Path, n_threads: int | None, is_float: bool) -> Any:
-    ort = require("onnxruntime")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = n_threads or 0
-    options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    # Failures arrive as exceptions; the log would only repeat them on stderr.
-    options.log_severity_level = _FATAL
-    model: str | bytes = str(folder / GRAPH_NAME)
-    if is_float:
-        model = _float_activation_graph(folder / GRAPH_NAME)
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(folder)
-        )
-    return ort.InferenceSession(model, options, providers=[_PROVIDER])
-
-
-def _float_activation_graph(path: Path) -> bytes:
-    """Give the graph with float activations in every quantized product."""
-    decode_error = require("google.protobuf.message", package="protobuf").DecodeError
-    try:
-        model = require("onnx").load_model(path, load_external_data=False)
-    except decode_error as error:
-        raise EngineLoadError(
-            f"{path} is not an ONNX model", got=error, do="Export the model again."
-        ) from error
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "accuracy_level":
-                attribute.i = _FLOAT_ACTIVATION_LEVEL
-    graph: bytes = model.SerializeToString()
-    return graph
 
 
 def _check_positions(artifact: Artifact, spec: DecoderSpec, n_positions: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import numpy as np
@@ -13,16 +14,20 @@ from edgekit.checkpoint.tokenizer import Tokenizer
 from edgekit.errors import EdgekitError, EngineError, EngineLoadError, UsageError
 from edgekit.export import open_exporter
 from edgekit.export.staging import write_artifact
+from edgekit.pipeline.export_optimum import export_via_optimum
 from edgekit.runtime import ENGINE_FORMATS, ENGINES, open_decoder
 from edgekit.runtime.base import Finish
 from edgekit.runtime.reference import ReferenceDecoder
 from edgekit.runtime.session import Session
 from tests.builders import write_tiny_tokenizer
-from tests.export.memory_model import memory_model, tiny_spec
+from tests.export.memory_model import memory_model, tiny_spec, write_float_checkpoint
 
 MAC_ONLY = {"coreml"}
+# The same engine name over another graph: optimum's, with plain key and value inputs.
+TRACED = "onnxruntime over optimum's graph"
 HERE = [name for name in ENGINES if name not in MAC_ONLY or sys.platform == "darwin"]
 ELSEWHERE = sorted(set(ENGINES) - set(HERE))
+HERE.append(TRACED)
 REAL = [name for name in HERE if name != "fake"]
 
 # Engines choose other kernels for one token than for many; with activations of 8 bits
@@ -46,12 +51,26 @@ def model(tmp_path_factory):
     return memory_model(spec, "int4", schemes={"embed": "int8"}, assets=assets)
 
 
+def engine_name(engine: str) -> str:
+    return "onnxruntime" if engine == TRACED else engine
+
+
 @pytest.fixture(scope="module")
-def artifact_of(tmp_path_factory, model):
+def traced_artifact(tmp_path_factory, model, optimum_environment) -> Artifact:
+    """The one tiny model by way of a float checkpoint and optimum."""
+    folder = tmp_path_factory.mktemp("traced")
+    checkpoint = write_float_checkpoint(folder / "tiny", model)
+    return export_via_optimum(checkpoint, "fp32", folder)
+
+
+@pytest.fixture(scope="module")
+def artifact_of(tmp_path_factory, model, request):
     """Export the one tiny model in the format that an engine runs."""
     made: dict[str, Artifact] = {}
 
     def make(engine) -> Artifact:
+        if engine == TRACED:
+            return request.getfixturevalue("traced_artifact")
         artifact_format = min(ENGINE_FORMATS[engine], key=lambda f: f.value)
         if artifact_format.value not in made:
             out = tmp_path_factory.mktemp(artifact_format.value) / "a"
@@ -66,7 +85,8 @@ def decoder_of(artifact_of):
     opened = []
 
     def make(engine, **arguments):
-        opened.append(open_decoder(artifact_of(engine), engine=engine, **arguments))
+        artifact = artifact_of(engine)
+        opened.append(open_decoder(artifact, engine=engine_name(engine), **arguments))
         return opened[-1]
 
     yield make
@@ -85,7 +105,7 @@ def assert_near(got, wanted, tolerance=CHUNK_LOGIT_TOLERANCE) -> None:
 @each_engine
 def test_it_says_what_it_is(decoder_of, artifact_of, engine):
     decoder = decoder_of(engine)
-    assert decoder.info.engine == engine
+    assert decoder.info.engine == engine_name(engine)
     assert decoder.info.version
     assert decoder.info.model == artifact_of(engine).name
     assert (decoder.vocab_size, decoder.context_length) == (VOCAB, CONTEXT)
@@ -240,9 +260,9 @@ def test_a_number_of_threads_is_kept_or_refused_but_never_ignored(decoder_of, en
 
 @pytest.mark.parametrize("engine", REAL)
 @pytest.mark.parametrize("damage", ["cut", "gone", "zeros"])
-def test_damaged_weights_are_a_load_error(tmp_path, model, engine, damage):
-    artifact_format = min(ENGINE_FORMATS[engine], key=lambda f: f.value)
-    artifact = write_artifact(open_exporter(artifact_format), model, tmp_path / "a")
+def test_damaged_weights_are_a_load_error(tmp_path, artifact_of, engine, damage):
+    whole = artifact_of(engine)
+    artifact = Artifact(shutil.copytree(whole.path, tmp_path / "a"), whole.manifest)
     largest = max(artifact.manifest.files, key=lambda entry: entry.n_bytes)
     path = artifact.path / largest.path
     if damage == "cut":
@@ -253,7 +273,7 @@ def test_damaged_weights_are_a_load_error(tmp_path, model, engine, damage):
         for entry in artifact.manifest.files:
             (artifact.path / entry.path).write_bytes(bytes(entry.n_bytes))
     with pytest.raises(EngineLoadError) as caught:
-        open_decoder(artifact, engine=engine)
+        open_decoder(artifact, engine=engine_name(engine))
     assert caught.value.__cause__ is not None or damage == "gone"
 
 

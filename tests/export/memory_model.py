@@ -6,16 +6,20 @@ around 1. ``memory_model`` is quick: no quantizer runs.
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from edgekit.artifact import TensorEntry
 from edgekit.dtypes import Bits, F32Array
 from edgekit.errors import QuantError
+from edgekit.families.llama_form import NAMES
 from edgekit.families.rope_spec import RopeSpec
 from edgekit.families.spec import DecoderSpec
 from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor, Source
@@ -115,6 +119,36 @@ def float_weights(model: MemoryModel) -> dict[str, F32Array]:
         name: tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor.values
         for name, tensor in model.tensors.items()
     }
+
+
+def write_float_checkpoint(folder: Path, model: MemoryModel) -> Path:
+    """Write a Mistral-like model as transformers would save it, dequantized."""
+    spec = model.spec
+    config = {
+        "model_type": spec.model_type,
+        "hidden_size": spec.hidden_width,
+        "intermediate_size": spec.ffn_width,
+        "num_hidden_layers": spec.n_layers,
+        "num_attention_heads": spec.n_heads,
+        "num_key_value_heads": spec.n_kv_heads,
+        "head_dim": spec.head_width,
+        "vocab_size": spec.vocab_size,
+        "max_position_embeddings": spec.context_length,
+        "rms_norm_eps": spec.norm_eps,
+        "rope_theta": spec.rope.theta,
+        "sliding_window": spec.sliding_window,
+        "tie_word_embeddings": spec.is_tied,
+        "eos_token_id": spec.eos_token_ids[0],
+        "bos_token_id": spec.bos_token_id,
+        "torch_dtype": "float32",
+    }
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for name, path in model.assets.items():
+        shutil.copyfile(path, folder / name)
+    weights = {NAMES.to_checkpoint(name): v for name, v in float_weights(model).items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def _matrix(

@@ -20,7 +20,8 @@ from edgekit.export.onnx import OnnxExporter
 from edgekit.export.staging import write_artifact
 from edgekit.families.rope_spec import Llama3Scaling, RopeSpec
 from edgekit.runtime import open_decoder
-from edgekit.runtime.onnxruntime import OnnxruntimeDecoder, OnnxruntimeOptions, foreign_errors
+from edgekit.runtime.onnx_session import OnnxruntimeOptions, foreign_errors
+from edgekit.runtime.onnxruntime import OnnxruntimeDecoder
 from edgekit.runtime.reference import ReferenceDecoder
 from tests.export.memory_model import TINY_SPEC, memory_model, tiny_spec
 

@@ -1,0 +1,178 @@
+"""Answer one question: which models can optimum take, and in which folder does it get them?
+
+It reads a folder of links: the weights as they are, and a config in the words of transformers 4.57,
+which passes over what it does not know without a word. No tokenizer, pickle or code goes in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from edgekit.checkpoint.config import read_object
+from edgekit.checkpoint.layout import CONFIG_NAME, GENERATION_NAME, INDEX_NAME, read_weight_map
+from edgekit.checkpoint.layout import WEIGHTS_NAME as SOURCE_WEIGHTS
+from edgekit.checkpoint.reader import Checkpoint
+from edgekit.errors import UnsupportedArchError, UsageError
+from edgekit.families.other_types import OPTIMUM_TYPES
+
+# Where configs say how many positions a model was trained for, in order of preference.
+_LENGTH_KEYS: Final = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx",
+)  # fmt: skip
+_DROPPED_KEYS: Final = ("auto_map", "quantization_config", "transformers_version")
+
+
+def check_model_type(
+    config: Mapping[str, Any],
+    where: str,
+    do: str = "Neither edgekit nor this optimum has a graph for it.",
+) -> str:
+    """Give the model_type, if optimum can take it.
+
+    Raises:
+        UnsupportedArchError: It cannot.
+    """
+    model_type = config.get("model_type")
+    if isinstance(model_type, str) and model_type in OPTIMUM_TYPES:
+        return model_type
+    raise UnsupportedArchError(
+        f"{where}: model_type",
+        got=repr(model_type)[:80],
+        wanted=f"one that optimum-onnx 0.1.0 with transformers 4.57 exports: "
+        f"{', '.join(OPTIMUM_TYPES)}",
+        do=do,
+    )
+
+
+def check_floats(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a quantized checkpoint: optimum would need the kernels of whoever made it.
+
+    Raises:
+        UsageError: See above.
+    """
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        raise UsageError(
+            f"{where}: quantized weights",
+            got=str(method or "quantization_config")[:80],
+            wanted="weights in fp32, fp16 or bf16 for --via optimum",
+            do="Name the float model that this one was made from.",
+        )
+
+
+def translate_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Put a config of transformers 5 into the words of transformers 4.57.
+
+    ``rope_parameters`` becomes ``rope_theta`` and ``rope_scaling``, ``dtype`` ``torch_dtype``.
+    A config that is in these words already stays as it is.
+
+    Raises:
+        UnsupportedArchError: Position encodings by kind of layer that 4.57 has no words for.
+    """
+    translated = {key: value for key, value in config.items() if key not in _DROPPED_KEYS}
+    if "dtype" in translated:
+        translated["torch_dtype"] = translated.pop("dtype")
+    if isinstance(inner := translated.get("text_config"), dict):
+        translated["text_config"] = translate_config(inner, f"{where}: text_config")
+    parameters = translated.pop("rope_parameters", None)
+    if not isinstance(parameters, dict):
+        return translated
+    by_kind = {kind: value for kind, value in parameters.items() if isinstance(value, dict)}
+    if by_kind:
+        if set(by_kind) != {"full_attention", "sliding_attention"} or not str(
+            translated.get("model_type")
+        ).startswith("gemma3"):
+            raise UnsupportedArchError(
+                f"{where}: rope_parameters by kind of layer",
+                got=", ".join(sorted(map(str, by_kind)))[:80],
+                wanted="one set for all layers, or those of gemma3",
+                do="transformers 4.57 cannot say this in a config.",
+            )
+        local = by_kind["sliding_attention"].get("rope_theta")
+        if local is not None:
+            translated["rope_local_base_freq"] = local
+        parameters = by_kind["full_attention"]
+    return translated | _old_rope(parameters)
+
+
+def _old_rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the keys that stand for one set of rope parameters in transformers 4.57."""
+    rest = dict(parameters)
+    old: dict[str, Any] = {}
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if rest.get(key) is not None:
+            old[key] = rest.pop(key)
+    kind = rest.get("rope_type") or rest.get("type") or "default"
+    # A section with nothing but a default type says what no section says.
+    old["rope_scaling"] = None if kind == "default" else {**rest, "rope_type": kind}
+    return old
+
+
+def trained_length(config: Mapping[str, Any]) -> tuple[int | None, str | None]:
+    """Give the positions for which a traced graph is right, and why they are fewer if so.
+
+    LongRoPE takes other factors beyond the original length; the tracer writes down one of the two
+    ways, that of a short text (measured: docs/oracle.md).
+    """
+    inner = config.get("text_config")
+    if isinstance(inner, dict):
+        config = {**config, **inner}
+    found = (config.get(key) for key in _LENGTH_KEYS)
+    lengths = [n for n in found if isinstance(n, int) and not isinstance(n, bool) and n > 0]
+    length = lengths[0] if lengths else None
+    scaling = config.get("rope_scaling")
+    kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else None
+    if kind in ("longrope", "su"):
+        inside = scaling.get("original_max_position_embeddings") if scaling else None
+        original = config.get("original_max_position_embeddings", inside)
+        if isinstance(original, int) and (length is None or original < length):
+            return original, (
+                f"LongRoPE: optimum's graph holds the factors of texts up to {original} tokens only"
+            )
+    return length, None
+
+
+def write_input_folder(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+    """Fill a folder with links to the weights and a config that transformers 4.57 reads.
+
+    Returns:
+        The config as written.
+
+    Raises:
+        UnsupportedArchError: See ``translate_config``.
+        OSError: The folder cannot be written.
+    """
+    where = str(checkpoint.folder / CONFIG_NAME)
+    config = translate_config(checkpoint.config, where)
+    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
+    (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+    for name in _weight_files(checkpoint.folder):
+        (folder / name).symlink_to((checkpoint.folder / name).resolve())
+    return config
+
+
+def _weight_files(folder: Path) -> Iterator[str]:
+    if (folder / SOURCE_WEIGHTS).is_file():
+        yield SOURCE_WEIGHTS
+        return
+    yield INDEX_NAME
+    yield from sorted(set(read_weight_map(folder / INDEX_NAME).values()))
+
+
+def end_tokens(checkpoint: Checkpoint) -> list[int]:
+    """Collect the end tokens of the config and of ``generation_config.json``, that one first."""
+    said: list[object] = []
+    path = checkpoint.assets.get(GENERATION_NAME)
+    if path is not None:
+        said.append(read_object(path).get("eos_token_id"))
+    said.append(checkpoint.config.get("eos_token_id"))
+    ids: dict[int, None] = {}
+    for value in said:
+        for token_id in value if isinstance(value, list) else [value]:
+            if isinstance(token_id, int) and not isinstance(token_id, bool) and token_id >= 0:
+                ids[token_id] = None
+    return list(ids)

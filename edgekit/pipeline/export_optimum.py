@@ -1,0 +1,140 @@
+"""Answer one question: by which route does a model become artifacts: edgekit's own, or optimum?
+
+And how it goes through optimum, from its name on.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from edgekit.artifact import Artifact, Format
+from edgekit.checkpoint.gguf import is_gguf
+from edgekit.checkpoint.reader import open_checkpoint
+from edgekit.errors import UsageError
+from edgekit.export.base import ExportOptions, Progress, ignore_progress
+from edgekit.export.optimum import check_request, write_optimum_artifact
+from edgekit.export.optimum_env import Tell, open_environment
+from edgekit.pipeline.export import check_tokenizer, export, parse_formats
+from edgekit.quantize.model import Source
+from edgekit.scheme import Scheme
+
+SUFFIX: Final = "optimum"
+
+
+class Route(enum.Enum):
+    """Who builds the graph."""
+
+    EDGEKIT = "edgekit"
+    OPTIMUM = "optimum"
+
+
+def export_by_route(
+    via: str,
+    model: str | Path,
+    formats: Sequence[str] | None,
+    schemes: Sequence[str] | None,
+    out: Path,
+    *,
+    context_length: int | None,
+    method: str | None,
+    tell: Tell,
+    progress: Progress,
+) -> list[Artifact]:
+    """Export in every format and scheme asked for; None takes the defaults of the route.
+
+    Raises:
+        UsageError: No such route, or it does not offer what is asked for.
+        EdgekitError: See ``export`` and ``export_via_optimum``.
+    """
+    try:
+        route = Route(via)
+    except ValueError as error:
+        known = " or ".join(item.value for item in Route)
+        raise UsageError("unknown --via", got=repr(via), wanted=known) from error
+    if route is Route.EDGEKIT:
+        chosen = [Scheme.parse(text) for text in schemes or ["int4"]]
+        return [
+            artifact
+            for scheme in chosen
+            for artifact in export(
+                model,
+                formats or ["all"],
+                scheme,
+                out,
+                context_length=context_length,
+                method=method or "search",
+                progress=progress,
+                warn=tell,
+            )
+        ]
+    if parse_formats(formats or ["onnx"]) != [Format.ONNX]:
+        raise UsageError(
+            "format for --via optimum",
+            got=", ".join(formats or ()),
+            wanted="onnx",
+            do="optimum writes ONNX; leave --format out.",
+        )
+    if method is not None:
+        raise UsageError(
+            "--method with --via optimum", got=method, wanted="none", do="Nothing is quantized."
+        )
+    chosen = list(dict.fromkeys(Scheme.parse(text) for text in schemes or ["fp32"]))
+    return [
+        export_via_optimum(
+            model, scheme, out, context_length=context_length, tell=tell, progress=progress
+        )
+        for scheme in chosen
+    ]
+
+
+def export_via_optimum(
+    model: str | Path,
+    scheme: str | Scheme = "fp32",
+    out: str | Path = "artifacts",
+    *,
+    context_length: int | None = None,
+    tell: Tell = lambda text: None,
+    progress: Progress = ignore_progress,
+) -> Artifact:
+    """Trace a model with optimum and write it as an ONNX artifact.
+
+    Args:
+        model: A folder, a name under ``models/``, or a Hub id; edgekit downloads it.
+        scheme: ``fp32`` or ``fp16``.
+        out: Parent folder; the artifact is ``{model}-onnx-{scheme}-optimum`` in it.
+        context_length: Positions; default what the graph is right for, at most 4096.
+        tell: Told what will be installed before the environment is first made.
+        progress: Called as ``progress(what, n_done, n_total)``.
+
+    Raises:
+        UsageError: A scheme, a length or a source that this route does not take.
+        CheckpointError: The model cannot be read or lacks weights.
+        UnsupportedArchError: optimum does not know the model_type.
+        ExportError: The environment cannot be made, optimum failed, or its graph is not right.
+    """
+    parsed = scheme if isinstance(scheme, Scheme) else Scheme.parse(scheme)
+    if is_gguf(model):
+        raise UsageError(
+            f"{model}: a GGUF file",
+            wanted="a checkpoint in Hugging Face form for --via optimum",
+            do="Name the float model that the file was made from.",
+        )
+    options = ExportOptions(context_length)
+    with open_checkpoint(model, progress) as checkpoint:
+        check_request(checkpoint, parsed, options)
+        check_tokenizer(checkpoint)
+        environment = open_environment(tell, progress)
+        progress("hash the model", 0, 1)
+        name = checkpoint.name.rpartition("/")[2]
+        return write_optimum_artifact(
+            checkpoint,
+            Source(checkpoint.name, checkpoint.origin, checkpoint.sha256()),
+            environment,
+            parsed,
+            Path(out) / f"{name}-{Format.ONNX.value}-{parsed}-{SUFFIX}",
+            options,
+            progress,
+        )

@@ -1,0 +1,306 @@
+"""Answer one question: does edgekit's graph give optimum's logits over the same weights?
+
+The weights are taken out of the artifact, dequantized exactly, and written as a float32 checkpoint
+with the source's own config. optimum traces that; both graphs then run the same tokens. Nothing of
+edgekit's reading of the config takes part in the other graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from edgekit.artifact import Artifact
+from edgekit.checkpoint.layout import CONFIG_NAME, WEIGHTS_NAME
+from edgekit.checkpoint.reader import open_checkpoint
+from edgekit.dtypes import DType, F32Array
+from edgekit.errors import ArtifactError, CheckpointError, ExportError, UsageError
+from edgekit.export import open_exporter
+from edgekit.export.base import ExportOptions, Progress, ignore_progress
+from edgekit.export.optimum import check_request, write_optimum_artifact
+from edgekit.export.optimum_env import OptimumEnvironment, Tell, open_environment
+from edgekit.export.optimum_model import check_model_type, translate_config
+from edgekit.export.staging import refuse_small_disk
+from edgekit.families import FAMILIES, open_model
+from edgekit.families.base import Family, SourceModel
+from edgekit.families.names import NameTable
+from edgekit.families.spec import DecoderSpec
+from edgekit.formats.safetensors import SafetensorsWriter
+from edgekit.lazy import load_object
+from edgekit.pipeline.verify import CHECKS, open_check_decoder, read_spec, refuse_traced
+from edgekit.quantize.model import QuantizedTensor, Source
+from edgekit.records import VerifyRecord
+from edgekit.runtime import open_decoder
+from edgekit.scheme import FP32
+from edgekit.tensors import TensorInfo
+
+OPTIMUM: Final = "optimum"
+_SAME_SCALE: Final = 1e-6  # float32 has no closer number
+
+
+@dataclass(frozen=True, slots=True)
+class OracleRun:
+    """Logits of optimum's graph over the weights of one artifact.
+
+    Attributes:
+        token_ids: What was run, T ids.
+        logits: float32, shape (T, V).
+        title: What gave them.
+    """
+
+    token_ids: tuple[int, ...]
+    logits: F32Array
+    title: str
+
+
+def check_oracle(name: str, artifacts: Sequence[Artifact]) -> None:
+    """Refuse before any work what the oracle cannot judge.
+
+    Raises:
+        UsageError: No such oracle, or an artifact that optimum wrote itself.
+        UnsupportedArchError: optimum does not know the family.
+    """
+    if name != OPTIMUM:
+        raise UsageError("unknown --oracle", got=repr(name), wanted=OPTIMUM)
+    refuse_traced(artifacts)
+    for artifact in artifacts:
+        check_model_type(
+            {"model_type": artifact.manifest.model_type},
+            str(artifact.path),
+            do="optimum cannot judge this family; edgekit verify without --oracle compares it with "
+            "a plain numpy forward.",
+        )
+
+
+def compare_with_oracle(
+    artifacts: Sequence[Artifact],
+    token_ids: Sequence[int],
+    *,
+    tell: Tell = lambda text: None,
+    progress: Progress = ignore_progress,
+) -> tuple[VerifyRecord, ...]:
+    """Run artifacts of one model against optimum's graph over their weights.
+
+    One graph is traced for each scheme, over the weights of its first artifact; that the others
+    hold the same is what ``verify`` says.
+
+    Args:
+        artifacts: At least one; their source must still be there, unchanged.
+        token_ids: What to run; cut to the positions that optimum's graph is right for.
+        tell: Told what will be installed before the environment is first made.
+        progress: Called as ``progress(what, n_done, n_total)``.
+
+    Raises:
+        UsageError, UnsupportedArchError: See ``check_oracle``.
+        ArtifactError: The source is gone or changed.
+        ExportError: The environment cannot be made, or optimum failed.
+        EngineError: An engine failed on the tokens.
+    """
+    check_oracle(OPTIMUM, artifacts)
+    environment = open_environment(tell, progress)
+    runs: dict[str, OracleRun] = {}
+    records = []
+    for artifact in artifacts:
+        scheme = artifact.manifest.scheme
+        if scheme not in runs:
+            runs[scheme] = run_oracle(artifact, token_ids, environment, progress)
+        progress(f"run {artifact.name}", 0, 1)
+        records.append(_compare(artifact, runs[scheme]))
+    return tuple(records)
+
+
+def run_oracle(
+    artifact: Artifact,
+    token_ids: Sequence[int],
+    environment: OptimumEnvironment,
+    progress: Progress,
+) -> OracleRun:
+    """Trace a checkpoint made of an artifact's weights with optimum, and run it.
+
+    Raises:
+        ArtifactError: The source is gone or changed.
+        ExportError: optimum failed.
+    """
+    with _scratch(4 * artifact.manifest.n_parameters) as scratch:
+        model = scratch / "weights-of-the-artifact"
+        model.mkdir()
+        progress("write the weights as a checkpoint", 0, 1)
+        _write_checkpoint(artifact, model)
+        with open_checkpoint(model) as checkpoint:
+            check_request(checkpoint, FP32, ExportOptions())
+            traced = write_optimum_artifact(
+                checkpoint,
+                Source(artifact.manifest.model_name, str(model), ""),
+                environment,
+                FP32,
+                scratch / "traced",
+                ExportOptions(),
+                progress,
+            )
+        ids = tuple(token_ids)[: traced.manifest.context_length]
+        decoder = open_decoder(traced)
+        try:
+            logits = decoder.forward(ids, n_past=0, n_logits=len(ids))
+        finally:
+            decoder.close()
+        versions = environment.tool_versions
+        notes = "".join(f"; {note}" for note in traced.manifest.settings.get("notes", ()))
+        title = f"optimum-onnx {versions['optimum-onnx']}, transformers {versions['transformers']}"
+        title += notes
+        return OracleRun(ids, logits, title)
+
+
+@contextlib.contextmanager
+def _scratch(n_bytes: int) -> Iterator[Path]:
+    """Give a folder for the checkpoint and optimum's graph, of ``n_bytes`` each."""
+    where = Path(tempfile.gettempdir())
+    # The tracer writes tensors one by one and then joins them: the weights lie there three times.
+    refuse_small_disk(where, 3 * n_bytes, "for the oracle", "Free space or set TMPDIR.")
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgekit-oracle-") as name:
+            yield Path(name)
+    except OSError as error:
+        raise ExportError(
+            f"cannot write the weights for the oracle to {where}",
+            got=error.strerror or str(error),
+            do="Free space or set TMPDIR.",
+        ) from error
+
+
+def _compare(artifact: Artifact, oracle: OracleRun) -> VerifyRecord:
+    decoder = open_check_decoder(artifact)
+    try:
+        ids = oracle.token_ids
+        got = decoder.forward(ids, n_past=0, n_logits=len(ids))
+    finally:
+        decoder.close()
+    if got.shape != oracle.logits.shape:
+        raise ArtifactError(
+            f"{artifact.path}: logits", got=got.shape, wanted=f"{oracle.logits.shape} as optimum"
+        )
+    tolerance = CHECKS[artifact.format].tolerance
+    entries = artifact.manifest.tensors
+    return VerifyRecord(
+        artifact=artifact.name,
+        format=artifact.format.value,
+        scheme=artifact.manifest.scheme,
+        weights_sha256=artifact.manifest.weights_sha256,
+        n_tensors=len(entries),
+        n_codes=sum(int(np.prod(e.shape)) for e in entries if e.sha256 is not None),
+        n_codes_differing=0,
+        n_scales_differing=0,
+        max_logit_error=float(np.abs(got - oracle.logits).max()),
+        logit_tolerance=tolerance.factor * float(oracle.logits.std()),
+        tolerance_name=tolerance.name,
+        top1_agreement=float((got.argmax(-1) == oracle.logits.argmax(-1)).mean()),
+        note=f"over {len(ids)} tokens; {oracle.title}",
+    )
+
+
+def _write_checkpoint(artifact: Artifact, folder: Path) -> None:
+    """Write the weights of an artifact, dequantized, under the names of its family."""
+    spec = read_spec(artifact)
+    family: Family = load_object(FAMILIES[spec.model_type])
+    names = family.name_tables[0]
+    config = _source_config(artifact) | {
+        "model_type": spec.model_type,
+        "tie_word_embeddings": spec.is_tied,
+    }
+    weights = _float_weights(artifact)
+    shapes = spec.weight_shapes()
+    ratio = _scale_ratio(spec)
+    if ratio is not None:
+        config["tie_word_embeddings"] = False
+        shapes["lm_head"] = shapes["embed"]
+        weights.setdefault("lm_head", weights["embed"])
+        weights["embed"] = weights["embed"] * np.float32(ratio)
+    translated = translate_config(config, f"{artifact.manifest.source}: {CONFIG_NAME}")
+    text = json.dumps({**translated, "torch_dtype": "float32"}, indent=1, sort_keys=True)
+    (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+    groups = _whole_tensors(shapes, names)
+    infos = [
+        TensorInfo(theirs, _stacked_shape([weights[part].shape for part in parts]), DType.FP32)
+        for theirs, parts in groups.items()
+    ]
+    path = folder / WEIGHTS_NAME
+    with SafetensorsWriter(path, infos, metadata={"format": "pt"}) as writer:
+        for theirs, parts in groups.items():
+            writer.append(theirs, np.concatenate([weights[part] for part in parts]))
+
+
+def _scale_ratio(spec: DecoderSpec) -> float | None:
+    """Give what the embedding must carry for transformers in float32 to scale it as edgekit does.
+
+    edgekit rounds Gemma's scale to bfloat16 for weights that are, as transformers does when it runs
+    them so; optimum traces in float32, where transformers does not. The input embedding then gets a
+    matrix of its own with the difference in it.
+    """
+    if spec.model_type != "gemma3_text":
+        return None
+    ratio = spec.embed_scale / spec.hidden_width**0.5
+    return None if abs(ratio - 1) < _SAME_SCALE else ratio
+
+
+def _whole_tensors(names_of: Iterable[str], names: NameTable) -> dict[str, list[str]]:
+    """Give checkpoint name -> canonical matrices, one below the other."""
+    groups: dict[str, list[str]] = {}
+    for name in names_of:
+        groups.setdefault(names.to_checkpoint(name), []).append(name)
+    return {
+        theirs: sorted(parts, key=lambda part: len(names.parts_above(part)))
+        for theirs, parts in groups.items()
+    }
+
+
+def _stacked_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def _float_weights(artifact: Artifact) -> dict[str, F32Array]:
+    return {
+        tensor.name: tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor.values
+        for tensor in open_exporter(artifact.format).recover(artifact)
+    }
+
+
+def _source_config(artifact: Artifact) -> dict[str, Any]:
+    """Give the config of the text decoder that the artifact was made from.
+
+    Raises:
+        ArtifactError: The source is gone or changed.
+    """
+    source = _open_source(artifact)
+    try:
+        found = source.checkpoint.sha256()
+        config: Mapping[str, Any] = source.checkpoint.config
+    finally:
+        source.close()
+    if found != artifact.manifest.source_sha256:
+        raise ArtifactError(
+            f"{artifact.manifest.source} is not the model that {artifact.path} was made from",
+            got=found[:12],
+            wanted=artifact.manifest.source_sha256[:12],
+            do="Put the source back, or export it again.",
+        )
+    # Of a multimodal model edgekit takes the text decoder.
+    inner = config.get("text_config")
+    return dict(inner if isinstance(inner, dict) else config)
+
+
+def _open_source(artifact: Artifact) -> SourceModel:
+    try:
+        return open_model(artifact.manifest.source)
+    except CheckpointError as error:
+        raise ArtifactError(
+            f"the model that {artifact.path} was made from cannot be opened",
+            got=error.what,
+            wanted="its config, which the oracle reads by itself",
+            do=f"Put it back at {artifact.manifest.source}, or export it again.",
+        ) from error

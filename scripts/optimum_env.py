@@ -1,0 +1,23 @@
+"""Make the environment that `--via optimum` and `--oracle optimum` run in, if it is not there."""
+
+from __future__ import annotations
+
+import sys
+
+from edgekit.errors import EdgekitError
+from edgekit.export.optimum_env import open_environment
+
+
+def main() -> int:
+    """Make it, and print where it is."""
+    try:
+        environment = open_environment(print)
+    except EdgekitError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(environment.folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
