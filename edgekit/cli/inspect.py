@@ -36,7 +36,7 @@ def command(
     Example: edgekit inspect pocket
     """
     from edgekit.pipeline.inspect import describe_support, inspect
-    from edgekit.pipeline.rates import machine_rates
+    from edgekit.pipeline.rates import known_rates, machine_rates
     from edgekit.records import to_data
     from edgekit.report.table import make_table
     from edgekit.report.terminal import print_table
@@ -45,6 +45,8 @@ def command(
     output = Output(is_json=as_json)
     rates = None
     if is_measuring is not False:
+        if is_measuring or known_rates() is None:
+            output.message("measuring how fast this machine exports, once; --no-measure skips it")
         with output.progress() as progress:
             rates = machine_rates(is_fresh=bool(is_measuring), progress=progress)
     found = inspect(model, rates)

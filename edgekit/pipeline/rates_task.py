@@ -35,14 +35,14 @@ from edgekit.scheme import Scheme
 from edgekit.tensors import TensorInfo
 
 KINDS: Final = ("int4", "int8", "fp16", "fp32")
-_N_REPEATS: Final = 2
+_N_REPEATS: Final = 1
 _N_RANDOM: Final = 1 << 20
 _BLOCK_BYTES: Final = 4 << 20
 _SMALL_BYTES: Final = 32 << 20
 _LARGE_BYTES: Final = 512 << 20
 _MOST_S: Final = 3.0
 # hidden width, feed-forward width, layers, heads, vocabulary
-_WIDE: Final = (1024, 3072, 2, 16, 16384)
+_WIDE: Final = (1024, 3072, 2, 16, 98304)
 _DEEP: Final = (64, 128, 24, 2, 256)
 
 
