@@ -123,7 +123,8 @@ def test_rates_are_measured_once_and_shown(edgekit_cli, tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEKIT_HOME", str(tmp_path / "home"))
     folder = write_tiny_checkpoint(tmp_path / "m")
     assert rates.known_rates() is None
-    assert "not measured" in edgekit_cli("inspect", folder, "--no-measure").out
+    without = edgekit_cli("inspect", folder, "--no-measure", "--json").data["export"]
+    assert {item["time_s"] for item in without} == {None}
     said = edgekit_cli("inspect", folder, "--json")
     assert said.code == 0
     assert [item["scheme"] for item in said.data["export"]] == [
