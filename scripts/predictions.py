@@ -1,7 +1,7 @@
 """Compare what `edgekit inspect` predicts of an export with what the export then takes.
 
     python scripts/predictions.py FOLDER            five shapes, 100 M to 3.4 B
-    python scripts/predictions.py FOLDER --repeats 1 --shape llama-100m
+    python scripts/predictions.py FOLDER --repeats 1 --shape llama-100m    only this one anew
 
 FOLDER gets random checkpoints (14 GB) that scripts/random_checkpoint.py makes, and the exports one
 after the other (up to 26 GB more). Each export is the command line in a process of its own: wall
@@ -64,13 +64,26 @@ def main() -> None:
     for shape in shapes:
         if not (options.folder / shape).is_dir():
             write_checkpoint(options.folder / shape, SHAPES[shape])
-    samples = []
+    samples = kept_samples(shapes)
     for n_done in range(1, options.repeats + 1):
         for shape in shapes:
             for sample in measure(options.folder, shape, options.scheme or SCHEMES):
                 samples.append(sample)
                 print(line(sample), flush=True)
         write_docs(samples, n_done)
+
+
+def kept_samples(shapes: Sequence[str]) -> list[Sample]:
+    """Read the samples of an earlier run for shapes that are not measured now."""
+    path = DOCS / "predictions.json"
+    if not path.is_file():
+        return []
+    rows = json.loads(path.read_text(encoding="utf-8"))["samples"]
+    return [
+        Sample(**{**row, "predicted": ExportPrediction(**row["predicted"])})
+        for row in rows
+        if row["shape"] not in shapes
+    ]
 
 
 def measure(folder: Path, shape: str, schemes: Sequence[str]) -> Iterator[Sample]:
@@ -158,6 +171,7 @@ def write_docs(samples: list[Sample], n_repeats: int) -> None:
     """Write the table and the raw samples."""
     host = probe_host()
     rows = []
+    samples = sorted(samples, key=lambda sample: sample.n_parameters)
     for shape, scheme in dict.fromkeys((s.shape, s.scheme) for s in samples):
         group = [s for s in samples if (s.shape, s.scheme) == (shape, scheme)]
         first = group[0]
@@ -200,7 +214,7 @@ Made by `python scripts/predictions.py FOLDER`, all formats that accept the sche
 one run of `edgekit export`. Measured on: {host}. Random weights in the shape of the models named.
 
 Sizes (10^9 bytes), memory (MiB) and time (s) are measured; beside each stands by how many percent
-the prediction was off. Time: median of {n_repeats} runs, the median prediction in parentheses,
+the prediction was off. Time: median of {n_repeats} run(s), the median prediction in parentheses,
 and the error of every run. Memory is `ru_maxrss` of the process, disk the most that lay in the
 output folder at once.
 

@@ -38,8 +38,8 @@ _USUAL_PROCESS_BYTES: Final = 200 << 20  # Python, numpy, two threads at work, t
 EXPECTED_ERROR: Final[Mapping[str, tuple[float, float]]] = {
     "artifact_bytes": (-0.01, 0.01),
     "disk_bytes": (-0.01, 0.01),
-    "memory_bytes": (-0.05, 0.15),
-    "time_s": (-0.10, 0.50),
+    "memory_bytes": (-0.05, 0.10),
+    "time_s": (-0.25, 0.30),
 }
 
 
