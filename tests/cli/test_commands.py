@@ -290,7 +290,12 @@ def test_a_closed_pipe_and_a_stopped_command_leave_no_traceback(tiny_artifacts):
     serve = [sys.executable, "-m", "edgekit", "serve", str(tiny_artifacts["onnx-int4"].path)]
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         with subprocess.Popen(
-            [*serve, "--port", "0"], stderr=subprocess.PIPE, text=True, cwd=ROOT
+            [*serve, "--port", "0"],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            # Tests that a shell runs in the background inherit an ignored SIGINT.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as child:
             assert "serving tiny onnx int4-g32 at http://127.0.0.1:" in child.stderr.readline()
             child.send_signal(number)
