@@ -68,18 +68,9 @@ class _Budget:
 
     def spend_deep(self, value: object) -> int:
         """Charge for writing a value as text, shared parts each time; give its size."""
-        n_items = n_chars = 0
-        waiting = [value]
-        while waiting:
-            item = waiting.pop()
-            if isinstance(item, Mapping):
-                waiting.extend((*item.keys(), *item.values()))
-            elif isinstance(item, list | tuple | set | frozenset):
-                waiting.extend(item)
-            n_items += 1
-            n_chars += len(item) if isinstance(item, str) else 0
-            if n_chars + _STEP_UNITS * (n_items + len(waiting)) > self.n_units:
-                raise TemplateLimitError("the template writes too much text")
+        n_items, n_chars = _measure(
+            value, _STEP_UNITS, self.n_units, "the template writes too much text"
+        )
         self.spend(n_chars + _STEP_UNITS * n_items)
         return n_chars + n_items
 
@@ -300,6 +291,11 @@ def _count_deep(value: Any) -> int:
     Comparing and hashing go through all of it in one operation that nothing can interrupt: two
     lists that hold one list twice, which holds one twice, sixty times over, are never compared.
     """
+    return _measure(value, _ITEM_UNITS, _MAX_UNITS, "a list or object holds too much")[0]
+
+
+def _measure(value: object, n_item_units: int, n_most: int, message: str) -> tuple[int, int]:
+    """Count items and characters in a value, shared parts each time; stop beyond ``n_most``."""
     n_items = n_chars = 0
     waiting = [value]
     while waiting:
@@ -310,9 +306,9 @@ def _count_deep(value: Any) -> int:
             waiting.extend(item)
         n_items += 1
         n_chars += len(item) if isinstance(item, str) else 0
-        if n_chars + _ITEM_UNITS * (n_items + len(waiting)) > _MAX_UNITS:
-            raise TemplateLimitError("a list or object holds too much")
-    return n_items
+        if n_chars + n_item_units * (n_items + len(waiting)) > n_most:
+            raise TemplateLimitError(message)
+    return n_items, n_chars
 
 
 def _charged_output(value: Any) -> Any:
