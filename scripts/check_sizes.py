@@ -1,4 +1,4 @@
-"""Fail when a Python file is longer than 400 lines; print the five longest."""
+"""Fail when a Python file is longer than 600 lines; print the five longest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-MAX_LINES = 400
+MAX_LINES = 600
 
 
 def main() -> int:

@@ -40,11 +40,11 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
-from edgekit.checkpoint.chat import ChatTemplate
-from edgekit.checkpoint.tokenizer import Tokenizer
-from tests.checkpoint.tekken_file import write_tekken
-from tests.checkpoint.token_families import CL100K_PATTERN, MINISTRAL_NAMES
-from tests.checkpoint.token_texts import CHATS, TEXTS, forged_chats
+from edgekit.text.chat import ChatTemplate
+from edgekit.text.tokenizer import Tokenizer
+from tests.text.tekken_file import write_tekken
+from tests.text.token_families import CL100K_PATTERN, MINISTRAL_NAMES
+from tests.text.token_texts import CHATS, TEXTS, forged_chats
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 DATA: Final = Path(mistral_common.__file__).parent / "data"

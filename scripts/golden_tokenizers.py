@@ -3,7 +3,7 @@
     PYTHONPATH=. python scripts/golden_tokenizers.py            every family of the tests
     PYTHONPATH=. python scripts/golden_tokenizers.py qwen3      some of them
 
-Needs the dev extra. transformers reads the small tokenizers of tests/checkpoint/token_families.py;
+Needs the dev extra. transformers reads the small tokenizers of tests/text/token_families.py;
 token ids and prompts go to tests/golden/tokenizers/NAME.json. edgekit itself is not used.
 """
 
@@ -21,8 +21,8 @@ from typing import Any, Final
 import transformers
 from transformers.utils.chat_template_utils import mark_control_tokens
 
-from tests.checkpoint.token_families import FAMILY_TOKENIZERS, write_family
-from tests.checkpoint.token_texts import CHATS, TEXTS, forged_chats, forged_texts
+from tests.text.token_families import FAMILY_TOKENIZERS, write_family
+from tests.text.token_texts import CHATS, TEXTS, forged_chats, forged_texts
 
 OUT: Final = Path(__file__).resolve().parent.parent / "tests" / "golden" / "tokenizers"
 # What transformers itself puts around names that stand in messages.

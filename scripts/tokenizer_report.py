@@ -13,13 +13,13 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from edgekit.checkpoint.chat import ChatTemplate
 from edgekit.checkpoint.recipe import recipes
-from edgekit.checkpoint.tokenizer import Tokenizer
 from edgekit.errors import CheckpointError
 from edgekit.paths import models_dir
-from tests.checkpoint.token_families import FAMILY_TOKENIZERS, write_family
-from tests.checkpoint.token_texts import CHATS, TEXTS, forged_chats
+from edgekit.text.chat import ChatTemplate
+from edgekit.text.tokenizer import Tokenizer
+from tests.text.token_families import FAMILY_TOKENIZERS, write_family
+from tests.text.token_texts import CHATS, TEXTS, forged_chats
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 GOLDENS: Final = ROOT / "tests" / "golden" / "tokenizers"
@@ -80,7 +80,7 @@ the assistant said; templates cannot.
 {templates}
 
 `tekken.json` as the only tokenizer of a folder is read and becomes a `tokenizer.json` in the
-artifact (`edgekit/checkpoint/tekken.py`).
+artifact (`edgekit/text/tekken.py`).
 
 ## Recipes
 

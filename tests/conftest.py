@@ -17,11 +17,13 @@ from hypothesis import HealthCheck, settings
 import edgekit
 from edgekit.artifact import Artifact
 from edgekit.export.optimum_env import OptimumEnvironment, open_environment
+from edgekit.hub import download
 from edgekit.paths import models_dir
 from edgekit.pipeline.export_optimum import export_via_optimum
 from tests.builders import write_tiny_checkpoint
 from tests.cli.cli import Edgekit, make_edgekit
 from tests.foreign_models import write_foreign_checkpoint
+from tests.hub.hub_server import add_what_nobody_wants, serve
 
 # A busy machine is no reason to fail: time is never asserted.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -113,3 +115,18 @@ def moe_artifact(moe_model, optimum_environment, tmp_path_factory) -> Artifact:
 
 def _by_name(artifacts: Iterator[Artifact]) -> dict[str, Artifact]:
     return {f"{a.format.value}-{a.scheme.kind}": a for a in artifacts}
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub with a model of two weight files, and an empty cache."""
+    folder = write_tiny_checkpoint(tmp_path / "source", shards=2)
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n", encoding="utf-8")
+    add_what_nobody_wants(folder)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(download, "_RETRY_S", 0.0)
+    with serve(folder) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server

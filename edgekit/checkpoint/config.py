@@ -11,11 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar, overload
 
-from edgekit.errors import CheckpointError, FormatError, MissingFileError, UnknownKeyError
-from edgekit.files import read_inside
-from edgekit.formats.strict_json import parse_object
+from edgekit.errors import CheckpointError, UnknownKeyError
+from edgekit.strict_json import read_object
 
-MAX_CONFIG_BYTES: Final = 4 << 20
 _T = TypeVar("_T")
 _D = TypeVar("_D")
 _REQUIRED: Final = object()
@@ -27,35 +25,6 @@ _JSON_NAMES: Final[Mapping[type, str]] = {
     list: "a list",
     dict: "an object",
 }
-
-
-def read_object(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
-    """Read a JSON file whose outermost value is an object.
-
-    Raises:
-        MissingFileError: No such file.
-        CheckpointError: Unreadable, larger than ``max_bytes``, or not a JSON object.
-    """
-    try:
-        data = read_inside(path, max_bytes)
-    except FileNotFoundError as error:
-        raise MissingFileError(
-            f"{path}: no such file",
-            wanted=f"a model folder with {path.name}",
-            do="Name the folder that holds it, or download the model again.",
-        ) from error
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read",
-            got=str(error),
-            wanted=f"a plain file in this folder of at most {max_bytes} bytes",
-        ) from error
-    try:
-        return parse_object(data, str(path))
-    except FormatError as error:
-        raise CheckpointError(
-            error.what, got=error.got, wanted=error.wanted, do="Download the model again."
-        ) from error
 
 
 class RawConfig(Mapping[str, Any]):

@@ -15,19 +15,19 @@ from types import MappingProxyType
 from typing import Self
 
 from edgekit.checkpoint.config import RawConfig
-from edgekit.checkpoint.hub import Progress, ignore_progress
-from edgekit.checkpoint.layout import (
+from edgekit.checkpoint.prequantized.method import join_parts
+from edgekit.checkpoint.repository import model_name, resolve_model
+from edgekit.errors import CheckpointError, FormatError, MissingFileError
+from edgekit.files import is_inside
+from edgekit.formats.safetensors import SafetensorsFile, SafetensorsTensor
+from edgekit.hub.download import Progress, ignore_progress
+from edgekit.model_files import (
     ASSET_NAMES,
     CONFIG_NAME,
     INDEX_NAME,
     WEIGHTS_NAME,
     read_weight_map,
 )
-from edgekit.checkpoint.quantized import join_parts
-from edgekit.checkpoint.repository import model_name, resolve_model
-from edgekit.errors import CheckpointError, FormatError, MissingFileError
-from edgekit.files import is_inside
-from edgekit.formats.safetensors import SafetensorsFile, SafetensorsTensor
 from edgekit.tensors import LazyTensor
 
 

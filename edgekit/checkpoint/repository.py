@@ -12,11 +12,11 @@ import re
 from pathlib import Path
 from typing import Final
 
-from edgekit.checkpoint.hub import Progress, download, ignore_progress
-from edgekit.checkpoint.hub_http import Source
-from edgekit.checkpoint.layout import CONFIG_NAME
 from edgekit.checkpoint.recipe import Recipe, recipes
 from edgekit.errors import CheckpointError
+from edgekit.hub.download import Progress, download, ignore_progress
+from edgekit.hub.http import Source
+from edgekit.model_files import CONFIG_NAME
 from edgekit.paths import models_dir
 
 _HUB_ID: Final = re.compile(

@@ -62,7 +62,7 @@ def command(
         ("stored as", ", ".join(summary.dtypes)),
         *[
             ("already quantized", f"{n} matrices as {label}; kept where the grid holds them")
-            for label, n in summary.coded.items()
+            for label, n in summary.prequantized.items()
         ],
         ("weights on disk", format_bytes(summary.file_bytes)),
         *[

@@ -34,9 +34,9 @@ def command(
     Example: edgekit serve artifacts/pocket-onnx-int4-g32 --port 8080
     """
     from edgekit.artifact import Artifact
-    from edgekit.checkpoint.chat import PROBE
     from edgekit.hosted.http_server import ModelServer, ignore_log
     from edgekit.pipeline.run import load
+    from edgekit.text.chat import PROBE
 
     output = Output()
     opened = Artifact.open(artifact)

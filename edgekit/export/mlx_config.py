@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.artifact import TensorEntry
-from edgekit.checkpoint.config import MAX_CONFIG_BYTES
 from edgekit.dtypes import DType
 from edgekit.errors import FormatError, UsageError
 from edgekit.export.mlx_models import Choice
 from edgekit.families.spec import DecoderSpec
 from edgekit.files import read_inside
-from edgekit.formats.strict_json import parse_object
 from edgekit.scheme import Scheme
+from edgekit.strict_json import MAX_OBJECT_BYTES, parse_object
 
 CONFIG_NAME: Final = "config.json"
 
@@ -86,7 +85,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_NAME
     try:
-        return parse_object(read_inside(path, MAX_CONFIG_BYTES), str(path))
+        return parse_object(read_inside(path, MAX_OBJECT_BYTES), str(path))
     except OSError as error:
         raise FormatError(f"{path}: cannot be read", got=str(error)) from error
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.artifact import MANIFEST_NAME, OPTIMUM_GRAPH, Artifact, Format, Manifest
-from edgekit.checkpoint.carried import copy_assets
+from edgekit.checkpoint.assets import copy_assets
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.errors import CheckpointError, ExportError, UsageError
 from edgekit.export import optimum_check

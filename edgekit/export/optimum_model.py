@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from edgekit.checkpoint.config import read_object
-from edgekit.checkpoint.layout import CONFIG_NAME, GENERATION_NAME, INDEX_NAME, read_weight_map
-from edgekit.checkpoint.layout import WEIGHTS_NAME as SOURCE_WEIGHTS
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.errors import UnsupportedArchError, UsageError
 from edgekit.families.other_types import OPTIMUM_TYPES
+from edgekit.model_files import CONFIG_NAME, GENERATION_NAME, INDEX_NAME, read_weight_map
+from edgekit.model_files import WEIGHTS_NAME as SOURCE_WEIGHTS
+from edgekit.strict_json import read_object
 
 # Where configs say how many positions a model was trained for, in order of preference.
 _LENGTH_KEYS: Final = (

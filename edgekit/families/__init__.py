@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from edgekit.checkpoint.gguf import GgufCheckpoint, is_gguf
-from edgekit.checkpoint.hub import Progress, ignore_progress
-from edgekit.checkpoint.hub_headers import open_headers
+from edgekit.checkpoint.gguf.file import GgufCheckpoint, is_gguf
 from edgekit.checkpoint.reader import Checkpoint, open_checkpoint
+from edgekit.checkpoint.remote import open_headers
 from edgekit.errors import UnsupportedArchError
 from edgekit.families.base import Family, SourceModel
 from edgekit.families.other_types import other_route
+from edgekit.hub.download import Progress, ignore_progress
 from edgekit.lazy import load_object
 
 FAMILIES: Final[Mapping[str, str]] = {

@@ -14,8 +14,8 @@ from typing import Final
 
 import numpy as np
 
-from edgekit.checkpoint.coded import CodedTensor
 from edgekit.checkpoint.config import RawConfig
+from edgekit.checkpoint.prequantized.tensor import PrequantizedTensor
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.dtypes import DTYPES, F32Array
 from edgekit.errors import CheckpointError
@@ -49,9 +49,9 @@ class SourceTensor:
     stored: LazyTensor
 
     @property
-    def coded(self) -> CodedTensor | None:
+    def prequantized(self) -> PrequantizedTensor | None:
         """The codes, if the source is quantized already."""
-        return self.stored if isinstance(self.stored, CodedTensor) else None
+        return self.stored if isinstance(self.stored, PrequantizedTensor) else None
 
     def read(self) -> F32Array:
         """Read the whole tensor as float32, shape ``info.shape``.
@@ -168,7 +168,7 @@ class _Rows:
 
 def _take_rows(info: TensorInfo, stored: LazyTensor, first: int) -> LazyTensor:
     """Give the rows of ``info.shape`` from ``first`` on; rows of codes are codes."""
-    if isinstance(stored, CodedTensor):
+    if isinstance(stored, PrequantizedTensor):
         return stored.part(info, first)
     return _Rows(info, stored, first)
 

@@ -46,7 +46,7 @@ class ModelSummary:
     Attributes:
         parameters_by_group: Weights in embedding, attention, ffn and norm.
         dtypes: Stored types, most bytes first; for codes, format, bits and group.
-        coded: How matrices are quantized already -> number of them.
+        prequantized: How matrices are quantized already -> number of them.
         file_bytes: Bytes of the weights as stored.
         kv_bytes_per_token: Key/value cache per position, by cache type (fp32, fp16).
         left_out: Reason -> number of stored tensors that are not part of the decoder.
@@ -75,7 +75,7 @@ class ModelSummary:
     left_out: Mapping[str, int]
     n_sliding_layers: int
     license: str
-    coded: Mapping[str, int] = field(default_factory=dict)
+    prequantized: Mapping[str, int] = field(default_factory=dict)
 
 
 def inspect_model(model: str | Path) -> ModelSummary:
@@ -99,13 +99,13 @@ def summarize(source: SourceModel) -> ModelSummary:
     """Summarize an open model; see ``inspect_model``."""
     spec, checkpoint = source.spec, source.checkpoint
     n_bytes_of: dict[str, int] = {}
-    coded: Counter[str] = Counter()
+    prequantized: Counter[str] = Counter()
     for tensor in source.tensors.values():
         stored, n_stored = tensor.info.dtype.value, tensor.info.n_bytes
-        if tensor.coded is not None:
-            stored = tensor.coded.label
-            n_stored = tensor.info.n_elements * tensor.coded.bits // 8
-            coded[stored] += 1
+        if tensor.prequantized is not None:
+            stored = tensor.prequantized.label
+            n_stored = tensor.info.n_elements * tensor.prequantized.bits // 8
+            prequantized[stored] += 1
         n_bytes_of[stored] = n_bytes_of.get(stored, 0) + n_stored
     n_kv_values = 2 * spec.n_layers * spec.kv_width
     return ModelSummary(
@@ -130,7 +130,7 @@ def summarize(source: SourceModel) -> ModelSummary:
         left_out=dict(source.left_out),
         n_sliding_layers=sum(spec.attention(i).window is not None for i in range(spec.n_layers)),
         license=_read_license(checkpoint.folder / "README.md"),
-        coded=dict(coded),
+        prequantized=dict(prequantized),
     )
 
 

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from edgekit.checkpoint.config import RawConfig
-from edgekit.checkpoint.quantized import account_for_quantization
+from edgekit.checkpoint.prequantized.method import account_for_quantization
 from edgekit.families.names import NameTable
 from edgekit.families.rope_config import DEFAULT_THETA, RopeContext, read_rope
-from edgekit.families.spec import Activation, DecoderSpec
-from edgekit.families.spec_faults import MAX_HEAD_WIDTH, MAX_LAYERS, MAX_WIDTH
+from edgekit.families.spec import MAX_HEAD_WIDTH, MAX_LAYERS, MAX_WIDTH, Activation, DecoderSpec
 
 _ACTIVATIONS: Final[Mapping[str, Activation]] = {
     "silu": Activation.SILU,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from edgekit.checkpoint.config import RawConfig
-from edgekit.checkpoint.quantized import account_for_quantization
+from edgekit.checkpoint.prequantized.method import account_for_quantization
 from edgekit.errors import UnsupportedArchError
 from edgekit.families.llama_form import NOT_USED_KEYS
 from edgekit.families.names import NameTable

@@ -26,7 +26,7 @@ from edgekit.dtypes import BY_SAFETENSORS, DTYPES, DType, F32Array, U8Array
 from edgekit.errors import FormatError
 from edgekit.formats.floats import to_float32
 from edgekit.formats.open_file import OpenFile
-from edgekit.formats.strict_json import parse_object
+from edgekit.strict_json import parse_object
 from edgekit.tensors import TensorInfo
 
 # JSON costs up to 64 times its size in memory. An entry has some 100 bytes, so this is room for

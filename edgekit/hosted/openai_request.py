@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from edgekit.errors import FormatError
-from edgekit.formats.strict_json import parse_object
 from edgekit.hosted.api_error import ApiError, bad_value
 from edgekit.hosted.openai_messages import check_messages, check_tools
 from edgekit.runtime.base import GenerateOptions, Message
+from edgekit.strict_json import parse_object
 
 MAX_DEPTH: Final = 64
 MAX_STOPS: Final = 16

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from edgekit.errors import FormatError, ServerError, UsageError
-from edgekit.formats.strict_json import parse_object
 from edgekit.hosted.recording import SCHEMA_VERSION, hash_request
 from edgekit.records import EngineInfo, from_data
 from edgekit.runtime.base import GenerateOptions, Message, TokenEvent
 from edgekit.runtime.exchange import Exchange
+from edgekit.strict_json import parse_object
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from edgekit.artifact import Artifact, Format, Manifest
-from edgekit.checkpoint.chat import PROBE, ChatTemplate
-from edgekit.checkpoint.golden import check_golden
-from edgekit.checkpoint.layout import TEKKEN_NAME
 from edgekit.checkpoint.reader import Checkpoint
+from edgekit.checkpoint.recipe import check_golden
 from edgekit.checkpoint.repository import recipe_of
-from edgekit.checkpoint.tokenizer import Tokenizer
-from edgekit.checkpoint.tokenizer_file import TOKENIZER_NAME
 from edgekit.decision import Rejected
 from edgekit.errors import ExportError, UsageError
 from edgekit.export import open_exporter
@@ -26,12 +22,16 @@ from edgekit.export.base import Exporter, ExportOptions, Progress, ignore_progre
 from edgekit.export.staging import PARTIAL_PREFIX, write_artifact
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
+from edgekit.model_files import TEKKEN_NAME
 from edgekit.pipeline.preflight import check_room, predict_export
 from edgekit.pipeline.rates import known_rates
 from edgekit.quantize.imports import CHANGES_OF_CODES
 from edgekit.quantize.methods import Method
 from edgekit.quantize.store import quantize_model
 from edgekit.scheme import Scheme
+from edgekit.text.chat import PROBE, ChatTemplate
+from edgekit.text.tokenizer import Tokenizer
+from edgekit.text.tokenizer_file import TOKENIZER_NAME
 
 ALL_FORMATS = tuple(Format)
 

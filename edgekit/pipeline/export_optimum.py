@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from edgekit.artifact import Artifact, Format
-from edgekit.checkpoint.gguf import is_gguf
+from edgekit.checkpoint.gguf.file import is_gguf
 from edgekit.checkpoint.reader import open_checkpoint
 from edgekit.errors import UsageError
 from edgekit.export.base import ExportOptions, Progress, ignore_progress

@@ -18,7 +18,6 @@ from typing import Any, Final
 import numpy as np
 
 from edgekit.artifact import Artifact
-from edgekit.checkpoint.layout import CONFIG_NAME, WEIGHTS_NAME
 from edgekit.checkpoint.reader import open_checkpoint
 from edgekit.dtypes import DType, F32Array
 from edgekit.errors import ArtifactError, CheckpointError, ExportError, UsageError
@@ -34,6 +33,7 @@ from edgekit.families.names import NameTable
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.safetensors import SafetensorsWriter
 from edgekit.lazy import load_object
+from edgekit.model_files import CONFIG_NAME, WEIGHTS_NAME
 from edgekit.pipeline.verify import CHECKS, open_check_decoder, read_spec, refuse_traced
 from edgekit.quantize.model import QuantizedTensor, Source
 from edgekit.records import VerifyRecord

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgekit.errors import FormatError, UsageError
-from edgekit.formats.strict_json import parse_object
 from edgekit.records import SCHEMA_VERSION, ReportData, from_data
+from edgekit.strict_json import parse_object
 
 MAX_REPORT_BYTES = 512 * 1024**2
 

@@ -14,8 +14,6 @@ from typing import Any, Final
 import numpy as np
 
 from edgekit.artifact import Artifact, Format
-from edgekit.checkpoint.chat import ChatTemplate
-from edgekit.checkpoint.tokenizer import Tokenizer
 from edgekit.dtypes import F32Array
 from edgekit.errors import ArtifactError, CheckpointError, FormatError, UsageError
 from edgekit.export import open_exporter
@@ -27,6 +25,8 @@ from edgekit.records import VerifyRecord
 from edgekit.runtime import open_decoder
 from edgekit.runtime.base import Decoder
 from edgekit.runtime.reference import ReferenceDecoder
+from edgekit.text.chat import ChatTemplate
+from edgekit.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from edgekit.checkpoint.coded import CodedTensor
+from edgekit.checkpoint.prequantized.tensor import PrequantizedTensor
 from edgekit.families.base import SourceModel
 from edgekit.quantize.grid import N_SIGNIFICANT_BITS, round_scales
 from edgekit.quantize.model import QuantizedTensor
@@ -56,7 +56,9 @@ def plan_source(source: SourceModel, scheme: Scheme) -> tuple[TensorPlan, ...]:
         CheckpointError: Scales that are no finite numbers.
     """
     return tuple(
-        item if (coded := source.tensor(item.name).coded) is None else _decide(item, coded, scheme)
+        item
+        if (prequantized := source.tensor(item.name).prequantized) is None
+        else _decide(item, prequantized, scheme)
         for item in plan(source.spec, scheme)
     )
 
@@ -68,51 +70,61 @@ def expected_plan(source: SourceModel, scheme: Scheme) -> tuple[TensorPlan, ...]
         QuantError: No allowed group divides the input width of some matrices.
     """
     return tuple(
-        replace(item, scheme=coded.scheme)
-        if (coded := source.tensor(item.name).coded) is not None and _may_keep(item, coded, scheme)
+        replace(item, scheme=prequantized.scheme)
+        if (prequantized := source.tensor(item.name).prequantized) is not None
+        and _may_keep(item, prequantized, scheme)
         else item
         for item in plan(source.spec, scheme)
     )
 
 
-def import_codes(coded: CodedTensor, item: TensorPlan) -> QuantizedTensor:
+def import_codes(prequantized: PrequantizedTensor, item: TensorPlan) -> QuantizedTensor:
     """Take the codes of a source over, and its scales as the grid has them.
 
     Args:
-        coded: The source's matrix.
+        prequantized: The source's matrix.
         item: Its plan, with ``keeps_codes``.
     """
-    n_rows = coded.info.shape[0]
-    scales = round_scales(coded.scales(0, n_rows), coded.bits)
-    return QuantizedTensor(item.name, coded.bits, coded.group, coded.codes(0, n_rows), scales)
+    n_rows = prequantized.info.shape[0]
+    scales = round_scales(prequantized.scales(0, n_rows), prequantized.bits)
+    return QuantizedTensor(
+        item.name, prequantized.bits, prequantized.group, prequantized.codes(0, n_rows), scales
+    )
 
 
-def _decide(item: TensorPlan, coded: CodedTensor, asked: Scheme) -> TensorPlan:
+def _decide(item: TensorPlan, prequantized: PrequantizedTensor, asked: Scheme) -> TensorPlan:
     if item.scheme.group is None:
-        return replace(item, reason=f"{_DEQUANTIZED} from {coded.label}: {asked} was asked for")
-    if not _may_keep(item, coded, asked):
-        return _requantize(item, f"{item.scheme} instead of {coded.label}")
-    misfit = _find_misfit(coded)
+        return replace(
+            item, reason=f"{_DEQUANTIZED} from {prequantized.label}: {asked} was asked for"
+        )
+    if not _may_keep(item, prequantized, asked):
+        return _requantize(item, f"{item.scheme} instead of {prequantized.label}")
+    misfit = _find_misfit(prequantized)
     if misfit is None:
         return replace(
             item,
-            scheme=coded.scheme,
-            reason=f"imported from {coded.label}",
+            scheme=prequantized.scheme,
+            reason=f"imported from {prequantized.label}",
             keeps_codes=True,
-            imported=coded.label,
+            imported=prequantized.label,
         )
     if misfit.keeps_codes:
-        reason = f"{_REQUANTIZED}: {misfit.reason} ({coded.label}); codes kept, scales rounded"
-        return replace(item, scheme=coded.scheme, reason=reason, keeps_codes=True)
-    return _requantize(item, f"{misfit.reason} ({coded.label})")
+        reason = (
+            f"{_REQUANTIZED}: {misfit.reason} ({prequantized.label}); codes kept, scales rounded"
+        )
+        return replace(item, scheme=prequantized.scheme, reason=reason, keeps_codes=True)
+    return _requantize(item, f"{misfit.reason} ({prequantized.label})")
 
 
-def _may_keep(item: TensorPlan, coded: CodedTensor, asked: Scheme) -> bool:
+def _may_keep(item: TensorPlan, prequantized: PrequantizedTensor, asked: Scheme) -> bool:
     """Say whether bits and group of a source are such that its codes could stay."""
     if item.scheme.group is None:
         return False
     # An embedding of 4-bit codes gains nothing from the 8 bits that the recipe gives to floats.
-    return coded.bits in (asked.bits, item.scheme.bits) and coded.group >= item.scheme.group
+    return (
+        prequantized.bits in (asked.bits, item.scheme.bits)
+        and prequantized.group >= item.scheme.group
+    )
 
 
 def _requantize(item: TensorPlan, why: str) -> TensorPlan:
@@ -120,19 +132,21 @@ def _requantize(item: TensorPlan, why: str) -> TensorPlan:
     return replace(item, reason=f"{_REQUANTIZED}: {why}{after}")
 
 
-def _find_misfit(coded: CodedTensor) -> _Misfit | None:
+def _find_misfit(prequantized: PrequantizedTensor) -> _Misfit | None:
     """Compare scales and zero points with the grid; None if it holds them exactly."""
-    n_rows = coded.info.shape[0]
-    scales, biases = coded.scales(0, n_rows), coded.biases(0, n_rows)
+    n_rows = prequantized.info.shape[0]
+    scales, biases = prequantized.scales(0, n_rows), prequantized.biases(0, n_rows)
     of_all = f"of {scales.size} groups"
-    if biases is not None and (n := _count(biases != -coded.zero_point * scales)):
+    if biases is not None and (n := _count(biases != -prequantized.zero_point * scales)):
         return _Misfit(f"{n} {of_all} have their zero point elsewhere", keeps_codes=False)
     is_zero = scales == 0
-    if is_zero.any() and (n := _count_nonzero_codes(coded, is_zero)):
+    if is_zero.any() and (n := _count_nonzero_codes(prequantized, is_zero)):
         return _Misfit(f"{n} {of_all} have the scale 0", keeps_codes=False)
-    if coded.bits == 8 and (n := _count(scales < 0)):
+    if prequantized.bits == 8 and (n := _count(scales < 0)):
         return _Misfit(f"{n} {of_all} have a negative scale", keeps_codes=False)
-    moved = np.where(is_zero, np.float32(0), np.abs(round_scales(scales, coded.bits) - scales))
+    moved = np.where(
+        is_zero, np.float32(0), np.abs(round_scales(scales, prequantized.bits) - scales)
+    )
     if n := _count(moved > np.abs(scales) * np.float32(_LARGEST_MOVE)):
         return _Misfit(f"{n} {of_all} have a scale outside fp16", keeps_codes=False)
     if n := _count(moved > 0):
@@ -146,9 +160,11 @@ def _count(is_so: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> int:
 
 
 def _count_nonzero_codes(
-    coded: CodedTensor, is_zero: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+    prequantized: PrequantizedTensor, is_zero: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 ) -> int:
     """Count groups of scale 0 whose codes would no longer mean 0 under another scale."""
-    codes = coded.codes(0, coded.info.shape[0])
-    off_middle = (codes != coded.zero_point).reshape(*is_zero.shape, coded.group).any(axis=2)
+    codes = prequantized.codes(0, prequantized.info.shape[0])
+    off_middle = (
+        (codes != prequantized.zero_point).reshape(*is_zero.shape, prequantized.group).any(axis=2)
+    )
     return _count(is_zero & off_middle)

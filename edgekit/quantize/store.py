@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeAlias, cast
 
 from edgekit.artifact import TensorEntry
-from edgekit.checkpoint.carried import copy_assets
+from edgekit.checkpoint.assets import copy_assets
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.dtypes import Bits, DType
 from edgekit.errors import ArtifactError, ExportError, FormatError, QuantError, UsageError
@@ -26,13 +26,13 @@ from edgekit.families.spec import DecoderSpec
 from edgekit.files import read_inside
 from edgekit.formats.packing import unpack_codes
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter
-from edgekit.formats.strict_json import parse_object
 from edgekit.quantize.imports import import_codes, plan_source
 from edgekit.quantize.methods import Method
 from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor, Source
 from edgekit.quantize.recipe import TensorPlan
 from edgekit.quantize.slabs import quantize_tensor
 from edgekit.scheme import Scheme
+from edgekit.strict_json import parse_object
 from edgekit.tensors import TensorInfo
 
 INDEX_NAME: Final = "index.json"
@@ -167,8 +167,8 @@ def quantize_model(
         with SafetensorsWriter(folder / WEIGHTS_NAME, infos, alignment=4096) as writer:
             for n_done, item in enumerate(plans, start=1):
                 weights = source.tensor(item.name)
-                if item.keeps_codes and weights.coded is not None:
-                    tensor: ModelTensor = import_codes(weights.coded, item)
+                if item.keeps_codes and weights.prequantized is not None:
+                    tensor: ModelTensor = import_codes(weights.prequantized, item)
                 else:
                     tensor = quantize_tensor(weights, item, method, n_threads=n_threads)
                 _append(writer, tensor)

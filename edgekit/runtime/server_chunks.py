@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from edgekit.errors import FormatError, ServerError
-from edgekit.formats.strict_json import parse_object
 from edgekit.runtime.base import Finish, TokenEvent, TokenLogprob
+from edgekit.strict_json import parse_object
 
 TOOL_CALLS_TAG: Final = "[TOOL_CALLS]"
 _FINISHES: Final[Mapping[str, Finish]] = {

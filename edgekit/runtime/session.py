@@ -15,13 +15,9 @@ from functools import cached_property
 from typing import Any, Final, Self
 
 from edgekit.artifact import MANIFEST_NAME, Artifact
-from edgekit.checkpoint.chat import ChatTemplate
-from edgekit.checkpoint.config import MAX_CONFIG_BYTES
-from edgekit.checkpoint.tokenizer import StreamDecoder, Tokenizer
 from edgekit.dtypes import F32Array
 from edgekit.errors import ArtifactError, FormatError, UsageError
 from edgekit.files import read_inside
-from edgekit.formats.strict_json import parse_object
 from edgekit.records import EngineInfo
 from edgekit.runtime import open_decoder
 from edgekit.runtime.base import (
@@ -34,6 +30,9 @@ from edgekit.runtime.base import (
 )
 from edgekit.runtime.sampling import Pick, Sampler
 from edgekit.runtime.stopping import StopMatcher
+from edgekit.strict_json import MAX_OBJECT_BYTES, parse_object
+from edgekit.text.chat import ChatTemplate
+from edgekit.text.tokenizer import StreamDecoder, Tokenizer
 
 TOOL_MARKERS: Final = ("[TOOL_CALLS]", "<tool_call>")
 """Special tokens that stay in the text, so that a reader can find the calls after them."""
@@ -354,7 +353,7 @@ def read_eos_ids(artifact: Artifact) -> frozenset[int]:
     path = artifact.path / "generation_config.json"
     if path.is_file():
         try:
-            config = parse_object(read_inside(path, MAX_CONFIG_BYTES), str(path))
+            config = parse_object(read_inside(path, MAX_OBJECT_BYTES), str(path))
         except (FormatError, OSError) as error:
             raise ArtifactError(f"{path}: cannot be read", got=error) from error
         said[f"{path.name}: eos_token_id"] = config.get("eos_token_id")

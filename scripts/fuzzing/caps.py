@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import Any, Final
 
 _CAPS: Final = """
-config.json and other small JSON files, bytes | edgekit.checkpoint.config.MAX_CONFIG_BYTES
-index of the shards, bytes | edgekit.checkpoint.layout.MAX_INDEX_BYTES
-depth of JSON | edgekit.formats.strict_json.MAX_DEPTH
+config.json and other small JSON files, bytes | edgekit.strict_json.MAX_OBJECT_BYTES
+index of the shards, bytes | edgekit.model_files.MAX_INDEX_BYTES
+depth of JSON | edgekit.strict_json.MAX_DEPTH
 header of a safetensors file, bytes | edgekit.formats.safetensors.MAX_HEADER_BYTES
 axes of a safetensors tensor | edgekit.formats.safetensors._MAX_RANK
 values of a safetensors tensor | edgekit.formats.safetensors._MAX_ELEMENTS
@@ -21,24 +21,24 @@ keys of a GGUF file | edgekit.formats.gguf.MAX_KEYS
 text in a GGUF file, bytes | edgekit.formats.gguf.MAX_STRING_BYTES
 items of all arrays of a GGUF file | edgekit.formats.gguf.MAX_ITEMS
 values of a GGUF tensor | edgekit.formats.gguf._MAX_ELEMENTS
-layers of a decoder | edgekit.families.spec_faults.MAX_LAYERS
-width, heads, vocabulary of a decoder | edgekit.families.spec_faults.MAX_WIDTH
-lanes of a head | edgekit.families.spec_faults.MAX_HEAD_WIDTH
-tokenizer.json, bytes | edgekit.checkpoint.tokenizer_file.MAX_TOKENIZER_BYTES
-growth of a text in a normalizer, times | edgekit.checkpoint.tokenizer_limits.MAX_GROWTH
-regex of a tokenizer, characters | edgekit.checkpoint.tokenizer_limits.MAX_PATTERN_CHARS
-ids put around a text | edgekit.checkpoint.tokenizer_limits.MAX_ADDED_IDS
-chat template, bytes | edgekit.checkpoint.chat.MAX_TEMPLATE_BYTES
-work of a chat template, units | edgekit.checkpoint.sandbox._MAX_UNITS
-time of a chat template, seconds | edgekit.checkpoint.sandbox._MAX_S
-integer in a chat template, bits | edgekit.checkpoint.sandbox._MAX_INT_BITS
+layers of a decoder | edgekit.families.spec.MAX_LAYERS
+width, heads, vocabulary of a decoder | edgekit.families.spec.MAX_WIDTH
+lanes of a head | edgekit.families.spec.MAX_HEAD_WIDTH
+tokenizer.json, bytes | edgekit.text.tokenizer_file.MAX_TOKENIZER_BYTES
+growth of a text in a normalizer, times | edgekit.text.tokenizer_limits.MAX_GROWTH
+regex of a tokenizer, characters | edgekit.text.tokenizer_limits.MAX_PATTERN_CHARS
+ids put around a text | edgekit.text.tokenizer_limits.MAX_ADDED_IDS
+chat template, bytes | edgekit.text.chat.MAX_TEMPLATE_BYTES
+work of a chat template, units | edgekit.text.sandbox._MAX_UNITS
+time of a chat template, seconds | edgekit.text.sandbox._MAX_S
+integer in a chat template, bits | edgekit.text.sandbox._MAX_INT_BITS
 manifest of an artifact, bytes | edgekit.artifact.MAX_MANIFEST_BYTES
 index of a store, bytes | edgekit.quantize.store._MAX_INDEX_BYTES
 model spec of a Core ML package, bytes | edgekit.formats.mlpackage._MAX_SPEC_BYTES
 device profile, bytes | edgekit.devices.profile.MAX_PROFILE_BYTES
 event of a server's stream, bytes | edgekit.runtime.server_sse.MAX_EVENT_BYTES
-listing of a repository on the Hub, bytes | edgekit.checkpoint.hub_listing._MAX_LISTING_BYTES
-asset on the Hub, bytes | edgekit.checkpoint.hub_listing._MAX_ASSET_BYTES
+listing of a repository on the Hub, bytes | edgekit.hub.listing._MAX_LISTING_BYTES
+asset on the Hub, bytes | edgekit.hub.listing._MAX_ASSET_BYTES
 part of an error message, characters | edgekit.errors._MAX_PART_CHARS
 """
 

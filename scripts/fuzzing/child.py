@@ -29,12 +29,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 with atheris.instrument_imports(include=["edgekit"]):
     import edgekit.checkpoint
     import edgekit.families
+    import edgekit.hub
+    import edgekit.text
     from tests.fuzz.contract import PromiseBroken, Target, check
     from tests.fuzz.targets import TARGETS
 
-    for package in (edgekit.checkpoint, edgekit.families):
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{package.__name__}.{module.name}")
+    for package in (edgekit.text, edgekit.hub, edgekit.checkpoint, edgekit.families):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
 
 from fuzzing.findings import keep, key_of, minimise  # noqa: E402 - after the instrumented imports
 

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from edgekit.checkpoint.config import RawConfig, read_object
+from edgekit.checkpoint.config import RawConfig
 from edgekit.errors import CheckpointError, MissingFileError, UnknownKeyError
+from edgekit.strict_json import read_object
 
 
 def config(**values):

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from edgekit.checkpoint import repository
-from edgekit.checkpoint.hub_http import Source
 from edgekit.checkpoint.reader import open_checkpoint
 from edgekit.checkpoint.repository import locate, model_name, resolve_model
 from edgekit.errors import CheckpointError
+from edgekit.hub.http import Source
 from tests.builders import write_tiny_checkpoint
 
 

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from edgekit.artifact import Artifact
-from edgekit.checkpoint.chat import ChatTemplate
-from edgekit.checkpoint.tokenizer import Tokenizer
 from edgekit.errors import EdgekitError, EngineError, EngineLoadError, UsageError
 from edgekit.export import open_exporter
 from edgekit.export.staging import write_artifact
@@ -19,6 +17,8 @@ from edgekit.runtime import ENGINE_FORMATS, ENGINES, open_decoder
 from edgekit.runtime.base import Finish
 from edgekit.runtime.reference import ReferenceDecoder
 from edgekit.runtime.session import Session
+from edgekit.text.chat import ChatTemplate
+from edgekit.text.tokenizer import Tokenizer
 from tests.builders import write_tiny_tokenizer
 from tests.export.memory_model import memory_model, tiny_spec, write_float_checkpoint
 

@@ -6,7 +6,6 @@ import pytest
 from mlx_lm import generate, load, stream_generate
 
 from edgekit.artifact import Artifact
-from edgekit.checkpoint.tokenizer import Tokenizer
 from edgekit.export.mlx import MlxExporter
 from edgekit.export.staging import write_artifact
 from edgekit.families import open_model
@@ -15,6 +14,7 @@ from edgekit.quantize.methods import Method
 from edgekit.quantize.store import quantize_model
 from edgekit.runtime.session import open_session
 from edgekit.scheme import Scheme
+from edgekit.text.tokenizer import Tokenizer
 from tests.builders import write_tiny_tokenizer
 from tests.export.memory_model import memory_model, tiny_spec
 

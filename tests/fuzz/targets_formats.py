@@ -14,8 +14,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from edgekit.checkpoint.gguf import GgufCheckpoint
-from edgekit.checkpoint.hub_headers import RemoteFile
+from edgekit.checkpoint.gguf.file import GgufCheckpoint
+from edgekit.checkpoint.remote import RemoteFile
 from edgekit.dtypes import DTYPES
 from edgekit.errors import CheckpointError, FormatError
 from edgekit.families import open_family

@@ -13,25 +13,25 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from edgekit.checkpoint.config import RawConfig, read_object
-from edgekit.checkpoint.layout import read_weight_map
-from edgekit.checkpoint.quantized import account_for_quantization, join_parts
+from edgekit.checkpoint.config import RawConfig
+from edgekit.checkpoint.prequantized.method import account_for_quantization, join_parts
 from edgekit.errors import CheckpointError, FormatError, UnsupportedArchError
 from edgekit.families import FAMILIES
 from edgekit.families.rope import query_factors, rope_tables
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.safetensors import SafetensorsFile
-from edgekit.formats.strict_json import parse_object
 from edgekit.lazy import load_object
+from edgekit.model_files import read_weight_map
+from edgekit.strict_json import parse_object, read_object
 from tests.builders import tiny_config
-from tests.checkpoint.coded_folders import (
+from tests.checkpoint.prequantized.folders import (
     Grid,
     auto_round_config,
     compressed_config,
     compressed_parts,
     gptq_config,
     gptq_parts,
-    make_coded,
+    make_prequantized,
     mlx_config,
     mlx_parts,
 )
@@ -173,7 +173,7 @@ def seeds_codes() -> list[bytes]:
         (mlx_parts, mlx_config),
     ):
         for grid in (Grid(), Grid(bits=8, group=64)):
-            tensors = parts("m.q_proj", make_coded(shape, grid, rng), grid)
+            tensors = parts("m.q_proj", make_prequantized(shape, grid, rng), grid)
             found.append((config(grid), tensors))
     eight = np.ones((8, 8), ml_dtypes.float8_e4m3fn)
     for block, scales in ((None, np.array(0.5, np.float32)), ([4, 4], np.ones((2, 2), np.float32))):

@@ -8,9 +8,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from edgekit.checkpoint.hub_http import HubClient, Source
-from edgekit.checkpoint.hub_listing import COMMIT, fetch_listing
 from edgekit.errors import ServerError
+from edgekit.hub.http import HubClient, Source
+from edgekit.hub.listing import COMMIT, fetch_listing
 from edgekit.runtime.server_chunks import ChunkReader
 from edgekit.runtime.server_sse import iter_data
 from tests.fuzz.contract import Target, join_parts, mutate_part, promise, split_parts

@@ -8,9 +8,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from edgekit.checkpoint.chat import TEMPLATE_NAME, ChatTemplate
-from edgekit.checkpoint.tokenizer import StreamDecoder, Tokenizer
-from edgekit.checkpoint.tokenizer_file import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
+from edgekit.text.chat import TEMPLATE_NAME, ChatTemplate
+from edgekit.text.tokenizer import StreamDecoder, Tokenizer
+from edgekit.text.tokenizer_file import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
 from tests.builders import CHAT_TEMPLATE, write_tiny_tokenizer
 from tests.fuzz.contract import Target, join_parts, mutate_part, promise, split_parts
 from tests.fuzz.mutate import mutate_json, mutate_words

@@ -12,10 +12,7 @@ import pytest
 import safetensors.numpy
 
 from edgekit.artifact import Artifact
-from edgekit.checkpoint import guard
-from edgekit.checkpoint.chat import ChatTemplate
 from edgekit.checkpoint.reader import open_checkpoint
-from edgekit.checkpoint.tokenizer import Tokenizer
 from edgekit.cli.output import Output
 from edgekit.devices.profile import load_profile
 from edgekit.errors import (
@@ -32,6 +29,9 @@ from edgekit.files import open_plain
 from edgekit.formats.gguf import GgufFile
 from edgekit.formats.mil_blob import BlobReader
 from edgekit.formats.safetensors import MAX_HEADER_BYTES, SafetensorsFile
+from edgekit.text import escaping
+from edgekit.text.chat import ChatTemplate
+from edgekit.text.tokenizer import Tokenizer
 from tests.builders import tiny_config, write_tiny_checkpoint
 from tests.fuzz.contract import check_message, cpu_limit
 from tests.tiny_families import TINY_CONFIGS
@@ -236,7 +236,7 @@ def test_a_header_beyond_the_cap_is_not_read(tmp_path):
 
 
 def test_a_message_of_every_character_that_could_mark_it_is_refused(folder):
-    marks = (mark + step for mark in guard._MARKS for step in (0, 1))
+    marks = (mark + step for mark in escaping._MARKS for step in (0, 1))
     text = "".join(map(chr, marks)) + "<s>"
     with pytest.raises(CheckpointError, match="told apart"):
         ChatTemplate.open(folder).encode(

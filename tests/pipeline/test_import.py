@@ -12,7 +12,7 @@ from edgekit.export import open_exporter
 from edgekit.pipeline.export import describe_import, export
 from edgekit.pipeline.inspect import inspect
 from edgekit.pipeline.verify import verification_tokens, verify
-from tests.checkpoint.coded_folders import (
+from tests.checkpoint.prequantized.folders import (
     Grid,
     gptq_config,
     gptq_parts,
@@ -64,7 +64,7 @@ def test_the_commands_say_what_was_imported(edgekit_cli, tmp_path):
     assert "already quantized" in said.out
     assert "14 matrices as compressed-tensors int4-g32" in said.out
     data = edgekit_cli("inspect", folder, "--no-measure", "--json").data
-    assert data["coded"] == {"compressed-tensors int4-g32": 14}
+    assert data["prequantized"] == {"compressed-tensors int4-g32": 14}
     assert "compressed-tensors int4-g32" in data["dtypes"]
     said = edgekit_cli("export", folder, "--format", "mlx", "--out", tmp_path / "out")
     assert "14 matrices imported as they are from compressed-tensors int4-g32" in said.err
@@ -79,7 +79,7 @@ def test_lines_count_what_became_of_the_codes(tmp_path):
     (artifact,) = export(folder, "mlx", "fp16", tmp_path / "out")
     (line,) = describe_import(artifact.manifest)
     assert line.startswith("14 matrices dequantized, such as layers.0.q: dequantized from gptq")
-    assert inspect(folder).summary.coded == {"gptq int4-g32": 14}
+    assert inspect(folder).summary.prequantized == {"gptq int4-g32": 14}
 
 
 def test_a_manifest_from_before_imports_still_reads(tmp_path):

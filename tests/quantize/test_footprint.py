@@ -17,7 +17,7 @@ from edgekit.quantize.store import _entry, quantize_model
 from edgekit.scheme import Scheme
 from edgekit.tensors import TensorInfo
 from tests.builders import write_tiny_checkpoint
-from tests.checkpoint.coded_folders import Grid, write_compressed
+from tests.checkpoint.prequantized.folders import Grid, write_compressed
 
 SHAPE = (4096, 4096)
 

@@ -12,7 +12,7 @@ from edgekit.quantize.model import QuantizedTensor
 from edgekit.quantize.recipe import plan
 from edgekit.quantize.store import quantize_model
 from edgekit.scheme import Scheme
-from tests.checkpoint.coded_folders import (
+from tests.checkpoint.prequantized.folders import (
     BF16,
     Grid,
     gptq_config,

@@ -11,8 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.artifact import Artifact
-from edgekit.checkpoint.chat import ChatTemplate
-from edgekit.checkpoint.tokenizer import Tokenizer
 from edgekit.errors import ArtifactError, CheckpointError, EngineCrashError, UsageError
 from edgekit.export.mlx import MlxExporter
 from edgekit.export.staging import write_artifact
@@ -20,6 +18,8 @@ from edgekit.runtime.base import Finish, GenerateOptions
 from edgekit.runtime.fake import FakeDecoder
 from edgekit.runtime.sampling import log_softmax
 from edgekit.runtime.session import Session, open_session, read_eos_ids
+from edgekit.text.chat import ChatTemplate
+from edgekit.text.tokenizer import Tokenizer
 from tests.builders import write_tiny_tokenizer
 from tests.export.memory_model import memory_model, tiny_spec
 

@@ -1,0 +1,79 @@
+"""Answer one question: which files does an artifact carry that its source has in another form?
+
+Runtimes on the device read tokenizer.json and one chat template, and nothing else: what the
+source says elsewhere is written into those, so that every runtime gives the same token ids.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from edgekit.checkpoint.reader import Checkpoint
+from edgekit.model_files import TEKKEN_NAME
+from edgekit.strict_json import read_object
+from edgekit.text.chat import TEMPLATE_NAME, ChatTemplate
+from edgekit.text.tokenizer_file import (
+    TOKENIZER_CONFIG_NAME,
+    TOKENIZER_NAME,
+    read_tokenizer_file,
+)
+
+
+def copy_assets(checkpoint: Checkpoint, target: Path) -> list[str]:
+    """Write tokenizer, template and config files of a model as an artifact carries them.
+
+    Args:
+        checkpoint: The model.
+        target: An existing folder.
+
+    Returns:
+        The names of the files, sorted.
+
+    Raises:
+        CheckpointError: A tokenizer or template file is damaged.
+        OSError: A file cannot be written.
+    """
+    texts = rewritten_assets(checkpoint.folder)
+    for name, path in checkpoint.assets.items():
+        if name not in texts:
+            shutil.copyfile(path, target / name)
+    for name, text in texts.items():
+        if text is not None:
+            (target / name).write_text(text, encoding="utf-8")
+    written = {name for name, text in texts.items() if text is not None}
+    return sorted((checkpoint.assets.keys() - texts.keys()) | written)
+
+
+def rewritten_assets(folder: Path) -> dict[str, str | None]:
+    """Give the text of each file that an artifact of a model folder needs instead of the file.
+
+    Returns:
+        File name to text; None for a file that the artifact does without.
+
+    Raises:
+        CheckpointError: A tokenizer or template file is damaged.
+    """
+    texts: dict[str, str | None] = {}
+    path = folder / TOKENIZER_CONFIG_NAME
+    config = read_object(path) if path.is_file() else {}
+    wanted = dict(config)
+    if (folder / TOKENIZER_NAME).is_file() or (folder / TEKKEN_NAME).is_file():
+        file = read_tokenizer_file(folder)
+        if file.is_changed:
+            texts[TOKENIZER_NAME] = file.text
+        if file.path.name == TEKKEN_NAME:
+            wanted = {"tokenizer_class": "PreTrainedTokenizerFast", **file.named_tokens, **config}
+    template = ChatTemplate.open(folder)
+    if template.where.name not in (TEMPLATE_NAME, TOKENIZER_CONFIG_NAME):
+        texts[TEMPLATE_NAME] = template.sources["default"]
+    elif template.where.name == TEMPLATE_NAME and template.sources.keys() - {"default"}:
+        # Beside a chat_template.jinja the list would not be read.
+        texts[TEMPLATE_NAME] = None
+        wanted["chat_template"] = [
+            {"name": name, "template": source} for name, source in template.sources.items()
+        ]
+    if wanted != config:
+        texts[TOKENIZER_CONFIG_NAME] = json.dumps(wanted, indent=2, ensure_ascii=False) + "\n"
+    return texts

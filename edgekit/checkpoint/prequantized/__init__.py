@@ -1,0 +1,1 @@
+"""Checkpoints whose weights are quantized already: their codes, or their values as floats."""

@@ -1,0 +1,1 @@
+"""Texts to token ids and back: tokenizer, chat template, special tokens."""

@@ -1,0 +1,316 @@
+"""Answer one question: which token ids does a text have, and which text do ids have?
+
+The only owner of the ``tokenizers`` package. Text of a user is encoded with
+``allow_special=False``: a special token's name in it stays ordinary text.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from edgekit.errors import CheckpointError, UsageError
+from edgekit.lazy import require
+from edgekit.text.tokenizer_file import TOKEN_FLAGS, TokenizerFile, read_tokenizer_file
+from edgekit.text.tokenizer_limits import find_excess, find_excess_before
+
+_BYTE_TOKEN: Final = re.compile("<0x[0-9A-F]{2}>")
+# Unicode's White_Space, which the library goes by; Python's isspace has four more.
+_WHITE_SPACE: Final = frozenset(
+    "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000\u2000\u2001\u2002\u2003\u2004\u2005"
+    "\u2006\u2007\u2008\u2009\u200a"
+)
+_REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
+
+
+class Tokenizer:
+    """A tokenizer.json with the roles that tokenizer_config.json gives to its special tokens.
+
+    Attributes:
+        path: The tokenizer.json.
+        special_tokens: Text of every special token to its id.
+        named_tokens: Role to text, such as ``bos_token`` to ``<s>``.
+        added_tokens: Text of every token that is matched before the text is split, to its id.
+    """
+
+    def __init__(self, file: TokenizerFile) -> None:
+        """Load a tokenizer; see ``open``."""
+        self.path = file.path
+        self.named_tokens = dict(file.named_tokens)
+        self._file = file
+        self._aware = self._load()
+        added = self._aware.get_added_tokens_decoder()
+        self.added_tokens: Mapping[str, int] = {
+            token.content: token_id for token_id, token in added.items()
+        }
+        self._strips = {token.content: (token.lstrip, token.rstrip) for token in added.values()}
+        self.special_tokens: Mapping[str, int] = {
+            token.content: token_id for token_id, token in added.items() if token.special
+        }
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Tokenizer:
+        """Load the tokenizer of a model folder.
+
+        Raises:
+            MissingFileError: No tokenizer.json, and no tekken.json.
+            CheckpointError: A tokenizer file is damaged.
+        """
+        return cls(read_tokenizer_file(Path(folder)))
+
+    def with_control(self, names: Iterable[str]) -> Tokenizer:
+        """Give this tokenizer with some more of its added tokens counted as special.
+
+        Templates write tokens such as ``<tool_call>`` that the tokenizer does not call special.
+        """
+        more = {name: self.added_tokens[name] for name in names if name in self.added_tokens}
+        key = frozenset(more.keys() - self.special_tokens.keys())
+        if not key:
+            return self
+        if key not in self._views:
+            view = copy.copy(self)
+            for name in ("special_pattern", "_control_ids", "_special_ids", "_plain", "_views"):
+                view.__dict__.pop(name, None)
+            view.special_tokens = {**self.special_tokens, **more}
+            self._views[key] = view
+        return self._views[key]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, special ones included; a model may have more rows than that."""
+        return int(self._aware.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id of the token that begins a text, if there is one."""
+        return self.token_id(self.named_tokens.get("bos_token", ""))
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id of the token that ends a text, if there is one."""
+        return self.token_id(self.named_tokens.get("eos_token", ""))
+
+    @property
+    def pad_id(self) -> int | None:
+        """Id of the token that fills up a batch, if there is one."""
+        return self.token_id(self.named_tokens.get("pad_token", ""))
+
+    def token_id(self, text: str) -> int | None:
+        """Give the id of a token by its name, or None."""
+        token_id: int | None = self._aware.token_to_id(text)
+        return token_id
+
+    def token_text(self, token_id: int) -> str:
+        """Give the text of one token, special or not; parts of a character show as U+FFFD."""
+        return self.decode([token_id], skip_special=False)
+
+    def encode(
+        self,
+        text: str,
+        *,
+        allow_special: bool,
+        add_special: bool = False,
+        is_continued: bool = False,
+    ) -> list[int]:
+        """Give the token ids of a text.
+
+        Args:
+            text: Any text.
+            allow_special: Read names of special tokens as those tokens; only for text that the
+                chat template or edgekit made.
+            add_special: Add what the model wants around a text of its own, such as the begin
+                token; only with ``allow_special``.
+            is_continued: The text follows a special token; it is not the start of the input
+                (matters where a tokenizer puts a space in front of the first word).
+
+        Raises:
+            UsageError: The text is not valid Unicode (a lone surrogate).
+            CheckpointError: The tokenizer failed, or has no way to write the name of a special
+                token as text.
+        """
+        plain, guard = (None, "") if allow_special else self._plain
+        with _mapped_errors(self.path):
+            text.encode("utf-8")
+            if plain is None:
+                return list(self._aware.encode(text, add_special_tokens=add_special).ids)
+            if is_continued:
+                ids = list(plain.encode(guard + text, add_special_tokens=False).ids[1:])
+            else:
+                ids = list(plain.encode(text, add_special_tokens=False).ids)
+        if not self._control_ids.isdisjoint(ids):
+            raise CheckpointError(
+                f"{self.path}: cannot write the name of a special token as ordinary text",
+                got=repr(next(iter(self.special_pattern.findall(text)), text))[:80],
+                do="Remove it from the text.",
+            )
+        return ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Give the text of token ids; ids without a token add nothing.
+
+        Raises:
+            UsageError: A negative id.
+        """
+        ids = [int(token_id) for token_id in token_ids]
+        if ids and min(ids) < 0:
+            raise UsageError("token id", got=min(ids), wanted="0 or more")
+        with _mapped_errors(self.path):
+            return str(self._aware.decode(ids, skip_special_tokens=skip_special))
+
+    def is_silent(self, token_id: int, *, skip_special: bool = True) -> bool:
+        """Tell whether an id adds nothing to a decoded text."""
+        if skip_special and token_id in self._special_ids:
+            return True
+        return self._aware.id_to_token(token_id) is None
+
+    def reach(self, match: re.Match[str]) -> tuple[int, int]:
+        """Tell which characters a special token takes: some swallow the white space beside it."""
+        start, stop = match.span()
+        takes_left, takes_right = self._strips.get(match[0], (False, False))
+        while takes_left and start and match.string[start - 1] in _WHITE_SPACE:
+            start -= 1
+        while takes_right and stop < len(match.string) and match.string[stop] in _WHITE_SPACE:
+            stop += 1
+        return start, stop
+
+    @cached_property
+    def special_pattern(self) -> re.Pattern[str]:
+        """A pattern that finds the names of special tokens, the longest first."""
+        names = sorted(self.special_tokens, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
+
+    @cached_property
+    def byte_token_ids(self) -> frozenset[int]:
+        """Ids of tokens that stand for single bytes (``<0x0A>``)."""
+        vocabulary: dict[str, int] = self._aware.get_vocab(with_added_tokens=False)
+        return frozenset(i for text, i in vocabulary.items() if _BYTE_TOKEN.fullmatch(text))
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        """Ids that ordinary text must never get; unknown characters may give ``<unk>``."""
+        unknown = self.token_id(self.named_tokens.get("unk_token", ""))
+        return self._special_ids - {unknown}
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(self.special_tokens.values())
+
+    @cached_property
+    def _plain(self) -> tuple[Any, str]:
+        """A second tokenizer that reads no special token but a guard nobody can guess."""
+        plain = self._load()
+        _make_special(plain, self.special_tokens)
+        guard = f"<{secrets.token_hex(16)}>"
+        plain.add_tokens([require("tokenizers").AddedToken(guard, normalized=False, special=False)])
+        plain.encode_special_tokens = True
+        return plain, guard
+
+    @cached_property
+    def _views(self) -> dict[frozenset[str], Tokenizer]:
+        return {}
+
+    def _load(self) -> Any:
+        library = require("tokenizers")
+        self._refuse(find_excess_before(self._file.text))
+        with _mapped_errors(self.path):
+            tokenizer = library.Tokenizer.from_str(self._file.text)
+            # Truncation and padding are settings of somebody's training run.
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            _set_flags(tokenizer, self._file.added_tokens)
+            _make_special(tokenizer, self._file.special_names)
+            excess = find_excess(tokenizer)
+        self._refuse(excess)
+        return tokenizer
+
+    def _refuse(self, excess: str | None) -> None:
+        if excess:
+            raise CheckpointError(
+                f"{self.path}: what it does to a text has no bound",
+                got=excess,
+                wanted="normalizers and regular expressions as models have them",
+                do="Do not use this tokenizer.",
+            )
+
+
+class StreamDecoder:
+    """Turns ids into text as they come, holding back what a later id may still change.
+
+    The pieces together are exactly ``tokenizer.decode`` of all ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._ids: list[int] = []
+        # Decoding starts some tokens early, as a token's text depends on the one before.
+        self._n_context = 0
+        self._n_done = 0
+
+    def push(self, token_id: int) -> str:
+        """Take the next id and give the text that became final with it."""
+        self._ids.append(int(token_id))
+        is_silent = self._tokenizer.is_silent(token_id, skip_special=self._skip_special)
+        if is_silent or token_id in self._tokenizer.byte_token_ids:
+            return ""
+        return self._emit(is_last=False)
+
+    def finish(self) -> str:
+        """Give the text that was held back; the decoder can go on after that."""
+        return self._emit(is_last=True)
+
+    def _emit(self, *, is_last: bool) -> str:
+        done = self._decode(self._ids[self._n_context : self._n_done])
+        text = self._decode(self._ids[self._n_context :])
+        if len(text) <= len(done) or (text.endswith(_REPLACEMENT) and not is_last):
+            return ""
+        self._n_context, self._n_done = self._n_done, len(self._ids)
+        return text[len(done) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special=self._skip_special)
+
+
+def _make_special(tokenizer: Any, names: Iterable[str]) -> None:
+    """Have the library count tokens as special; texts that are no token are left alone."""
+    added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    flags = {}
+    for name in names:
+        old = added.get(name)
+        flags[name] = {flag: getattr(old, flag, False) for flag in TOKEN_FLAGS} | {"special": True}
+    _set_flags(tokenizer, flags)
+
+
+def _set_flags(tokenizer: Any, flags: Mapping[str, Mapping[str, bool]]) -> None:
+    """Change how added tokens are matched; a text that is no token would get a new id: left out."""
+    library = require("tokenizers")
+    added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    for name, wanted in flags.items():
+        old = added.get(name)
+        has_them = old is not None and all(getattr(old, flag) == wanted[flag] for flag in wanted)
+        if not has_them and tokenizer.token_to_id(name) is not None:
+            tokenizer.add_tokens([library.AddedToken(name, **wanted)])
+
+
+@contextmanager
+def _mapped_errors(path: Path) -> Iterator[None]:
+    """Pass on what tokenizers raises: bare ``Exception``, and panics of its Rust part."""
+    try:
+        yield
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise UsageError("text or token id cannot be tokenized", got=str(error)) from error
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise CheckpointError(
+            f"{path}: tokenizer",
+            got=str(error)[:200],
+            wanted="a tokenizer.json of the tokenizers library",
+            do="Download the model again.",
+        ) from error
