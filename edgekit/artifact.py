@@ -69,7 +69,8 @@ class Manifest:
 
     ``weights_sha256`` is the hash over all quantized tensors: equal for two artifacts exactly
     when they hold the same codes and scales. ``decoder`` is ``DecoderSpec.as_dict()``; of a graph
-    that optimum wrote, only its sizes and end tokens are known.
+    that optimum wrote, only its sizes and end tokens are known. ``notes`` says in one sentence each
+    what was left out, ignored or changed on the way from the source.
     """
 
     format: Format
@@ -86,6 +87,7 @@ class Manifest:
     files: tuple[FileEntry, ...]
     tool_versions: Mapping[str, str]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
@@ -116,6 +118,7 @@ class Manifest:
                 TensorEntry(**{**t, "shape": tuple(t["shape"])}) for t in data["tensors"]
             )
             data["files"] = tuple(FileEntry(**f) for f in data["files"])
+            data["notes"] = tuple(data.get("notes", ()))
             return _checked(cls(**data))
         except (
             ValueError,
@@ -252,6 +255,8 @@ def _checked(manifest: Manifest) -> Manifest:
     wrong += [name for name in counts if not _is_count(getattr(manifest, name))]
     maps = ("decoder", "tool_versions", "settings")
     wrong += [name for name in maps if not isinstance(getattr(manifest, name), dict)]
+    if not all(isinstance(note, str) for note in manifest.notes):
+        wrong.append("notes")
     for file in manifest.files:
         if not isinstance(file.path, str) or "\0" in file.path or not _is_count(file.n_bytes):
             wrong.append(f"files entry {file.path!r}")

@@ -42,6 +42,7 @@ class Checkpoint:
         tensors: Every tensor by its own name, in file order.
         assets: Config, tokenizer and template files that exist, by file name.
         has_weights: Whether the tensors can be read, and not only listed.
+        notes: What is left out, ignored or changed while reading, one sentence each, for the user.
     """
 
     has_weights = True
@@ -49,6 +50,7 @@ class Checkpoint:
     def __init__(self, model: str | Path, folder: Path) -> None:
         """Open the folder of a model; see ``open_checkpoint``."""
         self.folder = folder
+        self.notes: list[str] = []
         self.name = model_name(model, self.folder)
         self.origin = str(model)
         self.config = RawConfig.open(self.folder / CONFIG_NAME)

@@ -74,10 +74,13 @@ def command(
         )
         for a in artifacts
     ]
+    artifacts_of: dict[str, list[str]] = {}
     for artifact in artifacts:
-        notes = artifact.manifest.settings.get("notes", ())
-        for note in (*notes, *describe_import(artifact.manifest)):
-            output.message(f"{artifact.name}: {note}")
+        for note in (*artifact.manifest.notes, *describe_import(artifact.manifest)):
+            artifacts_of.setdefault(note, []).append(artifact.name)
+    for note, names in artifacts_of.items():
+        is_shared = len(names) == len(artifacts) > 1
+        output.message(note if is_shared else f"{', '.join(names)}: {note}")
     output.result(
         [
             {"path": str(a.path), "n_bytes": a.n_bytes, "manifest": to_data(a.manifest)}

@@ -70,6 +70,7 @@ def command(
             for t, n in summary.kv_bytes_per_token.items()
         ],
         *[("left out", f"{n} tensors: {why}") for why, n in summary.left_out.items()],
+        *[("note", note) for note in summary.notes],
         ("licence", summary.license or "not stated"),
         *[
             (f"in {form.value}", line)

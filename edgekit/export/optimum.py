@@ -294,8 +294,8 @@ def _manifest(
                 "logit_std": found.std,
                 "top1_agreement": found.top1,
             },
-            **({"notes": notes} if notes else {}),
         },
+        notes=tuple(notes),
     )
 
 

@@ -48,7 +48,6 @@ def write_artifact(
             got=decision.reason,
             do="Pick another format or scheme.",
         )
-    notes = decision.notes
     with staged_folder(folder) as staging:
         written = exporter.write(model, staging, options or ExportOptions(), progress)
         manifest = Manifest(
@@ -69,7 +68,8 @@ def write_artifact(
                 "python": platform.python_version(),
                 **written.tool_versions,
             },
-            settings={**written.settings, **({"notes": list(notes)} if notes else {})},
+            settings=written.settings,
+            notes=(*model.source.notes, *decision.notes),
         )
         (staging / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return Artifact.open(folder)

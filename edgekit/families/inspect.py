@@ -51,6 +51,7 @@ class ModelSummary:
         kv_bytes_per_token: Key/value cache per position, by cache type (fp32, fp16).
         left_out: Reason -> number of stored tensors that are not part of the decoder.
         n_sliding_layers: Layers that see ``sliding_window`` keys only.
+        notes: What is left out, ignored or changed while reading, one sentence each.
         license: From the front matter of the model card; empty if it does not say.
     """
 
@@ -76,6 +77,7 @@ class ModelSummary:
     n_sliding_layers: int
     license: str
     prequantized: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def inspect_model(model: str | Path) -> ModelSummary:
@@ -131,6 +133,7 @@ def summarize(source: SourceModel) -> ModelSummary:
         n_sliding_layers=sum(spec.attention(i).window is not None for i in range(spec.n_layers)),
         license=_read_license(checkpoint.folder / "README.md"),
         prequantized=dict(prequantized),
+        notes=tuple(checkpoint.notes),
     )
 
 

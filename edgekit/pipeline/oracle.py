@@ -151,7 +151,7 @@ def run_oracle(
         finally:
             decoder.close()
         versions = environment.tool_versions
-        notes = "".join(f"; {note}" for note in traced.manifest.settings.get("notes", ()))
+        notes = "".join(f"; {note}" for note in traced.manifest.notes)
         title = f"optimum-onnx {versions['optimum-onnx']}, transformers {versions['transformers']}"
         title += notes
         return OracleRun(ids, logits, title)

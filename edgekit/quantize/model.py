@@ -96,11 +96,19 @@ ModelTensor: TypeAlias = QuantizedTensor | FloatTensor
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the weights came from: a display name, what the user named, and the content hash."""
+    """Where the weights came from.
+
+    Attributes:
+        name: Display name.
+        origin: What the user named.
+        sha256: Hash of config and weights.
+        notes: What was left out, ignored or changed while reading, one sentence each.
+    """
 
     name: str
     origin: str
     sha256: str
+    notes: tuple[str, ...] = ()
 
 
 class QuantizedModel(Protocol):

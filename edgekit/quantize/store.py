@@ -74,7 +74,7 @@ class StoredModel:
                 spec=DecoderSpec.from_dict(index["decoder"]),
                 scheme=Scheme.parse(index["scheme"]),
                 method=Method(index["method"]),
-                source=Source(**index["source"]),
+                source=Source(**{**index["source"], "notes": tuple(index["source"]["notes"])}),
                 entries=tuple(
                     TensorEntry(**{**entry, "shape": tuple(entry["shape"])})
                     for entry in index["tensors"]
@@ -155,7 +155,8 @@ def quantize_model(
     plans = plan_source(source, scheme)
     folder = Path(store_dir)
     checkpoint = source.checkpoint
-    origin = Source(checkpoint.name, checkpoint.origin, checkpoint.sha256())
+    notes = tuple(checkpoint.notes)
+    origin = Source(checkpoint.name, checkpoint.origin, checkpoint.sha256(), notes)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / INDEX_NAME).unlink(missing_ok=True)

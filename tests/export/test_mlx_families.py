@@ -189,7 +189,7 @@ def test_gemma_is_off_by_the_rounding_of_one_factor_and_says_so(tmp_path):
     got = logits(MlxDecoder.open(artifact), [60])
     off = error(got, logits(ReferenceDecoder.from_quantized(store), [60]))
     assert FLOAT32_SUMS < off < GEMMA_EMBED_ROUNDING
-    (note,) = artifact.manifest.settings["notes"]
+    (note,) = artifact.manifest.notes
     assert "multiplies embeddings by 11.3125" in note
     store.close()
 

@@ -95,6 +95,7 @@ class GgufCheckpoint(Checkpoint):
                 if name != CONFIG_NAME and (self.folder / name).is_file()
             }
         )
+        self.notes = []
         self._refuse_links_out()
         self.tensors = MappingProxyType({})
         self._file = GgufFile(path)
