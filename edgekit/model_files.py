@@ -23,7 +23,18 @@ ASSET_NAMES: Final = (
     "chat_template.jinja",
 )
 TEKKEN_NAME: Final = "tekken.json"
-# Read where the usual file is not there; an artifact carries the usual one (carried.py).
+TEMPLATES_FOLDER: Final = "additional_chat_templates"
+# What says how text becomes token ids and where an answer ends (text/files.py).
+TEXT_NAMES: Final = (
+    *ASSET_NAMES,
+    TEKKEN_NAME,
+    "added_tokens.json",
+    "chat_template.json",
+    "merges.txt",
+    "tokenizer.model",
+    "vocab.json",
+)
+# Read where the usual file is not there; an artifact carries the usual one (checkpoint/assets.py).
 STAND_INS: Final[Mapping[str, str]] = {
     TEKKEN_NAME: "tokenizer.json",
     "chat_template.json": "chat_template.jinja",

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.model_files import TEKKEN_NAME
-from edgekit.strict_json import read_object
 from edgekit.text.chat import TEMPLATE_NAME, ChatTemplate
+from edgekit.text.files import TextFiles
 from edgekit.text.tokenizer_file import (
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
@@ -35,19 +35,22 @@ def copy_assets(checkpoint: Checkpoint, target: Path) -> list[str]:
         CheckpointError: A tokenizer or template file is damaged.
         OSError: A file cannot be written.
     """
-    texts = rewritten_assets(checkpoint.folder)
+    texts = rewritten_assets(checkpoint.text_files)
     for name, path in checkpoint.assets.items():
         if name not in texts:
             shutil.copyfile(path, target / name)
     for name, text in texts.items():
         if text is not None:
-            (target / name).write_text(text, encoding="utf-8")
+            (target / name).write_bytes(text.encode("utf-8"))
     written = {name for name, text in texts.items() if text is not None}
     return sorted((checkpoint.assets.keys() - texts.keys()) | written)
 
 
-def rewritten_assets(folder: Path) -> dict[str, str | None]:
-    """Give the text of each file that an artifact of a model folder needs instead of the file.
+def rewritten_assets(source: str | Path | TextFiles) -> dict[str, str | None]:
+    """Give the text of each file that an artifact of a model needs instead of the file.
+
+    Args:
+        source: A model folder, or its text files.
 
     Returns:
         File name to text; None for a file that the artifact does without.
@@ -55,17 +58,17 @@ def rewritten_assets(folder: Path) -> dict[str, str | None]:
     Raises:
         CheckpointError: A tokenizer or template file is damaged.
     """
+    files = TextFiles.of(source)
     texts: dict[str, str | None] = {}
-    path = folder / TOKENIZER_CONFIG_NAME
-    config = read_object(path) if path.is_file() else {}
+    config = files.read_object(TOKENIZER_CONFIG_NAME)
     wanted = dict(config)
-    if (folder / TOKENIZER_NAME).is_file() or (folder / TEKKEN_NAME).is_file():
-        file = read_tokenizer_file(folder)
+    if files.has(TOKENIZER_NAME) or files.has(TEKKEN_NAME):
+        file = read_tokenizer_file(files)
         if file.is_changed:
             texts[TOKENIZER_NAME] = file.text
         if file.path.name == TEKKEN_NAME:
             wanted = {"tokenizer_class": "PreTrainedTokenizerFast", **file.named_tokens, **config}
-    template = ChatTemplate.open(folder)
+    template = ChatTemplate.open(files)
     if template.where.name not in (TEMPLATE_NAME, TOKENIZER_CONFIG_NAME):
         texts[TEMPLATE_NAME] = template.sources["default"]
     elif template.where.name == TEMPLATE_NAME and template.sources.keys() - {"default"}:

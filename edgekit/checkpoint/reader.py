@@ -29,6 +29,7 @@ from edgekit.model_files import (
     read_weight_map,
 )
 from edgekit.tensors import LazyTensor
+from edgekit.text.files import TextFiles
 
 
 class Checkpoint:
@@ -64,6 +65,11 @@ class Checkpoint:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def text_files(self) -> TextFiles:
+        """The tokenizer, chat template and generation files of the model."""
+        return TextFiles.of_folder(self.folder)
 
     @property
     def weights_bytes(self) -> int:

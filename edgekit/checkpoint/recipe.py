@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from edgekit.errors import CheckpointError
 from edgekit.text.chat import ChatTemplate
+from edgekit.text.files import TextFiles
 from edgekit.text.tokenizer import Tokenizer
 
 _KINDS: Final[Mapping[str, type]] = {
@@ -153,23 +154,27 @@ def _messages(value: Any) -> tuple[Mapping[str, str], ...]:
     return tuple({"role": _text(m["role"]), "content": _text(m["content"])} for m in value)
 
 
-def check_golden(recipe: Recipe, folder: Path) -> None:
+def check_golden(recipe: Recipe, source: str | Path | TextFiles) -> None:
     """Compare a model's tokenizer and chat template with the ids that its recipe holds.
+
+    Args:
+        recipe: The recipe.
+        source: A model folder, or its text files.
 
     Raises:
         CheckpointError: They differ, or tokenizer or template cannot be read.
     """
-    golden = recipe.golden
-    tokenizer = Tokenizer.open(folder) if golden.texts or golden.chat else None
+    golden, files = recipe.golden, TextFiles.of(source)
+    tokenizer = Tokenizer.open(files) if golden.texts or golden.chat else None
     if tokenizer is None:
         return
     for text, ids in golden.texts:
         found = tokenizer.encode(text, allow_special=False)
-        _compare(recipe, folder, repr(text), found, ids)
+        _compare(recipe, files.where, repr(text), found, ids)
     if golden.chat is not None:
         messages, ids = golden.chat
-        found = ChatTemplate.open(folder).encode(messages, tokenizer)
-        _compare(recipe, folder, "the chat", found, ids)
+        found = ChatTemplate.open(files).encode(messages, tokenizer)
+        _compare(recipe, files.where, "the chat", found, ids)
 
 
 def _compare(

@@ -175,15 +175,15 @@ def check_tokenizer(checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: See above; the message says which file, and what is wrong.
     """
-    folder = checkpoint.folder
-    if not any((folder / name).is_file() for name in (TOKENIZER_NAME, TEKKEN_NAME)):
+    files = checkpoint.text_files
+    if not any(map(files.has, (TOKENIZER_NAME, TEKKEN_NAME))):
         return
-    tokenizer, template = Tokenizer.open(folder), ChatTemplate.open(folder)
+    tokenizer, template = Tokenizer.open(files), ChatTemplate.open(files)
     if template.sources:
         template.encode(PROBE, tokenizer)
     recipe = recipe_of(checkpoint.origin)
     if recipe is not None:
-        check_golden(recipe, folder)
+        check_golden(recipe, files)
 
 
 def _store_folder(parent: Path) -> tempfile.TemporaryDirectory[str]:

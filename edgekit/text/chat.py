@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from edgekit.errors import CheckpointError
-from edgekit.files import read_inside
 from edgekit.lazy import require
-from edgekit.strict_json import read_object
+from edgekit.model_files import TEMPLATES_FOLDER
 from edgekit.text.escaping import Names, encode_guarded, find_foreign_spans, has_names
+from edgekit.text.files import TextFiles
 from edgekit.text.template_checks import check_prompt
 from edgekit.text.tokenizer import Tokenizer
 from edgekit.text.tokenizer_file import TOKENIZER_CONFIG_NAME, read_named_tokens
@@ -19,7 +19,6 @@ from edgekit.text.tokenizer_file import TOKENIZER_CONFIG_NAME, read_named_tokens
 TEMPLATE_NAME: Final = "chat_template.jinja"
 # Where processors of multimodal models kept their template; the tokenizer's own comes first.
 OLD_TEMPLATE_NAME: Final = "chat_template.json"
-TEMPLATES_FOLDER: Final = "additional_chat_templates"
 # The least that a chat template must be able to write.
 PROBE: Final[tuple[Mapping[str, str], ...]] = ({"role": "user", "content": "Hello"},)
 _PROBE_TOOL: Final[Mapping[str, Any]] = {
@@ -65,28 +64,30 @@ class ChatTemplate:
         self._proven: set[tuple[bool, bool]] = set()
 
     @classmethod
-    def open(cls, folder: str | Path) -> ChatTemplate:
-        """Read the templates of a model folder; template files win over tokenizer_config.json.
+    def open(cls, source: str | Path | TextFiles) -> ChatTemplate:
+        """Read the templates of a model; template files win over tokenizer_config.json.
 
-        A folder without one gives an object that says so when it is asked to render.
+        A model without one gives an object that says so when it is asked to render.
+
+        Args:
+            source: A model folder, or its text files.
 
         Raises:
             CheckpointError: A file is damaged or too large.
         """
-        folder = Path(folder)
-        named_tokens = read_named_tokens(folder)
-        path = folder / TEMPLATE_NAME
-        named = sorted((folder / TEMPLATES_FOLDER).glob("*.jinja"))
-        if path.is_file() or named:
-            sources = {file.stem: _read_template(file) for file in named}
-            if path.is_file():
-                sources["default"] = _read_template(path)
-            return cls(path, sources, named_tokens)
-        for path in (folder / TOKENIZER_CONFIG_NAME, folder / OLD_TEMPLATE_NAME):
-            entry = read_object(path).get("chat_template") if path.is_file() else None
+        files = TextFiles.of(source)
+        named_tokens = read_named_tokens(files)
+        named = [name for name in files.names() if name.startswith(f"{TEMPLATES_FOLDER}/")]
+        if files.has(TEMPLATE_NAME) or named:
+            sources = {PurePosixPath(name).stem: _read_template(files, name) for name in named}
+            if files.has(TEMPLATE_NAME):
+                sources["default"] = _read_template(files, TEMPLATE_NAME)
+            return cls(files.path(TEMPLATE_NAME), sources, named_tokens)
+        for name in (TOKENIZER_CONFIG_NAME, OLD_TEMPLATE_NAME):
+            entry = files.read_object(name).get("chat_template")
             if entry is not None:
-                return cls(path, _sources(entry, path), named_tokens)
-        return cls(folder / TOKENIZER_CONFIG_NAME, {}, named_tokens)
+                return cls(files.path(name), _sources(entry, files.path(name)), named_tokens)
+        return cls(files.path(TOKENIZER_CONFIG_NAME), {}, named_tokens)
 
     def render(
         self,
@@ -214,15 +215,8 @@ def _as_transformers_gives(message: Mapping[str, Any]) -> dict[str, Any]:
     return {"thinking": reasoning, **given, "reasoning_content": reasoning}
 
 
-def _read_template(path: Path) -> str:
-    try:
-        return read_inside(path, MAX_TEMPLATE_BYTES).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read",
-            got=str(error),
-            wanted=f"text in UTF-8 of at most {MAX_TEMPLATE_BYTES} bytes",
-        ) from error
+def _read_template(files: TextFiles, name: str) -> str:
+    return files.read_text(name, MAX_TEMPLATE_BYTES) or ""
 
 
 def _sources(entry: Any, path: Path) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from edgekit.errors import CheckpointError, UsageError
 from edgekit.lazy import require
+from edgekit.text.files import TextFiles
 from edgekit.text.tokenizer_file import TOKEN_FLAGS, TokenizerFile, read_tokenizer_file
 from edgekit.text.tokenizer_limits import find_excess, find_excess_before
 
@@ -55,14 +56,17 @@ class Tokenizer:
         }
 
     @classmethod
-    def open(cls, folder: str | Path) -> Tokenizer:
-        """Load the tokenizer of a model folder.
+    def open(cls, source: str | Path | TextFiles) -> Tokenizer:
+        """Load the tokenizer of a model.
+
+        Args:
+            source: A model folder, or its text files.
 
         Raises:
             MissingFileError: No tokenizer.json, and no tekken.json.
             CheckpointError: A tokenizer file is damaged.
         """
-        return cls(read_tokenizer_file(Path(folder)))
+        return cls(read_tokenizer_file(source))
 
     def with_control(self, names: Iterable[str]) -> Tokenizer:
         """Give this tokenizer with some more of its added tokens counted as special.

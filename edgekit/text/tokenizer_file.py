@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.errors import CheckpointError, MissingFileError
-from edgekit.files import read_inside
 from edgekit.model_files import CONFIG_NAME, TEKKEN_NAME
-from edgekit.strict_json import read_object
+from edgekit.text.files import TextFiles
 from edgekit.text.tekken import TEKKEN_ROLES, convert_tekken
 
 TOKENIZER_NAME: Final = "tokenizer.json"
@@ -56,61 +55,57 @@ class TokenizerFile:
     added_tokens: Mapping[str, Mapping[str, bool]]
 
 
-def read_tokenizer_file(folder: Path) -> TokenizerFile:
-    """Read the tokenizer files of a model folder.
+def read_tokenizer_file(source: str | Path | TextFiles) -> TokenizerFile:
+    """Read the tokenizer files of a model.
+
+    Args:
+        source: A model folder, or its text files.
 
     Raises:
         MissingFileError: Neither tokenizer.json nor tekken.json.
         CheckpointError: A file is damaged.
     """
-    config = _read_config(folder)
-    named = read_named_tokens(folder)
-    path = folder / TOKENIZER_NAME
-    if not is_tekken(folder):
-        source = _read_text(path)
-        text = _as_its_class_does(source, config, folder)
+    files = TextFiles.of(source)
+    config = files.read_object(TOKENIZER_CONFIG_NAME)
+    named = read_named_tokens(files)
+    if not is_tekken(files):
+        path = files.path(TOKENIZER_NAME)
+        original = _read_text(files, TOKENIZER_NAME)
+        text = _as_its_class_does(original, config, files)
     else:
-        path = folder / TEKKEN_NAME
-        source, text = "", convert_tekken(_read_text(path), path)
+        path = files.path(TEKKEN_NAME)
+        original, text = "", convert_tekken(_read_text(files, TEKKEN_NAME), path)
     special = list(named.values())
     for key in _EXTRA_KEYS:
         special += _names(config.get(key))
     return TokenizerFile(
         path=path,
         text=text,
-        is_changed=text != source,
+        is_changed=text != original,
         named_tokens=named,
         special_names=tuple(dict.fromkeys(special)),
         added_tokens=_added_tokens(config),
     )
 
 
-def is_tekken(folder: Path) -> bool:
-    """Tell whether Mistral's tekken.json is the only tokenizer of a folder."""
-    return not (folder / TOKENIZER_NAME).is_file() and (folder / TEKKEN_NAME).is_file()
+def is_tekken(files: TextFiles) -> bool:
+    """Tell whether Mistral's tekken.json is the only tokenizer of a model."""
+    return not files.has(TOKENIZER_NAME) and files.has(TEKKEN_NAME)
 
 
-def read_named_tokens(folder: Path) -> dict[str, str]:
+def read_named_tokens(files: TextFiles) -> dict[str, str]:
     """Read which texts are the begin, end, pad and unknown token.
 
     Raises:
         CheckpointError: A file is damaged.
     """
-    named = dict(TEKKEN_ROLES) if is_tekken(folder) else {}
+    named = dict(TEKKEN_ROLES) if is_tekken(files) else {}
     for name in (SPECIAL_MAP_NAME, TOKENIZER_CONFIG_NAME):
-        path = folder / name
-        if not path.is_file():
-            continue
-        for role, value in read_object(path).items():
+        for role, value in files.read_object(name).items():
             text = value.get("content") if isinstance(value, dict) else value
             if role.endswith("_token") and isinstance(text, str):
                 named[role] = text
     return named
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / TOKENIZER_CONFIG_NAME
-    return read_object(path) if path.is_file() else {}
 
 
 def _names(value: Any) -> list[str]:
@@ -133,7 +128,7 @@ def _class_name(config: Mapping[str, Any]) -> str:
     return str(config.get("tokenizer_class") or "").removesuffix("Fast")
 
 
-def _as_its_class_does(text: str, config: Mapping[str, Any], folder: Path) -> str:
+def _as_its_class_does(text: str, config: Mapping[str, Any], files: TextFiles) -> str:
     """Put in what a tokenizer class of transformers builds in place of tokenizer.json's own.
 
     The classes for Llama 2 take only vocabulary, merges and what goes around a text from the
@@ -142,8 +137,7 @@ def _as_its_class_does(text: str, config: Mapping[str, Any], folder: Path) -> st
     name = _class_name(config)
     if name not in _REBUILDING or '"ByteLevel"' in text:
         return text
-    path = folder / CONFIG_NAME
-    if path.is_file() and read_object(path).get("model_type") in _AS_IT_IS:
+    if files.read_object(CONFIG_NAME).get("model_type") in _AS_IT_IS:
         return text
     try:
         parsed = json.loads(text)
@@ -174,19 +168,18 @@ def _as_its_class_does(text: str, config: Mapping[str, Any], folder: Path) -> st
         return json.dumps(parsed | wanted, ensure_ascii=False)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(
-            f"{folder / TOKENIZER_NAME}: tokenizer",
+            f"{files.path(TOKENIZER_NAME)}: tokenizer",
             got=str(error)[:200],
             wanted="a tokenizer.json of the tokenizers library",
             do="Download the model again.",
         ) from error
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return read_inside(path, MAX_TOKENIZER_BYTES).decode("utf-8")
-    except FileNotFoundError as error:
+def _read_text(files: TextFiles, name: str) -> str:
+    text = files.read_text(name, MAX_TOKENIZER_BYTES)
+    if text is None:
         raise MissingFileError(
-            f"{path}: no such file", do="edgekit reads fast tokenizers; save one as tokenizer.json."
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read", got=str(error)) from error
+            f"{files.path(name)}: no such file",
+            do="edgekit reads fast tokenizers; save one as tokenizer.json.",
+        )
+    return text
