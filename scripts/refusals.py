@@ -35,7 +35,6 @@ OTHER_TYPES: Final[Mapping[str, str]] = {
     "granitemoe": "mixture of experts",
     "gpt_oss": "mixture of experts, attention sinks",
     "deepseek_v3": "mixture of experts, latent attention",
-    "gemma2": "softcapped attention and logits",
     "phi": "parallel blocks, LayerNorm",
     "gpt2": "learned positions, LayerNorm",
     "mamba2": "state space, no attention",
@@ -61,6 +60,8 @@ FORMATS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "heads of 20 lanes": ("llama", {"head_dim": 20}),
     "row lengths that no group divides": ("llama", {"intermediate_size": 250}),
     "Gemma 3 with attention biases": ("gemma3_text", {"attention_bias": True}),
+    "Gemma 2, its window in every other layer": ("gemma2", {}),
+    "Gemma 2 with a head of its own": ("gemma2", {"tie_word_embeddings": False}),
     "Qwen3 with attention biases": ("qwen3", {"attention_bias": True}),
     "Qwen3 with a sliding window": (
         "qwen3",
