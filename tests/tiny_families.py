@@ -107,6 +107,15 @@ TINY_CONFIGS: Final[dict[str, dict[str, Any]]] = {
         "rope_local_base_freq": 10000.0,
         "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
     },
+    "gemma": {
+        "model_type": "gemma",
+        "hidden_act": "gelu",
+        "hidden_activation": None,
+        "head_dim": 64,
+        "attention_bias": False,
+        "rope_scaling": None,
+        "rms_norm_eps": 1e-6,
+    },
     # The caps of published models (50 and 30) would hardly be felt by scores and logits this small.
     "gemma2": {
         "model_type": "gemma2",

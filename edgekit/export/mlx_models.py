@@ -332,6 +332,18 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
         ),
         replace(
             _PLAIN,
+            model_type="gemma",
+            architecture="GemmaForCausalLM",
+            path="gemma.py",
+            norm_offset=1.0,
+            # The form with the error function; Gemma has the one with tanh.
+            activation="gelu",
+            embed_factor=EmbedScale.ROOT,
+            reads_rope_scaling=False,
+            is_always_tied=True,
+        ),
+        replace(
+            _PLAIN,
             model_type="gemma2",
             architecture="Gemma2ForCausalLM",
             path="gemma2.py",

@@ -188,6 +188,28 @@ def test_gemma2(tmp_path):
     assert spec.is_tied  # tie_word_embeddings is absent
 
 
+def test_gemma(tmp_path):
+    spec = open_tiny(tmp_path, "gemma").spec
+    assert (spec.norm_placement, spec.norm_offset) == (NormPlacement.BEFORE, 1.0)
+    assert (spec.activation, spec.qk_norm) == (Activation.GELU_TANH, QkNorm.NONE)
+    assert (spec.score_scale, spec.embed_scale, spec.head_width) == (1 / 8, 11.3125, 64)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"hidden_act": "gelu_pytorch_tanh"}, {"hidden_activation": "gelu_pytorch_tanh"},
+     {"hidden_act": None}],
+)  # fmt: skip
+def test_every_way_to_say_gemmas_activation_means_the_same(tmp_path, said):
+    assert open_tiny(tmp_path, "gemma", **said).spec.activation is Activation.GELU_TANH
+
+
+@pytest.mark.parametrize("said", [{"hidden_act": "silu"}, {"hidden_activation": "gelu"}])
+def test_another_activation_of_gemma_is_named(tmp_path, said):
+    ((key, name),) = said.items()
+    assert f"{key} is {name!r}" in refusal(tmp_path, "gemma", **said).what
+
+
 def without(config, *keys):
     return {key: value for key, value in config.items() if key not in keys}
 
