@@ -107,6 +107,30 @@ TINY_CONFIGS: Final[dict[str, dict[str, Any]]] = {
         "rope_local_base_freq": 10000.0,
         "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
     },
+    "gemma": {
+        "model_type": "gemma",
+        "hidden_act": "gelu",
+        "hidden_activation": None,
+        "head_dim": 64,
+        "attention_bias": False,
+        "rope_scaling": None,
+        "rms_norm_eps": 1e-6,
+    },
+    # The caps of published models (50 and 30) would hardly be felt by scores and logits this small.
+    "gemma2": {
+        "model_type": "gemma2",
+        "hidden_size": 64,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_act": "gelu_pytorch_tanh",
+        "num_hidden_layers": 3,
+        "query_pre_attn_scalar": 48,
+        "sliding_window": 24,
+        "attn_logit_softcapping": 1.5,
+        "final_logit_softcapping": 4.0,
+        "attention_bias": False,
+        "cache_implementation": "hybrid",
+        "rms_norm_eps": 1e-6,
+    },
     "phi3": {
         "model_type": "phi3",
         "head_dim": None,
@@ -198,7 +222,7 @@ class _Maker:
         return values * np.float32(gain / n_in**0.5)
 
     def norm(self, width: int | None = None) -> NDArray[np.float32]:
-        middle = 0 if self.kind == "gemma3_text" else 1
+        middle = 0 if self.kind.startswith("gemma") else 1
         noise = self.rng.standard_normal(width or self.width, dtype=np.float32)
         return np.float32(middle) + np.float32(0.1) * noise
 
@@ -253,7 +277,7 @@ class _Maker:
 def _norm_names(kind: str) -> tuple[str, ...]:
     before = "input_layernorm.weight"
     after = "post_attention_layernorm.weight"
-    if kind == "gemma3_text":
+    if kind in ("gemma2", "gemma3_text"):
         more = ("pre_feedforward_layernorm.weight", "post_feedforward_layernorm.weight")
         return (before, after, *more)
     if kind == "olmo2":

@@ -25,6 +25,11 @@ MASKED: Final = -30000.0
 _SAME_SCALE: Final = 1e-7
 
 
+def softcap(mb: Any, x: Any, cap: float) -> Any:
+    """Keep fp32 values within -cap .. cap, smoothly: cap * tanh(x / cap)."""
+    return mb.mul(x=mb.tanh(x=mb.mul(x=x, y=np.float32(1 / cap))), y=np.float32(cap))
+
+
 class Attention:
     """The attention of all layers, in order: each ``attend`` builds on the cache of the last."""
 
@@ -53,15 +58,23 @@ class Attention:
         end = self._remember(layer, {KEY_CACHE: key, VALUE_CACHE: value})
         if layer == 0:
             self._hide_unwritten()
-        attended = mb.scaled_dot_product_attention(
-            query=query,
-            key=self._cached(KEY_CACHE, layer, end),
-            value=self._cached(VALUE_CACHE, layer, end),
-            attn_mask=self._biases[self._window(layer)],
-        )
+        keys, values = (self._cached(name, layer, end) for name in (KEY_CACHE, VALUE_CACHE))
+        attended = self._mixed(query, keys, values, self._biases[self._window(layer)])
         return mb.reshape(
             x=mb.transpose(x=attended, perm=[0, 2, 1, 3]), shape=[1, -1, spec.q_width]
         )
+
+    def _mixed(self, query: Any, keys: Any, values: Any, bias: Any) -> Any:
+        """Weigh the values by the softmax of the scores: fp16 (1, H, T, D)."""
+        mb, spec = self._mb, self._spec
+        if spec.scores_softcap is None:
+            return mb.scaled_dot_product_attention(
+                query=query, key=keys, value=values, attn_mask=bias
+            )
+        scores = mb.cast(x=mb.matmul(x=query, y=keys, transpose_y=True), dtype="fp32")
+        scores = softcap(mb, scores, spec.scores_softcap)
+        scores = mb.add(x=scores, y=mb.cast(x=bias, dtype="fp32"))
+        return mb.matmul(x=self._weights.narrow(mb.softmax(x=scores, axis=-1)), y=values)
 
     def _projected(self, h: Any, name: str, n_heads: int) -> Any:
         """Project to queries or keys and norm them: fp16 (1, T, C) to fp32 (1, H, T, D)."""
@@ -75,9 +88,12 @@ class Attention:
     def _scaled(self, query: Any) -> Any:
         """Multiply the queries, fp32 (1, H, T, D), by what the attention op does not know.
 
-        The op itself multiplies the scores by D ** -0.5 and takes no other factor.
+        The op itself multiplies the scores by D ** -0.5 and takes no other factor; written out,
+        for capped scores, attention has no factor of its own.
         """
-        factor = self._spec.score_scale * self._spec.head_width**0.5
+        factor = self._spec.score_scale
+        if self._spec.scores_softcap is None:
+            factor *= self._spec.head_width**0.5
         if not math.isclose(factor, 1.0, rel_tol=_SAME_SCALE):
             query = self._mb.mul(x=query, y=np.float32(factor))
         return query if self._growth is None else self._mb.mul(x=query, y=self._growth)

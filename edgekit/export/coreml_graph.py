@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgekit.export.coreml_attention import Attention
+from edgekit.export.coreml_attention import Attention, softcap
 from edgekit.export.coreml_positions import Call
 from edgekit.export.coreml_weights import Slot, Weights
 from edgekit.families.spec import Activation, DecoderSpec, NormPlacement
@@ -116,7 +116,11 @@ class _Decoder:
             x = self.added(x, change, at + "ffn_post_norm")
         # Scaled before the head: the logits themselves are rounded once.
         h = weights.narrow(self.scaled(weights.norm(x, "final_norm"), spec.logits_scale))
-        return weights.linear(h, "embed" if spec.is_tied else "lm_head", name=LOGITS)
+        head = "embed" if spec.is_tied else "lm_head"
+        if spec.logits_softcap is None:
+            return weights.linear(h, head, name=LOGITS)
+        logits = softcap(mb, weights.linear(h, head, is_wide=True), spec.logits_softcap)
+        return mb.cast(x=logits, dtype="fp16", name=LOGITS)
 
     def block_input(self, x: Any, name: str) -> Any:
         """Norm the stream, fp32 to fp16, where the decoder norms before a block.

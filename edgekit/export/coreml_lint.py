@@ -30,8 +30,11 @@ from edgekit.scheme import Scheme
 _CONSTEXPR: Final = "constexpr_blockwise_shift_scale"
 # Ops that must compute in fp16: one of them in fp32 halves the speed and leaves the GPU path.
 _NARROW_OPS: Final = frozenset(
-    {"linear", "gather", "scaled_dot_product_attention", "slice_update", "read_state", _CONSTEXPR}
-)
+    {
+        "linear", "gather", "matmul", "scaled_dot_product_attention", "slice_update", "read_state",
+        _CONSTEXPR,
+    }
+)  # fmt: skip
 _N_KINDS: Final = {4: "INT4", 8: "INT8"}
 
 

@@ -59,8 +59,7 @@ class MlxExporter:
             spec: The decoder.
             scheme: Any; mlx holds 4 and 8 bits at groups 32, 64, 128, and every float.
         """
-        del scheme
-        choice = choose_file(spec)
+        choice = choose_file(spec, scheme)
         return choice if isinstance(choice, Rejected) else Accepted(choice.notes)
 
     def predict(self, model: QuantizedModel, options: ExportOptions) -> Footprint:

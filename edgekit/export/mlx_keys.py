@@ -58,14 +58,24 @@ def gemma3_keys(spec: DecoderSpec, n_positions: int) -> Keys:
     """Give the keys of gemma3_text.py: every n-th layer sees everything and has its own rope."""
     pattern = sliding_pattern(spec)
     local = spec.local_rope or spec.rope
-    scalar = spec.score_scale**-2
     return {
         **_rope_keys(spec.rope),
         "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": round(scalar) if math.isclose(scalar, round(scalar)) else scalar,
+        "query_pre_attn_scalar": _query_scalar(spec),
         "rope_local_base_freq": local.theta,
         "sliding_window": spec.sliding_window or n_positions,
         "sliding_window_pattern": pattern,
+    }
+
+
+def gemma2_keys(spec: DecoderSpec, _: int) -> Keys:
+    """Give the keys of gemma2.py: the two caps; it reads no rope scaling and no windows."""
+    return {
+        "attn_logit_softcapping": spec.scores_softcap,
+        "final_logit_softcapping": spec.logits_softcap,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": _query_scalar(spec),
+        "rope_theta": spec.rope.theta,
     }
 
 
@@ -148,6 +158,12 @@ def sliding_pattern(spec: DecoderSpec) -> int | None:
         return None
     n = is_full.index(True) + 1
     return n if is_full == [(i + 1) % n == 0 for i in range(spec.n_layers)] else None
+
+
+def _query_scalar(spec: DecoderSpec) -> float:
+    """Give the number of which one over the root is the factor of the scores."""
+    scalar = spec.score_scale**-2
+    return round(scalar) if math.isclose(scalar, round(scalar)) else scalar
 
 
 def _partial_factor(rope: RopeSpec, head_width: int) -> float:

@@ -5,8 +5,8 @@ the config keys it reads. The spec says everything about a decoder, so a decoder
 would compute wrongly may go out under another file's name.
 
 Source:
-    mlx-lm 0.32 models/{llama,smollm3,ministral3,qwen2,qwen3,gemma3_text,phi3,granite,olmo2}.py,
-    rope_utils.py, utils.py (MODEL_REMAPPING: mistral is llama.py).
+    mlx-lm 0.32: the files of models/ that are named below, rope_utils.py, utils.py
+    (MODEL_REMAPPING: mistral is llama.py).
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final
 
+import numpy as np
+
 from edgekit.decision import Rejected
 from edgekit.errors import FormatError
 from edgekit.export import mlx_keys
 from edgekit.families.rope_spec import Llama3Scaling, LongRopeScaling, RopeSpec, YarnScaling
 from edgekit.families.spec import Activation, DecoderSpec, NormPlacement, QkNorm
+from edgekit.scheme import FP32, Scheme
 
 _TOP: Final = {"embed": "model.embed_tokens", "final_norm": "model.norm", "lm_head": "lm_head"}
 _SPLIT: Final = {
@@ -56,6 +59,7 @@ _NORMS: Final = {
 _QK_NORMS: Final = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
 # What a bf16 number may differ from the one that it stands for: half of 2 ** -7.
 _BF16_ROUNDING: Final = 2.0**-8
+_SAME: Final = 1e-9
 
 
 class AttentionBias(Enum):
@@ -64,6 +68,14 @@ class AttentionBias(Enum):
     NONE = auto()
     QKV = auto()
     ALL = auto()  # attention_bias: q, k, v and o, or none of them
+
+
+class EmbedScale(Enum):
+    """By what a model file multiplies the embedding's output, without being told."""
+
+    ONE = auto()
+    ROOT = auto()  # sqrt(hidden_size), in the number type of the artifact
+    ROOT_BF16 = auto()  # sqrt(hidden_size), rounded to bf16 whatever that type is
 
 
 class Windows(Enum):
@@ -85,11 +97,15 @@ class ModelFile:
         keys: Config keys beyond the common ones, of a spec and the number of positions.
         matrices: Part of a layer -> module, where it is not llama.py's; parts of one module lie
             one below the other.
-        norm_placement: As in ``DecoderSpec``, and so the next three.
+        norm_placement: As in ``DecoderSpec``, and so the next two.
+        activation: As in ``DecoderSpec``, or one that no decoder of edgekit has.
         has_head_dim: False: the head width is hidden_size // num_attention_heads.
         ropes: Kinds of scaling that the file reads, beside none and linear.
         scales: Which scale fields of ``DecoderSpec`` may differ from their defaults.
-        rounds_embed_scale: The embedding's factor is sqrt(hidden_size), rounded to bf16.
+        embed_factor: What multiplies the embedding's output.
+        has_softcaps: Scores and logits are always capped; False: never.
+        reads_rope_scaling: False: every rope is plain.
+        is_always_tied: The head is the embedding, whatever ``tie_word_embeddings`` says.
     """
 
     model_type: str
@@ -100,7 +116,7 @@ class ModelFile:
     norm_placement: NormPlacement = NormPlacement.BEFORE
     norm_offset: float = 0.0
     qk_norm: QkNorm = QkNorm.NONE
-    activation: Activation = Activation.SILU
+    activation: str = Activation.SILU
     attention_bias: AttentionBias = AttentionBias.ALL
     has_mlp_bias: bool = True
     has_head_dim: bool = True
@@ -110,7 +126,10 @@ class ModelFile:
     has_no_rope_layers: bool = False
     has_query_scaling: bool = False
     scales: frozenset[str] = frozenset()
-    rounds_embed_scale: bool = False
+    embed_factor: EmbedScale = EmbedScale.ONE
+    has_softcaps: bool = False
+    reads_rope_scaling: bool = True
+    is_always_tied: bool = False
 
     @property
     def modules(self) -> dict[str, str]:
@@ -133,12 +152,19 @@ class ModelFile:
         except (KeyError, ValueError) as error:
             raise FormatError(f"mlx-lm's {self.path} has no weight", got=name) from error
 
-    def embed_scale(self, spec: DecoderSpec) -> float:
-        """Give the factor of the embedding that the file has without being told."""
-        if not self.rounds_embed_scale:
+    def embed_scale(self, spec: DecoderSpec, scheme: Scheme | None = None) -> float:
+        """Give the factor of the embedding in an artifact of that scheme; None: an integer one."""
+        root = spec.hidden_width**0.5
+        if self.embed_factor is EmbedScale.ONE:
             return 1.0
-        fraction, exponent = math.frexp(spec.hidden_width**0.5)
-        return math.ldexp(round(fraction * 256) / 256, exponent)
+        if self.embed_factor is EmbedScale.ROOT_BF16:
+            fraction, exponent = math.frexp(root)
+            return math.ldexp(round(fraction * 256) / 256, exponent)
+        if scheme is None or scheme.is_quantized:
+            # Its floats have the type of the model's weights, to which the model rounds it as well.
+            is_root = math.isclose(spec.embed_scale, root, rel_tol=_BF16_ROUNDING)
+            return spec.embed_scale if is_root else root
+        return float(np.float32(root) if scheme == FP32 else np.float16(root))
 
     def n_positions(self, spec: DecoderSpec) -> int:
         """Say up to which length the file computes the decoder rightly."""
@@ -164,8 +190,9 @@ class ModelFile:
             yield f"norms stand {self.norm_placement.value} a block, not {spec.norm_placement}"
         if spec.norm_offset != self.norm_offset:
             yield f"RMSNorm adds {self.norm_offset} to its weight, not {spec.norm_offset}"
-        if spec.activation is not self.activation:
-            yield f"the MLP's activation is {self.activation.value}, not {spec.activation.value}"
+        if spec.activation != self.activation:
+            yield f"the MLP's activation is {self.activation}, not {spec.activation}"
+        yield from self._head_faults(spec)
         if not self.has_head_dim and spec.head_width != spec.hidden_width // spec.n_heads:
             yield "the head width is hidden_size // num_attention_heads; head_dim is not read"
         yield from self._bias_faults(spec)
@@ -173,6 +200,13 @@ class ModelFile:
         yield from self._layer_faults(spec)
         for rope in spec.ropes or (spec.rope,):
             yield from self._rope_faults(rope, spec)
+
+    def _head_faults(self, spec: DecoderSpec) -> Iterator[str]:
+        if self.is_always_tied and not spec.is_tied:
+            yield "the head is always the embedding"
+        for what, cap in (("scores", spec.scores_softcap), ("logits", spec.logits_softcap)):
+            if (cap is not None) != self.has_softcaps:
+                yield f"{what} are {'always' if self.has_softcaps else 'never'} capped"
 
     def _bias_faults(self, spec: DecoderSpec) -> Iterator[str]:
         has_some = spec.has_qkv_bias or spec.has_o_bias
@@ -191,7 +225,8 @@ class ModelFile:
             "logits_scale": 1.0,
         }
         for field, value in wanted.items():
-            slack = _BF16_ROUNDING if field == "embed_scale" and self.rounds_embed_scale else 1e-9
+            is_root = field == "embed_scale" and self.embed_factor is not EmbedScale.ONE
+            slack = _BF16_ROUNDING if is_root else _SAME
             own = getattr(spec, field)
             if field not in self.scales and not math.isclose(own, value, rel_tol=slack):
                 yield f"{field} is {value:g}, not {own:g}"
@@ -214,6 +249,8 @@ class ModelFile:
         scaling, width = rope.scaling, rope.rotary_width
         if width not in (None, spec.head_width) and not self.has_partial_rotary:
             yield "partial_rotary_factor is not read"
+        if not self.reads_rope_scaling and (scaling is not None or rope.linear_factor != 1.0):
+            yield "rope_scaling is not read"
         if scaling is None:
             return
         if rope.linear_factor != 1.0:
@@ -291,7 +328,34 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
             activation=Activation.GELU_TANH,
             windows=Windows.PATTERN,
             scales=frozenset({"score_scale"}),
-            rounds_embed_scale=True,
+            embed_factor=EmbedScale.ROOT_BF16,
+        ),
+        replace(
+            _PLAIN,
+            model_type="gemma",
+            architecture="GemmaForCausalLM",
+            path="gemma.py",
+            norm_offset=1.0,
+            # The form with the error function; Gemma has the one with tanh.
+            activation="gelu",
+            embed_factor=EmbedScale.ROOT,
+            reads_rope_scaling=False,
+            is_always_tied=True,
+        ),
+        replace(
+            _PLAIN,
+            model_type="gemma2",
+            architecture="Gemma2ForCausalLM",
+            path="gemma2.py",
+            keys=mlx_keys.gemma2_keys,
+            norm_placement=NormPlacement.BOTH,
+            norm_offset=1.0,
+            activation=Activation.GELU_TANH,
+            scales=frozenset({"score_scale"}),
+            embed_factor=EmbedScale.ROOT,
+            has_softcaps=True,
+            reads_rope_scaling=False,
+            is_always_tied=True,
         ),
         replace(
             _PLAIN,
@@ -337,8 +401,13 @@ class Choice:
     notes: tuple[str, ...]
 
 
-def choose_file(spec: DecoderSpec) -> Choice | Rejected:
-    """Choose the model file that computes the decoder at the most positions, its own first."""
+def choose_file(spec: DecoderSpec, scheme: Scheme | None = None) -> Choice | Rejected:
+    """Choose the model file that computes the decoder at the most positions, its own first.
+
+    Args:
+        spec: The decoder.
+        scheme: Of the artifact, for what to know about it; None: an integer one.
+    """
     own = MODEL_FILES.get(spec.model_type, _LLAMA)
     others = [file for file in MODEL_FILES.values() if file is not own]
     fitting = [file for file in (own, *others) if next(file.faults(spec), None) is None]
@@ -346,7 +415,7 @@ def choose_file(spec: DecoderSpec) -> Choice | Rejected:
         return Rejected(f"mlx-lm's {own.path}: {'; '.join(own.faults(spec))}")
     file = max(fitting, key=lambda file: file.n_positions(spec))
     n_positions = file.n_positions(spec)
-    return Choice(file, n_positions, tuple(_notes(spec, own, file, n_positions)))
+    return Choice(file, n_positions, tuple(_notes(spec, scheme, own, file, n_positions)))
 
 
 def _has_su_factor(scaling: LongRopeScaling) -> bool:
@@ -359,7 +428,9 @@ def _has_su_factor(scaling: LongRopeScaling) -> bool:
     )
 
 
-def _notes(spec: DecoderSpec, own: ModelFile, file: ModelFile, n_positions: int) -> Iterator[str]:
+def _notes(
+    spec: DecoderSpec, scheme: Scheme | None, own: ModelFile, file: ModelFile, n_positions: int
+) -> Iterator[str]:
     if file is not own:
         yield (
             f"written as model_type {file.model_type}: mlx-lm's {own.path} does not compute all "
@@ -376,8 +447,11 @@ def _notes(spec: DecoderSpec, own: ModelFile, file: ModelFile, n_positions: int)
             f"holds {n_positions} of {spec.context_length} positions; mlx-lm does not stop there "
             f"and would be wrong beyond: {reason}"
         )
-    if file.rounds_embed_scale and spec.embed_scale != file.embed_scale(spec):
+    factor, is_bf16 = file.embed_scale(spec, scheme), file.embed_factor is EmbedScale.ROOT_BF16
+    is_own = file.embed_factor is not EmbedScale.ONE
+    if is_own and not math.isclose(factor, spec.embed_scale, rel_tol=_SAME):
+        kind = "bf16" if is_bf16 else f"{scheme}"
         yield (
-            f"mlx-lm's {file.path} multiplies embeddings by {file.embed_scale(spec):g}, "
-            f"sqrt({spec.hidden_width}) rounded to bf16, not by {spec.embed_scale:g}"
+            f"mlx-lm's {file.path} multiplies embeddings by {factor:g}, "
+            f"sqrt({spec.hidden_width}) rounded to {kind}, not by {spec.embed_scale:g}"
         )

@@ -109,6 +109,7 @@ class AttentionBuilder:
             local_window_size=window if is_windowed else -1,
             do_rotary=int(is_inside),
             rotary_interleaved=0,
+            **({} if spec.scores_softcap is None else {"softcap": float(spec.scores_softcap)}),
         )
         return output
 

@@ -25,6 +25,8 @@ _GENAI_TYPES: Final[Mapping[str, str]] = MappingProxyType(
         "ministral3": "mistral",
         "qwen2": "qwen2",
         "qwen3": "qwen3",
+        "gemma": "gemma",
+        "gemma2": "gemma2",
         "gemma3_text": "gemma3_text",
         "phi3": "phi3",
         "smollm3": "smollm3",

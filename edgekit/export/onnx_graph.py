@@ -87,8 +87,18 @@ class GraphBuilder:
         rows = parts.node("Slice", [inner, LOGITS_START, end, "one"], "logits_rows")
         # Scaling the rows is scaling the logits, on C numbers rather than V.
         rows = self._scaled(rows, "logits_scale", spec.logits_scale)
-        self._products.add("lm_head", rows, output=LOGITS)
+        if spec.logits_softcap is None:
+            self._products.add("lm_head", rows, output=LOGITS)
+        else:
+            self._add_softcap(self._products.add("lm_head", rows), spec.logits_softcap)
         return self._model(attention.has_call_length)
+
+    def _add_softcap(self, logits: str, cap: float) -> None:
+        """Give the logits as cap * tanh(logits / cap)."""
+        parts, name = self._parts, "logits_softcap"
+        parts.number(name, cap)
+        shrunk = parts.node("Div", [logits, name], f"{name}.in")
+        parts.node("Mul", [parts.node("Tanh", [shrunk], f"{name}.out"), name], LOGITS)
 
     def _add_embedding(self) -> str:
         scheme, parts = self._embed_scheme, self._parts

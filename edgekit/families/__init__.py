@@ -16,6 +16,8 @@ from edgekit.hub.download import Progress, ignore_progress
 from edgekit.lazy import load_object
 
 FAMILIES: Final[Mapping[str, str]] = {
+    "gemma": "edgekit.families.gemma:FAMILY",
+    "gemma2": "edgekit.families.gemma2:FAMILY",
     "gemma3": "edgekit.families.gemma3:FAMILY",
     "gemma3_text": "edgekit.families.gemma3_text:FAMILY",
     "granite": "edgekit.families.granite:FAMILY",

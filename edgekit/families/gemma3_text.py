@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-import numpy as np
-
 from edgekit.checkpoint.config import RawConfig
-from edgekit.families import llama_form
 from edgekit.families.base import Family
+from edgekit.families.gemma_form import (
+    NORMS_ON_BOTH_SIDES,
+    ignore_gemma_keys,
+    take_attention_scale,
+    take_embed_scale,
+)
 from edgekit.families.llama_form import (
     QK_NORM_NAMES,
     read_llama_form,
@@ -37,16 +40,7 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
 }  # fmt: skip
 _GLOBAL_THETA: Final = 1e6
 _LOCAL_THETA: Final = 1e4
-NAMES: Final = replace(
-    llama_form.NAMES,
-    layer={
-        **llama_form.NAMES.layer,
-        **QK_NORM_NAMES,
-        "attn_post_norm": "post_attention_layernorm.weight",
-        "ffn_norm": "pre_feedforward_layernorm.weight",
-        "ffn_post_norm": "post_feedforward_layernorm.weight",
-    },
-)
+NAMES: Final = replace(NORMS_ON_BOTH_SIDES, layer={**NORMS_ON_BOTH_SIDES.layer, **QK_NORM_NAMES})
 
 
 def read_spec(config: RawConfig) -> DecoderSpec:
@@ -63,16 +57,8 @@ def read_spec(config: RawConfig) -> DecoderSpec:
     config.fill(_DEFAULTS)
     for key in ("final_logit_softcapping", "attn_logit_softcapping"):
         config.expect(key, None, None)
-    if config.get("use_bidirectional_attention") is not None:
-        config.expect("use_bidirectional_attention", wanted=False, default=False)
-    config.ignore(["use_bidirectional_attention"])
-    # The cache's class in transformers; edgekit keeps its own.
-    config.ignore(["cache_implementation"])
-    hidden_width, _, head_width = take_widths(config)
-    scalar = config.take("query_pre_attn_scalar", float)
-    if not scalar > 0:
-        config.report(f"query_pre_attn_scalar is {scalar} (wanted a positive number)")
-        scalar = 1.0
+    ignore_gemma_keys(config)
+    _, _, head_width = take_widths(config)
     n_layers = take_n_layers(config)
     pattern = config.take_count("sliding_window_pattern")
     layers = take_sliding_layers(config, n_layers)
@@ -93,24 +79,9 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         norm_placement=NormPlacement.BOTH,
         norm_offset=1.0,
         qk_norm=QkNorm.HEAD,
-        attention_scale=scalar**-0.5,
-        embed_scale=_embed_scale(config, hidden_width),
+        attention_scale=take_attention_scale(config),
+        embed_scale=take_embed_scale(config),
     )
-
-
-def _embed_scale(config: RawConfig, hidden_width: int) -> float:
-    """Give sqrt(hidden_size), in the number type of the weights.
-
-    transformers and mlx-lm round it to bfloat16 when the weights are: that is what the model was
-    trained with, so a wider type at run time should not change it.
-    """
-    exact = np.float32(max(1, hidden_width) ** 0.5)
-    if (config.get("torch_dtype") or config.get("dtype")) != "bfloat16":
-        return float(exact)
-    bits = exact.view(np.uint32)
-    # Adding 0x7FFF plus the last kept bit carries exactly when the cut half rounds up.
-    rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
-    return float(rounded.view(np.float32))
 
 
 def _read_ropes(config: RawConfig, head_width: int) -> tuple[RopeSpec, RopeSpec]:

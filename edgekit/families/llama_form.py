@@ -82,8 +82,8 @@ def read_llama_form(
         activation_key: Which key names the activation.
         default_theta: Meaning of an absent ``rope_theta``.
         original_context_length: ``original_max_position_embeddings`` beside the rope section.
-        features: Other fields of ``DecoderSpec``; ``rope`` among them means that the family has
-            read it.
+        features: Other fields of ``DecoderSpec``; ``rope`` or ``activation`` among them means
+            that the family has read it.
 
     Raises:
         CheckpointError: Keys are missing or wrong; all are named.
@@ -102,6 +102,8 @@ def read_llama_form(
     if "rope" not in features:
         context = RopeContext(head_width, context_length, original_context_length, default_theta)
         features["rope"], features["query_scaling"] = read_rope(config, context)
+    if "activation" not in features:
+        features["activation"] = _read_activation(config, activation_key)
     # A window as long as the context hides nothing; but layers that slide may turn otherwise.
     is_whole = (features.get("sliding_window") or 0) >= context_length
     if is_whole and features.get("local_rope") is None:
@@ -118,7 +120,6 @@ def read_llama_form(
         context_length=context_length,
         norm_eps=config.take("rms_norm_eps", float),
         is_tied=config.take("tie_word_embeddings", bool, default=False),
-        activation=_read_activation(config, activation_key),
         bos_token_id=next(iter(config.take_ids("bos_token_id")), None),
         eos_token_ids=config.take_ids("eos_token_id"),
         pad_token_id=_read_pad(config),

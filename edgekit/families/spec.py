@@ -38,6 +38,7 @@ _COUNTS: Final[Mapping[str, int]] = {
     "context_length": _MAX_POSITIONS,
 }
 _SCALES: Final = ("norm_eps", "embed_scale", "residual_scale", "logits_scale", "score_scale")
+_SOFTCAPS: Final = ("scores_softcap", "logits_softcap")
 _FLAGS: Final = ("is_tied", "has_qkv_bias", "has_o_bias", "has_mlp_bias")
 
 
@@ -95,10 +96,12 @@ class DecoderSpec:
         qk_norm: Over what queries and keys are normed.
         activation: What the gate goes through.
         attention_scale: Factor of the scores; None means head_width ** -0.5.
+        scores_softcap: Scores s become cap * tanh(s / cap) before the mask; None leaves them.
         query_scaling: Growth of queries with position, or None.
         embed_scale: Factor of the embedding's output.
         residual_scale: Factor of what each block adds to the stream.
         logits_scale: Factor of the logits.
+        logits_softcap: Scaled logits z become cap * tanh(z / cap); None leaves them.
     """
 
     model_type: str
@@ -125,10 +128,12 @@ class DecoderSpec:
     qk_norm: QkNorm = QkNorm.NONE
     activation: Activation = Activation.SILU
     attention_scale: float | None = None
+    scores_softcap: float | None = None
     query_scaling: QueryScaling | None = None
     embed_scale: float = 1.0
     residual_scale: float = 1.0
     logits_scale: float = 1.0
+    logits_softcap: float | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
@@ -254,6 +259,10 @@ def find_fault(spec: DecoderSpec) -> str | None:
     for name in _SCALES:
         if not _is_number(getattr(spec, name)) or not 0 < getattr(spec, name) < _MAX_SCALE:
             return _quote(name, getattr(spec, name))
+    for name in _SOFTCAPS:
+        cap = getattr(spec, name)
+        if cap is not None and (not _is_divisor(cap) or cap >= _MAX_SCALE):
+            return _quote(name, cap)
     for name in _FLAGS:
         if type(getattr(spec, name)) is not bool:
             return _quote(name, getattr(spec, name))

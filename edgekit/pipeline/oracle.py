@@ -242,7 +242,7 @@ def _scale_ratio(spec: DecoderSpec) -> float | None:
     them so; optimum traces in float32, where transformers does not. The input embedding then gets a
     matrix of its own with the difference in it.
     """
-    if spec.model_type != "gemma3_text":
+    if spec.model_type not in ("gemma", "gemma2", "gemma3_text"):
         return None
     ratio = spec.embed_scale / spec.hidden_width**0.5
     return None if abs(ratio - 1) < _SAME_SCALE else ratio

@@ -97,6 +97,23 @@ def _attention(query: Array, key: Array, value: Array, attn_mask: Array) -> Arra
     return scores @ value
 
 
+def _matmul(params: Params) -> Function:
+    flags = (params.get("transpose_x"), params.get("transpose_y"))
+    of_x, of_y = (flag is not None and bool(flag) for flag in flags)
+    return lambda x, y: (x.swapaxes(-1, -2) if of_x else x) @ (y.swapaxes(-1, -2) if of_y else y)
+
+
+def _softmax(params: Params) -> Function:
+    axis = int(params["axis"])
+
+    def run(x: Array) -> Array:
+        shares: Array = np.exp(x - x.max(axis=axis, keepdims=True))
+        shares /= shares.sum(axis=axis, keepdims=True)
+        return shares
+
+    return run
+
+
 def _silu(x: Array) -> Array:
     # x * sigmoid(x) through tanh, which cannot overflow.
     half = x * np.float32(0.5)
@@ -257,6 +274,7 @@ OPS: Final[Mapping[str, Op]] = MappingProxyType(
         "gelu": Op(_UNARY, _gelu),
         "greater": Op(_BINARY, _plain(np.greater), rounds=False),
         "linear": Op(_UNARY, _linear),
+        "matmul": Op(_BINARY, _matmul),
         "maximum": Op(_BINARY, _plain(np.maximum), rounds=False),
         "mul": Op(_BINARY, _plain(np.multiply)),
         "reduce_max": Op(_UNARY, _reduce_max, rounds=False),
@@ -271,9 +289,11 @@ OPS: Final[Mapping[str, Op]] = MappingProxyType(
         "silu": Op(_UNARY, _plain(_silu)),
         "slice_by_index": Op(("x", "begin", "end"), _slice_by_index, rounds=False, is_view=True),
         "slice_update": Op(("x", "update", "begin", "end"), _slice_update, rounds=False),
+        "softmax": Op(_UNARY, _softmax),
         "split": Op(_UNARY, _split, rounds=False, is_view=True),
         "square": Op(_UNARY, _plain(np.square)),
         "sub": Op(_BINARY, _plain(np.subtract)),
+        "tanh": Op(_UNARY, _plain(np.tanh)),
         "tile": Op(_UNARY, _tile, rounds=False, is_view=True),
         "transpose": Op(_UNARY, _transpose, rounds=False, is_view=True),
     }

@@ -48,6 +48,9 @@ _LOAD_ERRORS: Final = (
     ArithmeticError,
 )
 
+# mlx-lm's model files that scale the embedding by sqrt(hidden_size) in the type of the weights.
+_ROOT_FACTOR_FILES: Final = ("gemma2",)
+
 
 class MlxDecoder:
     """A model loaded by ``mlx_lm.utils.load_model``; made by ``open``."""
@@ -96,6 +99,7 @@ class MlxDecoder:
                     pass
             model, config = mlx_utils.load_model(artifact.path, lazy=activation == "fp32")
             if activation == "fp32":
+                _keep_embed_factor(mx, model, artifact)
                 model.apply(lambda array: _widened(mx, array))
                 mx.eval(model.parameters())
             vocab_size = int(config["vocab_size"])
@@ -201,6 +205,21 @@ def _chosen_activation(options: Mapping[str, Any] | None, backend: str) -> str:
 def _widened(mx: Any, array: Any) -> Any:
     """Give floats as fp32, everything else as it is."""
     return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
+
+
+def _keep_embed_factor(mx: Any, model: Any, artifact: Artifact) -> None:
+    """Let wider weights have the embedding's factor that they have in their own type.
+
+    gemma2.py multiplies by ``args.hidden_size ** 0.5``, which mlx rounds to the type of the
+    embedding: part of the model, unlike the type that the sums are made in. Nothing else reads
+    that argument once the modules exist.
+    """
+    if model.model_type not in _ROOT_FACTOR_FILES:
+        return
+    dtype = getattr(mx, artifact.manifest.settings["float_dtype"])
+    args = model.model.args
+    root = mx.array(args.hidden_size**0.5, dtype).astype(mx.float32)
+    args.hidden_size = root.item() ** 2
 
 
 @contextlib.contextmanager

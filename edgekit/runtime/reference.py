@@ -137,8 +137,9 @@ class ReferenceDecoder:
         self._n_cached = n_past + len(ids)
         last = np.concatenate(hidden)[-n_logits:]
         head = self._weight("embed" if self._spec.is_tied else "lm_head")
-        logits: F32Array = (self._scaled(last @ head.T, self._spec.logits_scale)).astype(np.float32)
-        return logits
+        logits = self._scaled(last @ head.T, self._spec.logits_scale)
+        capped: F32Array = self._capped(logits, self._spec.logits_softcap).astype(np.float32)
+        return capped
 
     def close(self) -> None:
         """Let go of weights and cache; safe to call twice."""
@@ -189,7 +190,8 @@ class ReferenceDecoder:
         # Query head h reads kv head h // (H / K): consecutive query heads share one.
         grouped = queries.reshape(spec.n_kv_heads, -1, n_tokens, spec.head_width)
         scores = grouped @ keys[:, None].swapaxes(-1, -2) * self._dtype(spec.score_scale)
-        scores = np.where(_is_seen(n_past, n_total, attention.window), scores, -np.inf)
+        capped = self._capped(scores, spec.scores_softcap)
+        scores = np.where(_is_seen(n_past, n_total, attention.window), capped, -np.inf)
         mixed = _softmax(scores) @ values[:, None]  # (K, H // K, T, D)
         joined = mixed.reshape(spec.n_heads, n_tokens, -1).swapaxes(0, 1).reshape(n_tokens, -1)
         return self._linear(joined, at + "o")
@@ -247,6 +249,13 @@ class ReferenceDecoder:
 
     def _scaled(self, values: FloatArray, factor: float) -> FloatArray:
         return values if factor == 1.0 else values * self._dtype(factor)
+
+    def _capped(self, values: FloatArray, cap: float | None) -> FloatArray:
+        """Keep values within -cap .. cap, smoothly."""
+        if cap is None:
+            return values
+        capped: FloatArray = np.tanh(values / self._dtype(cap)) * self._dtype(cap)
+        return capped
 
     def _weight(self, name: str) -> FloatArray:
         if name not in self._weights:

@@ -25,7 +25,7 @@ from edgekit.quantize.model import QuantizedTensor
 from edgekit.quantize.store import quantize_model
 from edgekit.runtime.mlx import MlxDecoder
 from edgekit.runtime.reference import ReferenceDecoder
-from edgekit.scheme import FP32
+from edgekit.scheme import FP32, Scheme
 from tests.builders import write_tiny_checkpoint
 from tests.export.memory_model import memory_model, tiny_spec
 from tests.golden.tokens import golden_ids
@@ -39,9 +39,12 @@ GEMMA_EMBED_ROUNDING = 1e-3
 # Past the length that an artifact holds, stock mlx-lm is plainly wrong.
 PLAINLY_WRONG = 0.1
 
-REFUSED: set[str] = set()
-# All layers slide, which no model file of mlx-lm 0.32 in this form can; LongRoPE's short factors.
-HELD_POSITIONS = {"mistral-v0.1": 24, "phi3-4k": 24, "phi3": 64}
+# gemma.py has GELU with the error function, Gemma the form with tanh.
+REFUSED = {"gemma"}
+MEMBERS = [name for name in TINY_CONFIGS if name not in REFUSED]
+# All layers slide, which no model file of mlx-lm 0.32 in this form can; LongRoPE's short factors;
+# gemma2.py lets every layer see everything.
+HELD_POSITIONS = {"mistral-v0.1": 24, "phi3-4k": 24, "phi3": 64, "gemma2": 24}
 WRITTEN_AS = {"ministral": "llama", "mistral3": "ministral3", "qwen2-window": "llama"}
 
 TOKENS = golden_ids()
@@ -94,18 +97,18 @@ def config_of(artifact: Artifact) -> dict:
 def test_these_members_are_refused_or_held_shorter_and_no_others(specs):
     decisions = {name: MlxExporter().supports(spec, FP32) for name, spec in specs.items()}
     assert {name for name, d in decisions.items() if isinstance(d, Rejected)} == REFUSED
-    choices = {name: choose_file(spec) for name, spec in specs.items()}
+    choices = {name: choose_file(specs[name]) for name in MEMBERS}
     shorter = {n: c.n_positions for n, c in choices.items() if c.n_positions < 256}
     assert shorter == HELD_POSITIONS
     for name in shorter:
         (note,) = decisions[name].notes
         assert f"holds {shorter[name]} of 256 positions" in note
-    with_notes = {name for name, d in decisions.items() if d.notes}
+    with_notes = {name for name in MEMBERS if decisions[name].notes}
     # Gemma's note is only for weights that are not bf16; see below.
     assert with_notes == {*HELD_POSITIONS, "qwen2-window"}
 
 
-@pytest.mark.parametrize("name", TINY_CONFIGS)
+@pytest.mark.parametrize("name", MEMBERS)
 def test_stock_mlx_lm_opens_every_member_and_gives_the_right_logits(tmp_path, name):
     source = open_model(write_tiny_checkpoint(tmp_path / "m", name, dtype="fp32"))
     store = quantize_model(source, FP32, tmp_path / "q", method=Method.RTN)
@@ -128,7 +131,7 @@ def test_stock_mlx_lm_opens_every_member_and_gives_the_right_logits(tmp_path, na
     store.close()
 
 
-@pytest.mark.parametrize("name", TINY_CONFIGS)
+@pytest.mark.parametrize("name", MEMBERS)
 def test_every_tensor_of_every_member_comes_back_bit_for_bit(tmp_path, specs, name):
     model = memory_model(specs[name], "int4", schemes={"embed": "int8", "lm_head": "int8"})
     artifact = write_artifact(MlxExporter(), model, tmp_path / "a")
@@ -152,6 +155,8 @@ VARIANTS = {
         "granite", {"has_qkv_bias": True, "has_o_bias": True, "has_mlp_bias": True}, "granite"),
     "untied, logits divided": ("granite", {"is_tied": False}, "granite"),
     "untied, where absence means tied": ("gemma3_text", {"is_tied": False}, "gemma3_text"),
+    "capped, scores scaled otherwise": (
+        "gemma2", {"attention_scale": 0.2, "sliding_window": None}, "gemma2"),
     "no layer slides": ("gemma3_text", {"sliding_window": None}, "gemma3_text"),
     "fused and partly turned": ("phi3", {"rope": RopeSpec(1e4, None, 2.0, 24)}, "phi3"),
     "fused no longer": ("phi3", {"rope": RopeSpec(1e4, YARN)}, "llama"),
@@ -207,6 +212,31 @@ def test_the_embedding_factor_is_that_of_mlx(specs, width, rounded):
     assert len(unrounded.notes) == (width != 2304)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "words"),
+    [("int4", None), ("fp32", "by 59.8665, sqrt(3584) rounded to fp32, not by 59.75"),
+     ("fp16", "by 59.875, sqrt(3584) rounded to fp16, not by 59.75")],
+)  # fmt: skip
+def test_gemma2_has_its_factor_in_the_type_of_the_artifact(specs, scheme, words):
+    # Gemma 2 9B; sqrt(3584) is 59.75 in bf16, the type of its weights and of integer artifacts.
+    spec = replace(specs["gemma2"], hidden_width=3584, embed_scale=59.75, sliding_window=None)
+    notes = MlxExporter().supports(spec, Scheme.parse(scheme)).notes
+    assert [words] == [note.partition("embeddings ")[2] for note in notes] if words else not notes
+
+
+def test_gemma2_runs_in_float32_with_the_factor_that_it_has_in_bf16(tmp_path):
+    config = {"hidden_size": 96, "sliding_window": None}
+    source = open_model(write_tiny_checkpoint(tmp_path / "m", "gemma2", **config))
+    # sqrt(96) is 9.79796; bf16 has steps of 1/16 there.
+    assert source.spec.embed_scale == 9.8125
+    store = quantize_model(source, Scheme.parse("int8"), tmp_path / "q", method=Method.RTN)
+    artifact = write_artifact(MlxExporter(), store, tmp_path / "a")
+    assert artifact.manifest.settings["float_dtype"] == "bfloat16"
+    wanted = logits(ReferenceDecoder.from_quantized(store), [60])
+    assert error(logits(MlxDecoder.open(artifact), [60]), wanted) < FLOAT32_SUMS
+    store.close()
+
+
 ROPE_64 = Llama3Scaling(8.0, 1.0, 4.0, 64)
 
 
@@ -221,6 +251,12 @@ ROPE_64 = Llama3Scaling(8.0, 1.0, 4.0, 64)
         ("gemma3_text", {"local_rope": None}, "rope_local_base_freq"),
         ("gemma3_text", {"embed_scale": 12.0}, "embed_scale is 11.3125, not 12"),
         ("gemma3_text", {"norm_offset": 0.0}, "RMSNorm adds 1.0"),
+        ("gemma", {}, "gemma.py: the MLP's activation is gelu, not gelu_tanh"),
+        ("gemma2", {"logits_softcap": None}, "gemma2.py: logits are always capped"),
+        ("llama", {"scores_softcap": 20.0}, "llama.py: scores are never capped"),
+        ("gemma2", {"is_tied": False}, "gemma2.py: the head is always the embedding"),
+        ("gemma2", {"rope": RopeSpec(1e4, linear_factor=2.0)}, "rope_scaling is not read"),
+        ("gemma2", {"embed_scale": 9.0}, "embed_scale is 8, not 9"),
         ("granite", {"head_width": 64}, "head_dim is not read"),
         ("granite", {"no_rope_layers": (1,)}, "no_rope_layers"),
         ("olmo2", {"logits_scale": 0.5}, "logits_scale is 1, not 0.5"),

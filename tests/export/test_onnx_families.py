@@ -140,7 +140,7 @@ def test_every_tensor_comes_back_bit_by_bit(member):
     assert_comes_back(member.artifact, member.model)
 
 
-@pytest.mark.parametrize("name", ["gemma3_text", "olmo2", "phi3", "ministral3"])
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "olmo2", "phi3", "ministral3"])
 def test_four_bit_codes_under_float_activations_give_the_logits_of_the_reference(tmp_path, name):
     member = make_member(tmp_path, name, "int4")
     engine = member.engine(**FLOAT_ACTIVATIONS)
@@ -227,6 +227,14 @@ ODD_SPECS = {
         ),
         "sliding_window": 9,
         "sliding_layers": (1,),
+    },
+    "capped in a window": {
+        "scores_softcap": 0.7,
+        "logits_softcap": 1.3,
+        "logits_scale": 2.0,
+        "sliding_window": 5,
+        "sliding_layers": (1,),
+        "head_width": 24,
     },
     "everything else": {
         "norm_placement": NormPlacement.AFTER,

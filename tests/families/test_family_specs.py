@@ -177,6 +177,73 @@ def test_gemmas_local_layers_keep_their_rope_when_the_window_covers_the_context(
     assert spec.attention(2).rope == RopeSpec(1e6, linear_factor=8.0)
 
 
+def test_gemma2(tmp_path):
+    source = open_tiny(tmp_path, "gemma2")
+    spec = source.spec
+    assert (spec.norm_placement, spec.norm_offset) == (NormPlacement.BOTH, 1.0)
+    assert (spec.qk_norm, spec.activation) == (QkNorm.NONE, Activation.GELU_TANH)
+    assert (spec.scores_softcap, spec.logits_softcap) == (1.5, 4.0)
+    assert (spec.score_scale, spec.embed_scale) == (48**-0.5, 8.0)
+    assert windows(spec) == [24, None, 24]
+    assert spec.is_tied  # tie_word_embeddings is absent
+
+
+def test_gemma(tmp_path):
+    spec = open_tiny(tmp_path, "gemma").spec
+    assert (spec.norm_placement, spec.norm_offset) == (NormPlacement.BEFORE, 1.0)
+    assert (spec.activation, spec.qk_norm) == (Activation.GELU_TANH, QkNorm.NONE)
+    assert (spec.score_scale, spec.embed_scale, spec.head_width) == (1 / 8, 11.3125, 64)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"hidden_act": "gelu_pytorch_tanh"}, {"hidden_activation": "gelu_pytorch_tanh"},
+     {"hidden_act": None}],
+)  # fmt: skip
+def test_every_way_to_say_gemmas_activation_means_the_same(tmp_path, said):
+    assert open_tiny(tmp_path, "gemma", **said).spec.activation is Activation.GELU_TANH
+
+
+@pytest.mark.parametrize("said", [{"hidden_act": "silu"}, {"hidden_activation": "gelu"}])
+def test_another_activation_of_gemma_is_named(tmp_path, said):
+    ((key, name),) = said.items()
+    assert f"{key} is {name!r}" in refusal(tmp_path, "gemma", **said).what
+
+
+def without(config, *keys):
+    return {key: value for key, value in config.items() if key not in keys}
+
+
+def test_gemma2_keys_that_are_absent_mean_what_transformers_means(tmp_path):
+    folder = write_tiny_checkpoint(tmp_path / "m", "gemma2")
+    caps = ("attn_logit_softcapping", "final_logit_softcapping")
+    config = without(tiny_config("gemma2"), *caps, "sliding_window", "query_pre_attn_scalar")
+    config["max_position_embeddings"] = 8192
+    (folder / "config.json").write_text(json.dumps(config))
+    spec = open_model(folder).spec
+    assert (spec.scores_softcap, spec.logits_softcap, spec.score_scale) == (50.0, 30.0, 1 / 16)
+    assert windows(spec) == [4096, None, 4096]
+    config |= {**dict.fromkeys(caps), "sliding_window": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    spec = open_model(folder).spec
+    assert (spec.scores_softcap, spec.logits_softcap) == (None, None)
+    assert windows(spec) == [None] * 3
+
+
+def test_a_cap_that_is_not_positive_is_named(tmp_path):
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        assert f"{key} is -1.0" in refusal(tmp_path, "gemma2", **{key: -1.0}).what
+
+
+def test_gemmas_embedding_factor_has_the_type_of_the_weights(tmp_path):
+    found = {
+        dtype: open_tiny(tmp_path / dtype, "gemma2", dtype=dtype, hidden_size=96).spec.embed_scale
+        for dtype in ("fp32", "fp16", "bf16")
+    }
+    root = 96**0.5
+    assert found == {"fp32": np.float32(root), "fp16": np.float16(root), "bf16": 9.8125}
+
+
 @pytest.mark.parametrize("key", ["final_logit_softcapping", "attn_logit_softcapping"])
 def test_gemma_with_softcapping_is_refused(tmp_path, key):
     assert f"{key} is 30.0" in refusal(tmp_path, "gemma3_text", **{key: 30.0}).what
