@@ -18,9 +18,9 @@ from typing import Any, Final
 
 import torch
 import transformers
+from real_model import GGUF_NAME, PACKAGE, write_folder
 
 from edgekit.paths import packaged_file
-from scripts.real_model import GGUF_NAME, PACKAGE, write_folder
 
 OUT: Final = Path("tests/golden/real/smollm2-135m-instruct.json")
 TEXTS: Final = (
