@@ -110,6 +110,10 @@ class RawConfig(Mapping[str, Any]):
         for key in asked:
             self.note(f"config key {key} = {_quote(values[key])}: ignored as asked")
 
+    def is_ignored(self, key: str) -> bool:
+        """Tell whether the user wants a key ignored."""
+        return self._path + key in self._reading.asked
+
     def fill(self, defaults: Mapping[str, Any], *, keeps_null: bool = False) -> None:
         """Give absent keys the value that their absence means.
 
@@ -181,7 +185,7 @@ class RawConfig(Mapping[str, Any]):
         """
         self._accounted.add(key)
         value = self._values.get(key, default)
-        if value != wanted and self._path + key not in self._reading.asked:
+        if value != wanted and not self.is_ignored(key):
             self.report(f"{key} is {_quote(value)} (edgekit supports {wanted!r} only)")
 
     def take_ids(self, key: str) -> tuple[int, ...]:
@@ -222,7 +226,7 @@ class RawConfig(Mapping[str, Any]):
     def _use(self, key: str) -> None:
         """Count a key as one that the result depends on."""
         self._accounted.add(key)
-        if self._path + key in self._reading.asked:
+        if self.is_ignored(key):
             self._misused.append(self._path + key)
 
     def ignore(self, keys: Iterable[str]) -> None:
@@ -272,7 +276,7 @@ class RawConfig(Mapping[str, Any]):
         unknown = {
             self._path + key: _describe(key, self._read[key])
             for key in sorted(self._read.keys() - self._accounted)
-            if self._path + key not in self._reading.asked and not self._passes(key)
+            if not self.is_ignored(key) and not self._passes(key)
         }
         problems, self._problems = self._problems, []
         misused, self._misused = self._misused, []

@@ -9,6 +9,7 @@ from typing import Final
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.families.base import Family
+from edgekit.families.defaults import fill_defaults
 from edgekit.families.llama_form import NAMES, read_llama_form, take_n_layers, take_window
 from edgekit.families.llama_form import take_sliding_layers as take_layer_types
 from edgekit.families.spec import DecoderSpec
@@ -18,7 +19,7 @@ def take_sliding(config: RawConfig) -> tuple[int | None, tuple[int, ...] | None]
     """Take the window and the layers that slide, in the three keys that Qwen uses for it."""
     n_layers = take_n_layers(config)
     window = take_window(config)
-    first = config.take("max_window_layers", int, 28)
+    first = config.take("max_window_layers", int, n_layers)
     layers = take_layer_types(config, n_layers)
     if not config.take("use_sliding_window", bool, default=False):
         return None, None
@@ -33,8 +34,11 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         UnknownKeyError: Keys that could change the result and are not known.
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
+    fill_defaults(config, "qwen2")
     window, layers = take_sliding(config)
-    config.expect("use_mrope", wanted=False, default=False)
+    # Positions of images in three numbers; those of a text are one number three times. And a bias
+    # is there when its tensor is.
+    config.ignore(["use_mrope", "attention_bias"])
     return read_llama_form(
         config,
         model_type="qwen2",

@@ -10,6 +10,7 @@ from typing import Final
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.families.base import Family
+from edgekit.families.defaults import fill_defaults
 from edgekit.families.llama_form import NAMES, QK_NORM_NAMES, read_llama_form
 from edgekit.families.qwen2 import take_sliding
 from edgekit.families.spec import DecoderSpec, QkNorm
@@ -23,7 +24,7 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         UnknownKeyError: Keys that could change the result and are not known.
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
-    config.fill({"head_dim": 128})
+    fill_defaults(config, "qwen3")
     window, layers = take_sliding(config)
     has_attention_bias = config.take("attention_bias", bool, default=False)
     return read_llama_form(
