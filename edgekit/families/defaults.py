@@ -66,7 +66,7 @@ DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
     },
 })  # fmt: skip
 # Keys whose null is a value of its own: none, or derived from other keys.
-_NULLABLE: Final = ("sliding_window", "head_dim", "num_key_value_heads")
+_NULLABLE: Final[tuple[str, ...]] = ("sliding_window", "head_dim", "num_key_value_heads")
 _TOKENS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 _LENGTH: Final = "max_position_embeddings"
 _OLD_LENGTH: Final = "max_sequence_length"  # its name in configs of the first Llama

@@ -137,7 +137,8 @@ def _read_scaling(section: RawConfig, context: RopeContext) -> tuple[Scaling | N
         case "default" | "mrope":
             return None, 1.0
         case "dynamic":
-            return _read_dynamic(section, context), 1.0
+            _take_dynamic(section, context)
+            return None, 1.0
         case "linear":
             factor = section.take("factor", float)
             _check_positive(section, factor=factor)
@@ -156,7 +157,7 @@ def _read_scaling(section: RawConfig, context: RopeContext) -> tuple[Scaling | N
     )
 
 
-def _read_dynamic(section: RawConfig, context: RopeContext) -> None:
+def _take_dynamic(section: RawConfig, context: RopeContext) -> None:
     """Take the keys of dynamic NTK scaling, which changes nothing inside the context length."""
     factor = section.take("factor", float, None)
     section.ignore(["original_max_position_embeddings"])
