@@ -29,6 +29,14 @@ _QWEN2: Final[Mapping[str, Any]] = {
     "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
     "sliding_window": 4096, "max_window_layers": 28,
 }  # fmt: skip
+_GEMMA2: Final[Mapping[str, Any]] = {
+    "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216,
+    "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh", "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-6, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
+    "tie_word_embeddings": True, "query_pre_attn_scalar": 256, "sliding_window": 4096,
+    "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+}  # fmt: skip
 DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
     "llama": _LLAMA,
     "granite": _LLAMA,
@@ -41,13 +49,17 @@ DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
     },
     "qwen2": _QWEN2,
     "qwen3": {**_QWEN2, "head_dim": 128},
+    "gemma": {
+        "vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576,
+        "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 16,
+        "head_dim": 256, "max_position_embeddings": 8192, "rms_norm_eps": 1e-6,
+        "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "tie_word_embeddings": True,
+    },
+    "gemma2": _GEMMA2,
     "gemma3_text": {
-        "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216,
-        "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
-        "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
-        "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "pad_token_id": 0,
-        "eos_token_id": 1, "bos_token_id": 2, "tie_word_embeddings": True,
-        "query_pre_attn_scalar": 256, "sliding_window": 4096, "sliding_window_pattern": 6,
+        **_GEMMA2, "vocab_size": 262208, "max_position_embeddings": 131072,
+        "attn_logit_softcapping": None, "final_logit_softcapping": None,
+        "sliding_window_pattern": 6,
     },
     "phi3": {
         **_LLAMA, "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192,
@@ -66,7 +78,10 @@ DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
     },
 })  # fmt: skip
 # Keys whose null is a value of its own: none, or derived from other keys.
-_NULLABLE: Final[tuple[str, ...]] = ("sliding_window", "head_dim", "num_key_value_heads")
+_NULLABLE: Final[tuple[str, ...]] = (
+    "sliding_window", "head_dim", "num_key_value_heads",
+    "attn_logit_softcapping", "final_logit_softcapping",
+)  # fmt: skip
 _TOKENS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 _LENGTH: Final = "max_position_embeddings"
 _OLD_LENGTH: Final = "max_sequence_length"  # its name in configs of the first Llama
