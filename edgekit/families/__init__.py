@@ -11,7 +11,11 @@ from edgekit.checkpoint.reader import Checkpoint, open_checkpoint
 from edgekit.checkpoint.remote import open_headers
 from edgekit.errors import UnsupportedArchError
 from edgekit.families.base import Family, SourceModel
-from edgekit.families.other_types import other_route, refuse_other_heads
+from edgekit.families.other_types import (
+    describe_other_type,
+    other_route,
+    refuse_other_heads,
+)
 from edgekit.hub.download import Progress, ignore_progress
 from edgekit.lazy import load_object
 
@@ -47,7 +51,7 @@ def open_family(checkpoint: Checkpoint) -> SourceModel:
     if reference is None:
         raise UnsupportedArchError(
             f"{checkpoint.folder}: model_type",
-            got=repr(model_type)[:80],
+            got=describe_other_type(checkpoint.config),
             wanted=", ".join(sorted(FAMILIES)),
             do=other_route(model_type),
         )

@@ -288,24 +288,33 @@ def test_llama_one_writes_minus_one_for_no_padding(tmp_path):
     assert open_model(folder).spec.pad_token_id is None
 
 
+_NEITHER = "Neither edgekit nor optimum-onnx 0.1.0 (--via optimum) has a graph for it."
+_OPTIMUM = "Try optimum, which writes floats for ONNX: edgekit export MODEL --via optimum"
+
+
 @pytest.mark.parametrize(
-    ("model_type", "do"),
+    ("model_type", "got", "do"),
     [
-        ("mistrall", "Neither edgekit nor optimum-onnx 0.1.0 (--via optimum) has one for it."),
-        ("mixtral", "A mixture of experts needs another graph, and neither edgekit nor "),
-        ("qwen2_moe", "A mixture of experts needs another graph, and neither edgekit nor "),
-        (
-            "qwen3_moe",
-            "Try optimum, which writes floats for ONNX: edgekit export MODEL --via optimum",
-        ),
-        (None, "Neither edgekit nor "),
+        ("mistrall", "'mistrall'", _NEITHER),
+        ("mixtral", "'mixtral': a mixture of experts", _NEITHER),
+        ("tiny_moe", "'tiny_moe': a mixture of experts", _NEITHER),
+        ("qwen3_moe", "'qwen3_moe': a mixture of experts", _OPTIMUM),
+        ("mllama", "'mllama': layers that attend to an image", _NEITHER),
+        (None, "None", _NEITHER),
     ],
 )
-def test_an_unknown_model_type_names_the_known_ones_and_the_other_route(tmp_path, model_type, do):
+def test_an_unknown_model_type_says_why_and_names_the_other_route(tmp_path, model_type, got, do):
     folder = edit_config(write_tiny_checkpoint(tmp_path / "m"), model_type=model_type)
     error = refusal(folder, UnsupportedArchError)
-    assert (error.got, error.wanted) == (repr(model_type), ", ".join(FAMILIES))
-    assert error.do.startswith(do)
+    assert (error.got, error.wanted, error.do) == (got, ", ".join(FAMILIES), do)
+
+
+def test_a_model_type_with_code_of_its_own_is_said_to_have_it(tmp_path):
+    folder = edit_config(
+        write_tiny_checkpoint(tmp_path / "m"), model_type="new", auto_map={"AutoConfig": "a.B"}
+    )
+    error = refusal(folder, UnsupportedArchError)
+    assert error.got == "'new': its code comes with the checkpoint, which edgekit never runs"
 
 
 def test_all_faults_of_the_tensors_are_reported_together(tmp_path):
