@@ -126,6 +126,13 @@ class RawConfig(Mapping[str, Any]):
             if not is_there:
                 self._values[key] = value
 
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Show keys under the names that most configs have for them, old name to usual name."""
+        for old, usual in names.items():
+            self._use(old)
+            if self._values.get(usual) is None and old in self._values:
+                self._values[usual] = self._values[old]
+
     def __getitem__(self, key: str) -> Any:
         return self._values[key]
 
@@ -172,6 +179,14 @@ class RawConfig(Mapping[str, Any]):
         if not 1 <= value <= at_most and isinstance(self._values.get(key), int):
             self.report(f"{key} is {_quote(value)} (wanted 1 .. {at_most})")
         return min(value, at_most)
+
+    def take_factor(self, key: str, default: float) -> float:
+        """Take a positive number that something is multiplied or divided by."""
+        factor = self.take(key, float, default)
+        if not 0 < factor < 1e9:
+            self.report(f"{key} is {factor} (wanted a positive number)")
+            return 1.0
+        return float(factor)
 
     def expect(self, key: str, wanted: Any, default: Any) -> None:
         """Take a key of which only one value is supported.

@@ -20,12 +20,15 @@ from edgekit.hub.download import Progress, ignore_progress
 from edgekit.lazy import load_object
 
 FAMILIES: Final[Mapping[str, str]] = {
+    "exaone": "edgekit.families.exaone:FAMILY",
     "gemma": "edgekit.families.gemma:FAMILY",
     "gemma2": "edgekit.families.gemma2:FAMILY",
     "gemma3": "edgekit.families.gemma3:FAMILY",
     "gemma3_text": "edgekit.families.gemma3_text:FAMILY",
     "granite": "edgekit.families.granite:FAMILY",
     "llama": "edgekit.families.llama:FAMILY",
+    "mimo": "edgekit.families.mimo:FAMILY",
+    "minicpm": "edgekit.families.minicpm:FAMILY",
     "ministral": "edgekit.families.ministral:FAMILY",
     "ministral3": "edgekit.families.ministral3:FAMILY",
     "mistral": "edgekit.families.mistral:FAMILY",
@@ -33,8 +36,12 @@ FAMILIES: Final[Mapping[str, str]] = {
     "olmo2": "edgekit.families.olmo2:FAMILY",
     "phi3": "edgekit.families.phi3:FAMILY",
     "qwen2": "edgekit.families.qwen2:FAMILY",
+    "qwen2_5_vl": "edgekit.families.qwen2_5_vl:FAMILY",
+    "qwen2_vl": "edgekit.families.qwen2_vl:FAMILY",
     "qwen3": "edgekit.families.qwen3:FAMILY",
+    "qwen3_vl": "edgekit.families.qwen3_vl:FAMILY",
     "smollm3": "edgekit.families.smollm3:FAMILY",
+    "xverse": "edgekit.families.xverse:FAMILY",
 }
 
 

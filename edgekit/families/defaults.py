@@ -29,6 +29,12 @@ _QWEN2: Final[Mapping[str, Any]] = {
     "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
     "sliding_window": 4096, "max_window_layers": 28,
 }  # fmt: skip
+_QWEN2_VL: Final[Mapping[str, Any]] = {
+    "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568,
+    "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+    "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "sliding_window": 4096,
+    "max_window_layers": 80, "bos_token_id": 151643, "eos_token_id": 151645,
+}  # fmt: skip
 _GEMMA2: Final[Mapping[str, Any]] = {
     "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216,
     "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
@@ -60,6 +66,13 @@ DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
         **_GEMMA2, "vocab_size": 262208, "max_position_embeddings": 131072,
         "attn_logit_softcapping": None, "final_logit_softcapping": None,
         "sliding_window_pattern": 6,
+    },
+    # Of MiniCPM's own code, which transformers does not hold.
+    "minicpm": {**_LLAMA, "tie_word_embeddings": True},
+    "qwen2_vl_text": _QWEN2_VL,
+    "qwen2_5_vl_text": _QWEN2_VL,
+    "qwen3_vl_text": {
+        **_QWEN2, "head_dim": 128, "max_position_embeddings": 128000, "sliding_window": None,
     },
     "phi3": {
         **_LLAMA, "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192,

@@ -46,6 +46,8 @@ def read_text_spec(
     config.ignore(_REPEATED)
     account_for_quantization(config)
     inner = config.take_inner("text_config")
+    # Savers of some versions repeat keys of the decoder beside it; the inner ones count.
+    config.ignore(key for key in config if key in inner)
     inner.fill({key: config[key] for key in _REPEATED if config.get(key) is not None})
     config.finish()
     kind = inner.get("model_type") or default
