@@ -22,9 +22,9 @@ TEMPLATE: Final = """\
 
 Written by `scripts/configs.py`; do not edit.
 
-{n} configurations as people publish them: first saves, fine-tunes, conversions, quantizations. Where
-each comes from stands in `tests/corpus/SOURCES.tsv`. Each was opened with a weight file of the
-names, types and shapes that its writer gives. {n_open} open; {n_refused} are refused.
+{n} configurations as people publish them: first saves, fine-tunes, conversions, quantizations.
+Where each comes from stands in `tests/corpus/SOURCES.tsv`. Each was opened with a weight file of
+the names, types and shapes that its writer gives. {n_open} open; {n_refused} are refused.
 
 | model | writer | result | decoder, or reason |
 | --- | --- | --- | --- |
