@@ -19,18 +19,6 @@ _ACTIVATIONS: Final[Mapping[str, Activation]] = {
     "swish": Activation.SILU,
     "gelu_pytorch_tanh": Activation.GELU_TANH,
 }
-NOT_USED_KEYS: Final[Mapping[str, str]] = {
-    "_name_or_path": "where the authors kept it",
-    "architectures": "the class in transformers; model_type decides",
-    "attention_dropout": "training only",
-    "auto_map": "remote code; never run",
-    "dtype": "each tensor says its own type",
-    "initializer_range": "training only",
-    "torch_dtype": "each tensor says its own type",
-    "transformers_version": "who wrote the file",
-    "use_cache": "edgekit always keeps a cache",
-    "model_type": "chose this family",
-}
 PROJECTIONS: Final[Mapping[str, str]] = {
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
@@ -70,18 +58,16 @@ def read_llama_form(
     model_type: str,
     activation_key: str = "hidden_act",
     default_theta: float = DEFAULT_THETA,
-    original_context_length: int | None = None,
     **features: Any,
 ) -> DecoderSpec:
     """Account for every key that the Llama form shares, then check that none is left.
 
     Args:
-        config: The config; keys of one family only were taken before. An absent
-            ``num_key_value_heads`` means as many as query heads.
+        config: The config, filled with defaults; keys of one family only were taken before. An
+            absent ``num_key_value_heads`` means as many as query heads.
         model_type: As the spec should say.
         activation_key: Which key names the activation.
         default_theta: Meaning of an absent ``rope_theta``.
-        original_context_length: ``original_max_position_embeddings`` beside the rope section.
         features: Other fields of ``DecoderSpec``; ``rope`` or ``activation`` among them means
             that the family has read it.
 
@@ -90,7 +76,6 @@ def read_llama_form(
         UnknownKeyError: Keys that could change the result and are not known.
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
-    config.ignore(NOT_USED_KEYS)
     account_for_quantization(config)
     hidden_width, n_heads, head_width = take_widths(config)
     n_kv_heads = config.take_count("num_key_value_heads", n_heads, at_most=MAX_WIDTH)
@@ -99,8 +84,9 @@ def read_llama_form(
             f"num_attention_heads {n_heads} is no multiple of num_key_value_heads {n_kv_heads}"
         )
     context_length = config.take_count("max_position_embeddings")
+    original = config.take("original_max_position_embeddings", int, None)
     if "rope" not in features:
-        context = RopeContext(head_width, context_length, original_context_length, default_theta)
+        context = RopeContext(head_width, context_length, original, default_theta)
         features["rope"], features["query_scaling"] = read_rope(config, context)
     if "activation" not in features:
         features["activation"] = _read_activation(config, activation_key)

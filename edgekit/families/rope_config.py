@@ -22,7 +22,7 @@ from edgekit.families.rope_spec import (
 from edgekit.families.spec import QueryScaling
 
 DEFAULT_THETA: Final = 10000.0  # transformers' default when the key is absent
-_KINDS: Final = ("default", "linear", "llama3", "yarn", "longrope")
+_KINDS: Final = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 _SMALLEST: Final = 1e-9  # so that what is divided by it stays finite
 _MAX_FACTORS: Final = 1 << 15
 
@@ -131,15 +131,20 @@ def _read_scaling(section: RawConfig, context: RopeContext) -> tuple[Scaling | N
     kind = section.take("rope_type", str, None) or old_spelling or "default"
     if kind == "su" or (kind == "yarn" and "short_factor" in section):
         kind = "longrope"  # names that early Phi-3 configs used
+    # Which lanes turn by the row and the column of an image; in a text, all by the position.
+    section.ignore(["mrope_section", "mrope_interleaved"])
     match kind:
-        case "default":
+        case "default" | "mrope":
+            return None, 1.0
+        case "dynamic":
+            _take_dynamic(section, context)
             return None, 1.0
         case "linear":
             factor = section.take("factor", float)
             _check_positive(section, factor=factor)
             return None, factor
         case "llama3":
-            return _read_llama3(section), 1.0
+            return _read_llama3(section, context), 1.0
         case "yarn":
             return _read_yarn(section, context), 1.0
         case "longrope":
@@ -152,14 +157,26 @@ def _read_scaling(section: RawConfig, context: RopeContext) -> tuple[Scaling | N
     )
 
 
-def _read_llama3(section: RawConfig) -> Llama3Scaling:
+def _take_dynamic(section: RawConfig, context: RopeContext) -> None:
+    """Take the keys of dynamic NTK scaling, which changes nothing inside the context length."""
+    factor = section.take("factor", float, None)
+    section.ignore(["original_max_position_embeddings"])
+    if factor is not None:
+        _check_positive(section, factor=factor)
+    section.note(
+        "dynamic rope scaling starts beyond max_position_embeddings; edgekit's context ends there, "
+        f"at {context.context_length:,} tokens"
+    )
+
+
+def _read_llama3(section: RawConfig, context: RopeContext) -> Llama3Scaling:
     low = section.take("low_freq_factor", float)
     high = section.take("high_freq_factor", float)
     factor = section.take("factor", float)
     _check_positive(section, factor=factor, low_freq_factor=low)
     if high <= low:
         section.report(f"high_freq_factor is {high} (wanted more than low_freq_factor {low})")
-    original = section.take_count("original_max_position_embeddings")
+    original = _original_length(section, context)
     return Llama3Scaling(factor, low, high, original)
 
 
@@ -171,8 +188,9 @@ def _read_yarn(section: RawConfig, context: RopeContext) -> YarnScaling:
     fast = section.take("beta_fast", float, None) or 32.0
     slow = section.take("beta_slow", float, None) or 1.0
     _check_positive(section, factor=factor, beta_fast=fast, beta_slow=slow)
-    # Some configs repeat the context length; the one beside the section counts.
-    section.ignore(["max_position_embeddings"])
+    # Some configs repeat the context length; the one beside the section counts. Whether the model
+    # was tuned with YaRN is what the first writers of it said.
+    section.ignore(["max_position_embeddings", "finetuned"])
     attention_factor = section.take("attention_factor", float, None)
     scale = section.take("mscale", float, None)
     scale_all = section.take("mscale_all_dim", float, None)
@@ -205,8 +223,9 @@ def _read_longrope(section: RawConfig, context: RopeContext) -> LongRopeScaling:
 
 
 def _original_length(section: RawConfig, context: RopeContext) -> int:
-    beside = context.original_context_length or context.context_length
-    return section.take_count("original_max_position_embeddings", beside)
+    """Take the length before scaling; one beside the section counts first, as in transformers."""
+    inner = section.take_count("original_max_position_embeddings", context.context_length)
+    return context.original_context_length or inner
 
 
 def _take_factors(section: RawConfig, key: str) -> tuple[float, ...]:

@@ -44,6 +44,7 @@ def export(
     *,
     context_length: int | None = None,
     method: str | Method = Method.SEARCH,
+    ignore_config_keys: Iterable[str] = (),
     progress: Progress = ignore_progress,
     warn: Callable[[str], None] = lambda text: None,
 ) -> list[Artifact]:
@@ -56,6 +57,8 @@ def export(
         out: Parent folder; each artifact is ``{model}-{format}-{scheme}`` in it.
         context_length: Positions the artifacts hold; default the model's own.
         method: How scales are chosen, ``search`` or ``rtn``.
+        ignore_config_keys: Keys of config.json that pass although edgekit does not know them; one
+            of a section is written ``section.key``. The manifest's notes name them.
         progress: Called as ``progress(what, n_done, n_total)``.
         warn: Told what may go wrong, such as memory that is tight.
 
@@ -63,7 +66,8 @@ def export(
         One artifact per format, in the order asked for.
 
     Raises:
-        UsageError: Unknown format, scheme or method.
+        UsageError: Unknown format, scheme or method, or a config key to ignore that is not there
+            or that edgekit computes with.
         CheckpointError: The model cannot be read.
         FormatError: A weight file is damaged.
         QuantError: A weight is no finite number, or the scheme cannot hold it.
@@ -76,7 +80,7 @@ def export(
     chosen = _parse_method(method)
     exporters = [open_exporter(fmt) for fmt in wanted]
     parent, options = Path(out), ExportOptions(context_length)
-    source = open_model(model, progress=progress)
+    source = open_model(model, progress=progress, ignore_config_keys=ignore_config_keys)
     try:
         _refuse_early(source, exporters, parsed)
         check_tokenizer(source.checkpoint)

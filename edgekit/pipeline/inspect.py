@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,18 +34,22 @@ class Inspection:
     predictions: tuple[ExportPrediction, ...]
 
 
-def inspect(model: str | Path, rates: Rates | None = None) -> Inspection:
+def inspect(
+    model: str | Path, rates: Rates | None = None, *, ignore_config_keys: Iterable[str] = ()
+) -> Inspection:
     """Look at a model and ask every format about it; reads no weights.
 
     Args:
         model: Folder, a name under ``models/``, or Hub id.
         rates: Of this machine, for the predicted times; without them there are none.
+        ignore_config_keys: Keys of config.json that pass although edgekit does not know them.
 
     Raises:
         CheckpointError: No such model, or it is damaged or not supported.
         FormatError: A weight file is damaged.
+        UsageError: A key to ignore is not there, or edgekit computes with it.
     """
-    source = open_model(model, headers_only=True)
+    source = open_model(model, headers_only=True, ignore_config_keys=ignore_config_keys)
     try:
         summary, spec = summarize(source), source.spec
         predictions = tuple(_predictions(source, rates))
