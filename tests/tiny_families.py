@@ -185,6 +185,25 @@ TINY_CONFIGS: Final[dict[str, dict[str, Any]]] = {
         "rms_norm_eps": 1e-6,
         "tie_word_embeddings": False,
     },
+    "olmo3": {
+        "model_type": "olmo3",
+        "head_dim": None,
+        "attention_bias": False,
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+        "sliding_window": 24,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 500000,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "attention_factor": 1.1386294361119891,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+        "tie_word_embeddings": False,
+    },
 }
 _VISION: Final = {
     "vision_tower.patch_conv.weight": (8, 12),
@@ -249,7 +268,7 @@ class _Maker:
         made = {name: self.norm() for name in _norm_names(self.kind)}
         if self.kind in ("qwen3", "gemma3_text"):
             made |= {f"self_attn.{x}_norm.weight": self.norm(self.head_width) for x in "qk"}
-        if self.kind == "olmo2":
+        if self.kind in ("olmo2", "olmo3"):
             made["self_attn.q_norm.weight"] = self.norm(q)
             made["self_attn.k_norm.weight"] = self.norm(kv)
         parts = {
@@ -280,7 +299,7 @@ def _norm_names(kind: str) -> tuple[str, ...]:
     if kind in ("gemma2", "gemma3_text"):
         more = ("pre_feedforward_layernorm.weight", "post_feedforward_layernorm.weight")
         return (before, after, *more)
-    if kind == "olmo2":
+    if kind in ("olmo2", "olmo3"):
         return (after, "post_feedforward_layernorm.weight")
     return (before, after)
 

@@ -103,6 +103,8 @@ class ModelFile:
         ropes: Kinds of scaling that the file reads, beside none and linear.
         scales: Which scale fields of ``DecoderSpec`` may differ from their defaults.
         embed_factor: What multiplies the embedding's output.
+        has_plain_local_rope: Layers that slide have the theta of the others and no scaling.
+        needs_both_kinds: Fails unless some layers slide and some see everything.
         has_softcaps: Scores and logits are always capped; False: never.
         reads_rope_scaling: False: every rope is plain.
         is_always_tied: The head is the embedding, whatever ``tie_word_embeddings`` says.
@@ -127,6 +129,8 @@ class ModelFile:
     has_query_scaling: bool = False
     scales: frozenset[str] = frozenset()
     embed_factor: EmbedScale = EmbedScale.ONE
+    has_plain_local_rope: bool = False
+    needs_both_kinds: bool = False
     has_softcaps: bool = False
     reads_rope_scaling: bool = True
     is_always_tied: bool = False
@@ -236,12 +240,18 @@ class ModelFile:
             yield "llama_4_scaling_beta is not read"
         if spec.no_rope_layers and not self.has_no_rope_layers:
             yield "there are no no_rope_layers"
+        layers = [spec.attention(layer) for layer in range(spec.n_layers)]
+        if self.needs_both_kinds and len({layer.window is None for layer in layers}) == 1:
+            yield "some layers slide and some see everything"
+        local = [layer.rope for layer in layers if layer.window]
         if self.windows is Windows.PATTERN:
             if mlx_keys.sliding_pattern(spec) is None:
                 yield "layers slide by sliding_window_pattern, every n-th of them not"
-            local = [a.rope for a in map(spec.attention, range(spec.n_layers)) if a.window]
             if any(rope is not None and rope != RopeSpec(rope.theta) for rope in local):
                 yield "sliding layers have rope_local_base_freq and no scaling"
+        elif self.has_plain_local_rope:
+            if any(rope is not None and rope != RopeSpec(spec.rope.theta) for rope in local):
+                yield "sliding layers have the theta of the others and no scaling"
         elif len(spec.ropes) > 1:
             yield "all layers have one rope; rope_local_base_freq is not read"
 
@@ -387,6 +397,17 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
             norm_placement=NormPlacement.AFTER,
             qk_norm=QkNorm.FULL,
             windows=Windows.IGNORED,
+        ),
+        replace(
+            _LLAMA,
+            model_type="olmo3",
+            architecture="Olmo3ForCausalLM",
+            path="olmo3.py",
+            norm_placement=NormPlacement.AFTER,
+            qk_norm=QkNorm.FULL,
+            has_mlp_bias=False,
+            has_plain_local_rope=True,
+            needs_both_kinds=True,
         ),
     )
 }

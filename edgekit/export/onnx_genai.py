@@ -32,6 +32,7 @@ _GENAI_TYPES: Final[Mapping[str, str]] = MappingProxyType(
         "smollm3": "smollm3",
         "granite": "granite",
         "olmo2": "olmo",
+        "olmo3": "olmo",
     }
 )
 

@@ -27,6 +27,7 @@ FAMILIES: Final[Mapping[str, str]] = {
     "mistral": "edgekit.families.mistral:FAMILY",
     "mistral3": "edgekit.families.mistral3:FAMILY",
     "olmo2": "edgekit.families.olmo2:FAMILY",
+    "olmo3": "edgekit.families.olmo3:FAMILY",
     "phi3": "edgekit.families.phi3:FAMILY",
     "qwen2": "edgekit.families.qwen2:FAMILY",
     "qwen3": "edgekit.families.qwen3:FAMILY",

@@ -311,6 +311,31 @@ def test_granite_has_four_multipliers(tmp_path):
     assert "logits_scaling is 0.0" in refusal(tmp_path, "granite", logits_scaling=0).what
 
 
+def test_olmo3_scales_the_rope_of_the_layers_that_see_everything(tmp_path):
+    source = open_tiny(tmp_path, "olmo3")
+    spec = source.spec
+    assert (spec.norm_placement, spec.qk_norm) == (NormPlacement.AFTER, QkNorm.FULL)
+    local = LayerAttention(RopeSpec(5e5), 24)
+    yarn = YarnScaling(4.0, 32.0, 1.0, 64, 1.1386294361119891)
+    assert [spec.attention(i) for i in range(4)] == [local] * 3 + [
+        LayerAttention(RopeSpec(5e5, yarn), None)
+    ]
+    config = without(tiny_config("olmo3"), "rope_theta", "rope_scaling", "layer_types")
+    yarn_section = tiny_config("olmo3")["rope_scaling"]
+    config["rope_parameters"] = {
+        "full_attention": {**yarn_section, "rope_theta": 5e5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+    }
+    (source.checkpoint.folder / "config.json").write_text(json.dumps(config))
+    assert open_model(source.checkpoint.folder).spec == spec
+
+
+def test_olmo3_without_scaling_has_one_rope(tmp_path):
+    spec = open_tiny(tmp_path, "olmo3", rope_scaling=None).spec
+    assert (spec.ropes, spec.local_rope) == ((RopeSpec(5e5),), None)
+    assert windows(spec) == [24, 24, 24, None]
+
+
 def test_olmo2_norms_after_each_block(tmp_path):
     source = open_tiny(tmp_path, "olmo2")
     assert source.spec.norm_placement is NormPlacement.AFTER
