@@ -90,6 +90,16 @@ def granite_keys(spec: DecoderSpec, n_positions: int) -> Keys:
     }
 
 
+def granitemoehybrid_keys(spec: DecoderSpec, n_positions: int) -> Keys:
+    """Give the keys of granitemoehybrid.py: those of granite.py, and that all layers attend."""
+    return {
+        **granite_keys(spec, n_positions),
+        "layer_types": ["attention"] * spec.n_layers,
+        "num_local_experts": 0,
+        "position_embedding_type": "nope" if spec.no_rope_layers else "rope",
+    }
+
+
 def phi3_keys(spec: DecoderSpec, _: int) -> Keys:
     """Give the keys of phi3.py, which reads the original length beside ``rope_scaling``."""
     keys = _rope_keys(_main_rope(spec))

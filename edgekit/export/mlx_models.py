@@ -70,6 +70,14 @@ class AttentionBias(Enum):
     ALL = auto()  # attention_bias: q, k, v and o, or none of them
 
 
+class NoRope(Enum):
+    """Which layers a model file can leave without rope."""
+
+    NONE = auto()
+    ANY = auto()
+    ALL = auto()  # all layers, or none of them
+
+
 class EmbedScale(Enum):
     """By what a model file multiplies the embedding's output, without being told."""
 
@@ -125,7 +133,7 @@ class ModelFile:
     windows: Windows = Windows.LAYER_TYPES
     ropes: tuple[type, ...] = (Llama3Scaling, YarnScaling, LongRopeScaling)
     has_partial_rotary: bool = False
-    has_no_rope_layers: bool = False
+    no_rope: NoRope = NoRope.NONE
     has_query_scaling: bool = False
     scales: frozenset[str] = frozenset()
     embed_factor: EmbedScale = EmbedScale.ONE
@@ -238,8 +246,11 @@ class ModelFile:
     def _layer_faults(self, spec: DecoderSpec) -> Iterator[str]:
         if spec.query_scaling is not None and not self.has_query_scaling:
             yield "llama_4_scaling_beta is not read"
-        if spec.no_rope_layers and not self.has_no_rope_layers:
+        n_without = len(set(spec.no_rope_layers))
+        if n_without and self.no_rope is NoRope.NONE:
             yield "there are no no_rope_layers"
+        if 0 < n_without < spec.n_layers and self.no_rope is NoRope.ALL:
+            yield "all layers have rope or none has"
         layers = [spec.attention(layer) for layer in range(spec.n_layers)]
         if self.needs_both_kinds and len({layer.window is None for layer in layers}) == 1:
             yield "some layers slide and some see everything"
@@ -300,7 +311,7 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
             architecture="SmolLM3ForCausalLM",
             path="smollm3.py",
             keys=mlx_keys.smollm3_keys,
-            has_no_rope_layers=True,
+            no_rope=NoRope.ANY,
         ),
         replace(
             _PLAIN,
@@ -387,6 +398,19 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
             attention_bias=AttentionBias.ALL,
             has_mlp_bias=True,
             has_head_dim=False,
+            scales=frozenset({"score_scale", "embed_scale", "residual_scale", "logits_scale"}),
+        ),
+        replace(
+            _PLAIN,
+            model_type="granitemoehybrid",
+            architecture="GraniteMoeHybridForCausalLM",
+            path="granitemoehybrid.py",
+            keys=mlx_keys.granitemoehybrid_keys,
+            attention_bias=AttentionBias.ALL,
+            has_mlp_bias=True,
+            has_head_dim=False,
+            no_rope=NoRope.ALL,
+            reads_rope_scaling=False,
             scales=frozenset({"score_scale", "embed_scale", "residual_scale", "logits_scale"}),
         ),
         replace(

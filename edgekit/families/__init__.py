@@ -21,6 +21,7 @@ FAMILIES: Final[Mapping[str, str]] = {
     "gemma3": "edgekit.families.gemma3:FAMILY",
     "gemma3_text": "edgekit.families.gemma3_text:FAMILY",
     "granite": "edgekit.families.granite:FAMILY",
+    "granitemoehybrid": "edgekit.families.granitemoehybrid:FAMILY",
     "llama": "edgekit.families.llama:FAMILY",
     "ministral": "edgekit.families.ministral:FAMILY",
     "ministral3": "edgekit.families.ministral3:FAMILY",

@@ -5,7 +5,7 @@ Granite 3 and 4 dense: four multipliers beside the Llama form.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.families.base import Family
@@ -28,11 +28,18 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         has_qkv_bias=has_attention_bias,
         has_o_bias=has_attention_bias,
         has_mlp_bias=config.take("mlp_bias", bool, default=False),
-        attention_scale=_take_factor(config, "attention_multiplier"),
-        embed_scale=_take_factor(config, "embedding_multiplier"),
-        residual_scale=_take_factor(config, "residual_multiplier"),
-        logits_scale=1 / _take_factor(config, "logits_scaling"),
+        **take_multipliers(config),
     )
+
+
+def take_multipliers(config: RawConfig) -> dict[str, Any]:
+    """Take the four multipliers, by their name in ``DecoderSpec``; absent means 1."""
+    return {
+        "attention_scale": _take_factor(config, "attention_multiplier"),
+        "embed_scale": _take_factor(config, "embedding_multiplier"),
+        "residual_scale": _take_factor(config, "residual_multiplier"),
+        "logits_scale": 1 / _take_factor(config, "logits_scaling"),
+    }
 
 
 def _take_factor(config: RawConfig, key: str) -> float:

@@ -69,6 +69,7 @@ def read_llama_form(
     *,
     model_type: str,
     activation_key: str = "hidden_act",
+    ffn_key: str = "intermediate_size",
     default_theta: float = DEFAULT_THETA,
     original_context_length: int | None = None,
     **features: Any,
@@ -80,6 +81,7 @@ def read_llama_form(
             ``num_key_value_heads`` means as many as query heads.
         model_type: As the spec should say.
         activation_key: Which key names the activation.
+        ffn_key: Which key says how wide the feed-forward block is.
         default_theta: Meaning of an absent ``rope_theta``.
         original_context_length: ``original_max_position_embeddings`` beside the rope section.
         features: Other fields of ``DecoderSpec``; ``rope`` or ``activation`` among them means
@@ -115,7 +117,7 @@ def read_llama_form(
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_width=head_width,
-        ffn_width=config.take_count("intermediate_size", at_most=MAX_WIDTH),
+        ffn_width=config.take_count(ffn_key, at_most=MAX_WIDTH),
         vocab_size=config.take_count("vocab_size", at_most=MAX_WIDTH),
         context_length=context_length,
         norm_eps=config.take("rms_norm_eps", float),

@@ -171,6 +171,11 @@ VARIANTS = {
         "olmo3", {"sliding_layers": (0, 1, 2, 3)}, "olmo2"),
     "no layer slides any more": (
         "olmo3", {"local_rope": None, "sliding_window": None}, "olmo2"),
+    "granite without rope, with biases": (
+        "granitemoehybrid-nope",
+        {"has_qkv_bias": True, "has_o_bias": True, "has_mlp_bias": True}, "granitemoehybrid"),
+    "granite 4 with scaled rope": (
+        "granitemoehybrid", {"rope": RopeSpec(1e4, YARN)}, "granite"),
     "queries grow": ("mistral", {"query_scaling": QueryScaling(0.1, 20)}, "ministral3"),
     "queries do not grow": (
         "ministral3", {"query_scaling": None, "sliding_window": 24, "sliding_layers": (1,)},
@@ -267,6 +272,8 @@ ROPE_64 = Llama3Scaling(8.0, 1.0, 4.0, 64)
         ("gemma2", {"embed_scale": 9.0}, "embed_scale is 8, not 9"),
         ("granite", {"head_width": 64}, "head_dim is not read"),
         ("granite", {"no_rope_layers": (1,)}, "no_rope_layers"),
+        ("granitemoehybrid", {"no_rope_layers": (1,)}, "all layers have rope or none has"),
+        ("granitemoehybrid", {"rope": RopeSpec(1e4, rotary_width=16)}, "partial_rotary_factor"),
         ("olmo2", {"logits_scale": 0.5}, "logits_scale is 1, not 0.5"),
         ("llama", {"activation": Activation.GELU_TANH}, "activation is silu, not gelu_tanh"),
         ("olmo2", {"attention_scale": 0.5}, "score_scale is 0.176777, not 0.5"),

@@ -311,6 +311,60 @@ def test_granite_has_four_multipliers(tmp_path):
     assert "logits_scaling is 0.0" in refusal(tmp_path, "granite", logits_scaling=0).what
 
 
+def test_a_dense_granite_4_has_its_shared_expert_as_feed_forward_block(tmp_path):
+    source = open_tiny(tmp_path, "granitemoehybrid")
+    spec = source.spec
+    assert (spec.ffn_width, spec.attention_scale, spec.logits_scale) == (192, 0.25, 0.5)
+    assert [spec.attention(i).rope for i in range(2)] == [RopeSpec(1e4)] * 2
+    raw = safetensors.numpy.load_file(source.checkpoint.folder / "model.safetensors")
+    inner = raw["model.layers.1.shared_mlp.input_linear.weight"].astype(np.float32)
+    np.testing.assert_array_equal(source.tensor("layers.1.gate").read(), inner[:192])
+    np.testing.assert_array_equal(source.tensor("layers.1.up").read(), inner[192:])
+    bare = open_tiny(tmp_path / "n", "granitemoehybrid-nope").spec
+    assert (bare.ropes, bare.no_rope_layers) == ((), (0, 1))
+
+
+def test_granite_layers_in_the_words_of_transformers_5_are_the_same(tmp_path):
+    spec = open_tiny(tmp_path, "granitemoehybrid").spec
+    kinds = ["full_attention"] * 2
+    assert open_tiny(tmp_path / "a", "granitemoehybrid", layer_types=kinds).spec == spec
+    other = {"layer_types": None, "layers_block_type": ["attention"] * 2}
+    assert open_tiny(tmp_path / "b", "granitemoehybrid", **other).spec == spec
+    absent = open_tiny(tmp_path / "c", "granitemoehybrid", position_embedding_type=None).spec
+    assert absent.ropes == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        ({"layer_types": ["mamba", "attention"]}, "1 of 2 layers without attention"),
+        ({"layer_types": ["linear_attention"] * 2}, "2 of 2 layers without attention"),
+        ({"num_local_experts": 64}, "64 experts"),
+        (
+            {"layer_types": ["mamba", "attention"], "num_local_experts": 64},
+            "1 of 2 layers without attention and 64 experts",
+        ),
+    ],
+)
+def test_state_space_layers_and_experts_of_granite_are_refused_by_name(tmp_path, change, got):
+    error = refusal(tmp_path, "granitemoehybrid", UnsupportedArchError, **change)
+    assert error.got == got
+    assert "--via optimum" in error.do
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"layer_types": None}, "layer_types is missing"),
+        ({"layer_types": ["attention"]}, "layer_types has 1 entries (wanted 2)"),
+        ({"num_local_experts": None}, "num_local_experts is missing"),
+        ({"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi'"),
+    ],
+)
+def test_a_granite_that_does_not_say_what_its_layers_are_is_refused(tmp_path, change, words):
+    assert words in refusal(tmp_path, "granitemoehybrid", **change).what
+
+
 def test_olmo3_scales_the_rope_of_the_layers_that_see_everything(tmp_path):
     source = open_tiny(tmp_path, "olmo3")
     spec = source.spec
