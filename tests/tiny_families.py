@@ -210,6 +210,23 @@ TINY_CONFIGS: Final[dict[str, dict[str, Any]]] = {
         "rms_norm_eps": 1e-6,
         "tie_word_embeddings": False,
     },
+    "exaone4": {
+        "model_type": "exaone4",
+        "head_dim": 48,
+        "sliding_window": None,
+        "sliding_window_pattern": None,
+        "layer_types": ["full_attention"] * 2,
+        "rope_theta": 1000000,
+        "rope_scaling": _LLAMA3,
+    },
+    "exaone4-window": {
+        "model_type": "exaone4",
+        "num_hidden_layers": 4,
+        "sliding_window": 24,
+        "sliding_window_pattern": "LLLG",
+        "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+        "tie_word_embeddings": False,
+    },
     "olmo3": {
         "model_type": "olmo3",
         "head_dim": None,
@@ -291,7 +308,7 @@ class _Maker:
             self.width,
         )
         made = {name: self.norm() for name in _norm_names(self.kind)}
-        if self.kind in ("qwen3", "gemma3_text"):
+        if self.kind in ("qwen3", "gemma3_text", "exaone4"):
             made |= {f"self_attn.{x}_norm.weight": self.norm(self.head_width) for x in "qk"}
         if self.kind in ("olmo2", "olmo3"):
             made["self_attn.q_norm.weight"] = self.norm(q)
@@ -324,7 +341,7 @@ def _norm_names(kind: str) -> tuple[str, ...]:
     if kind in ("gemma2", "gemma3_text"):
         more = ("pre_feedforward_layernorm.weight", "post_feedforward_layernorm.weight")
         return (before, after, *more)
-    if kind in ("olmo2", "olmo3"):
+    if kind in ("olmo2", "olmo3", "exaone4"):
         return (after, "post_feedforward_layernorm.weight")
     return (before, after)
 

@@ -100,6 +100,22 @@ def granitemoehybrid_keys(spec: DecoderSpec, n_positions: int) -> Keys:
     }
 
 
+def exaone4_keys(spec: DecoderSpec, n_positions: int) -> Keys:
+    """Give the keys of exaone4.py: L for layers that slide and have rope, G for the others."""
+    is_local = [
+        bool(spec.no_rope_layers) and layer not in spec.no_rope_layers
+        for layer in range(spec.n_layers)
+    ]
+    pattern = "".join("L" if local else "G" for local in is_local)
+    return {
+        **_rope_keys(_main_rope(spec)),
+        "sliding_window": (spec.sliding_window or n_positions) if any(is_local) else None,
+        "sliding_window_pattern": pattern if any(is_local) else None,
+        # Not mlx-lm's, but transformers', whose tokenizers open with the config, fails without.
+        "layer_types": ["sliding_attention" if local else "full_attention" for local in is_local],
+    }
+
+
 def phi3_keys(spec: DecoderSpec, _: int) -> Keys:
     """Give the keys of phi3.py, which reads the original length beside ``rope_scaling``."""
     keys = _rope_keys(_main_rope(spec))

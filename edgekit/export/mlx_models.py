@@ -12,7 +12,7 @@ Source:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final
@@ -23,7 +23,7 @@ from edgekit.decision import Rejected
 from edgekit.errors import FormatError
 from edgekit.export import mlx_keys
 from edgekit.families.rope_spec import Llama3Scaling, LongRopeScaling, RopeSpec, YarnScaling
-from edgekit.families.spec import Activation, DecoderSpec, NormPlacement, QkNorm
+from edgekit.families.spec import Activation, DecoderSpec, LayerAttention, NormPlacement, QkNorm
 from edgekit.scheme import FP32, Scheme
 
 _TOP: Final = {"embed": "model.embed_tokens", "final_norm": "model.norm", "lm_head": "lm_head"}
@@ -76,6 +76,7 @@ class NoRope(Enum):
     NONE = auto()
     ANY = auto()
     ALL = auto()  # all layers, or none of them
+    GLOBAL = auto()  # those that see everything, where others slide
 
 
 class EmbedScale(Enum):
@@ -246,12 +247,14 @@ class ModelFile:
     def _layer_faults(self, spec: DecoderSpec) -> Iterator[str]:
         if spec.query_scaling is not None and not self.has_query_scaling:
             yield "llama_4_scaling_beta is not read"
+        layers = [spec.attention(layer) for layer in range(spec.n_layers)]
         n_without = len(set(spec.no_rope_layers))
         if n_without and self.no_rope is NoRope.NONE:
             yield "there are no no_rope_layers"
         if 0 < n_without < spec.n_layers and self.no_rope is NoRope.ALL:
             yield "all layers have rope or none has"
-        layers = [spec.attention(layer) for layer in range(spec.n_layers)]
+        if self.no_rope is NoRope.GLOBAL and not _turns_what_slides(layers):
+            yield "layers slide and have rope, or see everything and have none"
         if self.needs_both_kinds and len({layer.window is None for layer in layers}) == 1:
             yield "some layers slide and some see everything"
         local = [layer.rope for layer in layers if layer.window]
@@ -423,6 +426,17 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
             windows=Windows.IGNORED,
         ),
         replace(
+            _PLAIN,
+            model_type="exaone4",
+            architecture="Exaone4ForCausalLM",
+            path="exaone4.py",
+            keys=mlx_keys.exaone4_keys,
+            norm_placement=NormPlacement.AFTER,
+            qk_norm=QkNorm.HEAD,
+            windows=Windows.LAYER_TYPES,
+            no_rope=NoRope.GLOBAL,
+        ),
+        replace(
             _LLAMA,
             model_type="olmo3",
             architecture="Olmo3ForCausalLM",
@@ -461,6 +475,16 @@ def choose_file(spec: DecoderSpec, scheme: Scheme | None = None) -> Choice | Rej
     file = max(fitting, key=lambda file: file.n_positions(spec))
     n_positions = file.n_positions(spec)
     return Choice(file, n_positions, tuple(_notes(spec, scheme, own, file, n_positions)))
+
+
+def _turns_what_slides(layers: Sequence[LayerAttention]) -> bool:
+    """Say whether all layers see everything with rope, or some do so without and all others slide.
+
+    A layer that slides in no window at all sees as much as one in a window of the whole length.
+    """
+    turned = {layer.window for layer in layers if layer.rope is not None}
+    still = {layer.window for layer in layers if layer.rope is None}
+    return len(turned) == 1 and (still == {None} or (not still and turned == {None}))
 
 
 def _has_su_factor(scaling: LongRopeScaling) -> bool:

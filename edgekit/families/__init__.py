@@ -16,6 +16,7 @@ from edgekit.hub.download import Progress, ignore_progress
 from edgekit.lazy import load_object
 
 FAMILIES: Final[Mapping[str, str]] = {
+    "exaone4": "edgekit.families.exaone4:FAMILY",
     "gemma": "edgekit.families.gemma:FAMILY",
     "gemma2": "edgekit.families.gemma2:FAMILY",
     "gemma3": "edgekit.families.gemma3:FAMILY",

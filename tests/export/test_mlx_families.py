@@ -176,6 +176,8 @@ VARIANTS = {
         {"has_qkv_bias": True, "has_o_bias": True, "has_mlp_bias": True}, "granitemoehybrid"),
     "granite 4 with scaled rope": (
         "granitemoehybrid", {"rope": RopeSpec(1e4, YARN)}, "granite"),
+    "a window as long as the context, and layers without rope": (
+        "exaone4-window", {"sliding_window": None, "sliding_layers": None}, "exaone4"),
     "queries grow": ("mistral", {"query_scaling": QueryScaling(0.1, 20)}, "ministral3"),
     "queries do not grow": (
         "ministral3", {"query_scaling": None, "sliding_window": 24, "sliding_layers": (1,)},
@@ -274,6 +276,9 @@ ROPE_64 = Llama3Scaling(8.0, 1.0, 4.0, 64)
         ("granite", {"no_rope_layers": (1,)}, "no_rope_layers"),
         ("granitemoehybrid", {"no_rope_layers": (1,)}, "all layers have rope or none has"),
         ("granitemoehybrid", {"rope": RopeSpec(1e4, rotary_width=16)}, "partial_rotary_factor"),
+        ("exaone4-window", {"no_rope_layers": ()}, "layers slide and have rope, or see everything"),
+        ("exaone4-window", {"no_rope_layers": (2, 3)}, "layers slide and have rope, or see"),
+        ("exaone4", {"no_rope_layers": (0, 1)}, "layers slide and have rope, or see everything"),
         ("olmo2", {"logits_scale": 0.5}, "logits_scale is 1, not 0.5"),
         ("llama", {"activation": Activation.GELU_TANH}, "activation is silu, not gelu_tanh"),
         ("olmo2", {"attention_scale": 0.5}, "score_scale is 0.176777, not 0.5"),

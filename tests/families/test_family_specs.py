@@ -365,6 +365,43 @@ def test_a_granite_that_does_not_say_what_its_layers_are_is_refused(tmp_path, ch
     assert words in refusal(tmp_path, "granitemoehybrid", **change).what
 
 
+def test_exaone4_turns_the_layers_that_slide(tmp_path):
+    source = open_tiny(tmp_path, "exaone4-window")
+    spec = source.spec
+    assert (spec.norm_placement, spec.qk_norm) == (NormPlacement.AFTER, QkNorm.HEAD)
+    sliding, whole = LayerAttention(RopeSpec(1e4), 24), LayerAttention(None, None)
+    assert [spec.attention(i) for i in range(4)] == [sliding] * 3 + [whole]
+    assert "layers.0.attn_norm" not in source.tensors
+    assert source.tensor("layers.0.k_norm").info.shape == (32,)
+    small = open_tiny(tmp_path / "s", "exaone4").spec
+    assert [small.attention(i).window for i in range(2)] == [None, None]
+    assert None not in [small.attention(i).rope for i in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "wanted"),
+    [("LLLG", [24, 24, 24, None]), (4, [24, 24, 24, None]), ("LG", [24, None, 24, None]),
+     ("LLG", [24, 24, None, None]), (2, [24, None, 24, None]), (None, [None] * 4)],
+)  # fmt: skip
+def test_exaones_pattern_counts_without_layer_types(tmp_path, pattern, wanted):
+    change = {"layer_types": None, "sliding_window_pattern": pattern}
+    spec = open_tiny(tmp_path, "exaone4-window", **change).spec
+    assert windows(spec) == wanted
+    assert [spec.attention(i).rope is None for i in range(4)] == [w is None for w in wanted]
+
+
+@pytest.mark.parametrize("pattern", ["LLX", "", -1, 1.5, True, ["L"]])
+def test_a_pattern_that_says_nothing_is_named(tmp_path, pattern):
+    error = refusal(tmp_path, "exaone4-window", sliding_window_pattern=pattern)
+    assert "sliding_window_pattern is" in error.what
+
+
+def test_an_exaone_window_as_long_as_the_context_leaves_the_global_layers_without_rope(tmp_path):
+    spec = open_tiny(tmp_path, "exaone4-window", sliding_window=256).spec
+    assert windows(spec) == [None] * 4
+    assert spec.no_rope_layers == (3,)
+
+
 def test_olmo3_scales_the_rope_of_the_layers_that_see_everything(tmp_path):
     source = open_tiny(tmp_path, "olmo3")
     spec = source.spec
