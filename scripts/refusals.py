@@ -43,6 +43,8 @@ CONFIGS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "another activation": ("llama", {"hidden_act": "gelu"}),
     "another activation in Gemma": ("gemma", {"hidden_activation": "gelu"}),
     "softcapped logits": ("gemma3_text", {"final_logit_softcapping": 30.0}),
+    "state space layers": ("granitemoehybrid", {"layer_types": ["mamba", "attention"]}),
+    "experts": ("granitemoehybrid", {"num_local_experts": 64}),
     "heads that do not divide": ("llama", {"num_key_value_heads": 3}),
     "an odd head width": ("llama", {"head_dim": 33}),
     "a context length of 0": ("llama", {"max_position_embeddings": 0}),

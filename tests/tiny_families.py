@@ -7,7 +7,6 @@ few hundred tokens go past every window and every change of the position encodin
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -42,6 +41,26 @@ _LLAMA3: Final = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
+}
+_GRANITE_DENSE: Final[dict[str, Any]] = {
+    "model_type": "granitemoehybrid",
+    "head_dim": None,
+    "intermediate_size": 999,
+    "shared_intermediate_size": 192,
+    "layer_types": ["attention", "attention"],
+    "num_local_experts": 0,
+    "num_experts_per_tok": 0,
+    "attention_bias": False,
+    "attention_multiplier": 0.25,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 2.0,
+    "init_method": "mup",
+    "normalization_function": "rmsnorm",
+    "mamba_n_heads": 128,
+    "mamba_expand": 2,
+    "mamba_d_head": "auto",
+    "router_aux_loss_coef": 0.0,
 }
 _ROTARY_PAIRS: Final = 12
 
@@ -253,11 +272,53 @@ TINY_CONFIGS: Final[dict[str, dict[str, Any]]] = {
         "residual_multiplier": 0.5,
         "logits_scaling": 2.0,
     },
+    "granitemoehybrid": {**_GRANITE_DENSE, "position_embedding_type": "rope"},
+    "granitemoehybrid-nope": {
+        **_GRANITE_DENSE,
+        "position_embedding_type": "nope",
+        "tie_word_embeddings": False,
+    },
     "olmo2": {
         "model_type": "olmo2",
         "head_dim": None,
         "attention_bias": False,
         "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+    },
+    "exaone4": {
+        "model_type": "exaone4",
+        "head_dim": 48,
+        "sliding_window": None,
+        "sliding_window_pattern": None,
+        "layer_types": ["full_attention"] * 2,
+        "rope_theta": 1000000,
+        "rope_scaling": _LLAMA3,
+    },
+    "exaone4-window": {
+        "model_type": "exaone4",
+        "num_hidden_layers": 4,
+        "sliding_window": 24,
+        "sliding_window_pattern": "LLLG",
+        "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+        "tie_word_embeddings": False,
+    },
+    "olmo3": {
+        "model_type": "olmo3",
+        "head_dim": None,
+        "attention_bias": False,
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+        "sliding_window": 24,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 500000,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "attention_factor": 1.1386294361119891,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
         "tie_word_embeddings": False,
     },
 }
@@ -353,15 +414,15 @@ class _Maker:
 
     def layer(self) -> Weights:
         ffn, q, kv, width = (
-            self.config["intermediate_size"],
+            self.config.get("shared_intermediate_size", self.config["intermediate_size"]),
             self.q_width,
             self.kv_width,
             self.width,
         )
         made = {name: self.norm() for name in _norm_names(self.kind)}
-        if self.kind in ("qwen3", "qwen3_vl_text", "gemma3_text"):
+        if self.kind in ("qwen3", "qwen3_vl_text", "gemma3_text", "exaone4"):
             made |= {f"self_attn.{x}_norm.weight": self.norm(self.head_width) for x in "qk"}
-        if self.kind == "olmo2":
+        if self.kind in ("olmo2", "olmo3"):
             made["self_attn.q_norm.weight"] = self.norm(q)
             made["self_attn.k_norm.weight"] = self.norm(kv)
         parts = {
@@ -377,7 +438,7 @@ class _Maker:
             made[f"{name}.weight"] = self.matrix(n_out, n_in, gain)
             if self._has_bias(name):
                 made[f"{name}.bias"] = self.matrix(n_out, 1, 0.1)[:, 0]
-        return _fused(made) if self.kind == "phi3" else made
+        return _fused(made, _FUSED[self.kind]) if self.kind in _FUSED else made
 
     def _has_bias(self, name: str) -> bool:
         if self.kind in ("qwen2", "qwen2_vl", "qwen2_5_vl_text", "mimo"):
@@ -392,18 +453,26 @@ def _norm_names(kind: str) -> tuple[str, ...]:
     if kind in ("gemma2", "gemma3_text"):
         more = ("pre_feedforward_layernorm.weight", "post_feedforward_layernorm.weight")
         return (before, after, *more)
-    if kind == "olmo2":
+    if kind in ("olmo2", "olmo3", "exaone4"):
         return (after, "post_feedforward_layernorm.weight")
     return (before, after)
 
 
-def _fused(layer: Weights) -> Weights:
-    groups: dict[str, Callable[[str], bool]] = {
-        "self_attn.qkv_proj.weight": lambda name: name[-13:-7] in ("q_proj", "k_proj", "v_proj"),
-        "mlp.gate_up_proj.weight": lambda name: name[:8] in ("mlp.gate", "mlp.up_p"),
-    }
+# One matrix -> those whose rows it holds, and other names of single ones.
+_FUSED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
+    "phi3": {
+        "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    },
+    "granitemoehybrid": {
+        "shared_mlp.input_linear": ("mlp.gate_proj", "mlp.up_proj"),
+        "shared_mlp.output_linear": ("mlp.down_proj",),
+    },
+}
+
+
+def _fused(layer: Weights, groups: dict[str, tuple[str, ...]]) -> Weights:
     made = dict(layer)
-    for whole, is_part in groups.items():
-        parts = [name for name in layer if is_part(name)]
-        made[whole] = np.concatenate([made.pop(name) for name in parts])
+    for whole, parts in groups.items():
+        made[f"{whole}.weight"] = np.concatenate([made.pop(f"{part}.weight") for part in parts])
     return made

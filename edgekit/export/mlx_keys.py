@@ -22,7 +22,7 @@ _MAX_LOG_LENGTH: Final = 40.0  # a config may say any factor; no length is e^40
 
 def llama_keys(spec: DecoderSpec, _: int) -> Keys:
     """Give the keys of llama.py: layers slide by ``layer_types`` and in no other way."""
-    keys = _rope_keys(spec.rope)
+    keys = _rope_keys(_main_rope(spec))
     windows = [spec.attention(layer).window for layer in range(spec.n_layers)]
     # llama.py looks for the first layer of full attention and raises if there is none.
     if None in windows and any(windows):
@@ -59,7 +59,7 @@ def gemma3_keys(spec: DecoderSpec, n_positions: int) -> Keys:
     pattern = sliding_pattern(spec)
     local = spec.local_rope or spec.rope
     return {
-        **_rope_keys(spec.rope),
+        **_rope_keys(_main_rope(spec)),
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": _query_scalar(spec),
         "rope_local_base_freq": local.theta,
@@ -75,7 +75,7 @@ def gemma2_keys(spec: DecoderSpec, _: int) -> Keys:
         "final_logit_softcapping": spec.logits_softcap,
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": _query_scalar(spec),
-        "rope_theta": spec.rope.theta,
+        "rope_theta": _main_rope(spec).theta,
     }
 
 
@@ -90,16 +90,43 @@ def granite_keys(spec: DecoderSpec, n_positions: int) -> Keys:
     }
 
 
+def granitemoehybrid_keys(spec: DecoderSpec, n_positions: int) -> Keys:
+    """Give the keys of granitemoehybrid.py: those of granite.py, and that all layers attend."""
+    return {
+        **granite_keys(spec, n_positions),
+        "layer_types": ["attention"] * spec.n_layers,
+        "num_local_experts": 0,
+        "position_embedding_type": "nope" if spec.no_rope_layers else "rope",
+    }
+
+
+def exaone4_keys(spec: DecoderSpec, n_positions: int) -> Keys:
+    """Give the keys of exaone4.py: L for layers that slide and have rope, G for the others."""
+    is_local = [
+        bool(spec.no_rope_layers) and layer not in spec.no_rope_layers
+        for layer in range(spec.n_layers)
+    ]
+    pattern = "".join("L" if local else "G" for local in is_local)
+    return {
+        **_rope_keys(_main_rope(spec)),
+        "sliding_window": (spec.sliding_window or n_positions) if any(is_local) else None,
+        "sliding_window_pattern": pattern if any(is_local) else None,
+        # Not mlx-lm's, but transformers', whose tokenizers open with the config, fails without.
+        "layer_types": ["sliding_attention" if local else "full_attention" for local in is_local],
+    }
+
+
 def phi3_keys(spec: DecoderSpec, _: int) -> Keys:
     """Give the keys of phi3.py, which reads the original length beside ``rope_scaling``."""
-    keys = _rope_keys(spec.rope)
-    keys["partial_rotary_factor"] = _partial_factor(spec.rope, spec.head_width)
+    keys = _rope_keys(_main_rope(spec))
+    rope = _main_rope(spec)
+    keys["partial_rotary_factor"] = _partial_factor(rope, spec.head_width)
     scaling = keys["rope_scaling"]
     if scaling is not None:
         # phi3.py insists on the old spelling, and on a long_factor even where it reads none.
         keys["rope_scaling"] = {"type": scaling["rope_type"], "long_factor": [], **scaling}
-    if isinstance(spec.rope.scaling, LongRopeScaling):
-        keys["original_max_position_embeddings"] = spec.rope.scaling.original_context_length
+    if isinstance(rope.scaling, LongRopeScaling):
+        keys["original_max_position_embeddings"] = rope.scaling.original_context_length
     return keys
 
 
@@ -111,6 +138,11 @@ def longrope_length(scaling: LongRopeScaling) -> int:
     """
     log_length = scaling.attention_factor**2 * math.log(scaling.original_context_length)
     return round(math.exp(min(log_length, _MAX_LOG_LENGTH)))
+
+
+def _main_rope(spec: DecoderSpec) -> RopeSpec:
+    """Give the rope of the layers that see everything; where there are none, that of the others."""
+    return spec.rope if spec.rope in spec.ropes or not spec.ropes else spec.ropes[0]
 
 
 def _rope_keys(rope: RopeSpec) -> Keys:

@@ -12,7 +12,7 @@ Source:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final
@@ -23,7 +23,7 @@ from edgekit.decision import Rejected
 from edgekit.errors import FormatError
 from edgekit.export import mlx_keys
 from edgekit.families.rope_spec import Llama3Scaling, LongRopeScaling, RopeSpec, YarnScaling
-from edgekit.families.spec import Activation, DecoderSpec, NormPlacement, QkNorm
+from edgekit.families.spec import Activation, DecoderSpec, LayerAttention, NormPlacement, QkNorm
 from edgekit.scheme import FP32, Scheme
 
 _TOP: Final = {"embed": "model.embed_tokens", "final_norm": "model.norm", "lm_head": "lm_head"}
@@ -70,6 +70,15 @@ class AttentionBias(Enum):
     ALL = auto()  # attention_bias: q, k, v and o, or none of them
 
 
+class NoRope(Enum):
+    """Which layers a model file can leave without rope."""
+
+    NONE = auto()
+    ANY = auto()
+    ALL = auto()  # all layers, or none of them
+    GLOBAL = auto()  # those that see everything, where others slide
+
+
 class EmbedScale(Enum):
     """By what a model file multiplies the embedding's output, without being told."""
 
@@ -103,6 +112,8 @@ class ModelFile:
         ropes: Kinds of scaling that the file reads, beside none and linear.
         scales: Which scale fields of ``DecoderSpec`` may differ from their defaults.
         embed_factor: What multiplies the embedding's output.
+        has_plain_local_rope: Layers that slide have the theta of the others and no scaling.
+        needs_both_kinds: Fails unless some layers slide and some see everything.
         has_softcaps: Scores and logits are always capped; False: never.
         reads_rope_scaling: False: every rope is plain.
         is_always_tied: The head is the embedding, whatever ``tie_word_embeddings`` says.
@@ -123,10 +134,12 @@ class ModelFile:
     windows: Windows = Windows.LAYER_TYPES
     ropes: tuple[type, ...] = (Llama3Scaling, YarnScaling, LongRopeScaling)
     has_partial_rotary: bool = False
-    has_no_rope_layers: bool = False
+    no_rope: NoRope = NoRope.NONE
     has_query_scaling: bool = False
     scales: frozenset[str] = frozenset()
     embed_factor: EmbedScale = EmbedScale.ONE
+    has_plain_local_rope: bool = False
+    needs_both_kinds: bool = False
     has_softcaps: bool = False
     reads_rope_scaling: bool = True
     is_always_tied: bool = False
@@ -234,14 +247,25 @@ class ModelFile:
     def _layer_faults(self, spec: DecoderSpec) -> Iterator[str]:
         if spec.query_scaling is not None and not self.has_query_scaling:
             yield "llama_4_scaling_beta is not read"
-        if spec.no_rope_layers and not self.has_no_rope_layers:
+        layers = [spec.attention(layer) for layer in range(spec.n_layers)]
+        n_without = len(set(spec.no_rope_layers))
+        if n_without and self.no_rope is NoRope.NONE:
             yield "there are no no_rope_layers"
+        if 0 < n_without < spec.n_layers and self.no_rope is NoRope.ALL:
+            yield "all layers have rope or none has"
+        if self.no_rope is NoRope.GLOBAL and not _turns_what_slides(layers):
+            yield "layers slide and have rope, or see everything and have none"
+        if self.needs_both_kinds and len({layer.window is None for layer in layers}) == 1:
+            yield "some layers slide and some see everything"
+        local = [layer.rope for layer in layers if layer.window]
         if self.windows is Windows.PATTERN:
             if mlx_keys.sliding_pattern(spec) is None:
                 yield "layers slide by sliding_window_pattern, every n-th of them not"
-            local = [a.rope for a in map(spec.attention, range(spec.n_layers)) if a.window]
             if any(rope is not None and rope != RopeSpec(rope.theta) for rope in local):
                 yield "sliding layers have rope_local_base_freq and no scaling"
+        elif self.has_plain_local_rope:
+            if any(rope is not None and rope != RopeSpec(spec.rope.theta) for rope in local):
+                yield "sliding layers have the theta of the others and no scaling"
         elif len(spec.ropes) > 1:
             yield "all layers have one rope; rope_local_base_freq is not read"
 
@@ -290,7 +314,7 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
             architecture="SmolLM3ForCausalLM",
             path="smollm3.py",
             keys=mlx_keys.smollm3_keys,
-            has_no_rope_layers=True,
+            no_rope=NoRope.ANY,
         ),
         replace(
             _PLAIN,
@@ -380,6 +404,19 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
             scales=frozenset({"score_scale", "embed_scale", "residual_scale", "logits_scale"}),
         ),
         replace(
+            _PLAIN,
+            model_type="granitemoehybrid",
+            architecture="GraniteMoeHybridForCausalLM",
+            path="granitemoehybrid.py",
+            keys=mlx_keys.granitemoehybrid_keys,
+            attention_bias=AttentionBias.ALL,
+            has_mlp_bias=True,
+            has_head_dim=False,
+            no_rope=NoRope.ALL,
+            reads_rope_scaling=False,
+            scales=frozenset({"score_scale", "embed_scale", "residual_scale", "logits_scale"}),
+        ),
+        replace(
             _LLAMA,
             model_type="olmo2",
             architecture="Olmo2ForCausalLM",
@@ -387,6 +424,28 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
             norm_placement=NormPlacement.AFTER,
             qk_norm=QkNorm.FULL,
             windows=Windows.IGNORED,
+        ),
+        replace(
+            _PLAIN,
+            model_type="exaone4",
+            architecture="Exaone4ForCausalLM",
+            path="exaone4.py",
+            keys=mlx_keys.exaone4_keys,
+            norm_placement=NormPlacement.AFTER,
+            qk_norm=QkNorm.HEAD,
+            windows=Windows.LAYER_TYPES,
+            no_rope=NoRope.GLOBAL,
+        ),
+        replace(
+            _LLAMA,
+            model_type="olmo3",
+            architecture="Olmo3ForCausalLM",
+            path="olmo3.py",
+            norm_placement=NormPlacement.AFTER,
+            qk_norm=QkNorm.FULL,
+            has_mlp_bias=False,
+            has_plain_local_rope=True,
+            needs_both_kinds=True,
         ),
     )
 }
@@ -416,6 +475,16 @@ def choose_file(spec: DecoderSpec, scheme: Scheme | None = None) -> Choice | Rej
     file = max(fitting, key=lambda file: file.n_positions(spec))
     n_positions = file.n_positions(spec)
     return Choice(file, n_positions, tuple(_notes(spec, scheme, own, file, n_positions)))
+
+
+def _turns_what_slides(layers: Sequence[LayerAttention]) -> bool:
+    """Say whether all layers see everything with rope, or some do so without and all others slide.
+
+    A layer that slides in no window at all sees as much as one in a window of the whole length.
+    """
+    turned = {layer.window for layer in layers if layer.rope is not None}
+    still = {layer.window for layer in layers if layer.rope is None}
+    return len(turned) == 1 and (still == {None} or (not still and turned == {None}))
 
 
 def _has_su_factor(scaling: LongRopeScaling) -> bool:

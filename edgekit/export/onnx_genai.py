@@ -31,7 +31,9 @@ _GENAI_TYPES: Final[Mapping[str, str]] = MappingProxyType(
         "phi3": "phi3",
         "smollm3": "smollm3",
         "granite": "granite",
+        "granitemoehybrid": "granite",
         "olmo2": "olmo",
+        "olmo3": "olmo",
     }
 )
 

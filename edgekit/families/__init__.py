@@ -21,11 +21,13 @@ from edgekit.lazy import load_object
 
 FAMILIES: Final[Mapping[str, str]] = {
     "exaone": "edgekit.families.exaone:FAMILY",
+    "exaone4": "edgekit.families.exaone4:FAMILY",
     "gemma": "edgekit.families.gemma:FAMILY",
     "gemma2": "edgekit.families.gemma2:FAMILY",
     "gemma3": "edgekit.families.gemma3:FAMILY",
     "gemma3_text": "edgekit.families.gemma3_text:FAMILY",
     "granite": "edgekit.families.granite:FAMILY",
+    "granitemoehybrid": "edgekit.families.granitemoehybrid:FAMILY",
     "llama": "edgekit.families.llama:FAMILY",
     "mimo": "edgekit.families.mimo:FAMILY",
     "minicpm": "edgekit.families.minicpm:FAMILY",
@@ -34,6 +36,7 @@ FAMILIES: Final[Mapping[str, str]] = {
     "mistral": "edgekit.families.mistral:FAMILY",
     "mistral3": "edgekit.families.mistral3:FAMILY",
     "olmo2": "edgekit.families.olmo2:FAMILY",
+    "olmo3": "edgekit.families.olmo3:FAMILY",
     "phi3": "edgekit.families.phi3:FAMILY",
     "qwen2": "edgekit.families.qwen2:FAMILY",
     "qwen2_5_vl": "edgekit.families.qwen2_5_vl:FAMILY",

@@ -25,7 +25,7 @@ from edgekit.families.llama_form import (
     take_widths,
     take_window,
 )
-from edgekit.families.rope_config import RopeContext, read_rope_section
+from edgekit.families.rope_config import RopeContext, read_ropes_by_layer_kind
 from edgekit.families.rope_spec import RopeSpec
 from edgekit.families.spec import DecoderSpec, NormPlacement, QkNorm
 
@@ -80,17 +80,11 @@ def _read_ropes(config: RawConfig, head_width: int) -> tuple[RopeSpec, RopeSpec]
     length = config.take_count("max_position_embeddings")
     whole = RopeContext(head_width, length, default_theta=_GLOBAL_THETA)
     local = RopeContext(head_width, length, default_theta=_LOCAL_THETA)
-    theta = config.take("rope_theta", float, None)
-    local_theta = config.take("rope_local_base_freq", float, None)
-    sections = config.take_section("rope_parameters")
-    scaling = config.take_section("rope_scaling")
-    inner = None if sections is None else sections.take_section("full_attention")
-    if scaling is not None and inner is not None and dict(scaling).keys() & dict(inner).keys():
-        config.report("rope_parameters and rope_scaling both describe the global layers")
-    rope, _ = read_rope_section(config, scaling if inner is None else inner, whole, theta)
-    inner = None if sections is None else sections.take_section("sliding_attention")
-    local_rope, _ = read_rope_section(config, inner, local, local_theta)
-    return rope, local_rope
+    return read_ropes_by_layer_kind(
+        config,
+        (whole, config.take("rope_theta", float, None)),
+        (local, config.take("rope_local_base_freq", float, None)),
+    )
 
 
 FAMILY: Final = Family("gemma3_text", read_spec, (NAMES,))

@@ -5,7 +5,7 @@ Granite 3 and 4 dense: four multipliers beside the Llama form.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.families.base import Family
@@ -30,11 +30,18 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         has_qkv_bias=has_attention_bias,
         has_o_bias=has_attention_bias,
         has_mlp_bias=config.take("mlp_bias", bool, default=False),
-        attention_scale=config.take_factor("attention_multiplier", 1.0),
-        embed_scale=config.take_factor("embedding_multiplier", 1.0),
-        residual_scale=config.take_factor("residual_multiplier", 1.0),
-        logits_scale=1 / config.take_factor("logits_scaling", 1.0),
+        **take_multipliers(config),
     )
+
+
+def take_multipliers(config: RawConfig) -> dict[str, Any]:
+    """Take the four multipliers, by their name in ``DecoderSpec``; absent means 1."""
+    return {
+        "attention_scale": config.take_factor("attention_multiplier", 1.0),
+        "embed_scale": config.take_factor("embedding_multiplier", 1.0),
+        "residual_scale": config.take_factor("residual_multiplier", 1.0),
+        "logits_scale": 1 / config.take_factor("logits_scaling", 1.0),
+    }
 
 
 FAMILY: Final = Family("granite", read_spec, (NAMES,))

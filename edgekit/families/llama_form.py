@@ -57,6 +57,7 @@ def read_llama_form(
     *,
     model_type: str,
     activation_key: str = "hidden_act",
+    ffn_key: str = "intermediate_size",
     default_theta: float = DEFAULT_THETA,
     **features: Any,
 ) -> DecoderSpec:
@@ -67,6 +68,7 @@ def read_llama_form(
             absent ``num_key_value_heads`` means as many as query heads.
         model_type: As the spec should say.
         activation_key: Which key names the activation.
+        ffn_key: Which key says how wide the feed-forward block is.
         default_theta: Meaning of an absent ``rope_theta``.
         features: Other fields of ``DecoderSpec``; ``rope`` or ``activation`` among them means
             that the family has read it.
@@ -101,7 +103,7 @@ def read_llama_form(
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_width=head_width,
-        ffn_width=config.take_count("intermediate_size", at_most=MAX_WIDTH),
+        ffn_width=config.take_count(ffn_key, at_most=MAX_WIDTH),
         vocab_size=config.take_count("vocab_size", at_most=MAX_WIDTH),
         context_length=context_length,
         norm_eps=config.take("rms_norm_eps", float),

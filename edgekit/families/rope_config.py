@@ -61,6 +61,35 @@ def read_rope(config: RawConfig, context: RopeContext) -> tuple[RopeSpec, QueryS
     return rope, growth
 
 
+def read_ropes_by_layer_kind(
+    config: RawConfig,
+    whole: tuple[RopeContext, float | None],
+    sliding: tuple[RopeContext, float | None],
+) -> tuple[RopeSpec, RopeSpec]:
+    """Take the rope of layers that see everything, and that of layers that slide.
+
+    ``rope_parameters`` has a section for each kind; ``rope_scaling``, the older spelling, is of the
+    layers that see everything.
+
+    Args:
+        config: The config; what stands beside the sections was taken before.
+        whole: Context and theta beside the section, of the layers that see everything.
+        sliding: The same of the layers that slide.
+
+    Raises:
+        UnsupportedArchError: A rope type that edgekit does not compute.
+    """
+    sections = config.take_section("rope_parameters")
+    scaling = config.take_section("rope_scaling")
+    inner = None if sections is None else sections.take_section("full_attention")
+    if scaling is not None and inner is not None and dict(scaling).keys() & dict(inner).keys():
+        config.report("rope_parameters and rope_scaling both describe the global layers")
+    rope, _ = read_rope_section(config, scaling if inner is None else inner, *whole)
+    inner = None if sections is None else sections.take_section("sliding_attention")
+    local_rope, _ = read_rope_section(config, inner, *sliding)
+    return rope, local_rope
+
+
 def read_rope_section(
     config: RawConfig,
     section: RawConfig | None,

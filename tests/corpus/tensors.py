@@ -280,7 +280,9 @@ def _is_left(key: str, section: Mapping[str, Any]) -> bool:
 def _fp8(key: str, tensor: Stored, section: Mapping[str, Any]) -> Iterator[tuple[str, Stored]]:
     yield key, Stored("F8_E4M3", tensor.shape)
     block = section.get("weight_block_size")
-    shape = () if block is None else tuple(-(-n // b) for n, b in zip(tensor.shape, block, strict=True))
+    shape = (
+        () if block is None else tuple(-(-n // b) for n, b in zip(tensor.shape, block, strict=True))
+    )
     yield f"{key}_scale_inv", _ones("BF16", shape)
     if section["activation_scheme"] == "static":
         yield key.removesuffix("weight") + "activation_scale", _ones("BF16", ())

@@ -163,6 +163,21 @@ VARIANTS = {
     "longrope elsewhere": (
         "llama", {"rope": RopeSpec(1e4, LongRopeScaling(SHORT, LONG, 64, 1.0))}, "llama"),
     "yarn with a factor of its own": ("qwen3", {"rope": RopeSpec(1e4, YARN)}, "qwen3"),
+    "one rope in all layers": (
+        "olmo3", {"rope": RopeSpec(5e5), "local_rope": None}, "olmo3"),
+    "sliding layers scaled as well, a window as long as the artifact": (
+        "olmo3", {"local_rope": None, "sliding_window": 256}, "olmo2"),
+    "all layers slide, so the rope of the others counts for nothing": (
+        "olmo3", {"sliding_layers": (0, 1, 2, 3)}, "olmo2"),
+    "no layer slides any more": (
+        "olmo3", {"local_rope": None, "sliding_window": None}, "olmo2"),
+    "granite without rope, with biases": (
+        "granitemoehybrid-nope",
+        {"has_qkv_bias": True, "has_o_bias": True, "has_mlp_bias": True}, "granitemoehybrid"),
+    "granite 4 with scaled rope": (
+        "granitemoehybrid", {"rope": RopeSpec(1e4, YARN)}, "granite"),
+    "a window as long as the context, and layers without rope": (
+        "exaone4-window", {"sliding_window": None, "sliding_layers": None}, "exaone4"),
     "queries grow": ("mistral", {"query_scaling": QueryScaling(0.1, 20)}, "ministral3"),
     "queries do not grow": (
         "ministral3", {"query_scaling": None, "sliding_window": 24, "sliding_layers": (1,)},
@@ -259,9 +274,15 @@ ROPE_64 = Llama3Scaling(8.0, 1.0, 4.0, 64)
         ("gemma2", {"embed_scale": 9.0}, "embed_scale is 8, not 9"),
         ("granite", {"head_width": 64}, "head_dim is not read"),
         ("granite", {"no_rope_layers": (1,)}, "no_rope_layers"),
+        ("granitemoehybrid", {"no_rope_layers": (1,)}, "all layers have rope or none has"),
+        ("granitemoehybrid", {"rope": RopeSpec(1e4, rotary_width=16)}, "partial_rotary_factor"),
+        ("exaone4-window", {"no_rope_layers": ()}, "layers slide and have rope, or see everything"),
+        ("exaone4-window", {"no_rope_layers": (2, 3)}, "layers slide and have rope, or see"),
+        ("exaone4", {"no_rope_layers": (0, 1)}, "layers slide and have rope, or see everything"),
         ("olmo2", {"logits_scale": 0.5}, "logits_scale is 1, not 0.5"),
         ("llama", {"activation": Activation.GELU_TANH}, "activation is silu, not gelu_tanh"),
         ("olmo2", {"attention_scale": 0.5}, "score_scale is 0.176777, not 0.5"),
+        ("olmo3", {"local_rope": RopeSpec(1e4)}, "olmo3.py: sliding layers have the theta of the"),
         ("qwen3", {"rope": RopeSpec(1e4, rotary_width=16)}, "partial_rotary_factor is not read"),
         ("llama", {"rope": RopeSpec(1e4, ROPE_64, 2.0)}, "not llama3 and linear together"),
         ("llama", {"rope": RopeSpec(1e4, replace(YARN, is_truncated=False))}, "YarnRoPE"),

@@ -311,6 +311,122 @@ def test_granite_has_four_multipliers(tmp_path):
     assert "logits_scaling is 0.0" in refusal(tmp_path, "granite", logits_scaling=0).what
 
 
+def test_a_dense_granite_4_has_its_shared_expert_as_feed_forward_block(tmp_path):
+    source = open_tiny(tmp_path, "granitemoehybrid")
+    spec = source.spec
+    assert (spec.ffn_width, spec.attention_scale, spec.logits_scale) == (192, 0.25, 0.5)
+    assert [spec.attention(i).rope for i in range(2)] == [RopeSpec(1e4)] * 2
+    raw = safetensors.numpy.load_file(source.checkpoint.folder / "model.safetensors")
+    inner = raw["model.layers.1.shared_mlp.input_linear.weight"].astype(np.float32)
+    np.testing.assert_array_equal(source.tensor("layers.1.gate").read(), inner[:192])
+    np.testing.assert_array_equal(source.tensor("layers.1.up").read(), inner[192:])
+    bare = open_tiny(tmp_path / "n", "granitemoehybrid-nope").spec
+    assert (bare.ropes, bare.no_rope_layers) == ((), (0, 1))
+
+
+def test_granite_layers_in_the_words_of_transformers_5_are_the_same(tmp_path):
+    spec = open_tiny(tmp_path, "granitemoehybrid").spec
+    kinds = ["full_attention"] * 2
+    assert open_tiny(tmp_path / "a", "granitemoehybrid", layer_types=kinds).spec == spec
+    other = {"layer_types": None, "layers_block_type": ["attention"] * 2}
+    assert open_tiny(tmp_path / "b", "granitemoehybrid", **other).spec == spec
+    absent = open_tiny(tmp_path / "c", "granitemoehybrid", position_embedding_type=None).spec
+    assert absent.ropes == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        ({"layer_types": ["mamba", "attention"]}, "1 of 2 layers without attention"),
+        ({"layer_types": ["linear_attention"] * 2}, "2 of 2 layers without attention"),
+        ({"num_local_experts": 64}, "64 experts"),
+        (
+            {"layer_types": ["mamba", "attention"], "num_local_experts": 64},
+            "1 of 2 layers without attention and 64 experts",
+        ),
+    ],
+)
+def test_state_space_layers_and_experts_of_granite_are_refused_by_name(tmp_path, change, got):
+    error = refusal(tmp_path, "granitemoehybrid", UnsupportedArchError, **change)
+    assert error.got == got
+    assert "--via optimum" in error.do
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"layer_types": None}, "layer_types is missing"),
+        ({"layer_types": ["attention"]}, "layer_types has 1 entries (wanted 2)"),
+        ({"num_local_experts": None}, "num_local_experts is missing"),
+        ({"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi'"),
+    ],
+)
+def test_a_granite_that_does_not_say_what_its_layers_are_is_refused(tmp_path, change, words):
+    assert words in refusal(tmp_path, "granitemoehybrid", **change).what
+
+
+def test_exaone4_turns_the_layers_that_slide(tmp_path):
+    source = open_tiny(tmp_path, "exaone4-window")
+    spec = source.spec
+    assert (spec.norm_placement, spec.qk_norm) == (NormPlacement.AFTER, QkNorm.HEAD)
+    sliding, whole = LayerAttention(RopeSpec(1e4), 24), LayerAttention(None, None)
+    assert [spec.attention(i) for i in range(4)] == [sliding] * 3 + [whole]
+    assert "layers.0.attn_norm" not in source.tensors
+    assert source.tensor("layers.0.k_norm").info.shape == (32,)
+    small = open_tiny(tmp_path / "s", "exaone4").spec
+    assert [small.attention(i).window for i in range(2)] == [None, None]
+    assert None not in [small.attention(i).rope for i in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "wanted"),
+    [("LLLG", [24, 24, 24, None]), (4, [24, 24, 24, None]), ("LG", [24, None, 24, None]),
+     ("LLG", [24, 24, None, None]), (2, [24, None, 24, None]), (None, [None] * 4)],
+)  # fmt: skip
+def test_exaones_pattern_counts_without_layer_types(tmp_path, pattern, wanted):
+    change = {"layer_types": None, "sliding_window_pattern": pattern}
+    spec = open_tiny(tmp_path, "exaone4-window", **change).spec
+    assert windows(spec) == wanted
+    assert [spec.attention(i).rope is None for i in range(4)] == [w is None for w in wanted]
+
+
+@pytest.mark.parametrize("pattern", ["LLX", "", -1, 1.5, True, ["L"]])
+def test_a_pattern_that_says_nothing_is_named(tmp_path, pattern):
+    error = refusal(tmp_path, "exaone4-window", sliding_window_pattern=pattern)
+    assert "sliding_window_pattern is" in error.what
+
+
+def test_an_exaone_window_as_long_as_the_context_leaves_the_global_layers_without_rope(tmp_path):
+    spec = open_tiny(tmp_path, "exaone4-window", sliding_window=256).spec
+    assert windows(spec) == [None] * 4
+    assert spec.no_rope_layers == (3,)
+
+
+def test_olmo3_scales_the_rope_of_the_layers_that_see_everything(tmp_path):
+    source = open_tiny(tmp_path, "olmo3")
+    spec = source.spec
+    assert (spec.norm_placement, spec.qk_norm) == (NormPlacement.AFTER, QkNorm.FULL)
+    local = LayerAttention(RopeSpec(5e5), 24)
+    yarn = YarnScaling(4.0, 32.0, 1.0, 64, 1.1386294361119891)
+    assert [spec.attention(i) for i in range(4)] == [local] * 3 + [
+        LayerAttention(RopeSpec(5e5, yarn), None)
+    ]
+    config = without(tiny_config("olmo3"), "rope_theta", "rope_scaling", "layer_types")
+    yarn_section = tiny_config("olmo3")["rope_scaling"]
+    config["rope_parameters"] = {
+        "full_attention": {**yarn_section, "rope_theta": 5e5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+    }
+    (source.checkpoint.folder / "config.json").write_text(json.dumps(config))
+    assert open_model(source.checkpoint.folder).spec == spec
+
+
+def test_olmo3_without_scaling_has_one_rope(tmp_path):
+    spec = open_tiny(tmp_path, "olmo3", rope_scaling=None).spec
+    assert (spec.ropes, spec.local_rope) == ((RopeSpec(5e5),), None)
+    assert windows(spec) == [24, 24, 24, None]
+
+
 def test_olmo2_norms_after_each_block(tmp_path):
     source = open_tiny(tmp_path, "olmo2")
     assert source.spec.norm_placement is NormPlacement.AFTER

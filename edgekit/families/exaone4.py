@@ -1,0 +1,78 @@
+"""How an ``exaone4`` config becomes a ``DecoderSpec``.
+
+EXAONE 4.0: norms after each block, each head of queries and keys is normed. The 1.2B sees
+everything in all layers; in the 32B layers slide and have rope, or see everything and have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from edgekit.checkpoint.config import RawConfig
+from edgekit.families.base import Family
+from edgekit.families.llama_form import (
+    read_llama_form,
+    take_n_layers,
+    take_sliding_layers,
+    take_window,
+)
+from edgekit.families.olmo2 import NAMES
+from edgekit.families.spec import DecoderSpec, NormPlacement, QkNorm
+
+# What transformers' Exaone4Config means by an absent key.
+_DEFAULTS: Final[Mapping[str, Any]] = {"rms_norm_eps": 1e-5, "max_position_embeddings": 2048}
+_DEFAULT_WINDOW: Final = 4096
+_DEFAULT_PATTERN: Final = 4
+
+
+def read_spec(config: RawConfig) -> DecoderSpec:
+    """Account for every key of an exaone4 config.
+
+    Raises:
+        CheckpointError: Keys are missing or wrong; all are named.
+        UnknownKeyError: Keys that could change the result and are not known.
+        UnsupportedArchError: A rope type that edgekit does not compute.
+    """
+    config.fill(_DEFAULTS)
+    n_layers = take_n_layers(config)
+    window = take_window(config) if "sliding_window" in config else _DEFAULT_WINDOW
+    layers = take_sliding_layers(config, n_layers)
+    by_pattern = _take_pattern(config, n_layers)
+    layers = by_pattern if layers is None else layers
+    without_rope: tuple[int, ...] = ()
+    if window is None:
+        layers = ()
+    else:
+        without_rope = tuple(i for i in range(n_layers) if i not in layers)
+    return read_llama_form(
+        config,
+        model_type="exaone4",
+        no_rope_layers=without_rope,
+        sliding_window=window,
+        sliding_layers=layers,
+        norm_placement=NormPlacement.AFTER,
+        qk_norm=QkNorm.HEAD,
+    )
+
+
+def _take_pattern(config: RawConfig, n_layers: int) -> tuple[int, ...]:
+    """Take ``sliding_window_pattern``, which counts without ``layer_types``; layers that slide.
+
+    n means that every n-th layer sees everything; "LLLG", repeated, which layers are local and
+    which global, the last layer of all always the latter; null, that no layer slides.
+    """
+    key = "sliding_window_pattern"
+    config.ignore([key])
+    pattern = config.get(key, _DEFAULT_PATTERN)
+    if pattern is None:
+        return ()
+    if isinstance(pattern, str) and pattern and set(pattern) <= {"L", "G"}:
+        return tuple(i for i in range(n_layers - 1) if pattern[i % len(pattern)] == "L")
+    if type(pattern) is int and pattern >= 0:
+        return tuple(i for i in range(n_layers) if pattern and (i + 1) % pattern)
+    config.report(f"{key} is {str(pattern)[:80]!r} (wanted null, a number, or letters L and G)")
+    return ()
+
+
+FAMILY: Final = Family("exaone4", read_spec, (NAMES,))
