@@ -69,6 +69,15 @@ def pack_rows(codes: np.ndarray, bits: int) -> np.ndarray:
     return words
 
 
+def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Put codes of a row into int32 words one after the other, across words, low bits first."""
+    places = np.arange(bits, dtype=np.uint8)
+    stream = (codes[..., None].astype(np.uint8) >> places) & 1
+    packed = np.packbits(stream.reshape(codes.shape[0], -1), axis=1, bitorder="little")
+    n_missing = -packed.shape[1] % 4
+    return np.pad(packed, ((0, 0), (0, n_missing))).view(np.int32)
+
+
 def write_coded(
     folder: Path,
     grid: Grid,

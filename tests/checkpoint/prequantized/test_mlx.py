@@ -197,11 +197,13 @@ def test_biases_that_are_no_numbers_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"mode": "mxfp4"}, "mode is 'mxfp4'"),
-        ({"bits": 6}, "bits is 6"),
+        ({"mode": "mxfp5"}, "mode is 'mxfp5'"),
+        ({"mode": "mxfp4", "bits": 5}, "bits is 5"),
+        ({"mode": "nvfp4", "group_size": 32}, "group_size is 32"),
+        ({"bits": 7}, "bits is 7"),
         ({"bits": None}, "bits is missing"),
         ({"group_size": 0}, "group_size is 0"),
-        ({UP: {"bits": 3}}, "up_proj.bits is 3"),
+        ({UP: {"bits": 9}}, "up_proj.bits is 9"),
     ],
 )
 def test_config_keys_that_are_not_supported_are_named(tmp_path, change, words):

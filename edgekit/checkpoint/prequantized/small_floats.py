@@ -1,0 +1,37 @@
+"""Floats of 4 bits, and the tables of 4-bit codebooks.
+
+Source: OCP Microscaling Formats (MX) Specification 1.0, section 5.3.3 (E2M1).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from edgekit.checkpoint.prequantized.tensor import by_group
+from edgekit.dtypes import DType, F32Array, U8Array
+from edgekit.formats.floats import to_float32
+from edgekit.formats.packing import unpack_codes
+from edgekit.formats.safetensors import SafetensorsTensor
+
+_MAGNITUDES: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+E2M1: Final = np.array([*_MAGNITUDES, *(-value for value in _MAGNITUDES)], np.float32)
+
+
+def e2m1_values(packed: U8Array) -> F32Array:
+    """Give the values of E2M1 codes, two to a byte, low half first: (n, B) to (n, 2 B)."""
+    return E2M1[unpack_codes(packed, 4)]
+
+
+def read_scales(tensor: SafetensorsTensor, start: int, stop: int) -> F32Array:
+    """Read rows of scales as float32; bytes are exponents (E8M0): ``2**(byte - 127)``."""
+    stored = tensor.raw_rows(start, stop)
+    dtype = tensor.info.dtype
+    return to_float32(stored, DType.FP8_E8M0 if dtype is DType.UINT8 else dtype)
+
+
+def scale_groups(values: F32Array, scales: F32Array, group: int) -> F32Array:
+    """Multiply groups of ``group`` columns by their scales, in place."""
+    by_group(values, scales, np.multiply, group)
+    return values
