@@ -49,6 +49,8 @@ _FLOAT_MODES: Final[Mapping[str, tuple[int, int, DType]]] = {
     "mxfp8": (8, 32, DType.FP8_E8M0),
     "nvfp4": (4, 16, DType.FP8_E4M3),
 }
+# mlx.core stores the largest magnitude of the tensor: 448 (E4M3) times 6 (E2M1) stand for it.
+_GLOBAL_SCALE_UNIT: Final = np.float32(448 * 6)
 _TOP_MODULES: Final = ("lm_head", "embed_tokens")
 # They say who wrote the folder and how an engine computes.
 _IGNORED: Final = ("quant_method", "linear_class", "quantize_activations")
@@ -113,7 +115,7 @@ class _Floats:
         scale_type = _FLOAT_MODES[self.packing.mode][2]
         scales = to_float32(self.stored_scales.raw_rows(start, stop), scale_type)
         if self.global_scale is not None:
-            scales = scales * self.global_scale.read().reshape(())
+            scales *= self.global_scale.read().reshape(()) / _GLOBAL_SCALE_UNIT
         return scale_groups(values, scales, self.packing.group)
 
 
