@@ -8,7 +8,8 @@ which layout it has:
   versions start each word with a new code). ``X.weight_shape`` is the shape before packing.
 - int-quantized and naive-quantized: ``X.weight`` holds int8 codes.
 - float-quantized: ``X.weight`` is FP8 (fp8.py).
-- nvfp4-pack-quantized, mxfp4-pack-quantized: ``X.weight_packed`` holds E2M1 floats, two to a byte.
+- nvfp4-pack-quantized, mxfp4-pack-quantized, mxfp6-pack-quantized: ``X.weight_packed`` holds
+  bytes of E2M1 floats, two to a byte, or of E2M3 floats, four to three bytes.
 - mxfp8-quantized: ``X.weight`` is FP8, ``X.weight_scale`` exponents.
 
 ``X.weight_scale`` has a scale for a tensor, a row, a group of a row or a block; ``X.weight_g_idx``
@@ -31,6 +32,7 @@ import numpy as np
 from edgekit.checkpoint.config import RawConfig
 from edgekit.checkpoint.prequantized.small_floats import (
     e2m1_values,
+    e2m3_values,
     read_scales,
     scale_groups,
 )
@@ -56,8 +58,8 @@ _PARTS: Final = (
 )  # fmt: skip
 _FORMATS: Final = (
     "pack-quantized", "int-quantized", "naive-quantized", "float-quantized",
-    "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized", "mixed-precision", "dense",
-    "fakequant",
+    "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp6-pack-quantized", "mxfp8-quantized",
+    "mixed-precision", "dense", "fakequant",
 )  # fmt: skip
 _STRATEGIES: Final = ("tensor", "channel", "group", "block", "tensor_group")
 # They say how the codes were found, who wrote them, or repeat what the tensors say; activations
@@ -170,15 +172,17 @@ class _Bytes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _SmallFloats:
-    """E2M1 floats, two to a byte, beside their scales."""
+    """E2M1 or E2M3 floats beside their scales."""
 
     packed: SafetensorsTensor
     stored_scales: SafetensorsTensor
     divisor: SafetensorsTensor | None
     group: int
+    bits: int
 
     def read(self, start: int, stop: int) -> F32Array:
-        values = e2m1_values(self.packed.raw_rows(start, stop))
+        packed = self.packed.raw_rows(start, stop)
+        values = e2m1_values(packed) if self.bits == 4 else e2m3_values(packed)
         scales = read_scales(self.stored_scales, start, stop)
         if self.divisor is not None:
             scales = scales / self.divisor.read().reshape(())
@@ -235,8 +239,8 @@ def _read_group(group: RawConfig) -> Scheme | None:
         weights.report(f"type is {kind[:40]!r} (edgekit reads 'int' and 'float')")
     is_symmetric = weights.take("symmetric", bool, True)
     bits = weights.take_count("num_bits", 8, at_most=64)
-    if bits > 8 or (kind == "float" and bits not in (4, 8)):
-        weights.report(f"num_bits is {bits} (edgekit reads 1 to 8, and floats of 4 and 8)")
+    if bits > 8 or (kind == "float" and bits not in (4, 6, 8)):
+        weights.report(f"num_bits is {bits} (edgekit reads 1 to 8, and floats of 4, 6 and 8)")
     strategy = weights.take("strategy", str, None)
     group_size = weights.take("group_size", int, None)
     if strategy is None:
@@ -455,14 +459,16 @@ def _join_floats(
     weight: str, tensors: Mapping[str, SafetensorsTensor], settings: Settings, *, reads: bool
 ) -> DecodedTensor:
     packed = take_part(tensors, f"{weight}{_PACKED}", "U8", (None, None))
-    n_rows, n_cols = packed.info.shape[0], 2 * packed.info.shape[1]
+    n_rows, n_bytes = packed.info.shape
     scales = take_part(tensors, f"{weight}_scale", "F8_E4M3 or U8 or F8_E8M0", (n_rows, None))
+    bits = 6 if n_bytes == 24 * scales.info.shape[1] else 4
+    n_cols = 8 * n_bytes // bits
     group = whole_groups(n_cols, scales.info.shape[1])
     if group not in (16, 32):
         raise CheckpointError(
             f"{weight}: group size",
             got=f"{scales.info.shape[1]} scales for a row of {n_cols} weights",
-            wanted="a scale for each 16 weights (nvfp4) or 32 (mxfp4)",
+            wanted="a scale for each 16 weights (nvfp4) or 32 (mxfp4, mxfp6)",
             do=DOWNLOAD_AGAIN,
         )
     divisor = None
@@ -470,11 +476,11 @@ def _join_floats(
         divisor = tensors.get(f"{weight}_global_scale")
         if divisor is None or divisor.info.n_elements != 1:
             divisor = take_part(tensors, f"{weight}_global_scale", "floats", (1,))
-    kind = "mxfp4" if divisor is None else "nvfp4"
+    kind = f"mxfp{bits}" if divisor is None else "nvfp4"
     return DecodedTensor(
         TensorInfo(weight, (n_rows, n_cols), DType.BF16),
         f"{METHOD} {kind}",
-        "4-bit floats",
-        4,
-        _SmallFloats(packed, scales, divisor, group),
+        f"{bits}-bit floats",
+        bits,
+        _SmallFloats(packed, scales, divisor, group, bits),
     )

@@ -172,12 +172,8 @@ def _fit_block(
 ) -> tuple[int, int]:
     """Give rows and columns of a block: as the config says, else as the sizes show."""
     if len(found) == 2 and all(found):
-        guesses = [(-(-size // n), _USUAL_BLOCK) for size, n in zip(shape, found, strict=True)]
-        shown = tuple(
-            next((g for g in both if -(-size // g) == n and (size % n == 0 or g != both[0])), 0)
-            for both, size, n in zip(guesses, shape, found, strict=True)
-        )
-        for rows, cols in (said or (0, 0), (shown[0], shown[1])):
+        guessed = [_guess(size, n) for size, n in zip(shape, found, strict=True)]
+        for rows, cols in (said or (0, 0), (guessed[0], guessed[1])):
             if rows and cols and found == (-(-shape[0] // rows), -(-shape[1] // cols)):
                 return rows, cols
     raise CheckpointError(
@@ -186,6 +182,13 @@ def _fit_block(
         wanted="one scale, one for each row, or one for each block of "
         + (f"{said[0]}x{said[1]} weights (weight_block_size)" if said else "weights"),
     )
+
+
+def _guess(size: int, n_blocks: int) -> int:
+    """Give the usual size of a block if as many fit, else the one that divides; 0 if none."""
+    if -(-size // _USUAL_BLOCK) == n_blocks and n_blocks > 1:
+        return _USUAL_BLOCK
+    return size // n_blocks if size % n_blocks == 0 else 0
 
 
 def _block_size(section: Mapping[str, Any]) -> tuple[int, int] | None:
