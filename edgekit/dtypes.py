@@ -23,6 +23,8 @@ class DType(enum.Enum):
     FP16 = "fp16"
     BF16 = "bf16"
     FP8_E4M3 = "fp8_e4m3"
+    FP8_E5M2 = "fp8_e5m2"
+    FP8_E8M0 = "fp8_e8m0"
     INT64 = "int64"
     INT32 = "int32"
     INT16 = "int16"
@@ -52,6 +54,8 @@ DTYPES: Final[dict[DType, DTypeInfo]] = {
     DType.FP16: DTypeInfo(2, "<f2", "F16", is_float=True),
     DType.BF16: DTypeInfo(2, "<u2", "BF16", is_float=True),
     DType.FP8_E4M3: DTypeInfo(1, "u1", "F8_E4M3", is_float=True),
+    DType.FP8_E5M2: DTypeInfo(1, "u1", "F8_E5M2", is_float=True),
+    DType.FP8_E8M0: DTypeInfo(1, "u1", "F8_E8M0", is_float=True),
     DType.INT64: DTypeInfo(8, "<i8", "I64", is_float=False),
     DType.INT32: DTypeInfo(4, "<i4", "I32", is_float=False),
     DType.INT16: DTypeInfo(2, "<i2", "I16", is_float=False),

@@ -86,12 +86,13 @@ class Checkpoint:
     def weights(self) -> dict[str, LazyTensor]:
         """Give the weights by the checkpoint's names for them; nothing is read yet.
 
-        Codes or values and their scales are one weight together (quantized.py).
+        Codes or values and their scales are one weight together (prequantized/method.py); what
+        is read as floats and what is left out is added to ``notes``.
 
         Raises:
             CheckpointError: Parts are missing or do not fit together or the config.
         """
-        return join_parts(self.tensors, self.config, reads=self.has_weights)
+        return join_parts(self.tensors, self.config, reads=self.has_weights, notes=self.notes)
 
     def sha256(self) -> str:
         """Hash config.json and every tensor; the same whichever way the file is sharded."""

@@ -65,13 +65,16 @@ def command(
             ("already quantized", f"{n} matrices as {label}; kept where the grid holds them")
             for label, n in summary.prequantized.items()
         ],
+        *[
+            ("already quantized", f"{n} matrices as {label}; read as floats")
+            for label, n in summary.decoded.items()
+        ],
         ("weights on disk", format_bytes(summary.file_bytes)),
         *[
             (f"KV cache per 1,000 tokens, {t}", format_bytes(1000 * n))
             for t, n in summary.kv_bytes_per_token.items()
         ],
         *[("left out", f"{n} tensors: {why}") for why, n in summary.left_out.items()],
-        *[("note", note) for note in summary.notes],
         ("licence", summary.license or "not stated"),
         *[
             (f"in {form.value}", line)
@@ -91,6 +94,8 @@ def command(
         print_table(model_table, console)
         print_table(_export_table(found.predictions), console)
 
+    for note in summary.notes:
+        output.message(note)
     output.result(data, show)
 
 

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from edgekit.checkpoint.config import RawConfig
-from edgekit.checkpoint.prequantized.tensor import PrequantizedTensor
+from edgekit.checkpoint.prequantized.tensor import DecodedTensor, PrequantizedTensor
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.dtypes import DTYPES, F32Array
 from edgekit.errors import CheckpointError
@@ -52,6 +52,11 @@ class SourceTensor:
     def prequantized(self) -> PrequantizedTensor | None:
         """The codes, if the source is quantized already."""
         return self.stored if isinstance(self.stored, PrequantizedTensor) else None
+
+    @property
+    def decoded(self) -> DecodedTensor | None:
+        """The source's form, if it is quantized in a way whose codes cannot be kept."""
+        return self.stored if isinstance(self.stored, DecodedTensor) else None
 
     def read(self) -> F32Array:
         """Read the whole tensor as float32, shape ``info.shape``.
@@ -169,7 +174,7 @@ class _Rows:
 
 def _take_rows(info: TensorInfo, stored: LazyTensor, first: int) -> LazyTensor:
     """Give the rows of ``info.shape`` from ``first`` on; rows of codes are codes."""
-    if isinstance(stored, PrequantizedTensor):
+    if isinstance(stored, PrequantizedTensor | DecodedTensor):
         return stored.part(info, first)
     return _Rows(info, stored, first)
 

@@ -46,7 +46,9 @@ class ModelSummary:
     Attributes:
         parameters_by_group: Weights in embedding, attention, ffn and norm.
         dtypes: Stored types, most bytes first; for codes, format, bits and group.
-        prequantized: How matrices are quantized already -> number of them.
+        prequantized: How matrices are quantized already, where their codes may be kept -> number
+            of them.
+        decoded: How matrices are quantized already that are read as floats -> number of them.
         file_bytes: Bytes of the weights as stored.
         kv_bytes_per_token: Key/value cache per position, by cache type (fp32, fp16).
         left_out: Reason -> number of stored tensors that are not part of the decoder.
@@ -77,6 +79,7 @@ class ModelSummary:
     n_sliding_layers: int
     license: str
     prequantized: Mapping[str, int] = field(default_factory=dict)
+    decoded: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -102,12 +105,17 @@ def summarize(source: SourceModel) -> ModelSummary:
     spec, checkpoint = source.spec, source.checkpoint
     n_bytes_of: dict[str, int] = {}
     prequantized: Counter[str] = Counter()
+    decoded: Counter[str] = Counter()
     for tensor in source.tensors.values():
         stored, n_stored = tensor.info.dtype.value, tensor.info.n_bytes
         if tensor.prequantized is not None:
             stored = tensor.prequantized.label
             n_stored = tensor.info.n_elements * tensor.prequantized.bits // 8
             prequantized[stored] += 1
+        elif tensor.decoded is not None:
+            stored = tensor.decoded.label
+            n_stored = tensor.info.n_elements * tensor.decoded.bits // 8
+            decoded[stored] += 1
         n_bytes_of[stored] = n_bytes_of.get(stored, 0) + n_stored
     n_kv_values = 2 * spec.n_layers * spec.kv_width
     return ModelSummary(
@@ -133,6 +141,7 @@ def summarize(source: SourceModel) -> ModelSummary:
         n_sliding_layers=sum(spec.attention(i).window is not None for i in range(spec.n_layers)),
         license=_read_license(checkpoint.folder / "README.md"),
         prequantized=dict(prequantized),
+        decoded=dict(decoded),
         notes=tuple(checkpoint.notes),
     )
 

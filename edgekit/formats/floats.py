@@ -39,6 +39,11 @@ def to_float32(raw: NDArray[Any], dtype: DType) -> F32Array:
         return wide.view(np.float32).reshape(raw.shape)
     if dtype is DType.FP8_E4M3:
         return np.take(_E4M3, raw).reshape(raw.shape)
+    if dtype is DType.FP8_E5M2:
+        # The upper byte of a float16.
+        return (raw.astype("<u2") << np.uint16(8)).view("<f2").astype(np.float32)
+    if dtype is DType.FP8_E8M0:
+        return np.take(_E8M0, raw).reshape(raw.shape)
     raise FormatError("tensor holds no floats", got=DTYPES[dtype].safetensors, wanted="a float")
 
 
@@ -62,4 +67,16 @@ def _e4m3_values() -> F32Array:
     return values
 
 
+def _e8m0_values() -> F32Array:
+    """Give the value of each of the 256 codes: 2**(code - 127), and NaN for 255.
+
+    Source:
+        OCP Microscaling Formats (MX) Specification 1.0, section 5.4.1.
+    """
+    values: F32Array = np.full(256, np.nan, np.float32)
+    values[:255] = np.ldexp(np.float32(1), np.arange(255) - 127)
+    return values
+
+
 _E4M3: Final = _e4m3_values()
+_E8M0: Final = _e8m0_values()

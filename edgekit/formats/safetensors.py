@@ -85,6 +85,40 @@ class SafetensorsTensor:
             self.info, self.begin + start * n_row_bytes, (stop - start, *shape[1:])
         )
 
+    def raw_bytes(self, start: int, stop: int) -> U8Array:
+        """Read bytes ``start:stop`` of the tensor as stored.
+
+        Raises:
+            FormatError: Bytes outside the tensor, or the file was closed.
+        """
+        if not 0 <= start <= stop <= self.info.n_bytes:
+            raise FormatError(
+                f"{self.file.path}: tensor {self.info.name}: bytes {start}:{stop}",
+                wanted=f"within 0:{self.info.n_bytes}",
+            )
+        return self.file.read_at(self.file.data_start + self.begin + start, stop - start)
+
+    def raw_columns(self, start: int, stop: int) -> NDArray[Any]:
+        """Read the stored bits of columns ``start:stop`` of a matrix, and nothing else.
+
+        Raises:
+            FormatError: No matrix, columns outside it, or the file was closed.
+        """
+        shape = self.info.shape
+        if len(shape) != 2 or not 0 <= start <= stop <= shape[1]:
+            raise FormatError(
+                f"{self.file.path}: tensor {self.info.name}: columns {start}:{stop}",
+                wanted=f"within 0:{shape[1]}" if len(shape) == 2 else "a tensor with two axes",
+            )
+        if (start, stop) == (0, shape[1]):
+            return self.raw()
+        n_bytes = DTYPES[self.info.dtype].n_bytes
+        columns: NDArray[Any] = np.empty((shape[0], stop - start), DTYPES[self.info.dtype].numpy)
+        for row in range(shape[0]):
+            begin = self.begin + (row * shape[1] + start) * n_bytes
+            columns[row] = self.file.read_bits(self.info, begin, (stop - start,))
+        return columns
+
 
 class SafetensorsFile(OpenFile):
     """An open file: its tensors in file order, and its metadata.

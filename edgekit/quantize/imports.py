@@ -1,4 +1,4 @@
-"""Answer one question: which codes of an already-quantized source are kept?
+"""Which codes of an already-quantized source are kept.
 
 All that lie on the common grid go in as they are. Where scales have more digits than the grid
 holds, the codes stay and the scales are rounded: the code nearest to each weight is then still
@@ -9,6 +9,7 @@ which, and why.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -59,7 +60,7 @@ def plan_source(source: SourceModel, scheme: Scheme) -> tuple[TensorPlan, ...]:
         item
         if (prequantized := source.tensor(item.name).prequantized) is None
         else _decide(item, prequantized, scheme)
-        for item in plan(source.spec, scheme)
+        for item in _plan_decoded(source, scheme)
     )
 
 
@@ -74,8 +75,20 @@ def expected_plan(source: SourceModel, scheme: Scheme) -> tuple[TensorPlan, ...]
         if (prequantized := source.tensor(item.name).prequantized) is not None
         and _may_keep(item, prequantized, scheme)
         else item
-        for item in plan(source.spec, scheme)
+        for item in _plan_decoded(source, scheme)
     )
+
+
+def _plan_decoded(source: SourceModel, scheme: Scheme) -> Iterator[TensorPlan]:
+    """Plan as for floats, and say of matrices whose codes cannot be kept what they were."""
+    for item in plan(source.spec, scheme):
+        decoded = source.tensor(item.name).decoded
+        if decoded is None:
+            yield item
+        elif item.scheme.group is None:
+            yield replace(item, reason=_say_dequantized(decoded.label, scheme))
+        else:
+            yield _requantize(item, f"{decoded.reason} ({decoded.label})")
 
 
 def import_codes(prequantized: PrequantizedTensor, item: TensorPlan) -> QuantizedTensor:
@@ -94,9 +107,7 @@ def import_codes(prequantized: PrequantizedTensor, item: TensorPlan) -> Quantize
 
 def _decide(item: TensorPlan, prequantized: PrequantizedTensor, asked: Scheme) -> TensorPlan:
     if item.scheme.group is None:
-        return replace(
-            item, reason=f"{_DEQUANTIZED} from {prequantized.label}: {asked} was asked for"
-        )
+        return replace(item, reason=_say_dequantized(prequantized.label, asked))
     if not _may_keep(item, prequantized, asked):
         return _requantize(item, f"{item.scheme} instead of {prequantized.label}")
     misfit = _find_misfit(prequantized)
@@ -125,6 +136,10 @@ def _may_keep(item: TensorPlan, prequantized: PrequantizedTensor, asked: Scheme)
         prequantized.bits in (asked.bits, item.scheme.bits)
         and prequantized.group >= item.scheme.group
     )
+
+
+def _say_dequantized(label: str, asked: Scheme) -> str:
+    return f"{_DEQUANTIZED} from {label}: {asked} was asked for"
 
 
 def _requantize(item: TensorPlan, why: str) -> TensorPlan:

@@ -1,54 +1,119 @@
-"""Answer one question: which codes does a ``compressed-tensors`` checkpoint hold?
+"""Checkpoints of compressed-tensors (llm-compressor).
 
-The layout ``pack-quantized``: ``X.weight_packed`` holds the codes of ``X.weight`` in int32 words,
-low bits first along the input, each code moved up by half its range; ``X.weight_scale`` has one
-scale for each group of a row (or for the row), and ``X.weight_shape`` the shape before packing.
+Each group of modules in ``config_groups`` has its own scheme, and the tensors of a module tell
+which layout it has:
 
-Source: https://github.com/vllm-project/compressed-tensors, compressors/pack_quantized and
-quantization/quant_args (layout and keys).
+- pack-quantized: ``X.weight_packed`` holds integer codes in int32 words along the input, low bits
+  first, each moved up by half its range; codes of 3, 5, 6 and 7 bits run on across words (older
+  versions start each word with a new code). ``X.weight_shape`` is the shape before packing.
+- int-quantized and naive-quantized: ``X.weight`` holds int8 codes.
+- float-quantized: ``X.weight`` is FP8 (fp8.py).
+- nvfp4-pack-quantized, mxfp4-pack-quantized, mxfp6-pack-quantized: ``X.weight_packed`` holds
+  bytes of E2M1 floats, two to a byte, or of E2M3 floats, four to three bytes.
+- mxfp8-quantized: ``X.weight`` is FP8, ``X.weight_scale`` exponents.
+
+``X.weight_scale`` has a scale for a tensor, a row, a group of a row or a block; ``X.weight_g_idx``
+the group of each input, where inputs were moved; ``X.weight_zero_point`` the zero points, packed
+along the output or as int8, where codes are not symmetric; ``X.weight_global_scale`` divides the
+scales of nvfp4.
+
+Source: https://github.com/vllm-project/compressed-tensors (compressors, quantization/quant_args,
+quantization/lifecycle/forward).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
 
 from edgekit.checkpoint.config import RawConfig
+from edgekit.checkpoint.prequantized.small_floats import (
+    e2m1_values,
+    e2m3_values,
+    read_scales,
+    scale_groups,
+)
 from edgekit.checkpoint.prequantized.tensor import (
+    DOWNLOAD_AGAIN,
+    DecodedTensor,
     PrequantizedTensor,
     make_prequantized,
+    put_together,
     take_part,
     unpack_words,
+    whole_groups,
 )
-from edgekit.dtypes import Bits, F32Array, U8Array
+from edgekit.dtypes import DType, F32Array, I64Array, U8Array
 from edgekit.errors import CheckpointError
 from edgekit.formats.safetensors import SafetensorsTensor
-from edgekit.tensors import LazyTensor
+from edgekit.tensors import LazyTensor, TensorInfo
 
 METHOD: Final = "compressed-tensors"
-_LAYOUT: Final = "pack-quantized"
 _PACKED: Final = "_packed"
-# They say how the codes were found or who wrote them, or repeat what the tensors say.
-_IGNORED: Final = ("ignore", "global_compression_ratio", "quantization_status", "version")
-_IGNORED_OF_WEIGHTS: Final = ("observer", "observer_kwargs", "scale_dtype", "zp_dtype")
-# Orders that leave the weights where they are; others would need the columns moved.
-_ORDERS: Final = (None, "weight", "static")
-Grids: TypeAlias = frozenset[tuple[int, int | None]]
+_PARTS: Final = (
+    "_packed", "_scale", "_shape", "_zero_point", "_g_idx", "_global_scale",
+)  # fmt: skip
+_FORMATS: Final = (
+    "pack-quantized", "int-quantized", "naive-quantized", "float-quantized",
+    "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp6-pack-quantized", "mxfp8-quantized",
+    "mixed-precision", "dense", "fakequant",
+)  # fmt: skip
+_STRATEGIES: Final = ("tensor", "channel", "group", "block", "tensor_group")
+# They say how the codes were found, who wrote them, or repeat what the tensors say; activations
+# and the cache of keys and values are quantized while an engine runs.
+_IGNORED: Final = (
+    "global_compression_ratio", "ignore", "kv_cache_scheme", "quantization_status", "version",
+)  # fmt: skip
+_IGNORED_OF_GROUPS: Final = ("targets", "input_activations", "output_activations")
+_IGNORED_OF_WEIGHTS: Final = (
+    "actorder", "block_structure", "observer", "observer_kwargs", "scale_dtype", "zp_dtype",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """What one group of modules has: bits, group (None: a row or more), and whether symmetric."""
+
+    bits: int
+    group: int | None
+    is_float: bool
+    is_symmetric: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The schemes of a checkpoint, and whether activations are quantized with them."""
+
+    schemes: tuple[Scheme, ...]
+    quantizes_activations: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Rows:
-    """Packed rows beside their scales."""
+class _Packed:
+    """Packed rows of integer codes beside their scales.
+
+    ``pad_bits`` are unused at the top of each word.
+    """
 
     packed: SafetensorsTensor
     stored_scales: SafetensorsTensor
-    bits: Bits
+    stored_zeros: SafetensorsTensor | None
+    n_cols: int
+    bits: int
+    is_dense: bool
 
     def codes(self, start: int, stop: int) -> U8Array:
-        return unpack_words(self.packed.raw_rows(start, stop), self.bits)
+        words = self.packed.raw_rows(start, stop)
+        if self.is_dense:
+            return unpack_words(words, self.bits)[:, : self.n_cols]
+        n_each = 32 // self.bits
+        shifts = np.arange(n_each, dtype=np.uint32) * np.uint32(self.bits)
+        spread = words.view(np.uint32)[:, :, None] >> shifts
+        codes = (spread & np.uint32((1 << self.bits) - 1)).astype(np.uint8)
+        return codes.reshape(len(words), -1)[:, : self.n_cols]
 
     def scales(self, start: int, stop: int) -> F32Array:
         return self.stored_scales.read_rows(start, stop)
@@ -56,16 +121,86 @@ class _Rows:
     def biases(self, start: int, stop: int) -> F32Array | None:
         return None
 
+    def zeros(self, start: int, stop: int) -> F32Array | None:
+        tensor = self.stored_zeros
+        if tensor is None:
+            return None
+        if tensor.info.dtype is DType.INT8:
+            signed = tensor.raw_rows(start, stop).astype(np.float32)
+            return signed + np.float32(1 << (self.bits - 1))
+        # Packed along the output: 32 zero points fill a whole number of words.
+        first, last = start // 32, -(-stop // 32)
+        n_words = tensor.info.shape[0]
+        words = tensor.raw_rows(first * self.bits, min(last * self.bits, n_words))
+        zeros = unpack_words(words.T, self.bits)[:, start - 32 * first : stop - 32 * first]
+        return zeros.T.astype(np.float32)
 
-def read_grids(section: RawConfig) -> Grids:
-    """Account for the keys of ``quantization_config``; give (bits, group) of its weights.
 
-    A group of None is a whole row. Faults are reported to the section.
-    """
+@dataclass(frozen=True, slots=True, eq=False)
+class _Bytes:
+    """Unpacked int8 codes beside their scales."""
+
+    stored: SafetensorsTensor
+    stored_scales: SafetensorsTensor
+    stored_zeros: SafetensorsTensor | None
+    bits: int = 8
+
+    def codes(self, start: int, stop: int) -> U8Array:
+        # Flipping the sign bit moves zero to the middle.
+        codes: U8Array = self.stored.raw_rows(start, stop).view(np.uint8) ^ np.uint8(128)
+        return codes
+
+    def scales(self, start: int, stop: int) -> F32Array:
+        return self._rows(self.stored_scales, start, stop)
+
+    def biases(self, start: int, stop: int) -> F32Array | None:
+        return None
+
+    def zeros(self, start: int, stop: int) -> F32Array | None:
+        if self.stored_zeros is None:
+            return None
+        if self.stored_zeros.info.dtype is DType.INT8:
+            zeros = self.stored_zeros.raw().astype(np.float32)
+        else:
+            zeros = self.stored_zeros.read()
+        return _spread(zeros, start, stop) + np.float32(128)
+
+    @staticmethod
+    def _rows(tensor: SafetensorsTensor, start: int, stop: int) -> F32Array:
+        return _spread(tensor.read(), start, stop)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _SmallFloats:
+    """E2M1 or E2M3 floats beside their scales."""
+
+    packed: SafetensorsTensor
+    stored_scales: SafetensorsTensor
+    divisor: SafetensorsTensor | None
+    group: int
+    bits: int
+
+    def read(self, start: int, stop: int) -> F32Array:
+        packed = self.packed.raw_rows(start, stop)
+        values = e2m1_values(packed) if self.bits == 4 else e2m3_values(packed)
+        scales = read_scales(self.stored_scales, start, stop)
+        if self.divisor is not None:
+            scales = scales / self.divisor.read().reshape(())
+        return scale_groups(values, scales, self.group)
+
+
+def _spread(values: F32Array, start: int, stop: int) -> F32Array:
+    """Give the rows of scales that are one for each row, or one for all."""
+    if values.size == 1:
+        return np.full((stop - start, 1), values.reshape(()), np.float32)
+    return values.reshape(len(values), -1)[start:stop]
+
+
+def read_schemes(section: RawConfig) -> Settings:
+    """Account for the keys of ``quantization_config``; faults are reported to the section."""
     section.ignore(_IGNORED)
-    section.expect("format", _LAYOUT, _LAYOUT)
-    section.expect("kv_cache_scheme", None, None)
-    # Both would change the weights after unpacking; empty or dense ones change nothing.
+    _take_format(section)
+    # They change the weights after unpacking; empty or dense ones change nothing.
     if (section.take("sparsity_config", dict, None) or {}).get("format", "dense") != "dense":
         section.report("sparsity_config is set (edgekit supports none)")
     if section.take("transform_config", dict, None):
@@ -73,112 +208,279 @@ def read_grids(section: RawConfig) -> Grids:
     groups = section.take_section("config_groups")
     if not groups:
         section.report("config_groups is missing or empty")
-        return frozenset()
-    found = [_read_group(group) for key in groups if (group := groups.take_section(key))]
-    return frozenset(grid for grid in found if grid is not None)
+        return Settings((), quantizes_activations=False)
+    sections = [group for key in groups if (group := groups.take_section(key))]
+    schemes = [_read_group(group) for group in sections]
+    return Settings(
+        tuple(scheme for scheme in schemes if scheme is not None),
+        any(group.get("input_activations") is not None for group in sections),
+    )
 
 
-def _read_group(group: RawConfig) -> tuple[int, int | None] | None:
+def _take_format(section: RawConfig) -> None:
+    layout = section.take("format", str, _FORMATS[0])
+    if layout not in _FORMATS:
+        section.report(f"format is {layout[:40]!r} (edgekit reads {', '.join(_FORMATS)})")
+
+
+def _read_group(group: RawConfig) -> Scheme | None:
     # Which modules a group means shows in which tensors are packed.
-    group.ignore(["targets"])
-    group.expect("input_activations", None, None)
-    group.expect("output_activations", None, None)
-    if group.get("format") is not None:
-        group.expect("format", _LAYOUT, _LAYOUT)
-    group.ignore(["format"])
+    group.ignore(_IGNORED_OF_GROUPS)
+    _take_format(group)
     weights = group.take_section("weights")
     if weights is None:
-        group.report("weights is missing")
+        if group.get("input_activations") is None and group.get("output_activations") is None:
+            group.report("weights is missing")
         return None
     weights.ignore(_IGNORED_OF_WEIGHTS)
-    weights.expect("type", "int", "int")
-    weights.expect("symmetric", True, True)
-    weights.expect("block_structure", None, None)
     weights.expect("dynamic", False, False)
-    order = weights.take("actorder", str, None)
-    if order not in _ORDERS:
-        weights.report(f"actorder is {order!r} (edgekit supports null, 'weight' and 'static')")
-    bits = weights.take_count("num_bits", at_most=64)
-    if bits not in (4, 8):
-        weights.report(f"num_bits is {bits} (edgekit supports 4 and 8)")
-    strategy = weights.take("strategy", str, "group")
-    if strategy == "channel":
-        weights.ignore(["group_size"])
-        return bits, None
-    if strategy != "group":
-        weights.report(f"strategy is {strategy[:40]!r} (edgekit supports 'group' and 'channel')")
-    return bits, weights.take_count("group_size", at_most=1 << 31)
+    kind = weights.take("type", str, "int")
+    if kind not in ("int", "float"):
+        weights.report(f"type is {kind[:40]!r} (edgekit reads 'int' and 'float')")
+    is_symmetric = weights.take("symmetric", bool, True)
+    bits = weights.take_count("num_bits", 8, at_most=64)
+    if bits > 8 or (kind == "float" and bits not in (4, 6, 8)):
+        weights.report(f"num_bits is {bits} (edgekit reads 1 to 8, and floats of 4, 6 and 8)")
+    strategy = weights.take("strategy", str, None)
+    group_size = weights.take("group_size", int, None)
+    if strategy is None:
+        strategy = "tensor" if group_size is None else "channel" if group_size == -1 else "group"
+    if strategy not in _STRATEGIES:
+        weights.report(
+            f"strategy is {strategy[:40]!r} (edgekit reads {', '.join(map(repr, _STRATEGIES))})"
+        )
+    if strategy not in ("group", "tensor_group"):
+        return Scheme(bits, None, kind == "float", is_symmetric)
+    if group_size is None or group_size < 1:
+        what = "missing" if group_size is None else f"{group_size} (wanted a positive number)"
+        weights.report(f"group_size is {what}")
+    return Scheme(bits, group_size, kind == "float", is_symmetric)
 
 
-def join_packed(tensors: Mapping[str, SafetensorsTensor], grids: Grids) -> dict[str, LazyTensor]:
+def join_packed(
+    tensors: Mapping[str, SafetensorsTensor], settings: Settings, *, reads: bool
+) -> dict[str, LazyTensor]:
     """Put codes and scales together under the weight's name; other tensors pass through.
 
     Args:
         tensors: Checkpoint tensors by their own names.
-        grids: What ``read_grids`` gave.
+        settings: What ``read_schemes`` gave.
+        reads: Whether the tensors can be read; if not, shapes come from the packed parts, and
+            inputs count as in order.
 
     Raises:
         CheckpointError: Parts are missing or do not fit together or the config.
     """
     joined: dict[str, LazyTensor] = {}
     used: set[str] = set()
-    for name in tensors:
+    for name, tensor in tensors.items():
+        weight = name.removesuffix(_PACKED)
         if name.endswith(f".weight{_PACKED}"):
-            weight = name.removesuffix(_PACKED)
-            joined[weight] = _join(weight, tensors, grids)
-            used |= {name, f"{weight}_scale", f"{weight}_shape"}
-    _refuse_twice(joined, tensors)
-    return {name: tensor for name, tensor in tensors.items() if name not in used} | joined
+            has_floats = any(scheme.is_float for scheme in settings.schemes)
+            is_float = tensor.info.dtype is DType.UINT8 and has_floats
+            join = _join_floats if is_float else _join_codes
+            joined[weight] = join(weight, tensors, settings, reads=reads)
+        elif name.endswith(".weight") and tensor.info.dtype is DType.INT8:
+            joined[weight] = _join_bytes(weight, tensors, settings, reads=reads)
+            used.add(name)
+        else:
+            continue
+        used |= {f"{weight}{part}" for part in _PARTS}
+    return put_together(tensors, joined, used)
 
 
-def _join(
-    weight: str, tensors: Mapping[str, SafetensorsTensor], grids: Grids
-) -> PrequantizedTensor:
+def _join_codes(
+    weight: str, tensors: Mapping[str, SafetensorsTensor], settings: Settings, *, reads: bool
+) -> PrequantizedTensor | DecodedTensor:
     packed = take_part(tensors, f"{weight}{_PACKED}", "I32", (None, None))
     n_rows, n_words = packed.info.shape
     scales = take_part(tensors, f"{weight}_scale", "floats", (n_rows, None))
-    shape = _read_shape(f"{weight}_shape", tensors)
-    if shape[0] != n_rows:
+    n_groups = scales.info.shape[1]
+    schemes = [scheme for scheme in settings.schemes if not scheme.is_float]
+    if reads:
+        n_rows_said, n_cols = _read_shape(f"{weight}_shape", tensors)
+    else:
+        groups = [s.group for s in schemes if s.group is not None]
+        n_rows_said, n_cols = n_rows, n_groups * groups[0] if groups else 8 * n_words
+    if n_rows_said != n_rows:
         raise CheckpointError(
-            f"{weight}_shape", got=list(shape), wanted=f"{n_rows} rows as in {weight}{_PACKED}"
+            f"{weight}_shape",
+            got=[n_rows_said, n_cols],
+            wanted=f"{n_rows} rows as in {weight}{_PACKED}",
         )
-    bits: Bits = 4 if 8 * n_words == shape[1] else 8
-    joined = make_prequantized(
-        weight,
-        shape,
-        n_words=n_words,
-        n_groups=scales.info.shape[1],
-        dtype=scales.info.dtype,
-        origin=METHOD,
-        rows=_Rows(packed, scales, bits),
-    )
-    is_row = joined.source_group == shape[1]
-    if (bits, joined.source_group) not in grids and not (is_row and (bits, None) in grids):
+    bits, is_dense = _find_bits(weight, n_cols, n_words, schemes)
+    group = whole_groups(n_cols, n_groups)
+    if group < 1:
+        raise CheckpointError(
+            f"{weight}: group size",
+            got=f"{n_groups} scales for a row of {n_cols} weights",
+            wanted="as many weights for each scale",
+            do=DOWNLOAD_AGAIN,
+        )
+    fitting = [s for s in schemes if s.bits == bits and group == (s.group or n_cols)]
+    if not fitting:
+        said = sorted({(s.bits, s.group) for s in schemes}, key=str)
         raise CheckpointError(
             f"{weight}: codes are not what quantization_config says",
-            got=f"{bits} bits, group {joined.source_group}",
-            wanted=" or ".join(
-                f"{b} bits, group {g or 'of a row'}" for b, g in sorted(grids, key=str)
-            ),
+            got=f"{bits} bits, group {group}",
+            wanted=" or ".join(f"{b} bits, group {g or 'of a row'}" for b, g in said) or "floats",
             do="Config and weights must come from the same model; download both again.",
         )
-    return joined
+    zeros = _take_zeros(weight, tensors, fitting, (n_rows, n_groups), bits, reads=reads)
+    columns = _take_order(weight, tensors, n_cols, group, reads=reads)
+    reasons = ["inputs in another order (actorder)"] if columns is not None else []
+    reasons += ["zero points of their own (asymmetric)"] if zeros is not None else []
+    return make_prequantized(
+        TensorInfo(weight, (n_rows, n_cols), scales.info.dtype),
+        bits=bits,
+        group=group,
+        origin=METHOD,
+        rows=_Packed(packed, scales, zeros, n_cols, bits, is_dense),
+        columns=columns,
+        reason=", ".join(reasons),
+    )
 
 
 def _read_shape(name: str, tensors: Mapping[str, SafetensorsTensor]) -> tuple[int, int]:
-    tensor = tensors.get(name)
-    kinds = "I32" if tensor is not None and tensor.info.dtype.value == "int32" else "I64"
-    n_rows, n_cols = np.asarray(take_part(tensors, name, kinds, (2,)).raw()).tolist()
+    n_rows, n_cols = np.asarray(take_part(tensors, name, "I32 or I64", (2,)).raw()).tolist()
     if n_rows < 1 or n_cols < 1:
         raise CheckpointError(name, got=[n_rows, n_cols], wanted="two positive integers")
     return n_rows, n_cols
 
 
-def _refuse_twice(joined: Mapping[str, LazyTensor], tensors: Mapping[str, LazyTensor]) -> None:
-    twice = sorted(joined.keys() & tensors.keys())
-    if twice:
+def _find_bits(weight: str, n_cols: int, n_words: int, schemes: list[Scheme]) -> tuple[int, bool]:
+    """Give the bits of a code that fill ``n_words`` words, and whether they run on across words."""
+    for bits in sorted({scheme.bits for scheme in schemes} | {4, 8}):
+        if n_words == -(-n_cols * bits // 32):
+            return bits, True
+        if n_words == -(-n_cols // (32 // bits)):
+            return bits, False
+    raise CheckpointError(
+        f"{weight}: packed codes",
+        got=f"{n_words} words of 32 bits for a row of {n_cols} weights",
+        wanted=" or ".join(f"{bits} bits" for bits in sorted({s.bits for s in schemes}))
+        + " for each weight",
+        do=DOWNLOAD_AGAIN,
+    )
+
+
+def _take_zeros(
+    weight: str,
+    tensors: Mapping[str, SafetensorsTensor],
+    schemes: list[Scheme],
+    shape: tuple[int, int],
+    bits: int,
+    *,
+    reads: bool,
+) -> SafetensorsTensor | None:
+    """Find the zero points, if codes have any that are not in the middle."""
+    name = f"{weight}_zero_point"
+    if name not in tensors:
+        if not any(scheme.is_symmetric for scheme in schemes):
+            take_part(tensors, name, "I32", (-(-shape[0] * bits // 32), shape[1]))
+        return None
+    if tensors[name].info.dtype is DType.INT32:
+        tensor = take_part(tensors, name, "I32", (-(-shape[0] * bits // 32), shape[1]))
+    else:
+        tensor = take_part(tensors, name, "I8", shape)
+        if reads and not tensor.raw().any():
+            return None
+    if all(scheme.is_symmetric for scheme in schemes):
         raise CheckpointError(
-            f"{twice[0]}: weight stored twice",
-            got=f"as floats and as codes ({len(twice)} such weights)",
-            wanted="one of them",
+            f"{name}: zero points that quantization_config in config.json does not have",
+            got="symmetric is true",
+            wanted="symmetric is false",
+            do="Config and weights must come from the same model; download both again.",
         )
+    return tensor
+
+
+def _take_order(
+    weight: str,
+    tensors: Mapping[str, SafetensorsTensor],
+    n_cols: int,
+    group: int,
+    *,
+    reads: bool,
+) -> I64Array | None:
+    """Read the group of each input; None where they lie one after the other."""
+    name = f"{weight}_g_idx"
+    if name not in tensors or not reads:
+        return None
+    groups = take_part(tensors, name, "I32 or I64", (n_cols,)).raw().astype(np.int64)
+    if (groups == -1).any() or (groups == np.arange(n_cols) // group).all():
+        return None  # -1: not filled in, because nothing was moved
+    n_groups = n_cols // group
+    outside = (groups < 0) | (groups >= n_groups)
+    if outside.any():
+        raise CheckpointError(
+            f"{name}: groups of inputs",
+            got=int(groups[outside][0]),
+            wanted=f"0 .. {n_groups - 1}",
+            do=DOWNLOAD_AGAIN,
+        )
+    return groups
+
+
+def _join_bytes(
+    weight: str, tensors: Mapping[str, SafetensorsTensor], settings: Settings, *, reads: bool
+) -> PrequantizedTensor | DecodedTensor:
+    stored = take_part(tensors, weight, "I8", (None, None))
+    n_rows, n_cols = stored.info.shape
+    name = f"{weight}_scale"
+    shape = tensors[name].info.shape if name in tensors else ()
+    # One scale for all, for each row, or for each group of a row.
+    n_groups = shape[1] if len(shape) == 2 else 1
+    group = whole_groups(n_cols, n_groups)
+    fits = shape in ((), (1,), (1, 1), (n_rows,), (n_rows, n_groups)) and group > 0
+    scales = take_part(tensors, name, "floats", shape if fits else (n_rows, 1))
+    name = f"{weight}_zero_point"
+    schemes = [scheme for scheme in settings.schemes if not scheme.is_float]
+    zeros = None
+    if name in tensors or (schemes and not any(scheme.is_symmetric for scheme in schemes)):
+        zeros = take_part(tensors, name, "I8 or F32 or F16 or BF16", scales.info.shape)
+        if reads and not zeros.raw().any():
+            zeros = None
+    columns = _take_order(weight, tensors, n_cols, group, reads=reads)
+    reasons = ["inputs in another order (actorder)"] if columns is not None else []
+    reasons += ["zero points of their own (asymmetric)"] if zeros is not None else []
+    return make_prequantized(
+        TensorInfo(weight, (n_rows, n_cols), scales.info.dtype),
+        bits=8,
+        group=group,
+        origin=METHOD,
+        rows=_Bytes(stored, scales, zeros),
+        columns=columns,
+        reason=", ".join(reasons),
+    )
+
+
+def _join_floats(
+    weight: str, tensors: Mapping[str, SafetensorsTensor], settings: Settings, *, reads: bool
+) -> DecodedTensor:
+    packed = take_part(tensors, f"{weight}{_PACKED}", "U8", (None, None))
+    n_rows, n_bytes = packed.info.shape
+    scales = take_part(tensors, f"{weight}_scale", "F8_E4M3 or U8 or F8_E8M0", (n_rows, None))
+    bits = 6 if n_bytes == 24 * scales.info.shape[1] else 4
+    n_cols = 8 * n_bytes // bits
+    group = whole_groups(n_cols, scales.info.shape[1])
+    if group not in (16, 32):
+        raise CheckpointError(
+            f"{weight}: group size",
+            got=f"{scales.info.shape[1]} scales for a row of {n_cols} weights",
+            wanted="a scale for each 16 weights (nvfp4) or 32 (mxfp4, mxfp6)",
+            do=DOWNLOAD_AGAIN,
+        )
+    divisor = None
+    if scales.info.dtype is DType.FP8_E4M3:
+        divisor = tensors.get(f"{weight}_global_scale")
+        if divisor is None or divisor.info.n_elements != 1:
+            divisor = take_part(tensors, f"{weight}_global_scale", "floats", (1,))
+    kind = f"mxfp{bits}" if divisor is None else "nvfp4"
+    return DecodedTensor(
+        TensorInfo(weight, (n_rows, n_cols), DType.BF16),
+        f"{METHOD} {kind}",
+        f"{bits}-bit floats",
+        bits,
+        _SmallFloats(packed, scales, divisor, group, bits),
+    )

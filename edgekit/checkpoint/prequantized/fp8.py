@@ -1,142 +1,210 @@
-"""Answer one question: which weights do FP8 tensors and their scales stand for?
+"""FP8 weights: floats of 8 bits beside the scales that multiply them.
 
-A weight ``X.weight`` of type E4M3 comes with ``X.weight_scale_inv``, which multiplies it despite
-its name: one number for the whole tensor, or one for each block of rows and columns.
+A weight ``X.weight`` of type E4M3 or E5M2 comes with ``X.weight_scale_inv`` (which multiplies, in
+spite of its name) or ``X.weight_scale``: one number for the tensor, one for each row, for each
+group of a row, or for each block of rows and columns. Numbers of one byte are exponents (E8M0).
+The tensors tell all of it, so it is read whether or not config.json has a quantization_config.
 
-Source: the ``fp8`` quantization method of transformers 5 (finegrained FP8), and the published
-Ministral 3, DeepSeek V3 and Qwen3 FP8 checkpoints' file layout.
+Source: the fp8 and fbgemm_fp8 methods of transformers 5 (integrations/finegrained_fp8 and
+fbgemm_fp8), compressed-tensors' float-quantized and mxfp8-quantized, NVIDIA ModelOpt's FP8, and
+the file layout of published checkpoints (DeepSeek V3, Qwen3, Ministral 3, Llama 3.1 405B).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from edgekit.checkpoint.config import RawConfig
+from edgekit.checkpoint.prequantized.small_floats import scale_groups
+from edgekit.checkpoint.prequantized.tensor import DecodedTensor
 from edgekit.dtypes import DType, F32Array
 from edgekit.errors import CheckpointError
+from edgekit.formats.floats import to_float32
+from edgekit.formats.safetensors import SafetensorsTensor
 from edgekit.tensors import LazyTensor, TensorInfo
 
-KEY: Final = "quantization_config"
-_SCALE: Final = "_scale_inv"
-# Scales of activations serve engines that compute in FP8, which none here does.
-_ACTIVATION_SCALES: Final = (".activation_scale", ".input_scale")
+METHODS: Final = ("fp8", "fbgemm_fp8")
+_TYPES: Final = {DType.FP8_E4M3: "e4m3", DType.FP8_E5M2: "e5m2"}
+_SCALES: Final = ("_scale_inv", "_scale")
+_USUAL_BLOCK: Final = 128
 # They say how an engine computes, or repeat what the tensors' own types say.
-_IGNORED: Final = ("activation_scheme", "modules_to_not_convert", "ignored_layers", "dequantize")
+_IGNORED: Final = (
+    "activation_scale_ub", "activation_scheme", "dequantize", "expert_dtype", "ignored_layers",
+    "kv_cache_scheme", "modules_to_convert", "modules_to_not_convert", "scale_fmt",
+    "weight_per_tensor", "act_per_tensor",
+)  # fmt: skip
+_FORMATS: Final = ("e4m3", "e5m2", "float8_e4m3fn", "float8_e5m2")
 
 
-@dataclass(frozen=True, slots=True)
-class ScaledTensor:
-    """FP8 values times their scales, a ``LazyTensor``.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scaled:
+    """FP8 values and their scales.
 
     Attributes:
-        stored: The E4M3 values, (N, M).
+        stored: The values, (N, M).
         scales: float32, (blocks of rows, blocks of columns); (1, 1) for one scale.
-        block: Rows and columns of a block.
+        block: Rows and columns of a block; the last ones may be cut.
     """
 
-    stored: LazyTensor
+    stored: SafetensorsTensor
     scales: F32Array
     block: tuple[int, int]
 
-    @property
-    def info(self) -> TensorInfo:
-        """Name, shape and stored type."""
-        return self.stored.info
-
-    def read(self) -> F32Array:
-        """Read the whole tensor as float32, shape ``info.shape``."""
-        return self.read_rows(0, self.info.shape[0])
-
-    def read_rows(self, start: int, stop: int) -> F32Array:
-        """Read rows ``start:stop`` of the first axis as float32."""
+    def read(self, start: int, stop: int) -> F32Array:
         values = self.stored.read_rows(start, stop)
         n_rows, n_cols = self.block
-        rows = self.scales[np.arange(start, start + len(values)) // n_rows]
-        values *= rows[:, np.arange(values.shape[1]) // n_cols]
+        # Rows of one block share their scales, so that they are scaled together.
+        for first in range(start - start % n_rows, stop, n_rows):
+            part = values[max(first - start, 0) : first + n_rows - start]
+            row = first // n_rows
+            scale_groups(part, self.scales[row : row + 1], n_cols)
         return values
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _RowScaled:
+    """FP8 values with scales in each row: (N, groups of a row)."""
+
+    stored: SafetensorsTensor
+    scales: F32Array
+    group: int
+
+    def read(self, start: int, stop: int) -> F32Array:
+        values = self.stored.read_rows(start, stop)
+        return scale_groups(values, self.scales[start:stop], self.group)
+
+
 def account_for_fp8(section: RawConfig) -> None:
-    """Account for the keys of ``quantization_config`` with the method fp8."""
-    section.expect("fmt", "e4m3", "e4m3")
-    section.expect("scale_fmt", None, None)
+    """Account for the keys of ``quantization_config`` of fp8 and fbgemm_fp8."""
+    layout = section.take("fmt", str, _FORMATS[0])
+    if layout not in _FORMATS:
+        section.report(f"fmt is {layout[:40]!r} (edgekit reads {', '.join(_FORMATS)})")
     section.ignore([*_IGNORED, "weight_block_size"])
 
 
-def join_scales(
-    tensors: Mapping[str, LazyTensor], config: Mapping[str, object], *, reads: bool = True
-) -> dict[str, LazyTensor]:
-    """Put FP8 weights and their scales together; other tensors pass through.
+def join_fp8(
+    tensors: Mapping[str, LazyTensor], section: Mapping[str, Any] | None, *, reads: bool
+) -> tuple[dict[str, LazyTensor], set[str]]:
+    """Put FP8 weights and their scales together.
 
     Args:
         tensors: Checkpoint tensors by their own names.
-        config: config.json; a wrapper's section may lie in its ``text_config``.
+        section: quantization_config, if there is one; it may say the size of a block.
         reads: Whether the tensors can be read; if not, the scales' values are not checked.
+
+    Returns:
+        Weights by name, and the names of the tensors that they are made of.
 
     Raises:
         CheckpointError: An FP8 weight has no scale, or one of another shape or value.
     """
-    if not any(tensor.info.dtype is DType.FP8_E4M3 for tensor in tensors.values()):
-        return dict(tensors)
-    block = _block_size(config)
+    block = _block_size(section or {})
     joined: dict[str, LazyTensor] = {}
     used: set[str] = set()
     for name, tensor in tensors.items():
-        if tensor.info.dtype is DType.FP8_E4M3:
-            joined[name] = _scaled(name, tensor, tensors.get(name + _SCALE), block, reads)
-            used.add(name + _SCALE)
-    rest = {n: t for n, t in tensors.items() if n not in used and n not in joined}
-    return joined | {n: t for n, t in rest.items() if not n.endswith(_ACTIVATION_SCALES)}
+        if tensor.info.dtype not in _TYPES or not isinstance(tensor, SafetensorsTensor):
+            continue
+        if name.endswith(_SCALES) or len(tensor.info.shape) < 2:
+            continue
+        scale = next((f"{name}{end}" for end in _SCALES if f"{name}{end}" in tensors), None)
+        if scale is None or len(tensor.info.shape) != 2:
+            raise CheckpointError(
+                f"{name}: FP8 values",
+                got=f"no scale; beside them lie {_beside(name, tensors)}"
+                if scale is None
+                else f"shape {list(tensor.info.shape)}",
+                wanted=f"a matrix with {' or '.join(name + end for end in _SCALES)}",
+                do="Take a checkpoint that has the scales, or the model before quantization.",
+            )
+        joined[name] = _scaled(tensor, tensors[scale], block, reads=reads)
+        used |= {name, scale}
+    return joined, used
+
+
+def _beside(name: str, tensors: Mapping[str, LazyTensor]) -> str:
+    module = name.rpartition(".")[0]
+    found = [other for other in tensors if other.startswith(f"{module}.") and other != name]
+    return ", ".join(found[:6]) or "no other tensors of that module"
 
 
 def _scaled(
-    name: str,
-    tensor: LazyTensor,
-    scale: LazyTensor | None,
+    tensor: SafetensorsTensor,
+    scale: LazyTensor,
     block: tuple[int, int] | None,
+    *,
     reads: bool,
 ) -> LazyTensor:
-    shape = tensor.info.shape
-    if scale is None or len(shape) != 2:
-        raise CheckpointError(
-            f"{name}: FP8 values",
-            got="no scale" if scale is None else f"shape {list(shape)}",
-            wanted=f"a matrix with {name}{_SCALE}",
-            do="Download the model again.",
-        )
+    (n_rows, n_cols), found = tensor.info.shape, scale.info.shape
+    kind = f"fp8 {_TYPES[tensor.info.dtype]}"
     if scale.info.n_elements == 1:
-        block = shape
-    elif block is None or scale.info.shape != tuple(
-        -(-size // step) for size, step in zip(shape, block, strict=True)
-    ):
-        raise CheckpointError(
-            f"{name}{_SCALE}: shape",
-            got=list(scale.info.shape),
-            wanted="one scale, or one for each block of weight_block_size",
-        )
-    if not reads:
-        return tensor
-    scales = scale.read()
-    if scales.size == 1:
-        scales = scales.reshape(1, 1)
-    if not (np.isfinite(scales).all() and (scales > 0).all()):
-        raise CheckpointError(f"{name}{_SCALE}: scales", wanted="positive numbers")
-    return ScaledTensor(tensor, scales, (max(1, block[0]), max(1, block[1])))
+        sizes, label, each = (max(1, n_rows), max(1, n_cols)), kind, "tensor"
+    elif found in ((n_rows,), (n_rows, 1)):
+        sizes, label, each = (1, max(1, n_cols)), f"{kind} by row", "row"
+    else:
+        sizes = _fit_block((n_rows, n_cols), found, block, scale.info.name)
+        label, each = f"{kind} by block {sizes[0]}x{sizes[1]}", "block"
+    scales = np.ones((1, 1), np.float32)
+    if reads:
+        scales = _read_scales(scale).reshape(-1, found[1] if len(found) == 2 else 1)
+        if not (np.isfinite(scales).all() and (scales > 0).all()):
+            raise CheckpointError(f"{scale.info.name}: scales", wanted="positive numbers")
+    rows = _RowScaled(tensor, scales, sizes[1]) if sizes[0] == 1 else _Scaled(tensor, scales, sizes)
+    info = TensorInfo(tensor.info.name, (n_rows, n_cols), tensor.info.dtype)
+    reason = f"8-bit floats times the {scale.info.name.rpartition('.')[2]} of their {each}"
+    return DecodedTensor(info, label, reason, 8, rows)
 
 
-def _block_size(config: Mapping[str, object]) -> tuple[int, int] | None:
-    inner = config.get("text_config")
-    section = config.get(KEY) or (inner.get(KEY) if isinstance(inner, Mapping) else None)
-    size = section.get("weight_block_size") if isinstance(section, Mapping) else None
+def _read_scales(scale: LazyTensor) -> F32Array:
+    if scale.info.dtype is DType.UINT8 and isinstance(scale, SafetensorsTensor):
+        return to_float32(scale.raw(), DType.FP8_E8M0)
+    return scale.read()
+
+
+def _fit_block(
+    shape: tuple[int, ...],
+    found: tuple[int, ...],
+    said: tuple[int, int] | None,
+    name: str,
+) -> tuple[int, int]:
+    """Give rows and columns of a block: as the config says, else as the sizes show."""
+    if len(found) == 2 and all(found):
+        guessed = [_guess(size, n) for size, n in zip(shape, found, strict=True)]
+        for rows, cols in (said or (0, 0), (guessed[0], guessed[1])):
+            if rows and cols and found == (-(-shape[0] // rows), -(-shape[1] // cols)):
+                return rows, cols
+    raise CheckpointError(
+        f"{name}: shape",
+        got=list(found),
+        wanted="one scale, one for each row, or one for each block of "
+        + (f"{said[0]}x{said[1]} weights (weight_block_size)" if said else "weights"),
+    )
+
+
+def _guess(size: int, n_blocks: int) -> int:
+    """Give the usual size of a block if as many fit, else the one that divides; 0 if none."""
+    if -(-size // _USUAL_BLOCK) == n_blocks and n_blocks > 1:
+        return _USUAL_BLOCK
+    return size // n_blocks if size % n_blocks == 0 else 0
+
+
+def _block_size(section: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Read ``weight_block_size``, or ``block_structure`` of compressed-tensors."""
+    size = section.get("weight_block_size")
+    groups = section.get("config_groups")
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        size = size or (weights.get("block_structure") if isinstance(weights, Mapping) else None)
     match size:
         case [int(rows), int(cols)] if rows > 0 and cols > 0:
             return rows, cols
         case None:
             return None
     raise CheckpointError(
-        f"{KEY}.weight_block_size", got=str(size)[:40], wanted="two positive integers"
+        "quantization_config.weight_block_size",
+        got=str(size)[:40],
+        wanted="two positive integers",
     )

@@ -1,23 +1,109 @@
-"""Answer one question: how is a checkpoint quantized, and which weights do its parts stand for?
+"""How a checkpoint is quantized, and which weights its parts stand for.
 
-Each way has a file of its own; this one tells which it is. Config first
-(``account_for_quantization``), then the tensors (``join_parts``).
+Each method has a file of its own; the tables here say which file reads which name. Config first
+(``account_for_quantization``), then the tensors (``join_parts``). Methods whose tensors tell
+everything (FP8, NVFP4, bitsandbytes) are read whether or not config.json names them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from edgekit.checkpoint.config import RawConfig
-from edgekit.checkpoint.prequantized import compressed_tensors, gptq, mlx
-from edgekit.checkpoint.prequantized.fp8 import KEY, account_for_fp8, join_scales
+from edgekit.checkpoint.prequantized import (
+    awq,
+    bitsandbytes,
+    compressed_tensors,
+    fp8,
+    gptq,
+    mlx,
+    nvfp4,
+)
 from edgekit.checkpoint.prequantized.mlx import MLX_KEY
+from edgekit.checkpoint.prequantized.tensor import DecodedTensor
 from edgekit.formats.safetensors import SafetensorsTensor
 from edgekit.tensors import LazyTensor
 
-_FP8: Final = "fp8"
-_METHODS: Final = (_FP8, compressed_tensors.METHOD, *gptq.METHODS)
+KEY: Final = "quantization_config"
+# What compressed-tensors called the same section before.
+_OLD_KEY: Final = "compression_config"
+_METHOD_KEY: Final = "quant_method"
+_Tensors = Mapping[str, SafetensorsTensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How one method is read.
+
+    Attributes:
+        account: Takes every key of ``quantization_config``; faults go to the section.
+        join: Puts parts together by the section; None where the tensors tell everything.
+    """
+
+    account: Callable[[RawConfig], object]
+    join: Callable[[_Tensors, RawConfig, bool], dict[str, LazyTensor]] | None = None
+
+
+METHODS: Final[Mapping[str, Method]] = {
+    gptq.GPTQ: Method(
+        gptq.read_gptq,
+        lambda tensors, section, reads: gptq.join_transposed(
+            tensors, gptq.read_gptq(section), reads=reads
+        ),
+    ),
+    **dict.fromkeys(
+        gptq.AUTO_ROUND,
+        Method(
+            gptq.read_auto_round,
+            lambda tensors, section, reads: gptq.join_transposed(
+                tensors, gptq.read_auto_round(section), reads=reads
+            ),
+        ),
+    ),
+    awq.AWQ: Method(
+        awq.read_awq,
+        lambda tensors, section, reads: awq.join_awq(tensors, awq.read_awq(section), reads=reads),
+    ),
+    compressed_tensors.METHOD: Method(
+        compressed_tensors.read_schemes,
+        lambda tensors, section, reads: compressed_tensors.join_packed(
+            tensors, compressed_tensors.read_schemes(section), reads=reads
+        ),
+    ),
+    mlx.ORIGIN: Method(
+        mlx.read_settings,
+        lambda tensors, section, _: mlx.join_mlx(tensors, mlx.read_settings(section)),
+    ),
+    bitsandbytes.METHOD: Method(bitsandbytes.account_for_bitsandbytes),
+    nvfp4.METHOD: Method(nvfp4.account_for_modelopt),
+    **dict.fromkeys(fp8.METHODS, Method(fp8.account_for_fp8)),
+}
+_CODEBOOKS: Final = "its weights are entries of learned codebooks"
+_ENGINE: Final = "its weights are stored in the order that one engine's kernels want"
+# Methods that are not read, each with the reason.
+REFUSED: Final[Mapping[str, str]] = {
+    "aqlm": _CODEBOOKS,
+    "vptq": _CODEBOOKS,
+    "quip": _CODEBOOKS,
+    "higgs": "its weights are stored after a Hadamard transform",
+    "fp_quant": "its weights are stored after a Hadamard transform",
+    "spqr": "single weights are stored apart from the groups",
+    "eetq": _ENGINE,
+    "marlin": _ENGINE,
+    "exl2": _ENGINE,
+    "exl3": _ENGINE,
+    "bitnet": "its layers compute with activations of 8 bits, as the model was trained",
+    "mxfp4": "it stores the experts of a mixture of experts, which edgekit does not compute",
+}
+# Scales that engines use which compute with quantized activations or caches; edgekit's do not.
+_OF_ENGINES: Final = (
+    ".activation_scale", ".input_scale", ".input_global_scale", ".input_zero_point",
+    ".output_scale", ".output_zero_point", ".k_scale", ".v_scale", ".q_scale", ".kv_scale",
+    ".input_scale_ub", ".kv_cache_scaling_factor",
+)  # fmt: skip
 
 
 def account_for_quantization(config: RawConfig) -> None:
@@ -28,47 +114,118 @@ def account_for_quantization(config: RawConfig) -> None:
     packing = config.take_section(MLX_KEY)
     if packing is not None:
         mlx.read_settings(packing)
+        _ignore_neutral(packing)
         # mlx-lm writes it a second time under the name that the Hub looks for.
         config.expect(KEY, config[MLX_KEY], config[MLX_KEY])
         return
-    section = config.take_section(KEY)
+    old, section = config.take_section(_OLD_KEY), config.take_section(KEY)
+    section = section or old
     if section is None:
         return
-    method = section.take("quant_method", str)
-    if method == _FP8:
-        account_for_fp8(section)
-    elif method == compressed_tensors.METHOD:
-        compressed_tensors.read_grids(section)
-    elif method in gptq.METHODS:
-        gptq.read_settings(section, method)
-    else:
-        known = ", ".join(map(repr, _METHODS))
-        config.report(f"{KEY}.quant_method is {method[:40]!r} (edgekit reads {known})")
-        section.ignore(section)
+    name = _method_name(section)
+    section.ignore([_METHOD_KEY])
+    method = METHODS.get(name)
+    if method is not None:
+        method.account(section)
+        _ignore_neutral(section)
+        return
+    section.ignore(section)
+    why = REFUSED.get(name, "edgekit does not know how it stores weights")
+    config.report(
+        f"{KEY}.{_METHOD_KEY} is {name[:40]!r}, which is not read: {why}. Take the model before "
+        f"quantization{_base_model(config)}, or one quantized by {', '.join(METHODS)}"
+    )
+
+
+def _ignore_neutral(section: RawConfig) -> None:
+    """Pass keys whose value asks for nothing: null, false, and what is empty."""
+    empty: tuple[Any, ...] = ("", [], {})
+    section.ignore(
+        key for key, value in section.items() if value is None or value is False or value in empty
+    )
+
+
+def _base_model(config: Mapping[str, Any]) -> str:
+    base = config.get("base_model") or config.get("_name_or_path")
+    return f" ({base[:80]})" if isinstance(base, str) and base else ""
+
+
+def _method_name(section: Mapping[str, Any]) -> str:
+    """Name the method: as the section says, else by the keys that only one program writes."""
+    name = section.get(_METHOD_KEY)
+    if isinstance(name, str) and name:
+        return name.lower()
+    producer = section.get("producer")
+    if "quant_algo" in section or (
+        isinstance(producer, Mapping) and producer.get("name") == nvfp4.METHOD
+    ):
+        return nvfp4.METHOD
+    if "config_groups" in section:
+        return compressed_tensors.METHOD
+    if section.get("load_in_4bit") or section.get("load_in_8bit"):
+        return bitsandbytes.METHOD
+    if {"bits", "group_size"} <= set(section):
+        is_gptq = {"desc_act", "sym", "damp_percent"} & set(section)
+        return gptq.GPTQ if is_gptq else mlx.ORIGIN
+    return "not named"
 
 
 def join_parts(
-    tensors: Mapping[str, SafetensorsTensor], config: Mapping[str, Any], *, reads: bool = True
+    tensors: _Tensors,
+    config: Mapping[str, Any],
+    *,
+    reads: bool = True,
+    notes: list[str] | None = None,
 ) -> dict[str, LazyTensor]:
     """Put codes, values and scales together under the weights' names; others pass through.
 
     Args:
         tensors: Checkpoint tensors by their own names.
         config: config.json, accounted for; a wrapper's section may lie in its ``text_config``.
-        reads: Whether the tensors can be read; if not, the values of FP8 scales are not checked.
+        reads: Whether the tensors can be read; if not, no value is checked.
+        notes: What is read as floats, and what is left out, is added here, a sentence each.
 
     Raises:
         CheckpointError: Parts are missing or do not fit together or the config.
     """
-    packing, section = _find_section(config, MLX_KEY), _find_section(config, KEY)
-    if packing is not None:
-        return mlx.join_affine(tensors, mlx.read_settings(packing))
-    method = None if section is None else section.get("quant_method")
-    if section is not None and method == compressed_tensors.METHOD:
-        return compressed_tensors.join_packed(tensors, compressed_tensors.read_grids(section))
-    if section is not None and method in gptq.METHODS:
-        return gptq.join_transposed(tensors, gptq.read_settings(section, method))
-    return join_scales(tensors, config, reads=reads)
+    packing = _find_section(config, MLX_KEY)
+    section = packing or _find_section(config, KEY) or _find_section(config, _OLD_KEY)
+    weights: dict[str, LazyTensor] = dict(tensors)
+    if section is not None:
+        method = METHODS.get(mlx.ORIGIN if packing is not None else _method_name(section))
+        if method is not None and method.join is not None:
+            weights = method.join(tensors, section, reads)
+    for joined, used in (
+        bitsandbytes.join_bitsandbytes(weights, reads=reads),
+        nvfp4.join_nvfp4(weights),
+        fp8.join_fp8(weights, section, reads=reads),
+    ):
+        weights = {n: t for n, t in weights.items() if n not in used} | joined
+    left_out = [name for name in weights if name.endswith(_OF_ENGINES)]
+    for name in left_out:
+        del weights[name]
+    if notes is not None:
+        notes += [note for note in _describe(weights, left_out) if note not in notes]
+    return weights
+
+
+def _describe(weights: Mapping[str, LazyTensor], left_out: list[str]) -> list[str]:
+    """Say what is read as floats and what is left out, a sentence each."""
+    decoded = [tensor for tensor in weights.values() if isinstance(tensor, DecodedTensor)]
+    counts = Counter(tensor.label for tensor in decoded)
+    lines = []
+    for label, n in counts.items():
+        first = next(tensor for tensor in decoded if tensor.label == label)
+        lines.append(
+            f"{n} matrices are stored as {label} and read as floats, such as {first.info.name}: "
+            f"{first.reason}"
+        )
+    if left_out:
+        lines.append(
+            f"{len(left_out)} scales of activations or caches are left out, such as {left_out[0]}: "
+            "edgekit's formats do not quantize them in this way"
+        )
+    return lines
 
 
 def _find_section(config: Mapping[str, Any], key: str) -> RawConfig | None:

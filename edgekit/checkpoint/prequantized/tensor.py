@@ -1,25 +1,26 @@
-"""Answer one question: what does a weight offer that its source holds as integer codes?
+"""Weights that their source holds quantized.
 
-It reads as floats like every other tensor, and it also gives the codes and scales themselves,
-so that a caller can keep them. A group longer than edgekit's longest is several groups with the
-same scale. It must not know how a source packs its codes.
+Both kinds read as floats like every other tensor. A ``PrequantizedTensor`` also gives its integer
+codes and scales, so that a caller can keep them: 4 or 8 bits, groups along the input that are
+multiples of 32. A ``DecodedTensor`` says why its codes cannot be kept and gives floats only. How
+a source packs its parts is the business of that method's own file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.dtypes import DTYPES, Bits, DType, F32Array, U8Array
+from edgekit.dtypes import DTYPES, Bits, F32Array, I64Array, U8Array
 from edgekit.errors import CheckpointError
 from edgekit.formats.packing import unpack_codes
 from edgekit.formats.safetensors import SafetensorsTensor
 from edgekit.scheme import GROUPS, Scheme
-from edgekit.tensors import TensorInfo
+from edgekit.tensors import LazyTensor, TensorInfo
 
 DOWNLOAD_AGAIN: Final = "Download the model again."
 
@@ -38,6 +39,80 @@ class CodeRows(Protocol):
     def biases(self, start: int, stop: int) -> F32Array | None:
         """Read what is added to code times scale; None: the zero point is in the middle."""
         ...
+
+
+class AffineRows(CodeRows, Protocol):
+    """Codes whose zero point may lie anywhere."""
+
+    def zeros(self, start: int, stop: int) -> F32Array | None:
+        """Read the code that stands for 0 in each group, shaped like scales; None: the middle."""
+        ...
+
+
+class FloatRows(Protocol):
+    """How one source holds a matrix of which edgekit takes the values only."""
+
+    def read(self, start: int, stop: int) -> F32Array:
+        """Read rows ``start:stop`` as a fresh float32 array, shape (stop - start, M)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AffineFloats:
+    """The floats that codes, scales and zero points stand for; satisfies ``FloatRows``.
+
+    Attributes:
+        stored: The stored parts.
+        groups: As ``affine_values`` takes them.
+        middle: The zero point where ``stored`` gives neither zeros nor biases.
+    """
+
+    stored: AffineRows
+    groups: I64Array | int
+    middle: int
+
+    def read(self, start: int, stop: int) -> F32Array:
+        """Read rows ``start:stop`` as float32."""
+        codes, scales = self.stored.codes(start, stop), self.stored.scales(start, stop)
+        zeros, biases = self.stored.zeros(start, stop), self.stored.biases(start, stop)
+        if zeros is None and biases is None:
+            zeros = np.full_like(scales, self.middle)
+        return affine_values(codes, scales, zeros=zeros, biases=biases, groups=self.groups)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodedTensor:
+    """An (N, M) matrix of a quantized source, read as floats; satisfies ``LazyTensor``.
+
+    Attributes:
+        info: Name, shape, and the float type of its scales.
+        label: Format, bits and group of the source, such as ``gptq int3-g128``.
+        reason: Why its codes cannot be kept, such as ``3 bits``.
+        bits: Bits of a stored value, scales not counted.
+        rows: The stored parts.
+        first: The row of the stored matrix that row 0 is.
+    """
+
+    info: TensorInfo
+    label: str
+    reason: str
+    bits: int
+    rows: FloatRows
+    first: int = 0
+
+    def read(self) -> F32Array:
+        """Read the whole matrix as float32, shape ``info.shape``."""
+        return self.read_rows(0, self.info.shape[0])
+
+    def read_rows(self, start: int, stop: int) -> F32Array:
+        """Read rows ``start:stop`` as float32."""
+        # What is not finite is found by who reads (families/base.py), without numpy's warnings.
+        with np.errstate(invalid="ignore", over="ignore"):
+            return self.rows.read(self.first + start, self.first + stop)
+
+    def part(self, info: TensorInfo, first: int) -> DecodedTensor:
+        """Give the rows of ``info.shape`` from ``first`` on, a matrix of its own."""
+        return replace(self, info=info, first=self.first + first)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,48 +212,100 @@ class PrequantizedTensor:
         return values if times == 1 else np.repeat(values, times, axis=1)
 
 
-def make_prequantized(
-    name: str,
-    shape: tuple[int, int],
+def whole_groups(n_cols: int, n_groups: int) -> int:
+    """Give the weights of a row that share one of its scales; 0 where no number fits."""
+    return n_cols // n_groups if n_groups > 0 and n_cols % n_groups == 0 else 0
+
+
+def why_not_kept(bits: int, group: int) -> str | None:
+    """Say why no grid of edgekit has codes of these bits and groups; None if one does."""
+    if bits not in (4, 8):
+        return f"{bits} bits"
+    if group < 1 or group % min(GROUPS):
+        return f"groups of {group} weights"
+    return None
+
+
+def affine_values(
+    codes: U8Array,
+    scales: F32Array,
     *,
-    n_words: int,
-    n_groups: int,
-    dtype: DType,
-    origin: str,
-    rows: CodeRows,
-) -> PrequantizedTensor:
-    """Work out bits and group from the sizes of the stored parts, and check that they fit.
+    zeros: F32Array | None = None,
+    biases: F32Array | None = None,
+    groups: I64Array | int,
+) -> F32Array:
+    """Compute ``(codes - zeros) * scales``, or ``codes * scales + biases``.
 
     Args:
-        name: The weight's own name in the checkpoint.
-        shape: (N, M).
-        n_words: 32-bit words that hold the codes of one row.
-        n_groups: Scales of one row.
-        dtype: Type of the scales.
+        codes: (n, M).
+        scales: float32, (n, groups).
+        zeros: float32 of the same shape: what is taken off each code before.
+        biases: float32 of the same shape: what is added after.
+        groups: Columns of a group, the last of which may be shorter; or the group of each column,
+            (M,).
+
+    Returns:
+        float32, (n, M); every step rounded to float32 once.
+    """
+    values = codes.astype(np.float32)
+    if zeros is not None:
+        by_group(values, zeros, np.subtract, groups)
+    by_group(values, scales, np.multiply, groups)
+    if biases is not None:
+        by_group(values, biases, np.add, groups)
+    return values
+
+
+def make_prequantized(
+    info: TensorInfo,
+    *,
+    bits: int,
+    group: int,
+    origin: str,
+    rows: AffineRows,
+    columns: I64Array | None = None,
+    reason: str | None = None,
+) -> PrequantizedTensor | DecodedTensor:
+    """Make a matrix of integer codes: one whose codes can be kept where that may be so.
+
+    Args:
+        info: Name, shape and the type of the scales.
+        bits: Bits of a code, 1 to 8.
+        group: Weights along M that share a scale.
         origin: The source's format.
         rows: The stored parts.
-
-    Raises:
-        CheckpointError: Sizes that disagree, or bits or groups that edgekit has not.
+        columns: The group of each column where they are not one after the other.
+        reason: Why the codes cannot be kept, if bits and group are not it.
     """
-    n_rows, n_cols = shape
-    bits: Bits | None = 4 if 8 * n_words == n_cols else 8 if 4 * n_words == n_cols else None
-    if bits is None or n_rows < 1 or n_cols < 1:
-        raise CheckpointError(
-            f"{name}: packed codes",
-            got=f"{n_words} words of 32 bits for a row of {n_cols} weights",
-            wanted="4 or 8 bits for each weight",
-            do=DOWNLOAD_AGAIN,
-        )
-    group = n_cols // n_groups if n_groups > 0 and n_cols % n_groups == 0 else 0
-    if group < 1 or group % min(GROUPS):
-        raise CheckpointError(
-            f"{name}: group size",
-            got=f"{n_groups} scales for a row of {n_cols} weights",
-            wanted="32, 64, 128 or another multiple of 32 weights for each scale",
-            do="Take a checkpoint with such groups, or the model before quantization.",
-        )
-    return PrequantizedTensor(TensorInfo(name, shape, dtype), bits, group, origin, rows)
+    reason = reason or why_not_kept(bits, group) or ("another order" if columns is not None else "")
+    if not reason:
+        return PrequantizedTensor(info, 4 if bits == 4 else 8, group, origin, rows)
+    label = f"{origin} int{bits}-g{group}"
+    groups = group if columns is None else columns
+    values = AffineFloats(rows, groups, 1 << (bits - 1))
+    return DecodedTensor(info, label, reason, bits, values)
+
+
+def by_group(values: F32Array, numbers: F32Array, change: np.ufunc, groups: I64Array | int) -> None:
+    """Change each value by the number of its group, in place, without spreading the numbers.
+
+    Args:
+        values: (n, M), contiguous.
+        numbers: (n, groups), or (1, groups) for all rows.
+        change: ``np.multiply`` and the like.
+        groups: As in ``affine_values``.
+    """
+    if not isinstance(groups, int):
+        change(values, numbers[:, groups], out=values)
+        return
+    n_rows, n_cols = values.shape
+    n_whole = n_cols // groups
+    n_whole_cols = n_whole * groups
+    whole = values[:, :n_whole_cols].reshape(n_rows, n_whole, groups)  # a view
+    change(whole, numbers[:, :n_whole, None], out=whole)
+    rest = values[:, n_whole_cols:]
+    if rest.size:
+        change(rest, numbers[:, n_whole : n_whole + 1], out=rest)
 
 
 def take_part(
@@ -192,7 +319,7 @@ def take_part(
     Args:
         tensors: Checkpoint tensors by their own names.
         name: Name of the part.
-        wanted: ``floats``, or a type of safetensors such as ``I32``.
+        wanted: ``floats``, or types of safetensors such as ``I32`` or ``U8 or I8``.
         shape: Sizes; None for any.
 
     Raises:
@@ -204,7 +331,7 @@ def take_part(
         got = "no such tensor"
     else:
         found, kind = tensor.info.shape, DTYPES[tensor.info.dtype]
-        fits = kind.is_float if wanted == "floats" else kind.safetensors == wanted
+        fits = kind.is_float if wanted == "floats" else kind.safetensors in wanted.split(" or ")
         if (
             fits
             and len(found) == len(shape)
@@ -215,6 +342,46 @@ def take_part(
     raise CheckpointError(name, got=got, wanted=f"{wanted} of shape [{sizes}]", do=DOWNLOAD_AGAIN)
 
 
-def unpack_words(words: NDArray[Any], bits: Bits) -> U8Array:
-    """Unpack 32-bit words, (n, W), whose low bits come first: (n, W * 32 // bits) codes."""
-    return unpack_codes(np.ascontiguousarray(words).view(np.uint8), bits)
+def put_together(
+    tensors: Mapping[str, SafetensorsTensor],
+    joined: Mapping[str, LazyTensor],
+    used: Collection[str],
+) -> dict[str, LazyTensor]:
+    """Put joined weights in the place of their parts; other tensors pass through.
+
+    Raises:
+        CheckpointError: A weight is there as floats as well.
+    """
+    rest: dict[str, LazyTensor] = {n: t for n, t in tensors.items() if n not in used}
+    twice = sorted(rest.keys() & joined.keys())
+    if twice:
+        raise CheckpointError(
+            f"{twice[0]}: weight stored twice",
+            got=f"as floats and as codes ({len(twice)} such weights)",
+            wanted="one of them",
+        )
+    return rest | dict(joined)
+
+
+def unpack_words(words: NDArray[Any], bits: int) -> U8Array:
+    """Unpack words, (n, W), whose codes lie one after the other, low bits first.
+
+    A code may lie across two words. Codes of 1 to 8 bits: (n, W * word bits // bits).
+    """
+    packed = np.ascontiguousarray(words).view(np.uint8)
+    if bits == 4 or bits == 8:
+        return unpack_codes(packed, 4 if bits == 4 else 8)
+    # Every 8 codes fill ``bits`` bytes.
+    n_rows, n_bytes = packed.shape
+    n_codes = n_bytes * 8 // bits
+    n_eights = -(-n_codes // 8)
+    padded = np.zeros((n_rows, n_eights * bits + 1), np.uint16)
+    padded[:, :n_bytes] = packed
+    codes = np.empty((n_rows, n_eights, 8), np.uint8)
+    for place in range(8):
+        byte, shift = divmod(place * bits, 8)
+        low = padded[:, byte : byte + n_eights * bits : bits]
+        high = padded[:, byte + 1 : byte + 1 + n_eights * bits : bits]
+        two = low | (high[:, :n_eights] << np.uint16(8))
+        codes[:, :, place] = (two >> np.uint16(shift)) & np.uint16((1 << bits) - 1)
+    return codes.reshape(n_rows, n_eights * 8)[:, :n_codes]

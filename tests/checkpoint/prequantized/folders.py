@@ -69,6 +69,15 @@ def pack_rows(codes: np.ndarray, bits: int) -> np.ndarray:
     return words
 
 
+def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Put codes of a row into int32 words one after the other, across words, low bits first."""
+    places = np.arange(bits, dtype=np.uint8)
+    stream = (codes[..., None].astype(np.uint8) >> places) & 1
+    packed = np.packbits(stream.reshape(codes.shape[0], -1), axis=1, bitorder="little")
+    n_missing = -packed.shape[1] % 4
+    return np.pad(packed, ((0, 0), (0, n_missing))).view(np.int32)
+
+
 def write_coded(
     folder: Path,
     grid: Grid,
@@ -99,6 +108,8 @@ def write_coded(
             stored[name] = values
     if change is not None:
         change(stored)
+    # The library writes the memory of an array, whatever its order.
+    stored = {name: np.ascontiguousarray(values) for name, values in stored.items()}
     safetensors.numpy.save_file(stored, path)
     edit_config(folder, lambda c: c.update(config))
     return folder, made
@@ -223,3 +234,34 @@ def mlx_config(grid: Grid, **keys: Any) -> dict[str, Any]:
 def is_matrix(name: str) -> bool:
     """MLX quantizes the embedding and the head as well."""
     return "_proj" in name or "embed" in name or "lm_head" in name
+
+
+def awq_gemm_words(codes: np.ndarray) -> np.ndarray:
+    """Pack 4-bit codes along the last axis in AWQ's order: 0, 2, 4, 6, 1, 3, 5, 7 of eight."""
+    words = np.zeros((codes.shape[0], codes.shape[1] // 8), np.uint32)
+    for place, column in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
+        words |= codes[:, column::8].astype(np.uint32) << np.uint32(4 * place)
+    return words.view(np.int32)
+
+
+def awq_parts(name: str, coded: Coded, grid: Grid) -> dict[str, np.ndarray]:
+    zeros = np.full(coded.scales.T.shape, grid.middle, np.uint8)
+    return {
+        f"{name}.qweight": awq_gemm_words(np.ascontiguousarray(coded.codes.T)),
+        f"{name}.qzeros": awq_gemm_words(zeros),
+        f"{name}.scales": np.ascontiguousarray(coded.scales.T.astype(grid.dtype)),
+    }
+
+
+def awq_config(grid: Grid, **keys: Any) -> dict[str, Any]:
+    return {
+        "quantization_config": {
+            "bits": grid.bits,
+            "group_size": grid.group,
+            "modules_to_not_convert": None,
+            "quant_method": "awq",
+            "version": "gemm",
+            "zero_point": True,
+            **keys,
+        }
+    }

@@ -131,11 +131,13 @@ def test_scales_that_are_no_numbers_are_refused_on_reading(tmp_path, value):
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
-        ({"num_bits": 3}, "num_bits is 3"),
-        ({"symmetric": False}, "symmetric is False"),
-        ({"actorder": "group"}, "actorder is 'group'"),
-        ({"type": "float"}, "type is 'float'"),
-        ({"strategy": "tensor"}, "strategy is 'tensor'"),
+        ({"num_bits": 9}, "num_bits is 9"),
+        ({"num_bits": 3}, "not what quantization_config says"),
+        ({"symmetric": False}, "weight_zero_point"),
+        ({"type": "float"}, "not what quantization_config says"),
+        ({"type": "complex"}, "type is 'complex'"),
+        ({"strategy": "token"}, "strategy is 'token'"),
+        ({"strategy": "tensor"}, "not what quantization_config says"),
         ({"dynamic": True}, "dynamic is True"),
         ({"group_size": 64}, "not what quantization_config says"),
         ({"group_size": None}, "group_size is missing"),
@@ -150,13 +152,12 @@ def test_weights_sections_that_are_not_supported_are_named(tmp_path, weights, wo
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": "int-quantized"}, "format is 'int-quantized'"),
-        ({"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme"),
+        ({"format": "marlin-24"}, "format is 'marlin-24'"),
         ({"transform_config": {"config_groups": {"R1": {}}}}, "transform_config is set"),
         ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config is set"),
         ({"config_groups": {}}, "config_groups is missing or empty"),
         ({"config_groups": {"a": {"targets": []}}}, "weights is missing"),
-        ({"quant_method": "awq"}, "quant_method is 'awq'"),
+        ({"quant_method": "aqlm"}, "quant_method is 'aqlm', which is not read: its weights are"),
     ],
 )
 def test_config_keys_that_are_not_supported_are_named(tmp_path, change, words):

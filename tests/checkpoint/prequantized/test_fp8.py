@@ -81,7 +81,7 @@ def test_fused_matrices_may_be_fp8(tmp_path):
     ("change", "words"),
     [
         (lambda t, k: t.pop(k), "FP8 values"),
-        (lambda t, k: t.update({k: np.ones((2, 2), np.float32)}), "scale_inv: shape"),
+        (lambda t, k: t.update({k: np.ones((3, 3), np.float32)}), "scale_inv: shape"),
         (lambda t, k: t.update({k: np.array(np.nan, np.float32)}), "scale_inv: scales"),
         (lambda t, k: t.update({k: np.array(-1, np.float32)}), "scale_inv: scales"),
     ],

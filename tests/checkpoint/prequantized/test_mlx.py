@@ -197,11 +197,13 @@ def test_biases_that_are_no_numbers_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"mode": "mxfp4"}, "mode is 'mxfp4'"),
-        ({"bits": 6}, "bits is 6"),
+        ({"mode": "mxfp5"}, "mode is 'mxfp5'"),
+        ({"mode": "mxfp4", "bits": 5}, "bits is 5"),
+        ({"mode": "nvfp4", "group_size": 32}, "group_size is 32"),
+        ({"bits": 7}, "bits is 7"),
         ({"bits": None}, "bits is missing"),
         ({"group_size": 0}, "group_size is 0"),
-        ({UP: {"bits": 3}}, "up_proj.bits is 3"),
+        ({UP: {"bits": 9}}, "up_proj.bits is 9"),
     ],
 )
 def test_config_keys_that_are_not_supported_are_named(tmp_path, change, words):
@@ -232,3 +234,106 @@ def test_words_unpack_to_what_was_packed(bits, n_rows, n_words, seed):
     np.testing.assert_array_equal(unpack_words(pack_rows(codes, bits), bits), codes)
     turned = np.asfortranarray(pack_rows(codes, bits))
     np.testing.assert_array_equal(unpack_words(turned, bits), codes)
+
+
+def mlx_quantized(mode, group, bits, wanted, dtype=mx.float32, scale=None):
+    """Give parts that MLX quantizes itself, and keep what it makes of them in ``wanted``."""
+
+    def parts(name, coded, grid):
+        rng = np.random.default_rng(len(wanted))
+        values = rng.normal(size=coded.codes.shape).astype(np.float32) * 0.02
+        weights = mx.array(values).astype(dtype)
+        whole = None if scale is None else mx.array(np.float32(np.abs(values).max()))
+        packed = mx.quantize(weights, group, bits, mode, global_scale=whole)
+        scales = packed[1] if mode != "affine" else packed[1].astype(mx.float32)
+        biases = [packed[2].astype(mx.float32)] if mode == "affine" else [None]
+        wanted[f"{name}.weight"] = np.array(
+            mx.dequantize(
+                packed[0], scales, *biases, group, bits, mode, global_scale=whole, dtype=mx.float32
+            )
+        )
+        names = ("weight", "scales", "biases")
+        made = {f"{name}.{part}": to_numpy(a) for part, a in zip(names, packed, strict=False)}
+        if whole is not None:
+            made[f"{name}.global_scale"] = np.array(whole)
+        return made
+
+    return parts
+
+
+def to_numpy(values):
+    if values.dtype == mx.bfloat16:
+        return np.array(values.view(mx.uint16)).view(BF16)
+    return np.array(values)
+
+
+def check_decoded(folder, wanted, label, reason):
+    source = open_model(folder)
+    for ours, theirs in {"layers.1.down": "model.layers.1.mlp.down_proj", **EDGES}.items():
+        tensor, values = source.tensor(ours), wanted[f"{theirs}.weight"]
+        np.testing.assert_allclose(tensor.read(), values, rtol=2**-22, atol=1e-9)
+        np.testing.assert_array_equal(tensor.read_rows(5, 29), tensor.read()[5:29])
+        assert (tensor.decoded.label, tensor.decoded.reason) == (label, reason)
+    return source
+
+
+EDGES = {"embed": "model.embed_tokens", "lm_head": "lm_head"}
+UNTIED = {"tie_word_embeddings": False}
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("bits", [1, 2, 3, 5, 6])
+def test_other_bits_read_as_mlx_dequantizes_them(tmp_path, bits, group):
+    wanted = {}
+    parts = mlx_quantized("affine", group, bits, wanted, mx.bfloat16)
+    config = mlx_config(Grid(bits, group))
+    folder, _ = write_mlx(tmp_path / "m", Grid(4, 32), config=config, parts=parts, **UNTIED)
+    check_decoded(folder, wanted, f"mlx int{bits}-g{group}", f"{bits} bits")
+
+
+@pytest.mark.parametrize(
+    ("mode", "group", "bits"), [("mxfp4", 32, 4), ("mxfp8", 32, 8), ("nvfp4", 16, 4)]
+)
+def test_modes_of_floats_read_as_mlx_dequantizes_them(tmp_path, mode, group, bits):
+    wanted = {}
+    config = mlx_config(Grid(bits, group), mode=mode)
+    parts = mlx_quantized(mode, group, bits, wanted)
+    folder, _ = write_mlx(tmp_path / "m", config=config, parts=parts, **UNTIED)
+    source = check_decoded(folder, wanted, f"mlx {mode}", f"{bits}-bit floats")
+    (note,) = source.checkpoint.notes
+    assert note.startswith(f"16 matrices are stored as mlx {mode} and read as floats, such as ")
+
+
+def test_nvfp4_may_have_a_scale_for_the_tensor(tmp_path):
+    wanted = {}
+    parts = mlx_quantized("nvfp4", 16, 4, wanted, scale=True)
+    config = mlx_config(Grid(4, 16), mode="nvfp4")
+    folder, _ = write_mlx(tmp_path / "m", config=config, parts=parts, **UNTIED)
+    check_decoded(folder, wanted, "mlx nvfp4", "4-bit floats")
+
+
+def test_modules_may_have_modes_of_their_own(tmp_path):
+    wanted = {}
+    six = mlx_quantized("affine", 64, 6, wanted)
+    four = mlx_quantized("mxfp4", 32, 4, wanted)
+
+    def parts(name, coded, grid):
+        return six(name, coded, grid) if name in ("lm_head", UP) else four(name, coded, grid)
+
+    single = {name: {"bits": 6, "group_size": 64, "mode": "affine"} for name in ("lm_head", UP)}
+    config = mlx_config(Grid(4, 32), mode="mxfp4", **single)
+    folder, _ = write_mlx(tmp_path / "m", config=config, parts=parts, **UNTIED)
+    source = open_model(folder)
+    for ours, theirs in {"layers.0.up": UP, "layers.1.up": UP.replace("0", "1"), **EDGES}.items():
+        np.testing.assert_allclose(
+            source.tensor(ours).read(), wanted[f"{theirs}.weight"], rtol=2**-22, atol=1e-9
+        )
+    assert len(source.checkpoint.notes) == 2
+
+
+def test_the_section_may_have_the_hubs_name_alone(tmp_path):
+    folder, made = write_mlx(tmp_path / "m")
+    edit_config(folder, lambda config: config.pop("quantization"))
+    np.testing.assert_array_equal(
+        open_model(folder).tensor("layers.0.up").read(), made[f"{UP}.weight"].values
+    )
