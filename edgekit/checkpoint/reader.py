@@ -93,7 +93,7 @@ class Checkpoint:
 
     def sha256(self) -> str:
         """Hash config.json and every tensor; the same whichever way the file is sharded."""
-        config = json.dumps(dict(self.config), sort_keys=True, separators=(",", ":"))
+        config = json.dumps(self.config.as_read(), sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(config.encode())
         for name in sorted(self.tensors):
             tensor = self.tensors[name]
