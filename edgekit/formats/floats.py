@@ -1,6 +1,6 @@
-"""Answer one question: what float32 value does each stored float type hold?
+"""The float32 value of each stored float type.
 
-Widening is exact for every type here: fp32 holds all values of fp16, bf16 and fp8.
+Widening is exact for every type of at most 32 bits; float64 is rounded to the nearest float32.
 """
 
 from __future__ import annotations
@@ -27,8 +27,12 @@ def to_float32(raw: NDArray[Any], dtype: DType) -> F32Array:
     Raises:
         FormatError: The type holds integers.
 
-    Exact: every value, signed zeros and infinities included; NaN stays NaN.
+    Exact but for float64: every value, signed zeros and infinities included; NaN stays NaN. A
+    float64 beyond the range of float32 becomes infinite.
     """
+    if dtype is DType.FP64:
+        with np.errstate(over="ignore"):
+            return raw.astype(np.float32)
     if dtype in (DType.FP32, DType.FP16):
         return raw.astype(np.float32)
     if dtype is DType.BF16:
@@ -39,6 +43,11 @@ def to_float32(raw: NDArray[Any], dtype: DType) -> F32Array:
         return wide.view(np.float32).reshape(raw.shape)
     if dtype is DType.FP8_E4M3:
         return np.take(_E4M3, raw).reshape(raw.shape)
+    if dtype is DType.FP8_E5M2:
+        # The upper byte of a float16.
+        return (raw.astype("<u2") << np.uint16(8)).view("<f2").astype(np.float32)
+    if dtype is DType.FP8_E8M0:
+        return np.take(_E8M0, raw).reshape(raw.shape)
     raise FormatError("tensor holds no floats", got=DTYPES[dtype].safetensors, wanted="a float")
 
 
@@ -62,4 +71,16 @@ def _e4m3_values() -> F32Array:
     return values
 
 
+def _e8m0_values() -> F32Array:
+    """Give the value of each of the 256 codes: 2**(code - 127), and NaN for 255.
+
+    Source:
+        OCP Microscaling Formats (MX) Specification 1.0, section 5.4.1.
+    """
+    values: F32Array = np.full(256, np.nan, np.float32)
+    values[:255] = np.ldexp(np.float32(1), np.arange(255) - 127)
+    return values
+
+
 _E4M3: Final = _e4m3_values()
+_E8M0: Final = _e8m0_values()
