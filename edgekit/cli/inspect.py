@@ -69,7 +69,6 @@ def command(
             (f"KV cache per 1,000 tokens, {t}", format_bytes(1000 * n))
             for t, n in summary.kv_bytes_per_token.items()
         ],
-        *[("note", note) for note in summary.notes],
         ("licence", summary.license or "not stated"),
         *[
             (f"in {form.value}", line)
@@ -89,6 +88,8 @@ def command(
         print_table(model_table, console)
         print_table(_export_table(found.predictions), console)
 
+    for note in summary.notes:
+        output.message(note)
     output.result(data, show)
 
 

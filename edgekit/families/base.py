@@ -8,7 +8,8 @@ many rows the vocabulary has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -36,6 +37,9 @@ from edgekit.text.tokenizer import Tokenizer
 _MAX_LISTED: Final = 12
 # Prefixes of the text decoder in published checkpoints that hold more than one.
 _WRAPPERS: Final = ("language_model.model.", "model.language_model.")
+_ADAPTER_PART: Final = re.compile(
+    r"(^|\.)(lora_(embedding_)?[ABab]|lora_magnitude_vector|base_layer)(\.|$)"
+)
 _MAX_BIAS_ELEMENTS: Final = 1 << 20
 
 
@@ -133,7 +137,9 @@ class SourceModel:
         """
         self.checkpoint = checkpoint
         spec = _with_generation_eos(family.read_spec(checkpoint.config), checkpoint)
+        checkpoint.notes += checkpoint.config.notes
         stored = checkpoint.weights()
+        _refuse_unmerged(checkpoint, stored)
         found = align(stored, family.name_tables)
         _note_prefix(found, checkpoint.notes)
         weights = {found.renamed[name]: t for name, t in stored.items() if name in found.renamed}
@@ -145,12 +151,11 @@ class SourceModel:
         self.tensors: Mapping[str, Weight] = tensors
         self.left_out: Mapping[str, int] = {kind: len(names) for kind, names in left_out.items()}
         checkpoint.notes += [
-            f"left out: {len(names)} tensors such as {names[0]}: {kind}"
-            for kind, names in left_out.items()
+            f"left out: {_and_more(names)} ({kind})" for kind, names in left_out.items()
         ]
-        n_wide = sum(tensor.info.dtype is DType.FP64 for tensor in tensors.values())
-        if n_wide:
-            checkpoint.notes.append(f"{n_wide} tensors stored as F64 are rounded to float32")
+        wide = [t.stored.info.name for t in tensors.values() if t.info.dtype is DType.FP64]
+        if wide:
+            checkpoint.notes.append(f"rounded from F64 to float32: {_and_more(wide)}")
 
     def tensor(self, name: str) -> Weight:
         """Give a weight by its canonical name.
@@ -188,11 +193,32 @@ def _with_generation_eos(spec: DecoderSpec, checkpoint: Checkpoint) -> DecoderSp
     return replace(spec, eos_token_ids=tuple(dict.fromkeys((*eos, *spec.eos_token_ids))))
 
 
+def _and_more(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
 def _note_prefix(found: Alignment, notes: list[str]) -> None:
     """Name a prefix that some program added; wrappers of other parts are published with one."""
     if found.renamed and found.prefix not in (found.table.root, *_WRAPPERS):
         said = repr(found.prefix) if found.prefix else "nothing"
         notes.append(f"tensor names begin with {said} where {found.table.root!r} is usual")
+
+
+def _refuse_unmerged(checkpoint: Checkpoint, stored: Mapping[str, LazyTensor]) -> None:
+    """Refuse weights that still have an adapter beside each of them.
+
+    Raises:
+        CheckpointError: See above.
+    """
+    parts = [name for name in stored if _ADAPTER_PART.search(name)]
+    if parts:
+        raise CheckpointError(
+            f"{checkpoint.folder}: the weights hold a LoRA adapter that is not merged",
+            got=f"{len(parts)} tensors such as {parts[0]}",
+            wanted="the weights of the model alone",
+            do="Merge it with peft (merge_and_unload), or save the adapter alone and run: "
+            "edgekit export BASE_MODEL --adapter ADAPTER_FOLDER",
+        )
 
 
 def _decide_head(
@@ -310,7 +336,7 @@ def _shape(weights: Mapping[str, LazyTensor], name: str) -> tuple[int, ...]:
 def _n_tokens(checkpoint: Checkpoint) -> int | None:
     """Count the tokens of the tokenizer; None without one, or with one that is damaged."""
     try:
-        return Tokenizer.open(checkpoint.folder).vocab_size
+        return Tokenizer.open(checkpoint.text_files).vocab_size
     except EdgekitError:
         return None
 

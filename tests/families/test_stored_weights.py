@@ -253,7 +253,7 @@ def test_tensors_that_the_decoder_does_not_need_are_left_out_aloud(tmp_path, nam
     source = open_model(made(tmp_path, lambda t: t.update({name: np.ones((2, 3), dtype)}))[0])
     ((found, count),) = source.left_out.items()
     assert (found.startswith(kind), count) == (True, 1)
-    assert source.checkpoint.notes == [f"left out: 1 tensors such as {name}: {found}"]
+    assert source.checkpoint.notes == [f"left out: {name} ({found})"]
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_float64_is_read_as_float32_and_said(tmp_path):
     folder, _ = made(tmp_path, lambda t: t.update({"model.norm.weight": third}))
     source = open_model(folder)
     np.testing.assert_array_equal(source.tensor("final_norm").read(), third.astype(np.float32))
-    assert source.checkpoint.notes == ["1 tensors stored as F64 are rounded to float32"]
+    assert source.checkpoint.notes == ["rounded from F64 to float32: model.norm.weight"]
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint64, np.bool_, np.complex64])
