@@ -1,4 +1,4 @@
-"""Answer one question: which number types exist, and what does each format call them?"""
+"""Number types of stored tensors, and what each format calls them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ Bits: TypeAlias = Literal[4, 8]
 class DType(enum.Enum):
     """A number type of a checkpoint or artifact tensor."""
 
+    FP64 = "fp64"
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
     FP8_E4M3 = "fp8_e4m3"
     FP8_E5M2 = "fp8_e5m2"
     FP8_E8M0 = "fp8_e8m0"
+    UINT64 = "uint64"
     INT64 = "int64"
     INT32 = "int32"
     INT16 = "int16"
@@ -33,6 +35,7 @@ class DType(enum.Enum):
     UINT16 = "uint16"
     UINT8 = "uint8"
     BOOL = "bool"
+    OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,9 @@ class DTypeInfo:
     """What is known of one number type.
 
     ``numpy`` is the dtype that holds the raw bits; bf16 and fp8 have no numpy type and are
-    held as unsigned integers of their width.
+    held as unsigned integers of their width. ``OTHER`` stands for every type whose values edgekit
+    does not read (4- and 6-bit floats, complex numbers, types of the future): such a tensor is
+    its bytes.
     """
 
     n_bytes: int
@@ -50,12 +55,14 @@ class DTypeInfo:
 
 
 DTYPES: Final[dict[DType, DTypeInfo]] = {
+    DType.FP64: DTypeInfo(8, "<f8", "F64", is_float=True),
     DType.FP32: DTypeInfo(4, "<f4", "F32", is_float=True),
     DType.FP16: DTypeInfo(2, "<f2", "F16", is_float=True),
     DType.BF16: DTypeInfo(2, "<u2", "BF16", is_float=True),
     DType.FP8_E4M3: DTypeInfo(1, "u1", "F8_E4M3", is_float=True),
     DType.FP8_E5M2: DTypeInfo(1, "u1", "F8_E5M2", is_float=True),
     DType.FP8_E8M0: DTypeInfo(1, "u1", "F8_E8M0", is_float=True),
+    DType.UINT64: DTypeInfo(8, "<u8", "U64", is_float=False),
     DType.INT64: DTypeInfo(8, "<i8", "I64", is_float=False),
     DType.INT32: DTypeInfo(4, "<i4", "I32", is_float=False),
     DType.INT16: DTypeInfo(2, "<i2", "I16", is_float=False),
@@ -64,5 +71,8 @@ DTYPES: Final[dict[DType, DTypeInfo]] = {
     DType.UINT16: DTypeInfo(2, "<u2", "U16", is_float=False),
     DType.UINT8: DTypeInfo(1, "u1", "U8", is_float=False),
     DType.BOOL: DTypeInfo(1, "?", "BOOL", is_float=False),
+    DType.OTHER: DTypeInfo(1, "u1", "", is_float=False),
 }
-BY_SAFETENSORS: Final[dict[str, DType]] = {info.safetensors: d for d, info in DTYPES.items()}
+BY_SAFETENSORS: Final[dict[str, DType]] = {
+    info.safetensors: dtype for dtype, info in DTYPES.items() if dtype is not DType.OTHER
+}

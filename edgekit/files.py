@@ -1,4 +1,4 @@
-"""Answer one question: how is a file opened that nobody vouches for?
+"""Opening files that nobody vouches for.
 
 A model folder comes from a stranger. What looks like its config may be a pipe (opening one waits
 for ever), a device (reading one never ends) or a link to a file of the user's (which an export
@@ -9,17 +9,29 @@ between is not stopped.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from io import BufferedReader
 from pathlib import Path
 from typing import Final
 
 _SNAPSHOTS: Final = "snapshots"
+_BLOBS: Final = "blobs"
+_BLOB_NAME: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 class NotTrustedError(OSError):
-    """The name leads to something that is never read: no plain file, too large, or outside."""
+    """The name leads to something that is never read: no plain file, too large, or outside.
+
+    Attributes:
+        do: What the user can do about it; None if nothing is known.
+    """
+
+    def __init__(self, reason: str, do: str | None = None) -> None:
+        """Say why the file is not read."""
+        super().__init__(reason)
+        self.do = do
 
     def __str__(self) -> str:
         """Give the reason alone; callers name the file."""
@@ -43,14 +55,17 @@ def open_plain(path: Path) -> BufferedReader:
 def open_inside(path: Path) -> BufferedReader:
     """Open a plain file that lies in the folder of its name, also after following links.
 
-    Links from a snapshot of the Hub's cache into the same repository's blobs are inside.
+    Links to a blob of a Hugging Face cache count as inside (``is_inside``).
 
     Raises:
         NotTrustedError: It is no plain file, or a link leads out of the folder.
         OSError: It cannot be opened.
     """
     if not is_inside(path):
-        raise NotTrustedError("a link that leads out of the folder")
+        raise NotTrustedError(
+            "a link that leads out of the folder",
+            do="Put the file itself in place of the link, if you trust where it leads.",
+        )
     return open_plain(path)
 
 
@@ -79,9 +94,19 @@ def read_capped(stream: BufferedReader, max_bytes: int) -> bytes:
 
 
 def is_inside(path: Path) -> bool:
-    """Tell whether a name leads to a place in its own folder, links followed."""
+    """Tell whether a name leads to a place in its own folder, links followed.
+
+    Blobs of a Hugging Face cache count as inside: the snapshots in the cache are links to them,
+    and so were the large files of a ``local_dir`` until huggingface_hub 0.23. A blob's name is
+    the hash of what it holds, so a link to one gives away nothing that its writer did not know.
+    """
     if not path.is_symlink():
         return True
-    folder = path.parent.resolve()
+    folder, target = path.parent.resolve(), path.resolve()
     in_cache = folder.parent.name == _SNAPSHOTS and folder.parent.parent.name.startswith("models--")
-    return path.resolve().is_relative_to(folder.parent.parent if in_cache else folder)
+    is_blob = (
+        target.parent.name == _BLOBS
+        and target.parent.parent.name.startswith("models--")
+        and _BLOB_NAME.fullmatch(target.name) is not None
+    )
+    return is_blob or target.is_relative_to(folder.parent.parent if in_cache else folder)

@@ -1,12 +1,14 @@
-"""Answer one question: which files make up a model folder?"""
+"""Which files make up a model folder, and which of them hold the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from edgekit.errors import CheckpointError
+from edgekit.errors import CheckpointError, MissingFileError
 from edgekit.strict_json import read_object
 
 CONFIG_NAME: Final = "config.json"
@@ -39,8 +41,149 @@ STAND_INS: Final[Mapping[str, str]] = {
     TEKKEN_NAME: "tokenizer.json",
     "chat_template.json": "chat_template.jinja",
 }
+ADAPTER_CONFIG_NAME: Final = "adapter_config.json"
+# PEFT's name, and mlx-lm's.
+ADAPTER_WEIGHTS_NAMES: Final = ("adapter_model.safetensors", "adapters.safetensors")
 MAX_INDEX_BYTES: Final = 16 << 20
+PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_SUFFIX: Final = ".safetensors"
+_INDEX_SUFFIX: Final = ".safetensors.index.json"
+_SHARD: Final = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors")
+# mlx-lm keeps earlier states of a training as 0000100_adapters.safetensors.
+_ADAPTER: Final = re.compile(r"adapter_model.*\.safetensors|(\d+_)?adapters\.safetensors")
+_MISTRAL_OWN: Final = re.compile(r"consolidated.*\.safetensors")
 _MAX_NAME_BYTES: Final = 255
+_MAX_LISTED: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """The files that hold a model's weights.
+
+    Attributes:
+        names: Files, in the order in which they are read.
+        index: The index that says which file holds which tensor; None if there is none.
+        note: What is unusual about the choice, for the user; None if nothing is.
+    """
+
+    names: tuple[str, ...]
+    index: str | None = None
+    note: str | None = None
+
+
+def choose_weight_files(
+    names: Collection[str], read_map: Callable[[str], Mapping[str, str]], where: object
+) -> WeightFiles:
+    """Tell which files of a folder or repository hold the weights.
+
+    ``model.safetensors`` comes first, then the files of an index, as in transformers. Without
+    either, a complete set of numbered shards is taken, and last whatever safetensors files there
+    are; adapters and Mistral's own ``consolidated.safetensors`` are never taken.
+
+    Args:
+        names: Names of the files at the top.
+        read_map: Reads the index of a name: tensor name to file name.
+        where: The folder or repository, for messages.
+
+    Raises:
+        MissingFileError: There are no weights, or not all of them; the absent files are named.
+        CheckpointError: Several sets of files could be the weights, or the index is damaged.
+    """
+    tensors = sorted(name for name in names if name.endswith(_SUFFIX))
+    if WEIGHTS_NAME in tensors:
+        return WeightFiles((WEIGHTS_NAME,), None, _note_unread(tensors, (WEIGHTS_NAME,)))
+    indices = sorted(name for name in names if name.endswith(_INDEX_SUFFIX))
+    if INDEX_NAME in indices or len(indices) == 1:
+        index = INDEX_NAME if INDEX_NAME in indices else indices[0]
+        shards = tuple(sorted(set(read_map(index).values())))
+        _require_all(shards, names, f"every file that {index} names", where)
+        return WeightFiles(shards, index, _note_unread(tensors, shards))
+    tensors = [name for name in tensors if not _ADAPTER.fullmatch(name)]
+    sets = {
+        (shard["stem"], int(shard["total"]))
+        for shard in map(_SHARD.fullmatch, tensors)
+        if shard and int(shard["total"])
+    }
+    if len(sets) > 1:
+        raise CheckpointError(
+            f"{where}: several sets of weight files and no {INDEX_NAME}",
+            got=", ".join(f"{stem}-*-of-{total:05}{_SUFFIX}" for stem, total in sorted(sets)),
+            wanted="one of them",
+            do="Leave the files of one model in the folder.",
+        )
+    for stem, total in sets:
+        shards = tuple(f"{stem}-{i + 1:05}-of-{total:05}{_SUFFIX}" for i in range(total))
+        _require_all(shards, names, f"all {total} files of the model", where)
+        return WeightFiles(shards, None, f"read without {INDEX_NAME}: {_listed(shards)}")
+    plain = tuple(name for name in tensors if not _MISTRAL_OWN.fullmatch(name))
+    if not plain:
+        raise _no_weights(names, tensors, where)
+    return WeightFiles(plain, None, f"read as the weights: {_listed(plain)} (no {WEIGHTS_NAME})")
+
+
+def _require_all(
+    shards: tuple[str, ...], names: Collection[str], wanted: str, where: object
+) -> None:
+    missing = [name for name in shards if name not in names]
+    if missing:
+        raise MissingFileError(
+            f"{where}: {len(missing)} of {len(shards)} weight files are missing",
+            got=f"no {_listed(missing)}",
+            wanted=wanted,
+            do="Bring the missing files into the folder, or download the model again.",
+        )
+
+
+def _note_unread(tensors: list[str], read: tuple[str, ...]) -> str | None:
+    """Name the other safetensors files; Mistral ships its own file beside the usual ones."""
+    others = [
+        name
+        for name in tensors
+        if name not in read and not _MISTRAL_OWN.fullmatch(name) and not _ADAPTER.fullmatch(name)
+    ]
+    return f"not read, because {_listed(read)} is: {_listed(others)}" if others else None
+
+
+def _no_weights(names: Collection[str], tensors: list[str], where: object) -> MissingFileError:
+    """Say what lies there in place of the weights, and what to do with it."""
+    if tensors:
+        return MissingFileError(
+            f"{where}: no weights in the layout of transformers",
+            got=f"{_listed(tensors)}, Mistral's own layout",
+            wanted=f"{WEIGHTS_NAME} or {INDEX_NAME}",
+            do="Take the files in the layout of transformers, which most such repositories hold "
+            "too, or convert these with transformers.",
+        )
+    pickles = sorted(name for name in names if name.endswith(PICKLES))
+    if pickles:
+        return MissingFileError(
+            f"{where}: no weights",
+            got=f"{_listed(pickles)} (pickle files are never read)",
+            wanted=f"{WEIGHTS_NAME} or {INDEX_NAME}",
+            do="Save the model as safetensors, with transformers: "
+            "AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained(FOLDER)",
+        )
+    ggufs = sorted(name for name in names if name.endswith(".gguf"))
+    if ggufs:
+        return MissingFileError(
+            f"{where}: no weights",
+            got=_listed(ggufs),
+            wanted=f"{WEIGHTS_NAME} or {INDEX_NAME}",
+            do=f"Name the GGUF file instead of the folder: {ggufs[0]}",
+        )
+    return MissingFileError(
+        f"{where}: no weights",
+        got=_listed(a) if (a := sorted(filter(_ADAPTER.fullmatch, names))) else None,
+        wanted=f"{WEIGHTS_NAME} or {INDEX_NAME}",
+        do="Bring the weight files into the folder, or download the model again.",
+    )
+
+
+def _listed(names: Collection[str]) -> str:
+    some = list(names)[:_MAX_LISTED]
+    return ", ".join(some) + (
+        f" and {len(names) - len(some)} more" if len(names) > _MAX_LISTED else ""
+    )
 
 
 def read_weight_map(path: Path) -> dict[str, str]:

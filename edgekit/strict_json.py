@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.errors import CheckpointError, FormatError, MissingFileError
-from edgekit.files import read_inside
+from edgekit.files import NotTrustedError, read_inside
 
 MAX_OBJECT_BYTES: Final = 4 << 20
 MAX_DEPTH: Final = 127  # as the JSON reader of Rust, and with it safetensors
@@ -72,6 +72,7 @@ def read_object(path: Path, *, max_bytes: int = MAX_OBJECT_BYTES) -> dict[str, A
             f"{path}: cannot be read",
             got=str(error),
             wanted=f"a plain file in this folder of at most {max_bytes} bytes",
+            do=error.do if isinstance(error, NotTrustedError) else None,
         ) from error
     try:
         return parse_object(data, str(path))

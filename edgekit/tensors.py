@@ -1,12 +1,14 @@
-"""Answer one question: what is a tensor that has not been read yet?"""
+"""Tensors that have not been read yet."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol
+from typing import Final, Protocol
 
 from edgekit.dtypes import DTYPES, DType, F32Array
+
+_BLOCK_ELEMENTS: Final = 1 << 22  # 16 MiB of float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +45,10 @@ class LazyTensor(Protocol):
     def read_rows(self, start: int, stop: int) -> F32Array:
         """Read rows ``start:stop`` of the first axis as float32."""
         ...
+
+
+def row_blocks(shape: tuple[int, ...], n_elements: int = _BLOCK_ELEMENTS) -> list[slice]:
+    """Cut the first axis into blocks of about ``n_elements`` values, one row at least, in order."""
+    n_row = max(1, prod(shape[1:]))
+    n_rows = max(1, n_elements // n_row)
+    return [slice(i, min(i + n_rows, shape[0])) for i in range(0, shape[0], n_rows)]

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Final
 
 from edgekit.errors import CheckpointError
-from edgekit.model_files import CONFIG_NAME
+from edgekit.model_files import ADAPTER_CONFIG_NAME, CONFIG_NAME
 from edgekit.strict_json import read_object
 
-ADAPTER_CONFIG_NAME: Final = "adapter_config.json"
 # Where PEFT and mlx-lm write the model that an adapter was trained on.
 _BASE_KEYS: Final = ("base_model_name_or_path", "model")
 

@@ -1,4 +1,4 @@
-"""Answer one question: what is in a model folder?
+"""A model folder as config and tensors that can be read one at a time.
 
 Config and tensor headers are read and checked at once; weights only when asked for. Pickles
 are never read. It must not know what the tensors mean.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,10 +24,10 @@ from edgekit.files import is_inside
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsTensor
 from edgekit.hub.download import Progress, ignore_progress
 from edgekit.model_files import (
+    ADAPTER_WEIGHTS_NAMES,
     ASSET_NAMES,
     CONFIG_NAME,
-    INDEX_NAME,
-    WEIGHTS_NAME,
+    choose_weight_files,
     read_weight_map,
 )
 from edgekit.tensors import LazyTensor
@@ -55,7 +56,7 @@ class Checkpoint:
         self.notes: list[str] = []
         self.name = model_name(model, self.folder)
         self.origin = str(model)
-        refuse_adapter_folder(self.folder)
+        require_config(self.folder)
         self.config = RawConfig.open(self.folder / CONFIG_NAME)
         self.assets: Mapping[str, Path] = MappingProxyType(
             {name: self.folder / name for name in ASSET_NAMES if (self.folder / name).is_file()}
@@ -64,6 +65,7 @@ class Checkpoint:
         self._files = ExitStack()
         try:
             self.tensors: Mapping[str, SafetensorsTensor] = MappingProxyType(self._open_tensors())
+            self._note_adapter()
         except BaseException:
             self.close()
             raise
@@ -95,7 +97,7 @@ class Checkpoint:
         return join_parts(self.tensors, self.config, reads=self.has_weights, notes=self.notes)
 
     def sha256(self) -> str:
-        """Hash config.json and every tensor; the same whichever way the file is sharded."""
+        """Hash config.json as stored and every tensor; the same however the file is sharded."""
         config = json.dumps(self.config.as_read(), sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(config.encode())
         for name in sorted(self.tensors):
@@ -128,20 +130,40 @@ class Checkpoint:
             )
 
     def _open_tensors(self) -> dict[str, SafetensorsTensor]:
-        if self._has(WEIGHTS_NAME):
-            return dict(self._open_file(WEIGHTS_NAME).tensors)
-        if self._has(INDEX_NAME):
-            return self._open_shards()
-        pickles = sorted(path.name for path in self.folder.glob("*.bin"))
-        raise MissingFileError(
-            f"{self.folder}: no weights",
-            got=f"{', '.join(pickles)} (pickle files are never read)" if pickles else None,
-            wanted=f"{WEIGHTS_NAME} or {INDEX_NAME}",
-            do="Save the model as safetensors." if pickles else "Download the model again.",
-        )
+        """Find the weight files and list their tensors; a note says what is unusual."""
+        chosen = choose_weight_files(self._file_names(), self._read_map, self.folder)
+        if chosen.note is not None:
+            self.notes.append(chosen.note)
+        shard_of = self._read_map(chosen.index) if chosen.index is not None else {}
+        shards = {name: self._open_file(name) for name in chosen.names}
+        absent = [f"{t} (in {s})" for t, s in shard_of.items() if t not in shards[s].tensors]
+        if absent:
+            raise CheckpointError(
+                f"{self.folder / str(chosen.index)} lists tensors that their files do not hold",
+                got=", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if absent[8:] else ""),
+                do="Index and files must come from the same model.",
+            )
+        found: dict[str, SafetensorsTensor] = {}
+        for shard_name, shard in shards.items():
+            for name, tensor in shard.tensors.items():
+                if shard_of.get(name, shard_name) != shard_name:
+                    continue
+                if name in found:
+                    raise CheckpointError(
+                        f"{self.folder}: two weight files hold the same tensor",
+                        got=f"{name} in {found[name].file.path.name} and in {shard_name}",
+                        wanted="the files of one model",
+                        do="Leave the files of one model in the folder.",
+                    )
+                found[name] = tensor
+        return found
 
-    def _has(self, name: str) -> bool:
-        return (self.folder / name).is_file()
+    def _file_names(self) -> tuple[str, ...]:
+        """Give the names of the files at the top of the folder."""
+        return tuple(sorted(path.name for path in self.folder.iterdir() if path.is_file()))
+
+    def _read_map(self, index: str) -> dict[str, str]:
+        return read_weight_map(self.folder / index)
 
     def _open_file(self, name: str) -> SafetensorsFile:
         try:
@@ -154,31 +176,37 @@ class Checkpoint:
                 do=error.do or "Download the model again.",
             ) from error
 
-    def _open_shards(self) -> dict[str, SafetensorsTensor]:
-        shard_of = read_weight_map(self.folder / INDEX_NAME)
-        names = sorted(set(shard_of.values()))
-        missing = [name for name in names if not self._has(name)]
-        if missing:
-            raise MissingFileError(
-                f"{self.folder}: {len(missing)} of {len(names)} weight files are missing",
-                got=f"no {', '.join(missing)}",
-                wanted=f"every file that {INDEX_NAME} names",
-                do="Download the model again.",
+    def _note_adapter(self) -> None:
+        """Say that an adapter lies beside the weights: nobody can tell whether it is in them."""
+        beside = [name for name in ADAPTER_WEIGHTS_NAMES if name in self._file_names()]
+        if beside:
+            self.notes.append(
+                f"{' and '.join(beside)} lies beside the weights and was not merged into them; "
+                f"if the weights are those of the base model: --adapter {self.folder}"
             )
-        shards = {name: self._open_file(name) for name in names}
-        absent = [f"{t} (in {s})" for t, s in shard_of.items() if t not in shards[s].tensors]
-        if absent:
-            raise CheckpointError(
-                f"{self.folder / INDEX_NAME} lists tensors that their files do not hold",
-                got=", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if absent[8:] else ""),
-                do="Download the model again.",
-            )
-        return {
-            tensor_name: tensor
-            for shard_name, shard in shards.items()
-            for tensor_name, tensor in shard.tensors.items()
-            if shard_of.get(tensor_name) == shard_name
-        }
+
+
+def require_config(folder: Path) -> None:
+    """Refuse a folder without config.json, and say what it is instead.
+
+    Raises:
+        MissingFileError: It has no config.json.
+    """
+    if os.path.lexists(folder / CONFIG_NAME):
+        return
+    refuse_adapter_folder(folder)
+    inner = sorted(path.parent for path in folder.glob(f"*/{CONFIG_NAME}"))
+    inner += sorted(path.parent for path in folder.glob(f"snapshots/*/{CONFIG_NAME}"))
+    ggufs = sorted(folder.glob("*.gguf"))
+    raise MissingFileError(
+        f"{folder / CONFIG_NAME}: no such file",
+        wanted=f"a model folder with {CONFIG_NAME}",
+        do=f"Name the folder that holds it: {inner[0]}"
+        if inner
+        else f"Name the GGUF file: {ggufs[0]}"
+        if ggufs
+        else "Name the folder that holds it, or download the model again.",
+    )
 
 
 def open_checkpoint(model: str | Path, progress: Progress = ignore_progress) -> Checkpoint:

@@ -73,8 +73,8 @@ class HubCheckpoint(Checkpoint):
         files = self._fetch.listing.files
         return sum(files[name].n_bytes for name in ASSET_NAMES if name in files)
 
-    def _has(self, name: str) -> bool:
-        return name in self._fetch.listing.files
+    def _file_names(self) -> tuple[str, ...]:
+        return (*self._fetch.listing.files, *self._fetch.listing.pickles)
 
     def _open_file(self, name: str) -> SafetensorsFile:
         """Read the header of a weight file, whose length is not trusted."""

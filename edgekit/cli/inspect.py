@@ -74,7 +74,6 @@ def command(
             (f"KV cache per 1,000 tokens, {t}", format_bytes(1000 * n))
             for t, n in summary.kv_bytes_per_token.items()
         ],
-        *[("left out", f"{n} tensors: {why}") for why, n in summary.left_out.items()],
         ("licence", summary.license or "not stated"),
         *[
             (f"in {form.value}", line)

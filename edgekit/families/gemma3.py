@@ -10,7 +10,7 @@ from typing import Final
 from edgekit.checkpoint.config import RawConfig
 from edgekit.families import gemma3_text
 from edgekit.families.base import Family
-from edgekit.families.multimodal import VISION_KEYS, read_text_spec, text_names
+from edgekit.families.multimodal import VISION_KEYS, read_text_spec
 from edgekit.families.spec import DecoderSpec
 
 
@@ -26,4 +26,4 @@ def read_spec(config: RawConfig) -> DecoderSpec:
     return read_text_spec(config, {"gemma3_text": gemma3_text.read_spec}, "gemma3_text")
 
 
-FAMILY: Final = Family("gemma3", read_spec, text_names(gemma3_text.NAMES))
+FAMILY: Final = Family("gemma3", read_spec, (gemma3_text.NAMES,))

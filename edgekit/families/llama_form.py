@@ -41,10 +41,6 @@ NAMES: Final = NameTable(
         **{part: f"{theirs}.weight" for part, theirs in PROJECTIONS.items()},
         **{f"{part}.bias": f"{theirs}.bias" for part, theirs in PROJECTIONS.items()},
     },
-    ignored={
-        r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq": "computed from the config",
-        r"model\.rotary_emb\.inv_freq": "computed from the config",
-    },
 )
 QK_NORM_NAMES: Final[Mapping[str, str]] = {
     "q_norm": "self_attn.q_norm.weight",
@@ -115,7 +111,6 @@ def read_llama_form(
     )
     if not 0 < spec.norm_eps < 1:
         config.report(f"rms_norm_eps is {spec.norm_eps} (wanted between 0 and 1)")
-    _check_ids(config, spec)
     config.finish()
     return spec
 
@@ -164,12 +159,6 @@ def _read_pad(config: RawConfig) -> int | None:
     # Llama 1 and 2 write -1 for "none".
     pad = config.take("pad_token_id", int, None)
     return None if pad is None or pad < 0 else pad
-
-
-def _check_ids(config: RawConfig, spec: DecoderSpec) -> None:
-    for token_id in (spec.bos_token_id, *spec.eos_token_ids, spec.pad_token_id):
-        if token_id is not None and token_id >= spec.vocab_size:
-            config.report(f"token id {token_id} is outside vocab_size {spec.vocab_size}")
 
 
 def _read_head_width(config: RawConfig, hidden_width: int, n_heads: int) -> int:

@@ -11,7 +11,7 @@ from edgekit.checkpoint.config import RawConfig
 from edgekit.families import ministral3, mistral
 from edgekit.families.base import Family
 from edgekit.families.llama_form import NAMES
-from edgekit.families.multimodal import VISION_KEYS, read_text_spec, text_names
+from edgekit.families.multimodal import VISION_KEYS, read_text_spec
 from edgekit.families.spec import DecoderSpec
 
 _TEXT: Final = {"mistral": mistral.read_spec, "ministral3": ministral3.read_spec}
@@ -30,4 +30,4 @@ def read_spec(config: RawConfig) -> DecoderSpec:
     return read_text_spec(config, _TEXT, "mistral")
 
 
-FAMILY: Final = Family("mistral3", read_spec, text_names(NAMES))
+FAMILY: Final = Family("mistral3", read_spec, (NAMES,))

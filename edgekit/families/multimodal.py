@@ -1,27 +1,20 @@
-"""Answer one question: how is the text decoder inside a multimodal checkpoint read?
+"""The text decoder inside a multimodal checkpoint.
 
-The config holds it as ``text_config``; its tensors carry a prefix, of which there are two: that of
-the published checkpoints and that of transformers 5.
+The config holds it as ``text_config``. Its tensors carry a prefix, ``language_model.`` in
+published checkpoints and ``model.language_model.`` in those of transformers 5; names.py finds it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Final
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.checkpoint.prequantized.method import account_for_quantization
 from edgekit.errors import UnsupportedArchError
-from edgekit.families.names import NameTable
 from edgekit.families.spec import DecoderSpec
 
 VISION_KEYS: Final = ("vision_config", "image_token_index", "image_token_id")
-_VISION: Final = "the vision tower; edgekit takes the text decoder"
-_SKIPPED: Final[Mapping[str, str]] = {
-    r"(model\.)?vision_tower\..+": _VISION,
-    r"(model\.)?multi_modal_projector\..+": _VISION,
-}
 # Keys that wrappers repeat beside text_config, where the inner ones count.
 _REPEATED: Final = (
     "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "torch_dtype", "dtype",
@@ -56,26 +49,3 @@ def read_text_spec(
             f"{inner.where}: model_type", got=repr(kind)[:80], wanted=", ".join(readers)
         )
     return readers[kind](inner)
-
-
-def text_names(names: NameTable) -> tuple[NameTable, ...]:
-    """Give the decoder's names under both prefixes of a multimodal checkpoint."""
-    published = {key: f"language_model.{theirs}" for key, theirs in names.top.items()}
-    saved = {
-        key: f"model.language_model.{theirs.removeprefix('model.')}"
-        for key, theirs in names.top.items()
-    } | {"lm_head": "lm_head.weight"}
-    return (
-        replace(
-            names,
-            top=published,
-            layer_prefix=f"language_model.{names.layer_prefix}",
-            ignored={f"language_model\\.{k}": v for k, v in names.ignored.items()} | dict(_SKIPPED),
-        ),
-        replace(
-            names,
-            top=saved,
-            layer_prefix=f"model.language_model.{names.layer_prefix.removeprefix('model.')}",
-            ignored=_SKIPPED,
-        ),
-    )

@@ -1,9 +1,9 @@
-"""Answer one question: what does a checkpoint call each canonical weight?"""
+"""What a checkpoint calls each canonical weight, whatever program wrote the names."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -15,14 +15,12 @@ class NameTable:
         top: Names outside the layers, canonical to checkpoint.
         layer_prefix: Checkpoint prefix of layer ``{i}``.
         layer: Names inside a layer, canonical to checkpoint.
-        ignored: Patterns of checkpoint tensors that are left out, with the reason.
         fused: Names of ``layer`` that hold several canonical matrices, one below the other.
     """
 
     top: Mapping[str, str]
     layer_prefix: str
     layer: Mapping[str, str]
-    ignored: Mapping[str, str]
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def to_checkpoint(self, canonical: str) -> str:
@@ -57,7 +55,85 @@ class NameTable:
                 return f"layers.{match[1]}.{canonical}"
         return None
 
-    def why_ignored(self, name: str) -> str | None:
-        """Give the reason why a checkpoint tensor is left out, or None if it is not."""
-        matches = (why for pattern, why in self.ignored.items() if re.fullmatch(pattern, name))
-        return next(matches, None)
+    def layer_of(self, name: str) -> int | None:
+        """Give the layer that a name lies in, known there or not; None outside the layers."""
+        before, after = self.layer_prefix.split("{i}")
+        match = re.match(re.escape(before) + r"(0|[1-9][0-9]{0,8})" + re.escape(after), name)
+        return int(match[1]) if match else None
+
+    @property
+    def root(self) -> str:
+        """What the names of the layers begin with, and most others too, such as ``model.``."""
+        before = self.layer_prefix.split("{i}")[0]
+        return before[: before.rstrip(".").rfind(".") + 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """A name table, and the names of a checkpoint as that table has them.
+
+    Attributes:
+        table: The table that fits best.
+        prefix: What the checkpoint puts in place of the table's root; equal to it as a rule.
+        renamed: The table's name of every stored name inside the decoder; other names are absent.
+    """
+
+    table: NameTable
+    prefix: str
+    renamed: Mapping[str, str]
+
+
+def align(stored: Collection[str], tables: Sequence[NameTable]) -> Alignment:
+    """Find the decoder among the stored names, whatever stands before them.
+
+    Programs put prefixes before all names (``base_model.model.``, ``_orig_mod.``, ``module.``,
+    ``language_model.``) or take ``model.`` away. The prefix under which most names of the first
+    layer and beside the layers are known is the right one. What lies beside the root, such as
+    ``lm_head.weight``, may keep any shorter part of the prefix.
+
+    Args:
+        stored: Names in the checkpoint.
+        tables: The family's tables; the first that fits best counts.
+    """
+    best = Alignment(tables[0], tables[0].root, {})
+    best_score = (0, False, 0)
+    for table in tables:
+        inside = {name.removeprefix(table.root) for name in _anchors(table)}
+        counts: dict[str, int] = {}
+        for name in stored:
+            # The anchors are whole parts of a name: try every place where its end could begin.
+            starts = [0, *(i + 1 for i, letter in enumerate(name) if letter == ".")]
+            for start in starts:
+                if name[start:] in inside:
+                    counts[name[:start]] = counts.get(name[:start], 0) + 1
+        for prefix, n_known in counts.items():
+            score = (n_known, prefix == table.root, -len(prefix))
+            if score > best_score:
+                best, best_score = Alignment(table, prefix, {}), score
+    return Alignment(best.table, best.prefix, _rename(stored, best.table, best.prefix))
+
+
+def _anchors(table: NameTable) -> set[str]:
+    """Give the names of the first layer and of what lies beside the layers under the root."""
+    first = table.layer_prefix.format(i=0)
+    names = {first + part for part in table.layer.values()}
+    return names | {name for name in table.top.values() if name.startswith(table.root)}
+
+
+def _rename(stored: Collection[str], table: NameTable, prefix: str) -> dict[str, str]:
+    renamed: dict[str, str] = {}
+    for theirs in table.top.values():
+        if not theirs.startswith(table.root) or not table.root:
+            found = next((n for n in _with_shorter(prefix, theirs) if n in stored), None)
+            if found is not None:
+                renamed[found] = theirs
+    for name in stored:
+        if name.startswith(prefix) and name not in renamed:
+            renamed[name] = table.root + name.removeprefix(prefix)
+    return renamed
+
+
+def _with_shorter(prefix: str, name: str) -> list[str]:
+    """Put a prefix before a name, then one part less of it, down to none."""
+    parts = prefix.split(".")[:-1]
+    return [".".join([*parts[:n], name]) for n in range(len(parts), -1, -1)]

@@ -1,6 +1,6 @@
-"""Answer one question: what float32 value does each stored float type hold?
+"""The float32 value of each stored float type.
 
-Widening is exact for every type here: fp32 holds all values of fp16, bf16 and fp8.
+Widening is exact for every type of at most 32 bits; float64 is rounded to the nearest float32.
 """
 
 from __future__ import annotations
@@ -27,8 +27,12 @@ def to_float32(raw: NDArray[Any], dtype: DType) -> F32Array:
     Raises:
         FormatError: The type holds integers.
 
-    Exact: every value, signed zeros and infinities included; NaN stays NaN.
+    Exact but for float64: every value, signed zeros and infinities included; NaN stays NaN. A
+    float64 beyond the range of float32 becomes infinite.
     """
+    if dtype is DType.FP64:
+        with np.errstate(over="ignore"):
+            return raw.astype(np.float32)
     if dtype in (DType.FP32, DType.FP16):
         return raw.astype(np.float32)
     if dtype is DType.BF16:

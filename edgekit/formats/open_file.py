@@ -17,7 +17,7 @@ import numpy as np
 
 from edgekit.dtypes import U8Array
 from edgekit.errors import FormatError
-from edgekit.files import open_inside
+from edgekit.files import NotTrustedError, open_inside
 
 _MAX_READ_BYTES: Final = 1 << 30  # Linux reads at most 2**31 - 4096 bytes a call
 _PIECE_BYTES: Final = 16 << 20
@@ -45,6 +45,10 @@ class OpenFile:
         self.path = Path(path)
         try:
             stream = opener(self.path)
+        except NotTrustedError as error:
+            raise FormatError(
+                f"{self.path}: cannot be read", got=str(error), do=error.do
+            ) from error
         except OSError as error:
             raise FormatError(f"{self.path}: cannot be read", got=str(error)) from error
         self._descriptor = stream.fileno()

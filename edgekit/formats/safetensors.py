@@ -1,4 +1,4 @@
-"""Answer one question: what bytes are in a safetensors file, and how is one written?
+"""Safetensors files: reading their tensors, and writing new ones.
 
 Reading takes one tensor (or some rows) at a time into memory. Writing streams: the header comes
 from the declared tensors, then each tensor's bytes follow in that order.
@@ -37,16 +37,28 @@ _METADATA: Final = "__metadata__"
 _MAX_RANK: Final = 32
 _MAX_ELEMENTS: Final = 1 << 56  # so that no byte count overflows in numpy, zero axes included
 _MAX_QUOTE: Final = 120
+# What the first eight bytes of files say that lie there in place of the weights.
+_OTHER_FILES: Final = {
+    b"version ": "It is a pointer that git wrote in place of the file. Run: git lfs pull",
+}
 _ENTRY_KEYS: Final = {"dtype", "shape", "data_offsets"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SafetensorsTensor:
-    """One tensor of an open file; satisfies ``LazyTensor``."""
+    """One tensor of an open file; satisfies ``LazyTensor``.
+
+    Attributes:
+        info: Name, shape and type. A tensor of ``DType.OTHER`` has its bytes as its only axis.
+        file: Where it lies.
+        begin: Where its bytes begin, counted from ``file.data_start``.
+        type_name: The type as the header of the file calls it.
+    """
 
     info: TensorInfo
     file: SafetensorsFile
     begin: int
+    type_name: str
 
     def read(self) -> F32Array:
         """Read the whole tensor as float32, shape ``info.shape``.
@@ -157,7 +169,7 @@ class SafetensorsFile(OpenFile):
         _check_layout(entries, n_file - self.data_start, self.path)
         self.tensors: Mapping[str, SafetensorsTensor] = MappingProxyType(
             {
-                info.name: SafetensorsTensor(info, self, begin)
+                info.name: SafetensorsTensor(info, self, begin, header[info.name]["dtype"])
                 for info, begin, _ in sorted(entries, key=lambda entry: entry[1:])
             }
         )
@@ -199,7 +211,8 @@ class SafetensorsWriter:
             alignment: The data begin at a multiple of this many bytes (64, or 4096 for mapping).
 
         Raises:
-            FormatError: A name given twice or reserved, or the header grew too large.
+            FormatError: A name given twice or reserved, a type without a name, or the header grew
+                too large.
             OSError: The file cannot be written.
         """
         self.path = Path(path)
@@ -302,6 +315,8 @@ def _make_header(
     for info in infos:
         if info.name in entries or info.name == _METADATA:
             raise FormatError(f"{path}: tensor name given twice or reserved", got=info.name)
+        if info.dtype is DType.OTHER:
+            raise FormatError(f"{path}: tensor {info.name}: a type that has no name here")
         begin, end = end, end + info.n_bytes
         entries[info.name] = {
             "dtype": DTYPES[info.dtype].safetensors,
@@ -332,7 +347,7 @@ def header_end(first: bytes, n_file: int, path: Path) -> int:
             f"{path}: header length at offset 0",
             got=f"{n_header} bytes",
             wanted=f"at most {MAX_HEADER_BYTES}",
-            do="The file is damaged or no safetensors file.",
+            do=_OTHER_FILES.get(first, "The file is damaged or no safetensors file."),
         )
     end: int = _LENGTH.size + n_header
     if end > n_file:
@@ -356,11 +371,9 @@ def _entry(name: str, entry: object, path: Path) -> tuple[TensorInfo, int, int]:
     where = f"{path}: tensor {name[:_MAX_QUOTE]}"
     if not isinstance(entry, dict) or set(entry) != _ENTRY_KEYS:
         raise FormatError(f"{where}: header entry", got=_quote(entry), wanted=sorted(_ENTRY_KEYS))
-    dtype = BY_SAFETENSORS.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
-    if dtype is None:
-        raise FormatError(
-            f"{where}: dtype", got=_quote(entry["dtype"]), wanted=", ".join(sorted(BY_SAFETENSORS))
-        )
+    if not isinstance(entry["dtype"], str) or not entry["dtype"].isprintable():
+        raise FormatError(f"{where}: dtype", got=_quote(entry["dtype"]), wanted="the name of one")
+    dtype = BY_SAFETENSORS.get(entry["dtype"], DType.OTHER)
     shape, offsets = entry["shape"], entry["data_offsets"]
     if (
         not _is_counts(shape)
@@ -372,8 +385,11 @@ def _entry(name: str, entry: object, path: Path) -> tuple[TensorInfo, int, int]:
         )
     if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FormatError(f"{where}: data_offsets", got=_quote(offsets), wanted="[begin, end]")
-    info = TensorInfo(name, tuple(shape), dtype)
     begin, end = offsets
+    if dtype is DType.OTHER:
+        # How many bits a value has is not known, so neither is whether shape and bytes agree.
+        return TensorInfo(name, (end - begin,), dtype), begin, end
+    info = TensorInfo(name, tuple(shape), dtype)
     if end - begin != info.n_bytes:
         raise FormatError(
             f"{where}: data_offsets {begin}:{end}",

@@ -327,7 +327,7 @@ def test_all_faults_of_the_tensors_are_reported_together(tmp_path):
     error = refusal(edit_weights(write_tiny_checkpoint(tmp_path / "m"), change))
     assert "4 tensors are not what config.json says" in error.what
     assert error.got.split("; ") == [
-        "model.layers.0.mlp.down_proj.weight holds int8 (wanted floats)",
+        "model.layers.0.mlp.down_proj.weight holds I8 (wanted floats)",
         "model.layers.1.mlp.up_proj.weight has shape [256, 64] (config.json wants [256, 128])",
         "model.norm.weight is missing (wanted [128])",
         "model.layers.2.mlp.up_proj.weight is unexpected",
@@ -339,20 +339,6 @@ def test_many_faults_are_counted_not_all_written(tmp_path):
     error = refusal(folder)
     assert error.what.endswith("8082 tensors are not what config.json says")
     assert error.got.endswith("and 8070 more")
-
-
-def test_tensors_that_carry_nothing_are_passed_over(tmp_path):
-    def change(tensors):
-        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(16, np.float32)
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
-
-    source = open_model(edit_weights(write_tiny_checkpoint(tmp_path / "m"), change))
-    assert "lm_head" not in source.tensors
-
-
-def test_a_head_beside_an_untied_embedding_is_wanted(tmp_path):
-    folder = edit_config(write_tiny_checkpoint(tmp_path / "m"), tie_word_embeddings=False)
-    assert refusal(folder).got == "lm_head.weight is missing (wanted [384, 128])"
 
 
 @pytest.mark.parametrize("values", [[np.nan], [np.inf], [np.inf, -np.inf]])

@@ -29,6 +29,8 @@ def test_worked_fp8_values():
     [
         (DType.BF16, _ALL_16, ml_dtypes.bfloat16),
         (DType.FP8_E4M3, _ALL_8, ml_dtypes.float8_e4m3fn),
+        (DType.FP8_E5M2, _ALL_8, ml_dtypes.float8_e5m2),
+        (DType.FP8_E8M0, _ALL_8, ml_dtypes.float8_e8m0fnu),
     ],
 )
 def test_every_code_widens_as_in_ml_dtypes_bit_for_bit(dtype, raw, reference):
@@ -47,10 +49,24 @@ def test_every_fp16_code_survives_widening_and_narrowing():
     )
 
 
+def test_float64_is_rounded_to_the_nearest_float32():
+    values = np.array([1 / 3, -1e-60, 1e300, -np.inf, np.nan], dtype="<f8")
+    got = to_float32(values, DType.FP64)
+    np.testing.assert_array_equal(got, np.float32([1 / 3, -0.0, np.inf, -np.inf, np.nan]))
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (3, 0, 2), (2, 3, 4)])
 @pytest.mark.parametrize(
     ("dtype", "numpy"),
-    [(DType.BF16, "<u2"), (DType.FP16, "<f2"), (DType.FP32, "<f4"), (DType.FP8_E4M3, "u1")],
+    [
+        (DType.BF16, "<u2"),
+        (DType.FP16, "<f2"),
+        (DType.FP32, "<f4"),
+        (DType.FP8_E4M3, "u1"),
+        (DType.FP64, "<f8"),
+        (DType.FP8_E5M2, "u1"),
+        (DType.FP8_E8M0, "u1"),
+    ],
 )
 def test_shape_is_kept_and_the_result_is_fresh(dtype, numpy, shape):
     raw = np.zeros(shape, dtype=numpy)

@@ -239,10 +239,10 @@ def test_metadata_that_are_not_supported_are_named(tmp_path, metadata, words):
 
 def test_tensors_that_are_not_known_are_named(tmp_path):
     def change(tensors):
-        tensors["other.weight"] = ("F32", (16,), b"\0" * 64)
+        tensors["blk.1.other.weight"] = ("F32", (16,), b"\0" * 64)
 
     path, _, _ = write_gguf(tmp_path / "m", change=change)
-    with pytest.raises(CheckpointError, match="is unexpected"):
+    with pytest.raises(CheckpointError, match=r"blk\.1\.other\.weight is unexpected"):
         open_model(path)
 
 
