@@ -157,8 +157,14 @@ class Architecture:
         )
 
 
-def read_config(file: GgufFile) -> tuple[Architecture, dict[str, Any]]:
+def read_config(
+    file: GgufFile, tensors: Mapping[str, GgufTensor]
+) -> tuple[Architecture, dict[str, Any]]:
     """Turn the metadata of a file into the keys of a config.json.
+
+    Args:
+        file: The file, or the first part of a split one.
+        tensors: All tensors, those of other parts included.
 
     Raises:
         UnsupportedArchError: No family computes that architecture.
@@ -178,7 +184,7 @@ def read_config(file: GgufFile) -> tuple[Architecture, dict[str, Any]]:
         )
     prefix = f"{name}."
     found = RawConfig(_values(file, prefix), str(file.path))
-    header = Header(found, prefix, file.tensors)
+    header = Header(found, prefix, tensors)
     config = _read_common(header, architecture)
     if architecture.finish is not None:
         architecture.finish(header, config)
@@ -188,7 +194,7 @@ def read_config(file: GgufFile) -> tuple[Architecture, dict[str, Any]]:
     found.ignore(key for key, value in found.items() if value in _NEUTRAL)
     found.expect(f"{prefix}attention.causal", wanted=True, default=True)
     found.finish()
-    return architecture, config
+    return architecture, {key: value for key, value in config.items() if value is not None}
 
 
 def _values(file: GgufFile, prefix: str) -> dict[str, Any]:
@@ -213,8 +219,8 @@ def _read_common(header: Header, architecture: Architecture) -> dict[str, Any]:
         "model_type": architecture.model_type,
         "hidden_act": "silu",
         "tie_word_embeddings": HEAD not in tensors,
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
-        "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
+        "attention_bias": "blk.0.attn_q.bias" in tensors or None,
+        "mlp_bias": "blk.0.ffn_gate.bias" in tensors or None,
         **architecture.config,
     }
     for key, ours in _COUNTS.items():
@@ -326,7 +332,9 @@ _GRANITE_KEYS: Final[Mapping[str, str]] = {
     "residual_scale": "residual_multiplier",
     "logit_scale": "logits_scaling",
 }
-_GELU: Final[Mapping[str, Any]] = {"hidden_activation": "gelu_pytorch_tanh"}
+_GELU: Final[Mapping[str, Any]] = {"hidden_act": None, "hidden_activation": "gelu_pytorch_tanh"}
+# The family has these biases without being told.
+_QWEN2: Final[Mapping[str, Any]] = {"attention_bias": None}
 
 ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "exaone4": Architecture(
@@ -385,8 +393,8 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
         | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
         finish=_finish_phi3,
     ),
-    "qwen2": Architecture("qwen2"),
-    "qwen2vl": Architecture("qwen2"),
+    "qwen2": Architecture("qwen2", config=_QWEN2),
+    "qwen2vl": Architecture("qwen2", config=_QWEN2),
     "qwen3": Architecture("qwen3", _LAYER | _QK_NORMS),
     "qwen3vl": Architecture("qwen3", _LAYER | _QK_NORMS),
     "smollm3": Architecture(
