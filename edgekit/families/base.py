@@ -21,6 +21,7 @@ from edgekit.dtypes import DTYPES, F32Array
 from edgekit.errors import CheckpointError
 from edgekit.families.names import NameTable
 from edgekit.families.spec import DecoderSpec
+from edgekit.model_files import GENERATION_NAME
 from edgekit.tensors import LazyTensor, TensorInfo
 
 _MAX_LISTED: Final = 12
@@ -141,10 +142,10 @@ class SourceModel:
 
 def _with_generation_eos(spec: DecoderSpec, checkpoint: Checkpoint) -> DecoderSpec:
     """Add the end tokens of generation_config.json, which transformers stops at, in front."""
-    path = checkpoint.assets.get("generation_config.json")
-    if path is None:
+    files = checkpoint.text_files
+    if not files.has(GENERATION_NAME):
         return spec
-    generation = RawConfig.open(path)
+    generation = RawConfig(files.read_object(GENERATION_NAME), str(files.path(GENERATION_NAME)))
     eos = generation.take_ids("eos_token_id")
     # Sampling defaults are the caller's choice, so the other keys mean nothing here.
     generation.ignore(generation)

@@ -193,9 +193,7 @@ class GgufFile(OpenFile):
     def _items(self, key: str, kinds: Collection[int], what: str) -> U8Array:
         array = self._array(key)
         if array.kind not in kinds:
-            raise FormatError(
-                f"{self.path}: {key}", got=f"items of type {array.kind}", wanted=what
-            )
+            raise FormatError(f"{self.path}: {key}", got=f"items of type {array.kind}", wanted=what)
         if array.n_bytes > MAX_ARRAY_BYTES:
             raise FormatError(
                 f"{self.path}: {key}",

@@ -4,7 +4,7 @@ A tensor is stored in blocks of a fixed number of values along its rows. The ``g
 llama.cpp's own converter uses, turns the blocks of nearly all types into floats; it is imported
 here only, and only when a block is read.
 
-Source: https://github.com/ggml-org/ggml, include/ggml.h (``ggml_type``), and ggml-common.h (blocks).
+Source: https://github.com/ggml-org/ggml, include/ggml.h (``ggml_type``) and ggml-common.h (blocks).
 """
 
 from __future__ import annotations

@@ -51,8 +51,12 @@ def test_a_file_reads_as_it_was_written(tmp_path, version, alignment):
         assert file.metadata["tokenizer.ggml.tokens"].n_items == 3
         assert file.texts("tokenizer.ggml.tokens") == ["<s>", "é", ""]
         assert file.numbers("tokenizer.ggml.scores").tolist() == [0.5, 1.5, 2.5]
-        for read, key in ((file.texts, "tokenizer.ggml.scores"), (file.texts, "is_it"),
-                          (file.numbers, "tokenizer.ggml.tokens"), (file.numbers, "absent")):
+        for read, key in (
+            (file.texts, "tokenizer.ggml.scores"),
+            (file.texts, "is_it"),
+            (file.numbers, "tokenizer.ggml.tokens"),
+            (file.numbers, "absent"),
+        ):
             with pytest.raises(FormatError, match=key):
                 read(key)
         assert list(file.tensors) == list(TENSORS)
@@ -140,9 +144,7 @@ def test_what_damage_starts_from_is_whole(tmp_path):
         GgufFile(write(tmp_path, content)).close()
 
 
-@pytest.mark.parametrize(
-    ("number", "said"), [(31, "Q4_0_4_4"), (99, "number 99"), (4, "Q4_2")]
-)
+@pytest.mark.parametrize(("number", "said"), [(31, "Q4_0_4_4"), (99, "number 99"), (4, "Q4_2")])
 def test_a_type_that_cannot_be_read_is_named(tmp_path, number, said):
     with pytest.raises(FormatError) as caught:
         GgufFile(write(tmp_path, tensor_file(kind=number)))

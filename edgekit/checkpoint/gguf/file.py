@@ -12,6 +12,7 @@ https://github.com/ggml-org/llama.cpp, tools/gguf-split (split files).
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from collections import Counter
@@ -19,7 +20,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.checkpoint.gguf.architectures import (
@@ -30,18 +31,21 @@ from edgekit.checkpoint.gguf.architectures import (
     read_config,
 )
 from edgekit.checkpoint.gguf.rope import TABLES
-from edgekit.checkpoint.gguf.tokenizer import has_tokenizer, text_contents
-from edgekit.checkpoint.gguf.weights import CODES, FLOATS, Undo, open_weight
+from edgekit.checkpoint.gguf.tokenizer import has_tokenizer, text_contents, why_unreadable
+from edgekit.checkpoint.gguf.weights import CODES, FLOATS, open_weight
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.errors import CheckpointError, MissingFileError
 from edgekit.formats.gguf import GgufFile, GgufTensor
 from edgekit.formats.gguf_blocks import NOT_FLOATS
+from edgekit.model_files import CONFIG_NAME, TEXT_NAMES
 from edgekit.tensors import LazyTensor
 from edgekit.text.files import TextFiles
+from edgekit.text.tokenizer_file import MAX_TOKENIZER_BYTES, TOKENIZER_NAME
 
 SUFFIX: Final = ".gguf"
 _PART: Final = re.compile(r"(?P<name>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
 _MAX_PARTS: Final = 1 << 10
+_FROM_BESIDE: Final = frozenset(TEXT_NAMES) - {CONFIG_NAME}
 # What a converter stores although it follows from the settings.
 _COMPUTED: Final = ("rope_freqs", "attn_rot_embd")
 
@@ -66,6 +70,7 @@ class GgufCheckpoint(Checkpoint):
         parts = find_parts(path)
         self.folder, self.name, self.origin = path.parent, _display_name(path), str(model)
         self.notes = []
+        self.assets = MappingProxyType({})  # no files; what they would hold is in text_files
         self.tensors = MappingProxyType({})
         self._files = ExitStack()
         try:
@@ -76,7 +81,7 @@ class GgufCheckpoint(Checkpoint):
             architecture, config = read_config(first, stored)
             self.config = RawConfig(config, str(path))
             self._weights = _read_weights(stored, architecture, config, self.notes)
-            self.text_files = self._read_text_files(first)
+            self._text_files = self._read_text_files(first, config)
         except BaseException:
             self.close()
             raise
@@ -98,17 +103,33 @@ class GgufCheckpoint(Checkpoint):
                 digest.update(piece.data)
         return digest.hexdigest()
 
-    def _read_text_files(self, first: GgufFile) -> TextFiles:
-        """Give the tokenizer and template of the file; those beside it where it has none."""
-        if has_tokenizer(first):
-            return TextFiles.of_contents(first.path, text_contents(first))
+    @property
+    def text_files(self) -> TextFiles:
+        """The tokenizer, chat template and generation files that the file stands for."""
+        return self._text_files
+
+    @property
+    def assets_bytes(self) -> int:
+        """Bytes of the files that every artifact gets."""
+        return sum(len(content) for content in self._text_files.sources.values())
+
+    def _read_text_files(self, first: GgufFile, config: Mapping[str, Any]) -> TextFiles:
+        """Give the text files; those beside the file count where it has no tokenizer of its own."""
+        contents: dict[str, str | bytes] = {CONFIG_NAME: json.dumps(config, indent=2) + "\n"}
+        reason = None if has_tokenizer(first) else "no tokenizer in it"
+        reason = reason or why_unreadable(first)
         beside = TextFiles.of_folder(self.folder)
-        if beside.names():
-            self.notes.append(
-                f"no tokenizer in {first.path.name}: taken from the files beside it "
-                f"({', '.join(beside.names())})"
-            )
-        return beside
+        if reason is None or (has_tokenizer(first) and not beside.has(TOKENIZER_NAME)):
+            contents |= text_contents(first)
+        else:
+            names = [name for name in beside.names() if name in _FROM_BESIDE]
+            for name in names:
+                contents[name] = beside.read(name, MAX_TOKENIZER_BYTES) or b""
+            if names:
+                self.notes.append(
+                    f"{first.path.name}: {reason}; taken from beside it: {', '.join(names)}"
+                )
+        return TextFiles.of_contents(first.path, contents)
 
 
 def find_parts(path: Path) -> list[Path]:
@@ -182,7 +203,7 @@ def _join_tensors(parts: list[GgufFile]) -> Mapping[str, GgufTensor]:
 def _read_weights(
     stored: Mapping[str, GgufTensor],
     architecture: Architecture,
-    config: Mapping[str, object],
+    config: Mapping[str, Any],
     notes: list[str],
 ) -> dict[str, LazyTensor]:
     """Give the tensors under Hugging Face's names; those of no weight keep their own."""

@@ -90,9 +90,7 @@ def read_rope(
     return config
 
 
-def read_factors(
-    table: F32Array, width: int, theta: float, context_length: int
-) -> dict[str, Any]:
+def read_factors(table: F32Array, width: int, theta: float, context_length: int) -> dict[str, Any]:
     """Give the section that a table of divisors stands for; empty where all are 1.
 
     Args:
@@ -177,9 +175,7 @@ def _longrope(
     }
 
 
-def _read_table(
-    tensors: Mapping[str, GgufTensor], name: str, width: int
-) -> F32Array | None:
+def _read_table(tensors: Mapping[str, GgufTensor], name: str, width: int) -> F32Array | None:
     stored = tensors.get(name)
     if stored is None:
         return None

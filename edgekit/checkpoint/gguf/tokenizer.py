@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from edgekit.checkpoint.gguf.splits import SPLITS, Split
 from edgekit.errors import CheckpointError
-from edgekit.formats.gguf import GgufArray, GgufFile
+from edgekit.formats.gguf import GgufFile
 
 _KEY: Final = "tokenizer.ggml."
 _TOKENS: Final = f"{_KEY}tokens"
@@ -377,9 +377,7 @@ def _derive_merges(
     return merges
 
 
-def _around(
-    file: GgufFile, vocabulary: _Vocabulary, *, adds_bos: bool
-) -> dict[str, Any] | None:
+def _around(file: GgufFile, vocabulary: _Vocabulary, *, adds_bos: bool) -> dict[str, Any] | None:
     """Give the section of tokenizer.json that puts tokens around a text of its own."""
     around = []
     for role, default in (("bos", adds_bos), ("eos", False)):
