@@ -25,6 +25,7 @@ from edgekit.families.base import SourceModel
 from edgekit.pipeline.rates import Rates
 from edgekit.quantize.footprint import PlannedModel, largest_handled_bytes
 from edgekit.quantize.imports import expected_plan
+from edgekit.model_files import CONFIG_NAME
 from edgekit.scheme import Scheme
 from edgekit.units import format_bytes
 
@@ -84,7 +85,11 @@ def predict_export(
     """
     checkpoint = source.checkpoint
     model = PlannedModel.of(
-        source.spec, scheme, expected_plan(source, scheme), dict(checkpoint.assets)
+        source.spec,
+        scheme,
+        expected_plan(source, scheme),
+        dict(checkpoint.assets),
+        checkpoint.text_files.read_object(CONFIG_NAME),
     )
     extra = checkpoint.assets_bytes + _ENTRY_BYTES * len(model.entries)
     wanted = list(formats)

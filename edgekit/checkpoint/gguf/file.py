@@ -32,7 +32,7 @@ from edgekit.checkpoint.gguf.architectures import (
 )
 from edgekit.checkpoint.gguf.rope import TABLES
 from edgekit.checkpoint.gguf.tokenizer import has_tokenizer, text_contents, why_unreadable
-from edgekit.checkpoint.gguf.weights import CODES, FLOATS, open_weight
+from edgekit.checkpoint.gguf.weights import CODES, FLOATS, open_weight, original_float_type
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.errors import CheckpointError, MissingFileError
 from edgekit.formats.gguf import GgufFile, GgufTensor
@@ -79,8 +79,11 @@ class GgufCheckpoint(Checkpoint):
             first = self._parts[0]
             stored = _join_tensors(self._parts)
             architecture, config = read_config(first, stored)
-            self.config = RawConfig(config, str(path))
             self._weights = _read_weights(stored, architecture, config, self.notes)
+            float_type = original_float_type(self._weights.values())
+            if float_type is not None:
+                config["torch_dtype"] = float_type
+            self.config = RawConfig(config, str(path))
             self._text_files = self._read_text_files(first, config)
         except BaseException:
             self.close()

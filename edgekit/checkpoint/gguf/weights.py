@@ -9,7 +9,7 @@ conversion/gemma.py (norms), and the block layouts of ggml-common.h.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +30,9 @@ FLOATS: Final[Mapping[str, DType]] = {
     "BF16": DType.BF16,
 }
 _N_SCALE_BYTES: Final = 2
+# How many vectors are read to find out in which type a model was published, and how long ones.
+_MAX_VECTORS: Final = 256
+_MAX_VECTOR: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +169,40 @@ def open_weight(stored: GgufTensor, name: str, undo: Undo = _AS_IT_IS) -> LazyTe
         group = stored.kind.n_values
         return PrequantizedTensor(info, bits, group, f"gguf {kind}", _Blocks(rows, bits))
     return _Floats(TensorInfo(name, stored.shape, FLOATS.get(kind, DType.FP32)), rows, undo)
+
+
+def original_float_type(weights: Iterable[LazyTensor]) -> str | None:
+    """Say in which type a model was published, as config.json says it; None for float32.
+
+    llama.cpp writes norms and biases as float32, whatever they were: values that all fit a shorter
+    type came from it. (A norm that had 1 added was rounded at 1's last digit.)
+    """
+    vectors = [w for w in weights if len(w.info.shape) == 1 and w.info.n_elements <= _MAX_VECTOR]
+    fits = dict.fromkeys(_ROUNDING, bool(vectors))
+    for weight in vectors[:_MAX_VECTORS]:
+        values = weight.read()
+        with np.errstate(all="ignore"):
+            for name, rounded in _ROUNDING.items():
+                moved = np.abs(rounded(values) - values)
+                fits[name] &= bool((moved <= np.finfo(np.float32).epsneg).all())
+    return next((name for name, is_so in fits.items() if is_so), None)
+
+
+def _to_bfloat16(values: F32Array) -> F32Array:
+    """Round float32 to bfloat16, ties away from zero."""
+    bits = values.view(np.uint32) + np.uint32(0x8000)
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def _to_float16(values: F32Array) -> F32Array:
+    return values.astype(np.float16).astype(np.float32)
+
+
+# The first that fits is taken.
+_ROUNDING: Final[Mapping[str, Callable[[F32Array], F32Array]]] = {
+    "bfloat16": _to_bfloat16,
+    "float16": _to_float16,
+}
 
 
 def stored_rows(rows: I64Array, head_width: int) -> I64Array:
