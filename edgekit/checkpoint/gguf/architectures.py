@@ -73,8 +73,6 @@ _TOKENS: Final[Mapping[str, str]] = {
     "tokenizer.ggml.eos_token_id": "eos_token_id",
     "tokenizer.ggml.padding_token_id": "pad_token_id",
 }
-# Who made the file and how, its parts, and the vocabulary.
-_OTHER_ROOMS: Final = ("general.", "tokenizer.", "quantize.", "split.", "imatrix.", "adapter.")
 # Keys of an architecture that its decoder does not read.
 _NOT_READ: Final = (
     "vocab_size",  # the rows of the embedding say it
@@ -150,8 +148,9 @@ class Architecture:
 
     def undo(self, part: str, head_width: int, factor: float) -> Undo:
         """Say what the converter did to a tensor of a layer, by its name there."""
+        is_moved = self.interleaves_heads and part in ("attn_q", "attn_k")
         return Undo(
-            head_width if self.interleaves_heads and part in ("attn_q", "attn_k") else None,
+            head_width or None if is_moved else None,  # the family says what is wrong with 0
             self.norm_shift if part.endswith("norm") else 0.0,
             factor,
         )
@@ -188,7 +187,8 @@ def read_config(
     config = _read_common(header, architecture)
     if architecture.finish is not None:
         architecture.finish(header, config)
-    found.ignore(key for key in found if key.startswith(_OTHER_ROOMS))
+    # The other keys say who made the file and how, and hold the vocabulary.
+    found.ignore(key for key in found if not key.startswith(prefix))
     found.ignore(prefix + key for key in _NOT_READ)
     # A count, a flag or a factor of nothing, such as expert_count 0, says that there is none.
     found.ignore(key for key, value in found.items() if value in _NEUTRAL)
@@ -246,6 +246,8 @@ def _read_common(header: Header, architecture: Architecture) -> dict[str, Any]:
             found, prefix, tensors, head_width=head_width, context_length=context_length
         )
         config["head_dim"] = head_width
+    else:  # the family says what is missing
+        found.ignore(key for key in found if key.startswith(f"{prefix}rope."))
     return config
 
 
