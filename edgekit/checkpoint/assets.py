@@ -7,14 +7,14 @@ source says elsewhere is written into those, so that every runtime gives the sam
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from edgekit.checkpoint.reader import Checkpoint
-from edgekit.model_files import TEKKEN_NAME
+from edgekit.model_files import ASSET_NAMES, TEKKEN_NAME
 from edgekit.text.chat import TEMPLATE_NAME, ChatTemplate
 from edgekit.text.files import TextFiles
 from edgekit.text.tokenizer_file import (
+    MAX_TOKENIZER_BYTES,
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
     read_tokenizer_file,
@@ -35,15 +35,14 @@ def copy_assets(checkpoint: Checkpoint, target: Path) -> list[str]:
         CheckpointError: A tokenizer or template file is damaged.
         OSError: A file cannot be written.
     """
-    texts = rewritten_assets(checkpoint.text_files)
-    for name, path in checkpoint.assets.items():
-        if name not in texts:
-            shutil.copyfile(path, target / name)
-    for name, text in texts.items():
-        if text is not None:
-            (target / name).write_bytes(text.encode("utf-8"))
-    written = {name for name, text in texts.items() if text is not None}
-    return sorted((checkpoint.assets.keys() - texts.keys()) | written)
+    files = checkpoint.text_files
+    contents = {name: files.read(name, MAX_TOKENIZER_BYTES) for name in ASSET_NAMES}
+    for name, text in rewritten_assets(files).items():
+        contents[name] = None if text is None else text.encode("utf-8")
+    written = {name: content for name, content in contents.items() if content is not None}
+    for name, content in written.items():
+        (target / name).write_bytes(content)
+    return sorted(written)
 
 
 def rewritten_assets(source: str | Path | TextFiles) -> dict[str, str | None]:

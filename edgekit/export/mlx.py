@@ -164,15 +164,14 @@ def _float_dtype(model: QuantizedModel) -> DType:
     """Choose the one float type of the artifact."""
     if not model.scheme.is_quantized:
         return DType.FP32 if model.scheme.bits == 32 else DType.FP16
-    path = model.assets.get(CONFIG_NAME)
-    config: Mapping[str, Any] = {} if path is None else read_config(path.parent)
+    config = model.config
     # Absent means float32 in Hugging Face's own reading; transformers 5 renamed the key.
     inner = config.get("text_config")
     both = [config, inner] if isinstance(inner, dict) else [config]
     said = [part.get(key) for part in both for key in ("torch_dtype", "dtype")]
     name = next(filter(None, said), "float32")
     if name not in TORCH_DTYPES:
-        raise ExportError(f"{path}: torch_dtype", got=name, wanted=", ".join(TORCH_DTYPES))
+        raise ExportError(f"{CONFIG_NAME}: torch_dtype", got=name, wanted=", ".join(TORCH_DTYPES))
     return TORCH_DTYPES[name]
 
 

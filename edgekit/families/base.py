@@ -31,6 +31,7 @@ from edgekit.families.left_out import (
 from edgekit.families.names import Alignment, NameTable, align
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.safetensors import SafetensorsTensor
+from edgekit.model_files import GENERATION_NAME
 from edgekit.tensors import LazyTensor, TensorInfo, row_blocks
 from edgekit.text.tokenizer import Tokenizer
 
@@ -187,10 +188,10 @@ class SourceModel:
 
 def _with_generation_eos(spec: DecoderSpec, checkpoint: Checkpoint) -> DecoderSpec:
     """Add the end tokens of generation_config.json, which transformers stops at, in front."""
-    path = checkpoint.assets.get("generation_config.json")
-    if path is None:
+    files = checkpoint.text_files
+    if not files.has(GENERATION_NAME):
         return spec
-    generation = RawConfig.open(path)
+    generation = RawConfig(files.read_object(GENERATION_NAME), str(files.path(GENERATION_NAME)))
     eos = generation.take_ids("eos_token_id")
     # Sampling defaults are the caller's choice, so the other keys mean nothing here.
     generation.ignore(generation)

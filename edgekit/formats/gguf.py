@@ -1,18 +1,18 @@
-"""Answer one question: what bytes are in a GGUF file?
+"""A GGUF file: its metadata and where its tensors lie.
 
-Opening walks the header and checks every length against the bytes that are there; tensors are
-read when asked for. Types: F32, F16, BF16, Q4_0, Q8_0 and Q6_K (which llama.cpp gives the head of a
-Q4_0 model); a file that holds others is refused.
+Opening walks the header and checks every length against the bytes that are there; the arrays of
+the metadata and the tensors are read when asked for. What the blocks of a tensor hold is in
+gguf_blocks.py.
 
 Source:
-    https://github.com/ggml-org/ggml, docs/gguf.md, and the block layouts of ggml-common.h.
+    https://github.com/ggml-org/ggml, docs/gguf.md.
 """
 
 from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -20,9 +20,10 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from edgekit.dtypes import U8Array
+from edgekit.dtypes import F64Array, U8Array
 from edgekit.errors import FormatError
 from edgekit.files import open_plain
+from edgekit.formats.gguf_blocks import BLOCK_TYPES, NOT_FLOATS, WITHDRAWN, BlockType
 from edgekit.formats.open_file import OpenFile
 
 MAX_TENSORS: Final = 1 << 16
@@ -30,9 +31,11 @@ MAX_KEYS: Final = 1 << 16
 MAX_STRING_BYTES: Final = 1 << 24
 MAX_NAME_BYTES: Final = 1 << 10
 MAX_ITEMS: Final = 1 << 22
+MAX_ARRAY_BYTES: Final = 64 << 20
 _VERSIONS: Final = (2, 3)
 _MAX_AXES: Final = 4
 _MAX_ELEMENTS: Final = 1 << 48
+_LENGTH: Final = struct.Struct("<Q")
 _MAX_ALIGNMENT: Final = 1 << 16
 _DEFAULT_ALIGNMENT: Final = 32
 _STRING: Final = 8
@@ -45,29 +48,25 @@ _NUMBERS: Final[Mapping[int, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class BlockType:
-    """A tensor type: how many values one block holds, in how many bytes."""
-
-    name: str
-    n_values: int
-    n_bytes: int
-
-
-BLOCK_TYPES: Final[Mapping[int, BlockType]] = {
-    0: BlockType("F32", 1, 4),
-    1: BlockType("F16", 1, 2),
-    2: BlockType("Q4_0", 32, 18),
-    8: BlockType("Q8_0", 32, 34),
-    14: BlockType("Q6_K", 256, 210),
-    30: BlockType("BF16", 1, 2),
-}
-
-
-@dataclass(frozen=True, slots=True)
 class GgufArray:
-    """An array of the metadata: how many items; they are checked but not kept."""
+    """An array of the metadata; its items are read with ``GgufFile.texts`` or ``numbers``.
+
+    Attributes:
+        n_items: How many items it has.
+        kind: The format's type number of an item.
+        begin: Where its first item begins in the file.
+        n_bytes: Size of all items, the lengths of texts included.
+    """
 
     n_items: int
+    kind: int
+    begin: int
+    n_bytes: int
+
+    @property
+    def holds_texts(self) -> bool:
+        """Tell whether the items are texts and not numbers."""
+        return self.kind == _STRING
 
 
 Value: TypeAlias = bool | int | float | str | GgufArray
@@ -120,7 +119,7 @@ class GgufFile(OpenFile):
 
     Attributes:
         path: Where it lies.
-        metadata: The key-value pairs; arrays are only counted.
+        metadata: The key-value pairs; arrays by their place in the file.
         tensors: Name to tensor; nothing is read yet.
     """
 
@@ -150,6 +149,58 @@ class GgufFile(OpenFile):
         except (OSError, ValueError) as error:
             self.close()
             raise FormatError(f"{self.path}: cannot be read", got=str(error)) from error
+
+    def texts(self, key: str) -> list[str]:
+        """Read an array of texts.
+
+        Raises:
+            FormatError: The value is no array of texts, one of them is not UTF-8, or together
+                they are larger than ``MAX_ARRAY_BYTES``.
+        """
+        data = self._items(key, {_STRING}, "texts").tobytes()
+        items: list[str] = []
+        at = 0
+        try:
+            for _ in range(self._array(key).n_items):
+                (n_bytes,) = _LENGTH.unpack_from(data, at)
+                at += _LENGTH.size + n_bytes
+                items.append(data[at - n_bytes : at].decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise FormatError(
+                f"{self.path}: item {len(items)} of {key}",
+                got=str(error),
+                wanted="UTF-8",
+                do="Convert the model again with a current llama.cpp.",
+            ) from error
+        return items
+
+    def numbers(self, key: str) -> F64Array:
+        """Read an array of numbers, float64, (items,); exact for all but integers above 2**53.
+
+        Raises:
+            FormatError: The value is no array of numbers, or larger than ``MAX_ARRAY_BYTES``.
+        """
+        data = self._items(key, _NUMBERS.keys(), "numbers")
+        values: F64Array = data.view(f"<{_NUMBERS[self._array(key).kind]}").astype(np.float64)
+        return values
+
+    def _array(self, key: str) -> GgufArray:
+        value = self.metadata.get(key)
+        if isinstance(value, GgufArray):
+            return value
+        raise FormatError(f"{self.path}: {key}", got=str(value)[:80], wanted="an array")
+
+    def _items(self, key: str, kinds: Collection[int], what: str) -> U8Array:
+        array = self._array(key)
+        if array.kind not in kinds:
+            raise FormatError(f"{self.path}: {key}", got=f"items of type {array.kind}", wanted=what)
+        if array.n_bytes > MAX_ARRAY_BYTES:
+            raise FormatError(
+                f"{self.path}: {key}",
+                got=f"{array.n_bytes} bytes",
+                wanted=f"at most {MAX_ARRAY_BYTES}",
+            )
+        return self.read_at(array.begin, array.n_bytes)
 
     def _place(
         self, headers: list[_Header], cursor: _Cursor, alignment: int
@@ -214,6 +265,20 @@ class _Cursor:
         self.position = start + n_bytes
         return start
 
+    def skip_texts(self, n_items: int, what: str) -> None:
+        """Move past texts, each after its length; there may be hundreds of thousands."""
+        unpack, size, position = _LENGTH.unpack_from, _LENGTH.size, self.position
+        last = self.n_bytes - size
+        for _ in range(n_items):
+            n_text_bytes = unpack(self._map, position)[0] if position <= last else MAX_STRING_BYTES
+            if n_text_bytes >= MAX_STRING_BYTES or position + size + n_text_bytes > self.n_bytes:
+                self.position = position
+                self.skip(self.count("Q", what, MAX_STRING_BYTES))  # which says what is wrong
+                position = self.position
+                continue
+            position += size + n_text_bytes
+        self.position = position
+
     def number(self, code: str) -> int | float:
         """Read one little-endian number."""
         size = struct.calcsize(f"<{code}")
@@ -250,9 +315,10 @@ def _read_counts(cursor: _Cursor) -> tuple[int, int]:
         raise FormatError(f"{cursor.path}: first bytes", got=repr(magic), wanted="GGUF")
     version = int(cursor.number("I"))
     if version not in _VERSIONS:
+        is_big_endian = int.from_bytes(version.to_bytes(4, "little"), "big") in _VERSIONS
         raise FormatError(
             f"{cursor.path}: version",
-            got=version,
+            got="a big-endian file" if is_big_endian else version,
             wanted="2 or 3, little-endian",
             do="Convert the model again with a current llama.cpp.",
         )
@@ -281,12 +347,12 @@ def _read_value(cursor: _Cursor, kind: int, key: str) -> Value:
     cursor.n_items_left -= n_items
     if item == _ARRAY:
         raise FormatError(f"{cursor.path}: {key[:80]!r}", got="an array of arrays")
+    begin = cursor.position
     if item == _STRING:
-        for _ in range(n_items):
-            cursor.skip(cursor.count("Q", f"length in {key[:80]!r}", MAX_STRING_BYTES))
+        cursor.skip_texts(n_items, f"length in {key[:80]!r}")
     else:
         cursor.skip(n_items * struct.calcsize(f"<{_NUMBERS[item]}"))
-    return GgufArray(n_items)
+    return GgufArray(n_items, item, begin, cursor.position - begin)
 
 
 def _read_header(cursor: _Cursor) -> _Header:
@@ -303,12 +369,12 @@ def _read_header(cursor: _Cursor) -> _Header:
         raise FormatError(f"{where}: shape", got=sizes, wanted="1 to 4 positive sizes")
     kind = BLOCK_TYPES.get(number)
     if kind is None:
-        known = ", ".join(kind.name for kind in BLOCK_TYPES.values())
+        known = ", ".join(k.name for k in BLOCK_TYPES.values() if k.name not in NOT_FLOATS)
         raise FormatError(
             f"{where}: type",
-            got=f"number {number}",
+            got=WITHDRAWN.get(number, f"one that edgekit does not know (number {number})"),
             wanted=known,
-            do="Take a file quantized as Q4_0 or Q8_0, or the original checkpoint.",
+            do="Take another file of this model, or the original checkpoint.",
         )
     if sizes[0] % kind.n_values:
         raise FormatError(

@@ -22,6 +22,7 @@ from edgekit.export import open_exporter
 from edgekit.export.base import ExportOptions
 from edgekit.export.staging import existing_parent
 from edgekit.families.base import SourceModel
+from edgekit.model_files import CONFIG_NAME
 from edgekit.pipeline.rates import Rates
 from edgekit.quantize.footprint import PlannedModel, largest_handled_bytes
 from edgekit.quantize.imports import expected_plan
@@ -84,7 +85,11 @@ def predict_export(
     """
     checkpoint = source.checkpoint
     model = PlannedModel.of(
-        source.spec, scheme, expected_plan(source, scheme), dict(checkpoint.assets)
+        source.spec,
+        scheme,
+        expected_plan(source, scheme),
+        dict(checkpoint.assets),
+        checkpoint.text_files.read_object(CONFIG_NAME),
     )
     extra = checkpoint.assets_bytes + _ENTRY_BYTES * len(model.entries)
     wanted = list(formats)

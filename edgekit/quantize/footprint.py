@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from edgekit.artifact import TensorEntry
 from edgekit.errors import QuantError
@@ -56,6 +56,7 @@ class PlannedModel:
     source: Source
     entries: tuple[TensorEntry, ...]
     assets: Mapping[str, Path]
+    config: Mapping[str, Any]
 
     @classmethod
     def of(
@@ -64,6 +65,7 @@ class PlannedModel:
         scheme: Scheme,
         plans: Iterable[TensorPlan],
         assets: Mapping[str, Path],
+        config: Mapping[str, Any],
     ) -> PlannedModel:
         """Describe what the plans will give."""
         entries = tuple(
@@ -77,7 +79,7 @@ class PlannedModel:
             )
             for item in plans
         )
-        return cls(spec, scheme, Source("planned", "", ""), entries, assets)
+        return cls(spec, scheme, Source("planned", "", ""), entries, assets, config)
 
     def get(self, name: str) -> ModelTensor:
         """Refuse: no weight was read yet.

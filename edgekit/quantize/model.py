@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -137,6 +137,11 @@ class QuantizedModel(Protocol):
     @property
     def assets(self) -> Mapping[str, Path]:
         """Tokenizer, chat template and config files to carry along, by file name."""
+        ...
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The config.json of the source; empty if there is none."""
         ...
 
     def get(self, name: str) -> ModelTensor:

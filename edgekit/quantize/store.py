@@ -26,13 +26,14 @@ from edgekit.families.spec import DecoderSpec
 from edgekit.files import read_inside
 from edgekit.formats.packing import unpack_codes
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter
+from edgekit.model_files import CONFIG_NAME
 from edgekit.quantize.imports import import_codes, plan_source
 from edgekit.quantize.methods import Method
 from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor, Source
 from edgekit.quantize.recipe import TensorPlan
 from edgekit.quantize.slabs import quantize_tensor
 from edgekit.scheme import Scheme
-from edgekit.strict_json import parse_object
+from edgekit.strict_json import parse_object, read_object
 from edgekit.tensors import TensorInfo
 
 INDEX_NAME: Final = "index.json"
@@ -100,6 +101,12 @@ class StoredModel:
                 do="Delete the folder and quantize the model again.",
             ) from error
         return model
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The config.json of the source; empty if there is none."""
+        path = self.assets.get(CONFIG_NAME)
+        return {} if path is None else read_object(path)
 
     def get(self, name: str) -> ModelTensor:
         """Read one tensor.

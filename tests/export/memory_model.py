@@ -60,6 +60,11 @@ class MemoryModel:
     reads: list[str] = field(default_factory=list)
 
     @property
+    def config(self) -> Mapping[str, Any]:
+        path = self.assets.get("config.json")
+        return {} if path is None else json.loads(path.read_text())
+
+    @property
     def source(self) -> Source:
         return Source("tiny", "memory", "0" * 64)
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import FormatError
-from edgekit.formats.gguf import GgufArray, GgufFile
+from edgekit.formats import gguf as gguf_format
+from edgekit.formats.gguf import GgufFile
 from tests.formats.gguf_writer import gguf_bytes, q4_0_bytes, text
 
 METADATA = {
@@ -47,7 +48,17 @@ def test_a_file_reads_as_it_was_written(tmp_path, version, alignment):
         assert file.metadata["llama.rope.freq_base"] == 10000.0
         assert file.metadata["is_it"] is True
         assert file.metadata["general.architecture"] == "llama"
-        assert file.metadata["tokenizer.ggml.tokens"] == GgufArray(3)
+        assert file.metadata["tokenizer.ggml.tokens"].n_items == 3
+        assert file.texts("tokenizer.ggml.tokens") == ["<s>", "é", ""]
+        assert file.numbers("tokenizer.ggml.scores").tolist() == [0.5, 1.5, 2.5]
+        for read, key in (
+            (file.texts, "tokenizer.ggml.scores"),
+            (file.texts, "is_it"),
+            (file.numbers, "tokenizer.ggml.tokens"),
+            (file.numbers, "absent"),
+        ):
+            with pytest.raises(FormatError, match=key):
+                read(key)
         assert list(file.tensors) == list(TENSORS)
         for name, (kind, shape, data) in TENSORS.items():
             tensor = file.tensors[name]
@@ -104,7 +115,8 @@ DAMAGED = {
     "alignment of 2 GiB": gguf_bytes(METADATA | {"general.alignment": 2**31}, TENSORS),
     "alignment is text": gguf_bytes(METADATA | {"general.alignment": "32"}, TENSORS),
     "alignment is true": gguf_bytes(METADATA | {"general.alignment": True}, TENSORS),
-    "unknown tensor type": tensor_file(kind=12),
+    "unknown tensor type": tensor_file(kind=99),
+    "withdrawn tensor type": tensor_file(kind=31),
     "no axes": tensor_file(sizes=()),
     "five axes": tensor_file(sizes=(1, 1, 1, 1, 1)),
     "huge number of axes": tensor_file(axes=2**32 - 1),
@@ -130,6 +142,28 @@ def test_damage_is_a_format_error_that_names_the_file(tmp_path, damage):
 def test_what_damage_starts_from_is_whole(tmp_path):
     for content in (GOOD, tensor_file(), key_file(struct.pack("<II", 4, 1))):
         GgufFile(write(tmp_path, content)).close()
+
+
+@pytest.mark.parametrize(("number", "said"), [(31, "Q4_0_4_4"), (99, "number 99"), (4, "Q4_2")])
+def test_a_type_that_cannot_be_read_is_named(tmp_path, number, said):
+    with pytest.raises(FormatError) as caught:
+        GgufFile(write(tmp_path, tensor_file(kind=number)))
+    assert said in caught.value.got
+    assert "Q4_K" in caught.value.wanted
+
+
+def test_a_big_endian_file_is_called_that(tmp_path):
+    with pytest.raises(FormatError, match="big-endian"):
+        GgufFile(write(tmp_path, DAMAGED["big-endian"]))
+
+
+def test_texts_of_an_array_are_bounded_and_utf_8(tmp_path, monkeypatch):
+    bad = key_file(struct.pack("<IIQ", 9, 8, 2) + text("fine") + struct.pack("<Q", 2) + b"\xff\xfe")
+    with GgufFile(write(tmp_path, bad)) as file, pytest.raises(FormatError, match="item 1 of k"):
+        file.texts("k")
+    monkeypatch.setattr(gguf_format, "MAX_ARRAY_BYTES", 21)
+    with GgufFile(write(tmp_path, bad)) as file, pytest.raises(FormatError, match="22 bytes"):
+        file.texts("k")
 
 
 @pytest.mark.parametrize("name", ["t", "u"])

@@ -70,7 +70,7 @@ def test_what_is_counted_is_what_numpy_allocates(kind):
 def test_a_planned_model_has_the_entries_of_the_quantized_one_and_no_values(tmp_path, scheme):
     source = open_model(write_tiny_checkpoint(tmp_path / "m"))
     parsed = Scheme.parse(scheme)
-    planned = PlannedModel.of(source.spec, parsed, plan(source.spec, parsed), {})
+    planned = PlannedModel.of(source.spec, parsed, plan(source.spec, parsed), {}, {})
     store = quantize_model(source, parsed, tmp_path / "store")
     described = [(e.name, e.shape, e.scheme, e.sha256 is None) for e in planned.entries]
     assert described == [(e.name, e.shape, e.scheme, e.sha256 is None) for e in store.entries]

@@ -1,74 +1,53 @@
-"""Answer one question: what is in a GGUF file, said as a checkpoint says it?
+"""A GGUF file as a checkpoint: config, weights and text files out of the one file.
 
-The metadata become the keys of a config.json and the tensors get Hugging Face's names, so that a
-family reads them like any other; every key of the architecture is taken or refused by name.
-Tokenizer files are those that lie beside the file: the vocabulary inside is not read.
+The metadata become the keys of a config.json (architectures.py), the tensors get Hugging Face's
+names so that a family reads them like any other (weights.py), and the vocabulary becomes the
+tokenizer files of a model folder (tokenizer.py). A model that is split over several files is read
+from all of them, whichever is named.
 
-Source: https://github.com/ggml-org/ggml, docs/gguf.md (keys), and
-https://github.com/ggml-org/llama.cpp, gguf-py/gguf/constants.py (tensor names).
+Source: https://github.com/ggml-org/ggml, docs/gguf.md, and
+https://github.com/ggml-org/llama.cpp, tools/gguf-split (split files).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 from edgekit.checkpoint.config import RawConfig
-from edgekit.checkpoint.gguf.rope import read_scaling
-from edgekit.checkpoint.gguf.weights import open_weight, rope_order
+from edgekit.checkpoint.gguf.architectures import (
+    LAYER_NAME,
+    Architecture,
+    head_width_of,
+    name_weight,
+    read_config,
+)
+from edgekit.checkpoint.gguf.rope import TABLES
+from edgekit.checkpoint.gguf.tokenizer import has_tokenizer, text_contents, why_unreadable
+from edgekit.checkpoint.gguf.weights import CODES, FLOATS, open_weight, original_float_type
 from edgekit.checkpoint.reader import Checkpoint
-from edgekit.dtypes import I64Array
-from edgekit.errors import CheckpointError, UnsupportedArchError
-from edgekit.formats.gguf import GgufFile
-from edgekit.model_files import ASSET_NAMES, CONFIG_NAME
+from edgekit.errors import CheckpointError, MissingFileError
+from edgekit.formats.gguf import GgufFile, GgufTensor
+from edgekit.formats.gguf_blocks import NOT_FLOATS
+from edgekit.model_files import CONFIG_NAME, TEXT_NAMES
 from edgekit.tensors import LazyTensor
+from edgekit.text.files import TextFiles
+from edgekit.text.tokenizer_file import MAX_TOKENIZER_BYTES, TOKENIZER_NAME
 
 SUFFIX: Final = ".gguf"
-_ARCHITECTURE: Final = "llama"
-_ROPE_TABLE: Final = "rope_freqs.weight"
-_DEFAULT_THETA: Final = 10000.0  # as llama.cpp reads an absent rope.freq_base
-_TOP: Final[Mapping[str, str]] = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_LAYER: Final[Mapping[str, str]] = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_LAYER_NAME: Final = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z_]+)\.(weight|bias)")
-# Metadata key (after the architecture) -> key of config.json.
-_KEYS: Final[Mapping[str, str]] = {
-    "block_count": "num_hidden_layers",
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "attention.key_length": "head_dim",
-    "rope.freq_base": "rope_theta",
-    "vocab_size": "vocab_size",
-}
-_TOKENS: Final[Mapping[str, str]] = {
-    "tokenizer.ggml.bos_token_id": "bos_token_id",
-    "tokenizer.ggml.eos_token_id": "eos_token_id",
-    "tokenizer.ggml.padding_token_id": "pad_token_id",
-}
-# Who made the file and how, and the vocabulary: nothing that changes what the decoder computes.
-_IGNORED_PREFIXES: Final = ("general.", "tokenizer.", "quantize.")
+_PART: Final = re.compile(r"(?P<name>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
+_MAX_PARTS: Final = 1 << 10
+_FROM_BESIDE: Final = frozenset(TEXT_NAMES) - {CONFIG_NAME}
+# What a converter stores although it follows from the settings.
+_COMPUTED: Final = ("rope_freqs", "attn_rot_embd")
 
 
 def is_gguf(model: str | Path) -> bool:
@@ -80,28 +59,32 @@ class GgufCheckpoint(Checkpoint):
     """An open GGUF file; ``tensors`` is empty, ``weights`` gives what it holds."""
 
     def __init__(self, model: str | Path) -> None:
-        """Open the file and check its header; no weight is read.
+        """Open the file, and the other parts of a split one; no weight is read.
 
         Raises:
-            FormatError: The file is damaged, or holds tensors of other types.
+            MissingFileError: Parts of a split file are absent; all are named.
+            FormatError: A file is damaged, or holds tensors of types that no reader knows.
             CheckpointError: Metadata are missing or not supported; all such keys are named.
         """
         path = Path(model)
-        self.folder, self.name, self.origin = path.parent, path.stem, str(model)
-        self.assets = MappingProxyType(
-            {
-                name: self.folder / name
-                for name in ASSET_NAMES
-                if name != CONFIG_NAME and (self.folder / name).is_file()
-            }
-        )
+        parts = find_parts(path)
+        self.folder, self.name, self.origin = path.parent, _display_name(path), str(model)
         self.notes = []
-        self._refuse_links_out()
+        self.assets = MappingProxyType({})  # no files; what they would hold is in text_files
         self.tensors = MappingProxyType({})
-        self._file = GgufFile(path)
+        self._files = ExitStack()
         try:
-            self.config = RawConfig(_read_config(self._file), str(path))
-            self._weights = _read_weights(self._file, self.config)
+            self._parts = [self._files.enter_context(GgufFile(part)) for part in parts]
+            _check_parts(self._parts)
+            first = self._parts[0]
+            stored = _join_tensors(self._parts)
+            architecture, config = read_config(first, stored)
+            self._weights = _read_weights(stored, architecture, config, self.notes)
+            float_type = original_float_type(self._weights.values())
+            if float_type is not None:
+                config["torch_dtype"] = float_type
+            self.config = RawConfig(config, str(path))
+            self._text_files = self._read_text_files(first, config)
         except BaseException:
             self.close()
             raise
@@ -109,110 +92,170 @@ class GgufCheckpoint(Checkpoint):
     @property
     def weights_bytes(self) -> int:
         """Bytes of all tensors as stored."""
-        return sum(tensor.n_bytes for tensor in self._file.tensors.values())
+        return sum(tensor.n_bytes for part in self._parts for tensor in part.tensors.values())
 
     def weights(self) -> dict[str, LazyTensor]:
         """Give the weights by Hugging Face's names; nothing is read yet."""
         return dict(self._weights)
 
     def sha256(self) -> str:
-        """Hash the file."""
+        """Hash the file, or all parts one after the other."""
         digest = hashlib.sha256()
-        n_bytes = self._file.path.stat().st_size
-        for piece in self._file.read_pieces(0, n_bytes):
-            digest.update(piece.data)
+        for part in self._parts:
+            for piece in part.read_pieces(0, part.n_bytes):
+                digest.update(piece.data)
         return digest.hexdigest()
 
-    def close(self) -> None:
-        """Let go of the file; safe to call twice."""
-        self._file.close()
+    @property
+    def text_files(self) -> TextFiles:
+        """The tokenizer, chat template and generation files that the file stands for."""
+        return self._text_files
+
+    @property
+    def assets_bytes(self) -> int:
+        """Bytes of the files that every artifact gets."""
+        return sum(len(content) for content in self._text_files.sources.values())
+
+    def _read_text_files(self, first: GgufFile, config: Mapping[str, Any]) -> TextFiles:
+        """Give the text files; those beside the file count where it has no tokenizer of its own."""
+        contents: dict[str, str | bytes] = {CONFIG_NAME: json.dumps(config, indent=2) + "\n"}
+        reason = None if has_tokenizer(first) else "no tokenizer in it"
+        reason = reason or why_unreadable(first)
+        beside = TextFiles.of_folder(self.folder)
+        if reason is None or (has_tokenizer(first) and not beside.has(TOKENIZER_NAME)):
+            contents |= text_contents(first)
+        else:
+            names = [name for name in beside.names() if name in _FROM_BESIDE]
+            for name in names:
+                contents[name] = beside.read(name, MAX_TOKENIZER_BYTES) or b""
+            if names:
+                self.notes.append(
+                    f"{first.path.name}: {reason}; taken from beside it: {', '.join(names)}"
+                )
+        return TextFiles.of_contents(first.path, contents)
 
 
-def _read_config(file: GgufFile) -> dict[str, Any]:
-    """Turn metadata into the keys of a config.json."""
-    found = RawConfig(file.metadata, str(file.path))
-    architecture = found.take("general.architecture", str, "")
-    if architecture != _ARCHITECTURE:
-        raise UnsupportedArchError(
-            f"{file.path}: general.architecture",
-            got=repr(architecture)[:80],
-            wanted=_ARCHITECTURE,
-            do="Take the original checkpoint of this model instead of the GGUF file.",
+def find_parts(path: Path) -> list[Path]:
+    """Give all files of a model of which one is named, in order; one file alone is its own part.
+
+    Raises:
+        MissingFileError: Parts are absent; all are named.
+        CheckpointError: The numbers in the name make no sense.
+    """
+    match = _PART.fullmatch(path.name)
+    if match is None:
+        return [path]
+    number, count = int(match["number"]), int(match["count"])
+    if not 1 <= number <= count <= _MAX_PARTS:
+        raise CheckpointError(
+            f"{path}: part {number} of {count}",
+            wanted=f"a part from 1 on, and at most {_MAX_PARTS} parts",
+            do="Give the file the name that it was published under.",
         )
-    config: dict[str, Any] = {"model_type": _ARCHITECTURE, "hidden_act": "silu"}
-    for key, ours in _KEYS.items():
-        kind = float if ours in ("rms_norm_eps", "rope_theta") else int
-        value = found.take(f"{architecture}.{key}", kind, None)
-        if value is not None:
-            config[ours] = value
-        if kind is float and value is not None and not 0 < value < math.inf:
-            found.report(f"{architecture}.{key} is {value} (wanted a positive number)")
-    for key, ours in _TOKENS.items():
-        config[ours] = found.take(key, int, None)
-    found.ignore([key for key in found if key.startswith(_IGNORED_PREFIXES)])
-    _refuse_other_ropes(found, config)
-    config["tie_word_embeddings"] = "output.weight" not in file.tensors
-    config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
-    if "vocab_size" not in config and "token_embd.weight" in file.tensors:
-        config["vocab_size"] = file.tensors["token_embd.weight"].shape[0]
-    found.finish()
-    if _ROPE_TABLE in file.tensors:
-        table = open_weight(file.tensors[_ROPE_TABLE], _ROPE_TABLE)
-        theta = config.get("rope_theta", _DEFAULT_THETA)
-        config["rope_scaling"] = read_scaling(table, _head_width(config) or 0, theta)
-    return config
+    names = [f"{match['name']}-{i:05d}-of-{count:05d}{SUFFIX}" for i in range(1, count + 1)]
+    missing = [name for name in names if not (path.parent / name).is_file()]
+    if missing:
+        more = f" and {len(missing) - 8} more" if missing[8:] else ""
+        raise MissingFileError(
+            f"{path.parent}: {len(missing)} of {count} parts of {match['name']} are missing",
+            got=f"no {', '.join(missing[:8])}{more}",
+            wanted=f"all {count} files in one folder",
+            do="Download the missing parts.",
+        )
+    return [path.parent / name for name in names]
 
 
-def _head_width(config: Mapping[str, Any]) -> int | None:
-    n_heads, width = config.get("num_attention_heads"), config.get("hidden_size")
-    derived = width // n_heads if n_heads and width else None
-    head_width: int | None = config.get("head_dim", derived)
-    return head_width
+def _display_name(path: Path) -> str:
+    match = _PART.fullmatch(path.name)
+    return path.stem if match is None else match["name"]
 
 
-def _refuse_other_ropes(found: RawConfig, config: Mapping[str, Any]) -> None:
-    """Report keys that say the rope, the heads or the experts are not the plain ones."""
-    prefix = f"{_ARCHITECTURE}."
-    head_width = _head_width(config)
-    for key in ("rope.dimension_count", "attention.value_length"):
-        found.expect(prefix + key, head_width, head_width)
-    found.expect(f"{prefix}rope.scaling.type", "none", "none")
-    found.expect(f"{prefix}expert_count", 0, 0)
-    found.expect(f"{prefix}expert_used_count", 0, 0)
+def _check_parts(parts: list[GgufFile]) -> None:
+    """Check that every file is the part that its name says."""
+    for number, part in enumerate(parts):
+        count = part.metadata.get("split.count", 1)
+        said = part.metadata.get("split.no", number)
+        # A file that was not split says nothing, or that it has 0 or 1 parts.
+        if (count or 1, said) != (len(parts), number):
+            raise CheckpointError(
+                f"{part.path}: part of a split model",
+                got=f"split.no {said}, split.count {count}, by its metadata",
+                wanted=f"split.no {number}, split.count {len(parts)}, by its name",
+                do="Give the file the name that it was published under, beside the other parts.",
+            )
 
 
-def _read_weights(file: GgufFile, config: Mapping[str, Any]) -> dict[str, LazyTensor]:
+def _join_tensors(parts: list[GgufFile]) -> Mapping[str, GgufTensor]:
+    joined: dict[str, GgufTensor] = {}
+    for part in parts:
+        for name, tensor in part.tensors.items():
+            if name in joined:
+                raise CheckpointError(f"{part.path}: tensor of another part again", got=name)
+            joined[name] = tensor
+    wanted = parts[0].metadata.get("split.tensors.count", len(joined))
+    if wanted != len(joined):
+        raise CheckpointError(
+            f"{parts[0].path}: tensors of all parts",
+            got=len(joined),
+            wanted=f"{wanted}, as split.tensors.count says",
+            do="Download all parts again.",
+        )
+    return MappingProxyType(joined)
+
+
+def _read_weights(
+    stored: Mapping[str, GgufTensor],
+    architecture: Architecture,
+    config: Mapping[str, Any],
+    notes: list[str],
+) -> dict[str, LazyTensor]:
+    """Give the tensors under Hugging Face's names; those of no weight keep their own."""
     weights: dict[str, LazyTensor] = {}
-    for name, stored in file.tensors.items():
-        if name == _ROPE_TABLE:
+    head_width = head_width_of(config)
+    left_out: list[str] = []
+    as_floats: Counter[str] = Counter()
+    for name, tensor in stored.items():
+        named = name_weight(architecture, name)
+        match = LAYER_NAME.fullmatch(name)
+        if name in TABLES or (match is not None and match[3] in ("scale", "input_scale")):
+            continue  # read with the config, or with the weight that it belongs to
+        if named is None and (_is_computed(name) or tensor.kind.name in NOT_FLOATS):
+            left_out.append(name)
             continue
-        ours = _name_of(name)
+        ours, part = named or (name, "")
         if ours in weights:
-            raise CheckpointError(f"{file.path}: two tensors are {ours}", got=name)
-        weights[ours] = open_weight(stored, ours, _order_of(name, stored.shape[0], config))
+            raise CheckpointError(f"{tensor.file.path}: two tensors are {ours}", got=name)
+        undo = architecture.undo(part, head_width, _scale_of(name, stored))
+        weights[ours] = open_weight(tensor, ours, undo)
+        if tensor.kind.name not in (*CODES, *FLOATS):
+            as_floats[tensor.kind.name] += 1
+    if left_out:
+        notes.append(f"left out: {_listed(left_out)}")
+    if as_floats:
+        kinds = ", ".join(f"{n} of type {kind}" for kind, n in sorted(as_floats.items()))
+        notes.append(f"tensors read as floats: {kinds}")
     return weights
 
 
-def _name_of(name: str) -> str:
-    """Give Hugging Face's name; one that is not known stays, and the family reports it."""
-    match = _LAYER_NAME.fullmatch(name)
-    if match is None or match[2] not in _LAYER:
-        return _TOP.get(name, name)
-    return f"model.layers.{match[1]}.{_LAYER[match[2]]}.{match[3]}"
+def _is_computed(name: str) -> bool:
+    return any(part in _COMPUTED for part in name.split("."))
 
 
-def _order_of(name: str, n_rows: int, config: Mapping[str, Any]) -> I64Array | None:
-    match = _LAYER_NAME.fullmatch(name)
-    if match is None or match[2] not in ("attn_q", "attn_k"):
-        return None
-    n_heads = config.get("num_attention_heads") or 0
-    if match[2] == "attn_k":
-        n_heads = config.get("num_key_value_heads", n_heads)
-    if n_heads < 1 or n_rows % (2 * n_heads):
+def _scale_of(name: str, stored: Mapping[str, GgufTensor]) -> float:
+    """Give the second scale of a tensor, which llama.cpp keeps beside it for NVFP4 and BitNet."""
+    base, _, kind = name.rpartition(".")
+    tensor = stored.get(f"{base}.scale") if kind == "weight" else None
+    if tensor is None:
+        return 1.0
+    values = open_weight(tensor, tensor.name).read() if tensor.shape == (1,) else None
+    if values is None or not math.isfinite(values[0]):
         raise CheckpointError(
-            f"{name}: rows",
-            got=n_rows,
-            wanted=f"two halves for each of {n_heads} heads",
-            do="Download the model again.",
+            f"{tensor.file.path}: tensor {tensor.name}",
+            got=f"shape {list(tensor.shape)}" if values is None else values[0],
+            wanted="one finite number",
         )
-    return rope_order(n_heads, n_rows // n_heads)
+    return float(values[0])
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more tensors" if names[4:] else "")

@@ -1,15 +1,15 @@
-"""Answer one question: which weights do the tensors of a GGUF file stand for?
+"""Which weights the tensors of a GGUF file stand for.
 
-llama.cpp turns pairs of neighbouring lanes in its rope where Hugging Face turns the two halves of
-a head, so its llama files hold the rows of q and k in another order; ``rope_order`` undoes it.
+A weight is a stored tensor under another name, with what llama.cpp's converter did to it undone.
+Codes of Q4_0 and Q8_0 are kept; every other type is read as floats, some rows at a time.
 
-Source: https://github.com/ggml-org/llama.cpp, convert_hf_to_gguf.py (``LlamaModel.permute``), and
-the block layouts of ggml-common.h.
+Source: https://github.com/ggml-org/llama.cpp, conversion/llama.py (``LlamaModel.permute``),
+conversion/gemma.py (norms), and the block layouts of ggml-common.h.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,33 +17,57 @@ import numpy as np
 
 from edgekit.checkpoint.prequantized.tensor import PrequantizedTensor
 from edgekit.dtypes import Bits, DType, F32Array, I64Array, U8Array
+from edgekit.errors import CheckpointError
 from edgekit.formats.floats import to_float32
 from edgekit.formats.gguf import GgufTensor
+from edgekit.formats.gguf_blocks import NOT_FLOATS, dequantize
 from edgekit.tensors import LazyTensor, TensorInfo
 
-_FLOATS: Final[Mapping[str, DType]] = {
+CODES: Final[Mapping[str, Bits]] = {"Q4_0": 4, "Q8_0": 8}
+FLOATS: Final[Mapping[str, DType]] = {
     "F32": DType.FP32,
     "F16": DType.FP16,
     "BF16": DType.BF16,
-    "Q6_K": DType.FP16,
 }
-_CODES: Final[Mapping[str, Bits]] = {"Q4_0": 4, "Q8_0": 8}
-_STORED: Final[Mapping[str, str]] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _N_SCALE_BYTES: Final = 2
+# How many vectors are read to find out in which type a model was published, and how long ones.
+_MAX_VECTORS: Final = 256
+_MAX_VECTOR: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """What llama.cpp's converter did to a tensor and is undone while it is read.
+
+    Attributes:
+        head_width: Rows of a head of q or k, whose rotary pairs lie beside each other; llama.cpp
+            rotates neighbours, Hugging Face the two halves of a head. None: the rows are in place.
+        shift: Was added to every value.
+        factor: Multiplies every value; llama.cpp keeps it apart (NVFP4's second scale).
+    """
+
+    head_width: int | None = None
+    shift: float = 0.0
+    factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rows:
-    """The rows of a stored matrix, in another order if one is given."""
+    """The rows of a stored tensor in Hugging Face's order; a vector's values are its rows."""
 
     stored: GgufTensor
-    order: I64Array | None
+    head_width: int | None
 
     def raw(self, start: int, stop: int) -> U8Array:
-        """Give bytes of rows, (stop - start, bytes of a row)."""
-        if self.order is None:
+        """Give the bytes of rows, (stop - start, bytes of a row)."""
+        if self.head_width is None:
             return self.stored.raw_rows(start, stop)
-        return self.stored.raw()[self.order[start:stop]]
+        # Rows change places inside a head only, so whole heads are enough.
+        first = start // self.head_width * self.head_width
+        last = -(-stop // self.head_width) * self.head_width
+        return self.stored.raw_rows(first, last)[
+            stored_rows(np.arange(start, stop), self.head_width) - first
+        ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,73 +105,109 @@ class _Floats:
 
     info: TensorInfo
     rows: _Rows
+    undo: Undo
 
     def read(self) -> F32Array:
         """Read the whole tensor as float32, shape ``info.shape``."""
-        if len(self.info.shape) == 1:
-            values: F32Array = _widen(self.rows.stored, self.rows.stored.raw())[0]
-            if self.rows.order is not None:
-                values = values[self.rows.order]
-            return values
-        return self.read_rows(0, self.info.shape[0])
+        if len(self.info.shape) > 1:
+            return self.read_rows(0, self.info.shape[0])
+        values: F32Array = dequantize(self.rows.stored.kind, self.rows.stored.raw())[0]
+        if self.undo.head_width is not None:
+            values = values[stored_rows(np.arange(len(values)), self.undo.head_width)]
+        return self._changed(values)
 
     def read_rows(self, start: int, stop: int) -> F32Array:
         """Read rows ``start:stop`` of the first axis as float32."""
         if len(self.info.shape) == 1:
             return self.read()[start:stop]
-        return _widen(self.rows.stored, self.rows.raw(start, stop))
+        return self._changed(dequantize(self.rows.stored.kind, self.rows.raw(start, stop)))
+
+    def _changed(self, values: F32Array) -> F32Array:
+        if self.undo.shift:
+            values -= np.float32(self.undo.shift)
+        if self.undo.factor != 1:
+            values *= np.float32(self.undo.factor)
+        return values
 
 
-def open_weight(stored: GgufTensor, name: str, order: I64Array | None = None) -> LazyTensor:
-    """Give a tensor under another name, with its rows in another order.
+_AS_IT_IS: Final = Undo()
+
+
+def open_weight(stored: GgufTensor, name: str, undo: Undo = _AS_IT_IS) -> LazyTensor:
+    """Give a tensor under another name, as it was before llama.cpp's converter.
 
     Args:
         stored: The tensor in the file.
         name: Its name from now on.
-        order: The stored row that each row is; None for the same.
+        undo: What the converter did to it.
+
+    Raises:
+        CheckpointError: Its type has no floats, or its rows are no whole heads.
     """
-    rows, kind = _Rows(stored, order), stored.kind.name
-    if kind in _CODES and len(stored.shape) == 2:
+    kind = stored.kind.name
+    if kind in NOT_FLOATS:
+        raise CheckpointError(
+            f"{stored.file.path}: tensor {stored.name}: type",
+            got=kind,
+            wanted="a type whose values are floats",
+            do="Take another file of this model, or the original checkpoint.",
+        )
+    if undo.head_width is not None and (
+        undo.head_width < 2 or undo.head_width % 2 or stored.shape[0] % undo.head_width
+    ):
+        raise CheckpointError(
+            f"{stored.file.path}: tensor {stored.name}: rows",
+            got=stored.shape[0],
+            wanted=f"heads of {undo.head_width} rows, an even number",
+            do="Download the model again.",
+        )
+    rows = _Rows(stored, undo.head_width)
+    is_plain = undo.shift == 0 and undo.factor == 1
+    if kind in CODES and len(stored.shape) == 2 and is_plain:
         info = TensorInfo(name, stored.shape, DType.FP16)
-        bits = _CODES[kind]
+        bits = CODES[kind]
         group = stored.kind.n_values
         return PrequantizedTensor(info, bits, group, f"gguf {kind}", _Blocks(rows, bits))
-    return _Floats(TensorInfo(name, stored.shape, _FLOATS.get(kind, DType.FP32)), rows)
+    return _Floats(TensorInfo(name, stored.shape, FLOATS.get(kind, DType.FP32)), rows, undo)
 
 
-def rope_order(n_heads: int, head_width: int) -> I64Array:
-    """Give the stored row of each row of q or k: lane pairs become the halves of a head."""
-    stored: I64Array = np.arange(n_heads * head_width, dtype=np.int64)
-    return stored.reshape(n_heads, head_width // 2, 2).swapaxes(1, 2).reshape(-1)
+def original_float_type(weights: Iterable[LazyTensor]) -> str | None:
+    """Say in which type a model was published, as config.json says it; None for float32.
 
-
-def _widen(stored: GgufTensor, raw: U8Array) -> F32Array:
-    kind = stored.kind.name
-    if kind == "Q6_K":
-        return _widen_q6_k(raw.reshape(len(raw), -1, stored.kind.n_bytes)).reshape(len(raw), -1)
-    if kind in _CODES:
-        blocks = _Blocks(_Rows(stored, None), _CODES[kind])
-        values = blocks.codes(0, len(raw)).astype(np.float32)
-        values -= np.float32(1 << (_CODES[kind] - 1))
-        values *= blocks.scales(0, len(raw)).repeat(stored.kind.n_values, axis=1)
-        return values
-    return to_float32(np.ascontiguousarray(raw).view(_STORED[kind]), _FLOATS[kind])
-
-
-def _widen_q6_k(blocks: U8Array) -> F32Array:
-    """Widen blocks of 256 codes of 6 bits: (n, B, 210) bytes to (n, B, 256) floats.
-
-    Each half of a block has 64 bytes with the low four bits of 128 codes, 32 bytes with the high
-    two, and eight scales, one for 16 codes; the block has one scale of those.
+    llama.cpp writes norms and biases as float32, whatever they were: values that all fit a shorter
+    type came from it. (A norm that had 1 added was rounded at 1's last digit.)
     """
-    n_rows, n_blocks, _ = blocks.shape
-    low = blocks[..., :128].reshape(n_rows, n_blocks, 2, 2, 32)
-    high = blocks[..., 128:192].reshape(n_rows, n_blocks, 2, 1, 32)
-    shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
-    codes = np.concatenate([low & np.uint8(15), low >> np.uint8(4)], axis=3)
-    codes = codes | ((high >> shifts & np.uint8(3)) << np.uint8(4))
-    signed = codes.reshape(n_rows, n_blocks, 16, 16).astype(np.float32) - np.float32(32)
-    inner = blocks[..., 192:208].view(np.int8).astype(np.float32)
-    outer = np.ascontiguousarray(blocks[..., 208:]).view("<f2").astype(np.float32)
-    values: F32Array = signed * (outer * inner)[..., None]
-    return values.reshape(n_rows, n_blocks, 256)
+    vectors = [w for w in weights if len(w.info.shape) == 1 and w.info.n_elements <= _MAX_VECTOR]
+    fits = dict.fromkeys(_ROUNDING, bool(vectors))
+    for weight in vectors[:_MAX_VECTORS]:
+        values = weight.read()
+        with np.errstate(all="ignore"):
+            for name, rounded in _ROUNDING.items():
+                moved = np.abs(rounded(values) - values)
+                fits[name] &= bool((moved <= np.finfo(np.float32).epsneg).all())
+    return next((name for name, is_so in fits.items() if is_so), None)
+
+
+def _to_bfloat16(values: F32Array) -> F32Array:
+    """Round float32 to bfloat16, ties away from zero."""
+    bits = values.view(np.uint32) + np.uint32(0x8000)
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def _to_float16(values: F32Array) -> F32Array:
+    return values.astype(np.float16).astype(np.float32)
+
+
+# The first that fits is taken.
+_ROUNDING: Final[Mapping[str, Callable[[F32Array], F32Array]]] = {
+    "bfloat16": _to_bfloat16,
+    "float16": _to_float16,
+}
+
+
+def stored_rows(rows: I64Array, head_width: int) -> I64Array:
+    """Give the place in the file of each row of q or k: pairs there are the halves of a head."""
+    in_head = rows % head_width
+    half, lane = np.divmod(in_head, head_width // 2)
+    stored: I64Array = rows - in_head + 2 * lane + half
+    return stored
