@@ -418,6 +418,13 @@ def choose_file(spec: DecoderSpec, scheme: Scheme | None = None) -> Choice | Rej
     return Choice(file, n_positions, tuple(_notes(spec, scheme, own, file, n_positions)))
 
 
+def why_shorter(spec: DecoderSpec, file: ModelFile, n_positions: int) -> str:
+    """Say why a model file computes a decoder rightly at these positions only."""
+    if n_positions == spec.sliding_window:
+        return f"its {file.path} has no sliding_window that holds in these layers"
+    return "its SuScaledRoPE has one set of LongRoPE's factors, here the short one"
+
+
 def _has_su_factor(scaling: LongRopeScaling) -> bool:
     """Say whether SuScaledRoPE comes to the attention factor of the decoder."""
     original, length = scaling.original_context_length, mlx_keys.longrope_length(scaling)

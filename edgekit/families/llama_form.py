@@ -11,7 +11,12 @@ from typing import Any, Final
 from edgekit.checkpoint.config import RawConfig
 from edgekit.checkpoint.prequantized.method import account_for_quantization
 from edgekit.families.names import NameTable
-from edgekit.families.rope_config import DEFAULT_THETA, RopeContext, read_rope
+from edgekit.families.rope_config import (
+    DEFAULT_THETA,
+    RopeContext,
+    effective_length,
+    read_rope,
+)
 from edgekit.families.spec import MAX_HEAD_WIDTH, MAX_LAYERS, MAX_WIDTH, Activation, DecoderSpec
 
 _ACTIVATIONS: Final[Mapping[str, Activation]] = {
@@ -70,7 +75,6 @@ def read_llama_form(
     model_type: str,
     activation_key: str = "hidden_act",
     default_theta: float = DEFAULT_THETA,
-    original_context_length: int | None = None,
     **features: Any,
 ) -> DecoderSpec:
     """Account for every key that the Llama form shares, then check that none is left.
@@ -81,7 +85,6 @@ def read_llama_form(
         model_type: As the spec should say.
         activation_key: Which key names the activation.
         default_theta: Meaning of an absent ``rope_theta``.
-        original_context_length: ``original_max_position_embeddings`` beside the rope section.
         features: Other fields of ``DecoderSpec``; ``rope`` or ``activation`` among them means
             that the family has read it.
 
@@ -100,8 +103,9 @@ def read_llama_form(
         )
     context_length = config.take_count("max_position_embeddings")
     if "rope" not in features:
-        context = RopeContext(head_width, context_length, original_context_length, default_theta)
+        context = RopeContext(head_width, context_length, default_theta)
         features["rope"], features["query_scaling"] = read_rope(config, context)
+        context_length = effective_length(config, context_length)
     if "activation" not in features:
         features["activation"] = _read_activation(config, activation_key)
     # A window as long as the context hides nothing; but layers that slide may turn otherwise.

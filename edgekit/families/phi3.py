@@ -40,13 +40,8 @@ def read_spec(config: RawConfig) -> DecoderSpec:
     for key in ("full_attn_mod", "interpolate_factor"):
         config.expect(key, 1, 1)
     config.ignore(["resid_pdrop", "embd_pdrop"])  # training only
-    original = config.take("original_max_position_embeddings", int, 4096)
-    return read_llama_form(
-        config,
-        model_type="phi3",
-        original_context_length=original,
-        sliding_window=take_window(config),
-    )
+    config.fill({"original_max_position_embeddings": 4096})  # as Phi3Config of transformers
+    return read_llama_form(config, model_type="phi3", sliding_window=take_window(config))
 
 
 FAMILY: Final = Family("phi3", read_spec, (NAMES,))

@@ -1,4 +1,4 @@
-"""Answer one question: which position encoding does a config ask for?
+"""The position encoding that a config asks for, and the positions that it reaches.
 
 Rope stands in a config in three spellings: ``rope_theta`` with ``rope_scaling`` (transformers 4),
 ``rope_parameters`` (5), and ``rope_parameters`` by kind of layer.
@@ -7,8 +7,9 @@ Rope stands in a config in three spellings: ``rope_theta`` with ``rope_scaling``
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.errors import UnsupportedArchError
@@ -22,7 +23,11 @@ from edgekit.families.rope_spec import (
 from edgekit.families.spec import QueryScaling
 
 DEFAULT_THETA: Final = 10000.0  # transformers' default when the key is absent
-_KINDS: Final = ("default", "linear", "llama3", "yarn", "longrope")
+_KINDS: Final = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+# Kinds that are added to the config of a model to make it longer: its max_position_embeddings may
+# still be the length before.
+_LENGTHENING: Final = ("linear", "yarn", "longrope", "su")
+_MAX_POSITIONS: Final = 1 << 31
 _SMALLEST: Final = 1e-9  # so that what is divided by it stays finite
 _MAX_FACTORS: Final = 1 << 15
 
@@ -34,14 +39,14 @@ class RopeContext:
     Attributes:
         head_width: D, lanes of a head.
         context_length: ``max_position_embeddings``.
-        original_context_length: ``original_max_position_embeddings`` beside the section, if any.
         default_theta: Meaning of an absent ``rope_theta``.
+        original_context_length: ``original_max_position_embeddings`` beside the section, if any.
     """
 
     head_width: int
     context_length: int
-    original_context_length: int | None = None
     default_theta: float = DEFAULT_THETA
+    original_context_length: int | None = None
 
 
 def read_rope(config: RawConfig, context: RopeContext) -> tuple[RopeSpec, QueryScaling | None]:
@@ -52,6 +57,9 @@ def read_rope(config: RawConfig, context: RopeContext) -> tuple[RopeSpec, QueryS
     """
     theta = config.take("rope_theta", float, None)
     partial = config.take("partial_rotary_factor", float, None)
+    original = config.take("original_max_position_embeddings", int, None)
+    if original is not None:
+        context = replace(context, original_context_length=original)
     sections = [s for s in map(config.take_section, ("rope_parameters", "rope_scaling")) if s]
     if len(sections) > 1 and dict(sections[0]) != dict(sections[1]):
         config.report("rope_parameters and rope_scaling contradict each other")
@@ -93,6 +101,39 @@ def read_rope_section(
     rope = RopeSpec(theta, scaling, linear_factor, width)
     _check_factors(config, rope, context.head_width)
     return rope, growth
+
+
+def effective_length(config: Mapping[str, Any], n_positions: int) -> int:
+    """Give the positions that a model reaches with its rope scaling.
+
+    Scaling is often added as a model's card says, and ``max_position_embeddings`` left as it was:
+    then the model reaches ``factor`` times its original length. Where that key was raised too, it
+    counts. Llama 3's scaling always comes with the raised key; NTK scaling (``dynamic``) changes
+    nothing up to it.
+
+    Args:
+        config: The keys of a config.json, or of the decoder in one.
+        n_positions: Its ``max_position_embeddings``.
+
+    Source:
+        transformers 5.23, ``RopeParameters``: "a factor of x will enable the model to handle
+        sequences of length x * original maximum pre-trained length".
+    """
+    longest = n_positions
+    for key in ("rope_parameters", "rope_scaling"):
+        section = config.get(key)
+        if not isinstance(section, Mapping):
+            continue
+        factor = section.get("factor")
+        if section.get("rope_type", section.get("type")) not in _LENGTHENING:
+            continue
+        beside = config.get("original_max_position_embeddings")
+        original = beside or section.get("original_max_position_embeddings") or n_positions
+        if not isinstance(original, int) or not isinstance(factor, int | float):
+            continue  # absent: it is the ratio of the two lengths; wrong: reported elsewhere
+        if 1 <= factor * original <= _MAX_POSITIONS:
+            longest = max(longest, int(factor * original))
+    return longest
 
 
 def _rotary_width(config: RawConfig, head_width: int, partial: float | None) -> int | None:
@@ -137,9 +178,16 @@ def _read_scaling(section: RawConfig, context: RopeContext) -> tuple[Scaling | N
         case "linear":
             factor = section.take("factor", float)
             _check_positive(section, factor=factor)
+            # It only says how long the model was before (effective_length).
+            section.ignore(["original_max_position_embeddings"])
             return None, factor
+        case "dynamic":
+            # Up to max_position_embeddings, the most that an artifact holds, nothing changes.
+            _check_positive(section, factor=section.take("factor", float))
+            section.ignore(["original_max_position_embeddings"])
+            return None, 1.0
         case "llama3":
-            return _read_llama3(section), 1.0
+            return _read_llama3(section, context), 1.0
         case "yarn":
             return _read_yarn(section, context), 1.0
         case "longrope":
@@ -152,14 +200,14 @@ def _read_scaling(section: RawConfig, context: RopeContext) -> tuple[Scaling | N
     )
 
 
-def _read_llama3(section: RawConfig) -> Llama3Scaling:
+def _read_llama3(section: RawConfig, context: RopeContext) -> Llama3Scaling:
     low = section.take("low_freq_factor", float)
     high = section.take("high_freq_factor", float)
     factor = section.take("factor", float)
     _check_positive(section, factor=factor, low_freq_factor=low)
     if high <= low:
         section.report(f"high_freq_factor is {high} (wanted more than low_freq_factor {low})")
-    original = section.take_count("original_max_position_embeddings")
+    original = _original_length(section, context)
     return Llama3Scaling(factor, low, high, original)
 
 
@@ -205,8 +253,9 @@ def _read_longrope(section: RawConfig, context: RopeContext) -> LongRopeScaling:
 
 
 def _original_length(section: RawConfig, context: RopeContext) -> int:
-    beside = context.original_context_length or context.context_length
-    return section.take_count("original_max_position_embeddings", beside)
+    """Take the length before; one beside the section counts first, as in transformers."""
+    inside = section.take_count("original_max_position_embeddings", context.context_length)
+    return context.original_context_length or inside
 
 
 def _take_factors(section: RawConfig, key: str) -> tuple[float, ...]:

@@ -54,7 +54,9 @@ def export(
         formats: ``"onnx"``, ``"mlx"``, ``"coreml"``, several of them, or ``"all"``.
         scheme: ``fp32``, ``fp16``, ``int8``, ``int4``, ``int4-g64``, ...
         out: Parent folder; each artifact is ``{model}-{format}-{scheme}`` in it.
-        context_length: Positions the artifacts hold; default the model's own.
+        context_length: Positions the artifacts hold, those of prompt and answer together;
+            default the model's own, in ONNX and Core ML no more than 4,096 unless their
+            key/value cache stays small (export/context.py).
         method: How scales are chosen, ``search`` or ``rtn``.
         progress: Called as ``progress(what, n_done, n_total)``.
         warn: Told what may go wrong, such as memory that is tight.
@@ -63,7 +65,7 @@ def export(
         One artifact per format, in the order asked for.
 
     Raises:
-        UsageError: Unknown format, scheme or method.
+        UsageError: Unknown format, scheme or method, or positions that a format cannot hold.
         CheckpointError: The model cannot be read.
         FormatError: A weight file is damaged.
         QuantError: A weight is no finite number, or the scheme cannot hold it.
@@ -78,7 +80,7 @@ def export(
     parent, options = Path(out), ExportOptions(context_length)
     source = open_model(model, progress=progress)
     try:
-        _refuse_early(source, exporters, parsed)
+        _refuse_early(source, exporters, parsed, context_length)
         check_tokenizer(source.checkpoint)
         prediction = predict_export(source, parsed, wanted, options, known_rates())
         for warning in check_room(prediction, parent):
@@ -157,8 +159,15 @@ def _parse_method(method: str | Method) -> Method:
         raise UsageError("unknown method", got=repr(method), wanted=known) from error
 
 
-def _refuse_early(source: SourceModel, exporters: list[Exporter], scheme: Scheme) -> None:
-    """Ask every format before any work, and name all refusals together."""
+def _refuse_early(
+    source: SourceModel, exporters: list[Exporter], scheme: Scheme, context_length: int | None
+) -> None:
+    """Ask every format before any work, and name all refusals together.
+
+    Raises:
+        ExportError: Formats that cannot hold the model.
+        UsageError: Positions that a format cannot hold.
+    """
     decisions = {e.format.value: e.supports(source.spec, scheme) for e in exporters}
     refused = {name: d.reason for name, d in decisions.items() if isinstance(d, Rejected)}
     if refused:
@@ -167,6 +176,8 @@ def _refuse_early(source: SourceModel, exporters: list[Exporter], scheme: Scheme
             got="; ".join(f"{name}: {reason}" for name, reason in refused.items()),
             do="Leave these formats out, or pick another scheme.",
         )
+    for exporter in exporters:
+        exporter.positions(source.spec).choose(context_length, exporter.format.value)
 
 
 def check_tokenizer(checkpoint: Checkpoint) -> None:
