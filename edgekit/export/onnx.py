@@ -127,4 +127,3 @@ class OnnxExporter:
 
     def _n_positions(self, spec: DecoderSpec, options: ExportOptions) -> int:
         return self.positions(spec).choose(options.context_length, self.format.value)
-

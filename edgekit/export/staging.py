@@ -49,9 +49,7 @@ def write_artifact(
             do="Pick another format or scheme.",
         )
     chosen = options or ExportOptions()
-    cut = exporter.positions(model.spec).note(
-        chosen.context_length, model.spec.context_length
-    )
+    cut = exporter.positions(model.spec).note(chosen.context_length, model.spec.context_length)
     with staged_folder(folder) as staging:
         written = exporter.write(model, staging, chosen, progress)
         manifest = Manifest(

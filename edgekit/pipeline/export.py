@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from edgekit.artifact import Artifact, Format, Manifest
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.checkpoint.recipe import check_golden
+from edgekit.checkpoint.remote import HubCheckpoint, needs_download
 from edgekit.checkpoint.repository import recipe_of
 from edgekit.decision import Rejected
 from edgekit.errors import ExportError, UsageError
@@ -23,7 +24,7 @@ from edgekit.export.staging import PARTIAL_PREFIX, write_artifact
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
 from edgekit.model_files import TEKKEN_NAME
-from edgekit.pipeline.preflight import check_room, predict_export
+from edgekit.pipeline.preflight import check_room, join_predictions, predict_export
 from edgekit.pipeline.rates import known_rates
 from edgekit.quantize.imports import CHANGES_OF_CODES
 from edgekit.quantize.methods import Method
@@ -78,6 +79,8 @@ def export(
     chosen = _parse_method(method)
     exporters = [open_exporter(fmt) for fmt in wanted]
     parent, options = Path(out), ExportOptions(context_length)
+    if needs_download(model):
+        check_export(model, wanted, [parsed], parent, context_length=context_length)
     source = open_model(model, progress=progress)
     try:
         _refuse_early(source, exporters, parsed, context_length)
@@ -107,6 +110,37 @@ def export(
                 ]
             finally:
                 quantized.close()
+    finally:
+        source.close()
+
+
+def check_export(
+    model: str | Path,
+    formats: str | Format | Iterable[str | Format],
+    schemes: Sequence[Scheme],
+    out: str | Path,
+    *,
+    context_length: int | None = None,
+) -> None:
+    """Refuse what could not be exported, from config, tokenizer and tensor headers alone.
+
+    Nothing is written, and no weight of a model on the Hub is downloaded.
+
+    Raises:
+        EdgekitError: See ``export``.
+    """
+    wanted, options = parse_formats(formats), ExportOptions(context_length)
+    exporters = [open_exporter(fmt) for fmt in wanted]
+    source = open_model(model, headers_only=True)
+    try:
+        for scheme in schemes:
+            _refuse_early(source, exporters, scheme, context_length)
+        if isinstance(source.checkpoint, HubCheckpoint):
+            source.checkpoint.fetch_text()
+        check_tokenizer(source.checkpoint)
+        predictions = [predict_export(source, scheme, wanted, options) for scheme in schemes]
+        n_download = source.checkpoint.weights_bytes if needs_download(model) else 0
+        check_room(join_predictions(predictions), Path(out), n_download, source.checkpoint.folder)
     finally:
         source.close()
 

@@ -174,7 +174,10 @@ def test_absent_rope_theta_is_ten_thousand(tmp_path):
 def test_a_rope_type_that_is_not_computed_is_refused_by_name(tmp_path, kind):
     folder = write_tiny_checkpoint(tmp_path / "m", rope_scaling={"rope_type": kind, "factor": 2.0})
     error = refusal(folder, UnsupportedArchError)
-    assert (error.got, error.wanted) == (repr(kind), "default, linear, dynamic, llama3, yarn, longrope")
+    assert (error.got, error.wanted) == (
+        repr(kind),
+        "default, linear, dynamic, llama3, yarn, longrope",
+    )
 
 
 @pytest.mark.parametrize(
