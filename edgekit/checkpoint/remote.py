@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from edgekit.checkpoint.gguf.file import is_gguf
 from edgekit.checkpoint.reader import Checkpoint
-from edgekit.checkpoint.repository import locate
+from edgekit.checkpoint.repository import locate, packaged_file_of
 from edgekit.dtypes import U8Array
 from edgekit.errors import CheckpointError
 from edgekit.formats.safetensors import SafetensorsFile, header_end
@@ -96,6 +97,8 @@ class HubCheckpoint(Checkpoint):
 
 def needs_download(model: str | Path) -> bool:
     """Tell whether a model lies on the Hub and not on this disk; asks nobody."""
+    if is_gguf(model) or packaged_file_of(model) is not None:
+        return False
     found = locate(model)
     return isinstance(found, Source) and cached(found) is None
 
