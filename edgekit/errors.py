@@ -22,7 +22,7 @@ EdgekitError                  exit 1
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar, Final
 
 _MAX_PART_CHARS: Final = 8_000
@@ -126,12 +126,19 @@ class MissingFileError(CheckpointError):
 
 
 class UnknownKeyError(CheckpointError):
-    """Config keys that are neither used nor ignored by name; carries .keys."""
+    """Config keys that may change the result and that nobody takes; carries .keys.
 
-    def __init__(self, what: str, *, keys: Iterable[str], do: str | None = None) -> None:
+    Args:
+        what: What failed.
+        keys: Name of each key -> its value, as the message should show it.
+        do: What the reader can do next.
+    """
+
+    def __init__(self, what: str, *, keys: Mapping[str, str], do: str | None = None) -> None:
         self.keys = tuple(keys)
-        wanted = "only keys that the family uses or ignores by name"
-        super().__init__(what, got=", ".join(self.keys), wanted=wanted, do=do)
+        got = ", ".join(f"{key} = {value}" for key, value in keys.items())
+        wanted = "keys that the family uses, or that leave the result as it is"
+        super().__init__(what, got=got, wanted=wanted, do=do)
 
 
 class UnsupportedArchError(CheckpointError):

@@ -12,9 +12,10 @@ Computed in float32 with transformers' plain ("eager") attention.
 import argparse
 import hashlib
 import json
+import re
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import safetensors.numpy
@@ -27,6 +28,7 @@ from tests.tiny_families import TINY_CONFIGS
 
 OUT = Path(__file__).resolve().parent.parent / "tests" / "golden" / "families"
 SAME = 1e-4
+Tensors = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 
 def main() -> None:
@@ -64,8 +66,20 @@ def write_golden(name: str, folder: Path) -> None:
 
 
 def open_text_model(checkpoint: Path, text_folder: Path) -> Any:
-    """Open a checkpoint; of a multimodal one, the text decoder as a model of its own."""
+    """Open a checkpoint; of a multimodal one, the text decoder as a model of its own.
+
+    Models whose code transformers does not hold are opened as what their own code computes:
+    restated in the keys and names of a model that it does hold.
+    """
     config = json.loads((checkpoint / "config.json").read_text())
+    if config["model_type"] in RESTATED:
+        checkpoint = restate(checkpoint, config, text_folder)
+        config = json.loads((checkpoint / "config.json").read_text())
+    if config["model_type"].endswith("_vl"):
+        # The towers are drawn at random where the checkpoint lacks them; a text needs none.
+        return transformers.AutoModelForImageTextToText.from_pretrained(
+            checkpoint, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
     if "text_config" in config:
         text_folder.mkdir()
         (text_folder / "config.json").write_text(json.dumps(config["text_config"]))
@@ -83,6 +97,78 @@ def open_text_model(checkpoint: Path, text_folder: Path) -> Any:
         # Gemma's factor has the type of the weights; these are bfloat16, only the sums are not.
         embedding.embed_scale = embedding.embed_scale.bfloat16().float()
     return model.eval()
+
+
+def restate(checkpoint: Path, config: dict[str, Any], folder: Path) -> Path:
+    """Write a checkpoint in the keys and names of a model that transformers holds."""
+    folder.mkdir()
+    tensors = safetensors.numpy.load_file(checkpoint / "model.safetensors")
+    config, tensors = RESTATED[config["model_type"]](config, tensors)
+    (folder / "config.json").write_text(json.dumps(config))
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def restate_mimo(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """MiMo's class is Qwen2's with layers beside it that predict a second token."""
+    kept = {k: v for k, v in tensors.items() if ".mtp_layers." not in k}
+    return {**config, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}, kept
+
+
+def restate_minicpm(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """MiniCPM's code multiplies what Granite's does, by numbers that follow from its own keys."""
+    width, n_layers = config["hidden_size"], config["num_hidden_layers"]
+    return {
+        **config,
+        "model_type": "granite",
+        "architectures": ["GraniteForCausalLM"],
+        "embedding_multiplier": config["scale_emb"],
+        "residual_multiplier": config["scale_depth"] / n_layers**0.5,
+        "logits_scaling": width / config["dim_model_base"],
+        "attention_multiplier": (width // config["num_attention_heads"]) ** -0.5,
+    }, tensors
+
+
+def restate_exaone(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """EXAONE 3's code is Llama's under other names."""
+    names = {
+        r"^transformer\.h\.": "model.layers.",
+        r"^transformer\.wte": "model.embed_tokens",
+        r"^transformer\.ln_f": "model.norm",
+        r"\.ln_1\.": ".input_layernorm.",
+        r"\.ln_2\.": ".post_attention_layernorm.",
+        r"\.attn\.attention\.out_proj": ".self_attn.o_proj",
+        r"\.attn\.attention\.": ".self_attn.",
+        r"\.c_fc_0\.": ".gate_proj.",
+        r"\.c_fc_1\.": ".up_proj.",
+        r"\.c_proj\.": ".down_proj.",
+    }
+    made = {}
+    for name, values in tensors.items():
+        for theirs, ours in names.items():
+            name = re.sub(theirs, ours, name)
+        made[name] = values
+    return {
+        **config,
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "num_hidden_layers": config["num_layers"],
+        "rms_norm_eps": config["layer_norm_epsilon"],
+        "hidden_act": config["activation_function"],
+    }, made
+
+
+def restate_xverse(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """XVERSE's code is Llama's."""
+    return {**config, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}, tensors
+
+
+RESTATED: Final = {
+    "exaone": restate_exaone,
+    "mimo": restate_mimo,
+    "minicpm": restate_minicpm,
+    "xverse": restate_xverse,
+}
 
 
 def run(model: Any, lengths: list[int]) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -20,32 +20,25 @@ from edgekit.decision import Accepted, Rejected
 from edgekit.devices.probe import probe_host
 from edgekit.errors import EdgekitError
 from edgekit.families import FAMILIES
+from edgekit.families.other_types import DIFFERENCES
 from edgekit.pipeline.export import export
 from edgekit.pipeline.inspect import inspect
 from tests.builders import write_tiny_checkpoint
 
 DOC: Final = Path(__file__).resolve().parent.parent / "docs" / "refusals.md"
 
-# model_type of config.json, as published models have it, and what is different there.
-OTHER_TYPES: Final[Mapping[str, str]] = {
-    "mixtral": "mixture of experts",
-    "qwen2_moe": "mixture of experts",
-    "qwen3_moe": "mixture of experts",
-    "olmoe": "mixture of experts",
-    "granitemoe": "mixture of experts",
-    "gpt_oss": "mixture of experts, attention sinks",
-    "deepseek_v3": "mixture of experts, latent attention",
-    "phi": "parallel blocks, LayerNorm",
-    "gpt2": "learned positions, LayerNorm",
-    "mamba2": "state space, no attention",
-}
+# model_type of config.json, as published models have it.
+OTHER_TYPES: Final = (
+    "mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "gemma4", "mllama", "internlm2", "chatglm",
+    "phi", "gpt2", "bloom", "mamba2", "nemotron_h", "t5", "bert",
+)  # fmt: skip
 
 # What a config of a known family asks for -> member of tests/tiny_families.py, keys that say so.
 CONFIGS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "a key nobody knows": ("llama", {"residual_gate": True}),
     "another position encoding": (
         "llama",
-        {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+        {"rope_scaling": {"rope_type": "proportional", "factor": 2.0}},
     ),
     "another activation": ("llama", {"hidden_act": "gelu"}),
     "another activation in Gemma": ("gemma", {"hidden_activation": "gelu"}),
@@ -102,11 +95,11 @@ def _fill(root: Path) -> str:
 
 
 def _type_rows(root: Path) -> Iterator[tuple[str, ...]]:
-    for model_type, why in OTHER_TYPES.items():
+    for model_type in OTHER_TYPES:
         folder = write_tiny_checkpoint(root / model_type, "llama")
         _edit_config(folder, model_type=model_type)
         error = _error_of(inspect, folder)
-        yield (f"`{model_type}`", why, _cell(error.do))
+        yield (f"`{model_type}`", _cell(DIFFERENCES[model_type]), _cell(error.do))
 
 
 def _config_rows(root: Path) -> Iterator[tuple[str, ...]]:

@@ -49,6 +49,14 @@ _DTYPES: Final[dict[str, Any]] = {
     "fp32": np.float32,
 }
 _CONFIG_NAMES: Final = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_VISION_CONFIGS: Final[dict[str, Any]] = {
+    "mistral3": {"model_type": "pixtral", "hidden_size": 8},
+    "qwen2_5_vl": {"depth": 1, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 128},
+    "qwen3_vl": {
+        "depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64,
+        "out_hidden_size": 128, "deepstack_visual_indexes": [0],
+    },
+}  # fmt: skip
 _PAIRS: Final = (
     "th he in er an re nd at on nt ha es st en ed to it ou ea hi is or ti as te et ng of al de "
     "se le sa si ar ve ra ld ur io ic ro co me be ce li ch ll ma no ri so us wa we wh"
@@ -173,11 +181,16 @@ def tiny_config(name: str, dtype: str = "bf16", **overrides: Any) -> dict[str, A
     # The families differ in which keys they know at all.
     absent = [key for key in ("head_dim", "hidden_act", "rope_theta") if decoder[key] is None]
     absent += ["rope_theta"] if "rope_parameters" in inner else []
+    if model_type == "exaone":
+        absent += ["num_hidden_layers", "rms_norm_eps"]
     decoder = {key: value for key, value in decoder.items() if key not in absent} | overrides
     if inner is own:
         return decoder
-    vision = {"model_type": "pixtral", "hidden_size": 8}
-    return {**written, "model_type": model_type, "text_config": decoder, "vision_config": vision}
+    vision = _VISION_CONFIGS[model_type]
+    wrapper = {**written, "model_type": model_type, "text_config": decoder, "vision_config": vision}
+    if model_type.endswith("_vl"):
+        wrapper["tie_word_embeddings"] = decoder["tie_word_embeddings"]
+    return wrapper
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

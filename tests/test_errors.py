@@ -46,7 +46,8 @@ def test_an_error_as_json_has_every_field_even_when_empty():
 
 def test_errors_carry_what_a_program_needs():
     assert ServerError("no", status=503).status == 503
-    assert UnknownKeyError("c", keys=iter(["a", "b"])).keys == ("a", "b")
+    unknown = UnknownKeyError("c", keys={"a": "1", "b": "'x'"})
+    assert (unknown.keys, unknown.got) == (("a", "b"), "a = 1, b = 'x'")
     assert NoFitError("none", reasons={"x": "too big"}).reasons == {"x": "too big"}
     assert str(NoFitError("none", reasons={"x": "big", "y": "old"})) == "none; got x: big; y: old"
 

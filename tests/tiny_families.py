@@ -107,6 +107,81 @@ TINY_CONFIGS: Final[dict[str, dict[str, Any]]] = {
         "rope_local_base_freq": 10000.0,
         "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
     },
+    "qwen2_vl": {
+        "model_type": "qwen2_vl",
+        "head_dim": None,
+        "use_sliding_window": False,
+        "sliding_window": 24,
+        "max_window_layers": 2,
+        "rope_theta": 1e6,
+        "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
+        "image_token_id": 9,
+        "video_token_id": 10,
+        "vision_start_token_id": 7,
+        "vision_config": {"depth": 1, "embed_dim": 32, "num_heads": 2, "hidden_size": 128},
+    },
+    "qwen2_5_vl": {
+        "model_type": "qwen2_5_vl",
+        "text_config": {
+            "model_type": "qwen2_5_vl_text",
+            "head_dim": None,
+            "use_sliding_window": False,
+            "sliding_window": None,
+            "max_window_layers": 2,
+            "rope_theta": 1e6,
+            "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [4, 6, 6]},
+            "image_token_id": None,
+        },
+    },
+    "qwen3_vl": {
+        "model_type": "qwen3_vl",
+        "text_config": {
+            "model_type": "qwen3_vl_text",
+            "attention_bias": False,
+            "rope_theta": 5e6,
+            "rope_scaling": {
+                "mrope_interleaved": True,
+                "mrope_section": [8, 4, 4],
+                "rope_type": "default",
+            },
+        },
+    },
+    "mimo": {
+        "model_type": "mimo",
+        "attention_bias": True,
+        "use_mrope": False,
+        "use_sliding_window": False,
+        "sliding_window": 24,
+        "max_window_layers": 2,
+        "num_nextn_predict_layers": 1,
+        "tie_word_embeddings": False,
+        "rope_theta": 640000,
+    },
+    "minicpm": {
+        "model_type": "minicpm",
+        "head_dim": None,
+        "num_key_value_heads": 4,
+        "scale_emb": 12,
+        "scale_depth": 1.4,
+        "dim_model_base": 64,
+    },
+    "exaone": {
+        "model_type": "exaone",
+        "hidden_act": None,
+        "activation_function": "silu",
+        "layer_norm_epsilon": 1e-5,
+        "num_layers": 2,
+        "embed_dropout": 0.0,
+        "rope_scaling": _LLAMA3,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+    },
+    "xverse": {
+        "model_type": "xverse",
+        "head_dim": None,
+        "max_tokenizer_truncation": 6144,
+        "tie_word_embeddings": False,
+    },
     "gemma": {
         "model_type": "gemma",
         "hidden_act": "gelu",
@@ -186,22 +261,59 @@ TINY_CONFIGS: Final[dict[str, dict[str, Any]]] = {
         "tie_word_embeddings": False,
     },
 }
-_VISION: Final = {
-    "vision_tower.patch_conv.weight": (8, 12),
-    "multi_modal_projector.linear_1.weight": (16, 8),
+# Tensors beside the decoder, of which a text needs none.
+_VISION: Final[dict[str, dict[str, tuple[int, ...]]]] = {
+    "mistral3": {
+        "vision_tower.patch_conv.weight": (8, 12),
+        "multi_modal_projector.linear_1.weight": (16, 8),
+    },
+    "qwen2_vl": {"visual.blocks.0.mlp.fc1.weight": (128, 32), "visual.blocks.0.norm1.bias": (32,)},
+    "qwen2_5_vl": {"model.visual.blocks.0.norm1.weight": (32,)},
+    "qwen3_vl": {"model.visual.blocks.0.norm1.bias": (32,)},
+    "mimo": {
+        "model.mtp_layers.0.input_proj.weight": (128, 256),
+        "model.mtp_layers.0.self_attn.q_proj.weight": (128, 128),
+        "model.mtp_layers.0.final_layernorm.weight": (128,),
+    },
+}
+# EXAONE's names for what others call as the keys say.
+_EXAONE_NAMES: Final = {
+    "model.layers.": "transformer.h.",
+    "model.embed_tokens": "transformer.wte",
+    "model.norm": "transformer.ln_f",
+    "input_layernorm": "ln_1",
+    "post_attention_layernorm": "ln_2",
+    "self_attn.o_proj": "attn.attention.out_proj",
+    "self_attn": "attn.attention",
+    "gate_proj": "c_fc_0",
+    "up_proj": "c_fc_1",
+    "down_proj": "c_proj",
 }
 
 
 def family_weights(config: dict[str, Any], seed: int) -> Weights:
     """Draw the weights of a config: Hugging Face name to float32 array."""
-    if "text_config" not in config:
-        return _Maker(config, seed).make()
-    inner = _Maker(config["text_config"], seed).make()
+    kind = config["model_type"]
+    weights = _Maker(config.get("text_config", config), seed).make()
+    if kind == "exaone":
+        weights = {_exaone_name(name): values for name, values in weights.items()}
+    elif kind == "mistral3":
+        weights = {f"language_model.{name}": values for name, values in weights.items()}
+    elif "text_config" in config:
+        weights = {
+            name.replace("model.", "model.language_model.", 1): values
+            for name, values in weights.items()
+        }
     rng = np.random.default_rng(seed + 1)
-    weights = {f"language_model.{name}": values for name, values in inner.items()}
-    for name, shape in _VISION.items():
+    for name, shape in _VISION.get(kind, {}).items():
         weights[name] = rng.standard_normal(shape, dtype=np.float32)
     return weights
+
+
+def _exaone_name(name: str) -> str:
+    for usual, theirs in _EXAONE_NAMES.items():
+        name = name.replace(usual, theirs)
+    return name
 
 
 class _Maker:
@@ -231,7 +343,7 @@ class _Maker:
         # Rows of the embedding are small beside what the layers add, so a tied model does not
         # simply repeat its last token.
         weights = {"model.embed_tokens.weight": self.matrix(config["vocab_size"], self.width, 2.0)}
-        for i in range(config["num_hidden_layers"]):
+        for i in range(config.get("num_layers") or config["num_hidden_layers"]):
             layer = self.layer()
             weights |= {f"model.layers.{i}.{name}": values for name, values in layer.items()}
         weights["model.norm.weight"] = self.norm()
@@ -247,7 +359,7 @@ class _Maker:
             self.width,
         )
         made = {name: self.norm() for name in _norm_names(self.kind)}
-        if self.kind in ("qwen3", "gemma3_text"):
+        if self.kind in ("qwen3", "qwen3_vl_text", "gemma3_text"):
             made |= {f"self_attn.{x}_norm.weight": self.norm(self.head_width) for x in "qk"}
         if self.kind == "olmo2":
             made["self_attn.q_norm.weight"] = self.norm(q)
@@ -268,7 +380,7 @@ class _Maker:
         return _fused(made) if self.kind == "phi3" else made
 
     def _has_bias(self, name: str) -> bool:
-        if self.kind == "qwen2":
+        if self.kind in ("qwen2", "qwen2_vl", "qwen2_5_vl_text", "mimo"):
             return name[-6] in "qkv"
         key = "attention_bias" if name.startswith("self_attn") else "mlp_bias"
         return bool(self.config.get(key))

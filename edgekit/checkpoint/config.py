@@ -1,17 +1,20 @@
-"""Answer one question: what does config.json say, and was every key accounted for?
+"""The keys of config.json, each of which is taken, passed over for a reason, or reported.
 
-A ``RawConfig`` remembers which keys were taken or ignored by name. Reading never stops at the
-first fault: ``finish`` reports all missing, wrong and unknown keys together.
+A ``RawConfig`` remembers which keys were taken or ignored by name; config_keys.py judges the rest
+by name and value. Reading never stops at the first fault: ``finish`` reports all missing, wrong
+and unknown keys together. Keys that the user wants ignored (``--ignore-config-key``) pass.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar, overload
 
-from edgekit.errors import CheckpointError, UnknownKeyError
+from edgekit.checkpoint.config_keys import CHANGES, asks_for_nothing, is_never_read
+from edgekit.errors import CheckpointError, UnknownKeyError, UsageError
 from edgekit.strict_json import read_object
 
 _T = TypeVar("_T")
@@ -27,17 +30,36 @@ _JSON_NAMES: Final[Mapping[type, str]] = {
 }
 
 
+IGNORE_OPTION: Final = "--ignore-config-key"
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What a config and its sections share: what the user asked for, and what is said aloud."""
+
+    asked: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+
 class RawConfig(Mapping[str, Any]):
     """The keys of config.json, each waiting to be taken, ignored by name, or reported.
 
     As a mapping it only shows the values; looking does not count as taking.
+
+    Attributes:
+        where: The file (and section), for messages.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         """Wrap parsed JSON; ``where`` names the file (and section) in messages."""
         self.where = where
+        self._read = values
         self._values = dict(values)
+        self._path = ""
+        self._is_whole = True
+        self._reading = _Reading()
         self._accounted: set[str] = set()
+        self._misused: list[str] = []
         self._problems: list[str] = []
         self._sections: list[RawConfig] = []
 
@@ -51,16 +73,65 @@ class RawConfig(Mapping[str, Any]):
         """
         return cls(read_object(path), str(path))
 
-    def require(self, key: str) -> None:
-        """Report a key that is absent or null; taking it is left to the caller."""
-        if self._values.get(key) is None:
-            self.report(f"{key} is missing")
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the reading says aloud, one line each; sections included."""
+        return tuple(self._reading.notes)
 
-    def fill(self, defaults: Mapping[str, Any]) -> None:
-        """Give absent keys the value that their absence means; null counts as absent."""
+    def note(self, text: str) -> None:
+        """Say something aloud, once."""
+        if text not in self._reading.notes:
+            self._reading.notes.append(text)
+
+    def as_read(self) -> dict[str, Any]:
+        """Give the keys and values as the file has them, without what ``fill`` added."""
+        return dict(self._read)
+
+    def ignore_as_asked(self, keys: Iterable[str]) -> None:
+        """Let keys pass whatever their value is, because the user says so.
+
+        Args:
+            keys: Names; a key of a section is written ``section.key``.
+
+        Raises:
+            UsageError: The config has no such key.
+        """
+        asked = list(dict.fromkeys(keys))
+        values = dict(_full_names(self._values))
+        absent = [key for key in asked if key not in values]
+        if absent:
+            raise UsageError(
+                f"{self.where}: {IGNORE_OPTION} names keys that are not there",
+                got=", ".join(absent),
+                wanted="keys of the config; one of a section as section.key",
+                do="Leave the option out, or write the key as the message that refused it does.",
+            )
+        self._reading.asked.update(asked)
+        for key in asked:
+            self.note(f"config key {key} = {_quote(values[key])}: ignored as asked")
+
+    def is_ignored(self, key: str) -> bool:
+        """Tell whether the user wants a key ignored."""
+        return self._path + key in self._reading.asked
+
+    def fill(self, defaults: Mapping[str, Any], *, keeps_null: bool = False) -> None:
+        """Give absent keys the value that their absence means.
+
+        Args:
+            defaults: Key to value.
+            keeps_null: Whether null is a value of its own; else it counts as absent.
+        """
         for key, value in defaults.items():
-            if self._values.get(key) is None:
+            is_there = key in self._values if keeps_null else self._values.get(key) is not None
+            if not is_there:
                 self._values[key] = value
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Show keys under the names that most configs have for them, old name to usual name."""
+        for old, usual in names.items():
+            self._use(old)
+            if self._values.get(usual) is None and old in self._values:
+                self._values[usual] = self._values[old]
 
     def __getitem__(self, key: str) -> Any:
         return self._values[key]
@@ -85,7 +156,7 @@ class RawConfig(Mapping[str, Any]):
             kind: int, float (integers are fine), str, bool, list or dict.
             default: Value when absent; without it the key is required.
         """
-        self._accounted.add(key)
+        self._use(key)
         value = self._values.get(key)
         if value is None:
             if default is not _REQUIRED:
@@ -109,6 +180,14 @@ class RawConfig(Mapping[str, Any]):
             self.report(f"{key} is {_quote(value)} (wanted 1 .. {at_most})")
         return min(value, at_most)
 
+    def take_factor(self, key: str, default: float) -> float:
+        """Take a positive number that something is multiplied or divided by."""
+        factor = self.take(key, float, default)
+        if not 0 < factor < 1e9:
+            self.report(f"{key} is {factor} (wanted a positive number)")
+            return 1.0
+        return float(factor)
+
     def expect(self, key: str, wanted: Any, default: Any) -> None:
         """Take a key of which only one value is supported.
 
@@ -116,15 +195,17 @@ class RawConfig(Mapping[str, Any]):
             key: Name of the key.
             wanted: The value that is supported.
             default: What an absent key means.
+
+        A key that the user wants ignored counts as the value that is supported.
         """
         self._accounted.add(key)
         value = self._values.get(key, default)
-        if value != wanted:
+        if value != wanted and not self.is_ignored(key):
             self.report(f"{key} is {_quote(value)} (edgekit supports {wanted!r} only)")
 
     def take_ids(self, key: str) -> tuple[int, ...]:
         """Take token ids written as one id, a list of ids, or null (none)."""
-        self._accounted.add(key)
+        self._use(key)
         value = self._values.get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
@@ -137,9 +218,31 @@ class RawConfig(Mapping[str, Any]):
         value = self.take(key, dict, None)
         if value is None:
             return None
-        section = RawConfig(value, f"{self.where}: {key}")
+        section = self._open_section(key, value)
+        section._is_whole = False
         self._sections.append(section)
         return section
+
+    def take_inner(self, key: str) -> RawConfig:
+        """Take a required object that is a config of its own, with a ``finish`` of its own."""
+        return self._open_section(key, self.take(key, dict))
+
+    def _open_section(self, key: str, value: Mapping[str, Any]) -> RawConfig:
+        section = RawConfig(value, f"{self.where}: {key}")
+        section._path, section._reading = f"{self._path}{key}.", self._reading
+        return section
+
+    def _passes(self, key: str) -> bool:
+        """Judge a key that nobody took; never-read names are those of whole configs only."""
+        if asks_for_nothing(key, self._read[key]):
+            return True
+        return is_never_read(key) if self._is_whole else key.startswith("_")
+
+    def _use(self, key: str) -> None:
+        """Count a key as one that the result depends on."""
+        self._accounted.add(key)
+        if self.is_ignored(key):
+            self._misused.append(self._path + key)
 
     def ignore(self, keys: Iterable[str]) -> None:
         """Count keys as accounted for although nothing is done with them."""
@@ -153,16 +256,26 @@ class RawConfig(Mapping[str, Any]):
         """Check that every key was accounted for and none was at fault.
 
         Raises:
+            UsageError: A key that the result depends on was to be ignored.
             UnknownKeyError: Keys neither taken nor ignored; other faults are named too.
             CheckpointError: Keys missing or wrong; all of them are named.
         """
-        unknown, problems = self._drain()
+        unknown, problems, misused = self._drain()
+        if misused:
+            raise UsageError(
+                f"{self.where}: {IGNORE_OPTION} names keys that edgekit computes with",
+                got=", ".join(dict.fromkeys(misused)),
+                wanted="keys that edgekit does not know, or supports with one value only",
+                do="Leave the option out; change config.json if the value is wrong.",
+            )
         if unknown:
             also = f" (also: {'; '.join(problems)})" if problems else ""
+            options = " ".join(f"{IGNORE_OPTION} {key}" for key in unknown)
             raise UnknownKeyError(
                 f"{self.where}: keys that edgekit does not know{also}",
                 keys=unknown,
-                do="They may change the result. Remove them only if you know that they do not.",
+                do="They may change the result. If you know that they do not, have them ignored: "
+                + options,
             )
         if problems:
             raise CheckpointError(
@@ -170,17 +283,40 @@ class RawConfig(Mapping[str, Any]):
                 do="Compare it with the model's original config.json.",
             )
 
-    def _drain(self) -> tuple[list[str], list[str]]:
-        """Give unknown keys and faults, sections included, and forget the faults."""
-        unknown = sorted(self._values.keys() - self._accounted)
+    def _drain(self) -> tuple[dict[str, str], list[str], list[str]]:
+        """Give unknown keys with their values, faults, and misused keys; forget the faults.
+
+        Sections are included; keys have their full names.
+        """
+        unknown = {
+            self._path + key: _describe(key, self._read[key])
+            for key in sorted(self._read.keys() - self._accounted)
+            if not self.is_ignored(key) and not self._passes(key)
+        }
         problems, self._problems = self._problems, []
+        misused, self._misused = self._misused, []
         sections, self._sections = self._sections, []
         for section in sections:
             name = section.where.removeprefix(f"{self.where}: ")
-            inner_unknown, inner_problems = section._drain()
-            unknown += [f"{name}.{key}" for key in inner_unknown]
+            inner_unknown, inner_problems, inner_misused = section._drain()
+            unknown |= inner_unknown
             problems += [f"{name}.{problem}" for problem in inner_problems]
-        return unknown, problems
+            misused += inner_misused
+        return unknown, problems, misused
+
+
+def _full_names(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Give every key with its value, those of sections as ``section.key``."""
+    for key, value in values.items():
+        yield path + key, value
+        if isinstance(value, dict):
+            yield from _full_names(value, f"{path}{key}.")
+
+
+def _describe(key: str, value: object) -> str:
+    """Give the value of a key that is refused, and what it does if that is known."""
+    why = f" ({CHANGES[key]})" if key in CHANGES else ""
+    return _quote(value) + why
 
 
 def _quote(value: object) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
+from edgekit.checkpoint.adapter_folder import refuse_adapter_folder
 from edgekit.checkpoint.config import RawConfig
 from edgekit.checkpoint.prequantized.method import join_parts
 from edgekit.checkpoint.repository import model_name, resolve_model
@@ -54,6 +55,7 @@ class Checkpoint:
         self.notes: list[str] = []
         self.name = model_name(model, self.folder)
         self.origin = str(model)
+        refuse_adapter_folder(self.folder)
         self.config = RawConfig.open(self.folder / CONFIG_NAME)
         self.assets: Mapping[str, Path] = MappingProxyType(
             {name: self.folder / name for name in ASSET_NAMES if (self.folder / name).is_file()}
@@ -93,7 +95,7 @@ class Checkpoint:
 
     def sha256(self) -> str:
         """Hash config.json and every tensor; the same whichever way the file is sharded."""
-        config = json.dumps(dict(self.config), sort_keys=True, separators=(",", ":"))
+        config = json.dumps(self.config.as_read(), sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(config.encode())
         for name in sorted(self.tensors):
             tensor = self.tensors[name]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgekit.cli.options import JsonOpt, ModelArg
+from edgekit.cli.options import IgnoreKeysOpt, JsonOpt, ModelArg
 from edgekit.cli.output import Output
 
 
@@ -43,6 +43,7 @@ def command(
             "--via", help="edgekit, or optimum: any architecture it knows, as float ONNX."
         ),
     ] = "edgekit",
+    ignore_config_keys: IgnoreKeysOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Quantize MODEL once and write it as ONNX, MLX and Core ML.
@@ -66,6 +67,7 @@ def command(
             out,
             context_length=context_length,
             method=method,
+            ignore_config_keys=ignore_config_keys or (),
             tell=output.message,
             progress=progress,
         )

@@ -28,6 +28,14 @@ EngineOpt: TypeAlias = Annotated[
 ThreadsOpt: TypeAlias = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads; default the profile's figure.")
 ]
+IgnoreKeysOpt: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore-config-key",
+        metavar="KEY",
+        help="Let a key of config.json pass that edgekit does not know; may be repeated.",
+    ),
+]
 JsonOpt: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout; messages go to stderr.")
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -12,17 +12,24 @@ from edgekit.checkpoint.remote import open_headers
 from edgekit.checkpoint.repository import offering_package, packaged_file_of
 from edgekit.errors import UnsupportedArchError
 from edgekit.families.base import Family, SourceModel
-from edgekit.families.other_types import other_route
+from edgekit.families.other_types import (
+    describe_other_type,
+    other_route,
+    refuse_other_heads,
+)
 from edgekit.hub.download import Progress, ignore_progress
 from edgekit.lazy import load_object
 
 FAMILIES: Final[Mapping[str, str]] = {
+    "exaone": "edgekit.families.exaone:FAMILY",
     "gemma": "edgekit.families.gemma:FAMILY",
     "gemma2": "edgekit.families.gemma2:FAMILY",
     "gemma3": "edgekit.families.gemma3:FAMILY",
     "gemma3_text": "edgekit.families.gemma3_text:FAMILY",
     "granite": "edgekit.families.granite:FAMILY",
     "llama": "edgekit.families.llama:FAMILY",
+    "mimo": "edgekit.families.mimo:FAMILY",
+    "minicpm": "edgekit.families.minicpm:FAMILY",
     "ministral": "edgekit.families.ministral:FAMILY",
     "ministral3": "edgekit.families.ministral3:FAMILY",
     "mistral": "edgekit.families.mistral:FAMILY",
@@ -30,8 +37,12 @@ FAMILIES: Final[Mapping[str, str]] = {
     "olmo2": "edgekit.families.olmo2:FAMILY",
     "phi3": "edgekit.families.phi3:FAMILY",
     "qwen2": "edgekit.families.qwen2:FAMILY",
+    "qwen2_5_vl": "edgekit.families.qwen2_5_vl:FAMILY",
+    "qwen2_vl": "edgekit.families.qwen2_vl:FAMILY",
     "qwen3": "edgekit.families.qwen3:FAMILY",
+    "qwen3_vl": "edgekit.families.qwen3_vl:FAMILY",
     "smollm3": "edgekit.families.smollm3:FAMILY",
+    "xverse": "edgekit.families.xverse:FAMILY",
 }
 
 
@@ -39,15 +50,16 @@ def open_family(checkpoint: Checkpoint) -> SourceModel:
     """Read a checkpoint through the family of its ``model_type``.
 
     Raises:
-        UnsupportedArchError: No family has that model_type.
+        UnsupportedArchError: No family has that model_type, or the head is no language model's.
         CheckpointError: Config or tensors are not what the family wants; all faults are named.
     """
+    refuse_other_heads(checkpoint.config)
     model_type = checkpoint.config.get("model_type")
     reference = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if reference is None:
         raise UnsupportedArchError(
             f"{checkpoint.folder}: model_type",
-            got=repr(model_type)[:80],
+            got=describe_other_type(checkpoint.config),
             wanted=", ".join(sorted(FAMILIES)),
             do=other_route(model_type),
         )
@@ -60,6 +72,7 @@ def open_model(
     *,
     headers_only: bool = False,
     progress: Progress = ignore_progress,
+    ignore_config_keys: Iterable[str] = (),
 ) -> SourceModel:
     """Open a model by folder, GGUF file, name or Hub id, and read it by its family.
 
@@ -69,9 +82,12 @@ def open_model(
         headers_only: Download no weights; the tensors of a model that is not on this disk can
             then be listed and not read.
         progress: Called as ``progress(what, n_done, n_total)`` while a model is downloaded.
+        ignore_config_keys: Keys of config.json that pass whatever their value is; one of a
+            section is written ``section.key``.
 
     Raises:
         CheckpointError: See ``open_checkpoint`` and ``open_family``.
+        UsageError: Keys to ignore are not there, or the family computes with them.
         FormatError: A weight file is damaged.
     """
     packaged = packaged_file_of(model)
@@ -83,6 +99,7 @@ def open_model(
         with offering_package(model):
             checkpoint = open_headers(model) if headers_only else open_checkpoint(model, progress)
     try:
+        checkpoint.config.ignore_as_asked(ignore_config_keys)
         return open_family(checkpoint)
     except BaseException:
         checkpoint.close()

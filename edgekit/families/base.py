@@ -102,6 +102,7 @@ class SourceModel:
         """
         self.checkpoint = checkpoint
         self.spec = _with_generation_eos(family.read_spec(checkpoint.config), checkpoint)
+        checkpoint.notes += checkpoint.config.notes
         stored = checkpoint.weights()
         names = _choose_names(stored, family.name_tables)
         self.tensors: Mapping[str, SourceTensor] = _match_tensors(

@@ -5,22 +5,15 @@ Gemma 1 and 1.1 (2B, 7B) and CodeGemma: the Llama form with Gemma's norms, activ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.families.base import Family
+from edgekit.families.defaults import fill_defaults
 from edgekit.families.gemma_form import ignore_gemma_keys, take_embed_scale
 from edgekit.families.llama_form import NAMES, read_llama_form
 from edgekit.families.spec import Activation, DecoderSpec
 
-# What transformers' GemmaConfig means by an absent key.
-_DEFAULTS: Final[Mapping[str, Any]] = {
-    "vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28,
-    "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256,
-    "max_position_embeddings": 8192, "rms_norm_eps": 1e-6, "pad_token_id": 0, "eos_token_id": 1,
-    "bos_token_id": 2, "tie_word_embeddings": True,
-}  # fmt: skip
 _TANH: Final = "gelu_pytorch_tanh"
 # Which values of each key mean the tanh form of GELU. The first configs say "gelu" in hidden_act
 # and mean it too: transformers 4 read hidden_activation instead, null as the tanh form, and
@@ -36,7 +29,7 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         UnknownKeyError: Keys that could change the result and are not known.
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
-    config.fill(_DEFAULTS)
+    fill_defaults(config, "gemma")
     ignore_gemma_keys(config)
     for key, names in _TANH_NAMES.items():
         name = config.take(key, str, _TANH)

@@ -6,11 +6,11 @@ scores and logits are capped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.families.base import Family
+from edgekit.families.defaults import fill_defaults
 from edgekit.families.gemma_form import (
     NORMS_ON_BOTH_SIDES,
     ignore_gemma_keys,
@@ -25,18 +25,6 @@ from edgekit.families.llama_form import (
 )
 from edgekit.families.spec import DecoderSpec, NormPlacement
 
-# What transformers' Gemma2Config means by an absent key; published configs leave out some.
-_DEFAULTS: Final[Mapping[str, Any]] = {
-    "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
-    "hidden_activation": "gelu_pytorch_tanh", "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-6, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
-    "tie_word_embeddings": True, "query_pre_attn_scalar": 256,
-}  # fmt: skip
-_DEFAULT_WINDOW: Final = 4096
-_DEFAULT_SCORES_SOFTCAP: Final = 50.0
-_DEFAULT_LOGITS_SOFTCAP: Final = 30.0
-
 
 def read_spec(config: RawConfig) -> DecoderSpec:
     """Account for every key of a gemma2 config.
@@ -46,37 +34,36 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         UnknownKeyError: Keys that could change the result and are not known.
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
-    config.fill(_DEFAULTS)
+    fill_defaults(config, "gemma2")
     ignore_gemma_keys(config)
     # Gemma2's code reads hidden_activation alone.
     config.ignore(["hidden_act"])
     n_layers = take_n_layers(config)
     layers = take_sliding_layers(config, n_layers)
-    window = take_window(config) if "sliding_window" in config else _DEFAULT_WINDOW
     has_attention_bias = config.take("attention_bias", bool, default=False)
     return read_llama_form(
         config,
         model_type="gemma2",
         activation_key="hidden_activation",
-        sliding_window=window,
+        sliding_window=take_window(config),
         sliding_layers=tuple(range(0, n_layers, 2)) if layers is None else layers,
         has_qkv_bias=has_attention_bias,
         has_o_bias=has_attention_bias,
         norm_placement=NormPlacement.BOTH,
         norm_offset=1.0,
         attention_scale=take_attention_scale(config),
-        scores_softcap=_take_softcap(config, "attn_logit_softcapping", _DEFAULT_SCORES_SOFTCAP),
-        logits_softcap=_take_softcap(config, "final_logit_softcapping", _DEFAULT_LOGITS_SOFTCAP),
+        scores_softcap=_take_softcap(config, "attn_logit_softcapping"),
+        logits_softcap=_take_softcap(config, "final_logit_softcapping"),
         embed_scale=take_embed_scale(config),
     )
 
 
-def _take_softcap(config: RawConfig, key: str, absent: float) -> float | None:
-    """Take a cap: null means none, and an absent key what transformers means by it."""
-    cap = config.take(key, float, None) if key in config else absent
+def _take_softcap(config: RawConfig, key: str) -> float | None:
+    """Take a cap; null means none."""
+    cap = config.take(key, float, None)
     if cap is not None and not 0 < cap < 1e9:
         config.report(f"{key} is {cap} (wanted null or a positive number)")
-        return absent
+        return None
     return cap
 
 

@@ -5,12 +5,12 @@ Gemma 3, 270M and 1B, and the decoder of the larger ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.families.base import Family
+from edgekit.families.defaults import DEFAULTS, fill_defaults
 from edgekit.families.gemma_form import (
     NORMS_ON_BOTH_SIDES,
     ignore_gemma_keys,
@@ -29,15 +29,6 @@ from edgekit.families.rope_config import RopeContext, read_rope_section
 from edgekit.families.rope_spec import RopeSpec
 from edgekit.families.spec import DecoderSpec, NormPlacement, QkNorm
 
-# What transformers' Gemma3TextConfig means by an absent key; published configs leave out many.
-_DEFAULTS: Final[Mapping[str, Any]] = {
-    "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
-    "hidden_activation": "gelu_pytorch_tanh", "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-6, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
-    "tie_word_embeddings": True, "query_pre_attn_scalar": 256, "sliding_window": 4096,
-    "sliding_window_pattern": 6,
-}  # fmt: skip
 _GLOBAL_THETA: Final = 1e6
 _LOCAL_THETA: Final = 1e4
 NAMES: Final = replace(NORMS_ON_BOTH_SIDES, layer={**NORMS_ON_BOTH_SIDES.layer, **QK_NORM_NAMES})
@@ -53,8 +44,8 @@ def read_spec(config: RawConfig) -> DecoderSpec:
     """
     # Older configs say it in a key of the class that came before.
     config.fill({"sliding_window_pattern": config.get("_sliding_window_pattern")})
-    config.ignore(["_sliding_window_pattern"])
-    config.fill(_DEFAULTS)
+    config.fill({"sliding_window": DEFAULTS["gemma3_text"]["sliding_window"]})
+    fill_defaults(config, "gemma3_text")
     for key in ("final_logit_softcapping", "attn_logit_softcapping"):
         config.expect(key, None, None)
     ignore_gemma_keys(config)

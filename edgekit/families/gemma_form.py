@@ -28,8 +28,6 @@ def ignore_gemma_keys(config: RawConfig) -> None:
     if config.get("use_bidirectional_attention") is not None:
         config.expect("use_bidirectional_attention", wanted=False, default=False)
     config.ignore(["use_bidirectional_attention"])
-    # The cache's class in transformers; edgekit keeps its own.
-    config.ignore(["cache_implementation"])
 
 
 def take_attention_scale(config: RawConfig) -> float:

@@ -9,6 +9,7 @@ from typing import Final
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.families.base import Family
+from edgekit.families.defaults import fill_defaults
 from edgekit.families.llama_form import NAMES, read_llama_form
 from edgekit.families.spec import DecoderSpec
 
@@ -21,6 +22,7 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         UnknownKeyError: Keys that could change the result and are not known.
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
+    fill_defaults(config, "granite")
     has_attention_bias = config.take("attention_bias", bool, default=False)
     return read_llama_form(
         config,
@@ -28,19 +30,11 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         has_qkv_bias=has_attention_bias,
         has_o_bias=has_attention_bias,
         has_mlp_bias=config.take("mlp_bias", bool, default=False),
-        attention_scale=_take_factor(config, "attention_multiplier"),
-        embed_scale=_take_factor(config, "embedding_multiplier"),
-        residual_scale=_take_factor(config, "residual_multiplier"),
-        logits_scale=1 / _take_factor(config, "logits_scaling"),
+        attention_scale=config.take_factor("attention_multiplier", 1.0),
+        embed_scale=config.take_factor("embedding_multiplier", 1.0),
+        residual_scale=config.take_factor("residual_multiplier", 1.0),
+        logits_scale=1 / config.take_factor("logits_scaling", 1.0),
     )
-
-
-def _take_factor(config: RawConfig, key: str) -> float:
-    factor = config.take(key, float, 1.0)
-    if not 0 < factor < 1e9:
-        config.report(f"{key} is {factor} (wanted a positive number)")
-        return 1.0
-    return factor
 
 
 FAMILY: Final = Family("granite", read_spec, (NAMES,))

@@ -9,6 +9,7 @@ from typing import Final
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.families.base import Family
+from edgekit.families.defaults import fill_defaults
 from edgekit.families.llama_form import NAMES, read_llama_form
 from edgekit.families.spec import DecoderSpec
 
@@ -21,8 +22,7 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         UnknownKeyError: Keys that could change the result and are not known.
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
-    # It splits a product into parts that are added up again: the same result.
-    config.ignore(["pretraining_tp"])
+    fill_defaults(config, "llama")
     has_attention_bias = config.take("attention_bias", bool, default=False)
     return read_llama_form(
         config,

@@ -24,18 +24,6 @@ _ACTIVATIONS: Final[Mapping[str, Activation]] = {
     "swish": Activation.SILU,
     "gelu_pytorch_tanh": Activation.GELU_TANH,
 }
-NOT_USED_KEYS: Final[Mapping[str, str]] = {
-    "_name_or_path": "where the authors kept it",
-    "architectures": "the class in transformers; model_type decides",
-    "attention_dropout": "training only",
-    "auto_map": "remote code; never run",
-    "dtype": "each tensor says its own type",
-    "initializer_range": "training only",
-    "torch_dtype": "each tensor says its own type",
-    "transformers_version": "who wrote the file",
-    "use_cache": "edgekit always keeps a cache",
-    "model_type": "chose this family",
-}
 PROJECTIONS: Final[Mapping[str, str]] = {
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
@@ -80,8 +68,8 @@ def read_llama_form(
     """Account for every key that the Llama form shares, then check that none is left.
 
     Args:
-        config: The config; keys of one family only were taken before. An absent
-            ``num_key_value_heads`` means as many as query heads.
+        config: The config, filled with defaults; keys of one family only were taken before. An
+            absent ``num_key_value_heads`` means as many as query heads.
         model_type: As the spec should say.
         activation_key: Which key names the activation.
         default_theta: Meaning of an absent ``rope_theta``.
@@ -93,7 +81,6 @@ def read_llama_form(
         UnknownKeyError: Keys that could change the result and are not known.
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
-    config.ignore(NOT_USED_KEYS)
     account_for_quantization(config)
     hidden_width, n_heads, head_width = take_widths(config)
     n_kv_heads = config.take_count("num_key_value_heads", n_heads, at_most=MAX_WIDTH)
@@ -102,8 +89,9 @@ def read_llama_form(
             f"num_attention_heads {n_heads} is no multiple of num_key_value_heads {n_kv_heads}"
         )
     context_length = config.take_count("max_position_embeddings")
+    original = config.take("original_max_position_embeddings", int, None)
     if "rope" not in features:
-        context = RopeContext(head_width, context_length, default_theta)
+        context = RopeContext(head_width, context_length, original, default_theta)
         features["rope"], features["query_scaling"] = read_rope(config, context)
         context_length = effective_length(config, context_length)
     if "activation" not in features:

@@ -9,6 +9,7 @@ from typing import Final
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.families.base import Family
+from edgekit.families.defaults import fill_defaults
 from edgekit.families.llama_form import (
     NAMES,
     read_llama_form,
@@ -17,8 +18,6 @@ from edgekit.families.llama_form import (
     take_window,
 )
 from edgekit.families.spec import DecoderSpec
-
-_ABSENT_WINDOW: Final = 4096  # transformers MinistralConfig: absent is 4096, null is none
 
 
 def read_spec(config: RawConfig) -> DecoderSpec:
@@ -29,10 +28,11 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         UnknownKeyError: Keys that could change the result and are not known.
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
+    fill_defaults(config, "ministral")
     return read_llama_form(
         config,
         model_type="ministral",
-        sliding_window=take_window(config) if "sliding_window" in config else _ABSENT_WINDOW,
+        sliding_window=take_window(config),
         sliding_layers=take_sliding_layers(config, take_n_layers(config)),
     )
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.families.base import Family
+from edgekit.families.defaults import fill_defaults
 from edgekit.families.llama_form import NAMES, read_llama_form, take_window
 from edgekit.families.spec import DecoderSpec
 
@@ -21,7 +22,7 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         UnknownKeyError: Keys that could change the result and are not known.
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
-    config.fill({"head_dim": 128, "num_key_value_heads": 8, "rms_norm_eps": 1e-5})
+    fill_defaults(config, "ministral3")
     return read_llama_form(config, model_type="ministral3", sliding_window=take_window(config))
 
 

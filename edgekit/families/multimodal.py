@@ -13,7 +13,6 @@ from typing import Final
 from edgekit.checkpoint.config import RawConfig
 from edgekit.checkpoint.prequantized.method import account_for_quantization
 from edgekit.errors import UnsupportedArchError
-from edgekit.families.llama_form import NOT_USED_KEYS
 from edgekit.families.names import NameTable
 from edgekit.families.spec import DecoderSpec
 
@@ -44,9 +43,11 @@ def read_text_spec(
         UnknownKeyError: Keys that could change the result and are not known.
         UnsupportedArchError: The inner model_type is none of ``readers``.
     """
-    config.ignore([*NOT_USED_KEYS, *_REPEATED])
+    config.ignore(_REPEATED)
     account_for_quantization(config)
-    inner = RawConfig(config.take("text_config", dict), f"{config.where}: text_config")
+    inner = config.take_inner("text_config")
+    # Savers of some versions repeat keys of the decoder beside it; the inner ones count.
+    config.ignore(key for key in config if key in inner)
     inner.fill({key: config[key] for key in _REPEATED if config.get(key) is not None})
     config.finish()
     kind = inner.get("model_type") or default

@@ -11,6 +11,7 @@ from typing import Final
 from edgekit.checkpoint.config import RawConfig
 from edgekit.families import llama_form
 from edgekit.families.base import Family
+from edgekit.families.defaults import fill_defaults
 from edgekit.families.llama_form import QK_NORM_NAMES, read_llama_form
 from edgekit.families.spec import DecoderSpec, NormPlacement, QkNorm
 
@@ -37,6 +38,7 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         UnknownKeyError: Keys that could change the result and are not known.
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
+    fill_defaults(config, "olmo2")
     has_attention_bias = config.take("attention_bias", bool, default=False)
     return read_llama_form(
         config,

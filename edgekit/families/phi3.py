@@ -11,6 +11,7 @@ from typing import Final
 from edgekit.checkpoint.config import RawConfig
 from edgekit.families import llama_form
 from edgekit.families.base import Family
+from edgekit.families.defaults import fill_defaults
 from edgekit.families.llama_form import read_llama_form, take_window
 from edgekit.families.spec import DecoderSpec
 
@@ -34,14 +35,17 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         UnknownKeyError: Keys that could change the result and are not known.
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
+    fill_defaults(config, "phi3")
     for key in ("attention_bias", "mlp_bias", "lm_head_bias"):
         config.expect(key, wanted=False, default=False)
     # Of the code that published checkpoints came with; one means: in every layer.
     for key in ("full_attn_mod", "interpolate_factor"):
         config.expect(key, 1, 1)
-    config.ignore(["resid_pdrop", "embd_pdrop"])  # training only
-    config.fill({"original_max_position_embeddings": 4096})  # as Phi3Config of transformers
-    return read_llama_form(config, model_type="phi3", sliding_window=take_window(config))
+    return read_llama_form(
+        config,
+        model_type="phi3",
+        sliding_window=take_window(config),
+    )
 
 
 FAMILY: Final = Family("phi3", read_spec, (NAMES,))

@@ -9,8 +9,10 @@ from typing import Final
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.families.base import Family
+from edgekit.families.defaults import fill_defaults
 from edgekit.families.llama_form import NAMES, read_llama_form, take_n_layers, take_window
 from edgekit.families.llama_form import take_sliding_layers as take_layer_types
+from edgekit.families.rope_config import DEFAULT_THETA
 from edgekit.families.spec import DecoderSpec
 
 
@@ -18,26 +20,37 @@ def take_sliding(config: RawConfig) -> tuple[int | None, tuple[int, ...] | None]
     """Take the window and the layers that slide, in the three keys that Qwen uses for it."""
     n_layers = take_n_layers(config)
     window = take_window(config)
-    first = config.take("max_window_layers", int, 28)
+    first = config.take("max_window_layers", int, n_layers)
     layers = take_layer_types(config, n_layers)
     if not config.take("use_sliding_window", bool, default=False):
         return None, None
     return window, tuple(range(max(0, first), n_layers)) if layers is None else layers
 
 
-def read_spec(config: RawConfig) -> DecoderSpec:
+def read_spec(
+    config: RawConfig, *, defaults: str = "qwen2", default_theta: float = DEFAULT_THETA
+) -> DecoderSpec:
     """Account for every key of a qwen2 config.
+
+    Args:
+        config: The config, or the text part of a vision model's.
+        defaults: The model_type whose class says what absent keys mean.
+        default_theta: Meaning of an absent ``rope_theta``.
 
     Raises:
         CheckpointError: Keys are missing or wrong; all are named.
         UnknownKeyError: Keys that could change the result and are not known.
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
+    fill_defaults(config, defaults)
     window, layers = take_sliding(config)
-    config.expect("use_mrope", wanted=False, default=False)
+    # Positions of images in three numbers; those of a text are one number three times. And a bias
+    # is there when its tensor is.
+    config.ignore(["use_mrope", "attention_bias"])
     return read_llama_form(
         config,
         model_type="qwen2",
+        default_theta=default_theta,
         sliding_window=window,
         sliding_layers=layers,
         has_qkv_bias=True,

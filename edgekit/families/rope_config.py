@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from edgekit.checkpoint.config import RawConfig
@@ -39,14 +39,14 @@ class RopeContext:
     Attributes:
         head_width: D, lanes of a head.
         context_length: ``max_position_embeddings``.
-        default_theta: Meaning of an absent ``rope_theta``.
         original_context_length: ``original_max_position_embeddings`` beside the section, if any.
+        default_theta: Meaning of an absent ``rope_theta``.
     """
 
     head_width: int
     context_length: int
-    default_theta: float = DEFAULT_THETA
     original_context_length: int | None = None
+    default_theta: float = DEFAULT_THETA
 
 
 def read_rope(config: RawConfig, context: RopeContext) -> tuple[RopeSpec, QueryScaling | None]:
@@ -57,9 +57,6 @@ def read_rope(config: RawConfig, context: RopeContext) -> tuple[RopeSpec, QueryS
     """
     theta = config.take("rope_theta", float, None)
     partial = config.take("partial_rotary_factor", float, None)
-    original = config.take("original_max_position_embeddings", int, None)
-    if original is not None:
-        context = replace(context, original_context_length=original)
     sections = [s for s in map(config.take_section, ("rope_parameters", "rope_scaling")) if s]
     if len(sections) > 1 and dict(sections[0]) != dict(sections[1]):
         config.report("rope_parameters and rope_scaling contradict each other")
@@ -172,8 +169,13 @@ def _read_scaling(section: RawConfig, context: RopeContext) -> tuple[Scaling | N
     kind = section.take("rope_type", str, None) or old_spelling or "default"
     if kind == "su" or (kind == "yarn" and "short_factor" in section):
         kind = "longrope"  # names that early Phi-3 configs used
+    # Which lanes turn by the row and the column of an image; in a text, all by the position.
+    section.ignore(["mrope_section", "mrope_interleaved"])
     match kind:
-        case "default":
+        case "default" | "mrope":
+            return None, 1.0
+        case "dynamic":
+            _take_dynamic(section, context)
             return None, 1.0
         case "linear":
             factor = section.take("factor", float)
@@ -181,11 +183,6 @@ def _read_scaling(section: RawConfig, context: RopeContext) -> tuple[Scaling | N
             # It only says how long the model was before (effective_length).
             section.ignore(["original_max_position_embeddings"])
             return None, factor
-        case "dynamic":
-            # Up to max_position_embeddings, the most that an artifact holds, nothing changes.
-            _check_positive(section, factor=section.take("factor", float))
-            section.ignore(["original_max_position_embeddings"])
-            return None, 1.0
         case "llama3":
             return _read_llama3(section, context), 1.0
         case "yarn":
@@ -197,6 +194,18 @@ def _read_scaling(section: RawConfig, context: RopeContext) -> tuple[Scaling | N
         got=repr(kind[:80]),
         wanted=", ".join(_KINDS),
         do="This model needs a position encoding that edgekit does not compute yet.",
+    )
+
+
+def _take_dynamic(section: RawConfig, context: RopeContext) -> None:
+    """Take the keys of dynamic NTK scaling, which changes nothing inside the context length."""
+    factor = section.take("factor", float, None)
+    section.ignore(["original_max_position_embeddings"])
+    if factor is not None:
+        _check_positive(section, factor=factor)
+    section.note(
+        "dynamic rope scaling starts beyond max_position_embeddings; edgekit's context ends there, "
+        f"at {context.context_length:,} tokens"
     )
 
 
@@ -219,8 +228,9 @@ def _read_yarn(section: RawConfig, context: RopeContext) -> YarnScaling:
     fast = section.take("beta_fast", float, None) or 32.0
     slow = section.take("beta_slow", float, None) or 1.0
     _check_positive(section, factor=factor, beta_fast=fast, beta_slow=slow)
-    # Some configs repeat the context length; the one beside the section counts.
-    section.ignore(["max_position_embeddings"])
+    # Some configs repeat the context length; the one beside the section counts. Whether the model
+    # was tuned with YaRN is what the first writers of it said.
+    section.ignore(["max_position_embeddings", "finetuned"])
     attention_factor = section.take("attention_factor", float, None)
     scale = section.take("mscale", float, None)
     scale_all = section.take("mscale_all_dim", float, None)
@@ -253,9 +263,9 @@ def _read_longrope(section: RawConfig, context: RopeContext) -> LongRopeScaling:
 
 
 def _original_length(section: RawConfig, context: RopeContext) -> int:
-    """Take the length before; one beside the section counts first, as in transformers."""
-    inside = section.take_count("original_max_position_embeddings", context.context_length)
-    return context.original_context_length or inside
+    """Take the length before scaling; one beside the section counts first, as in transformers."""
+    inner = section.take_count("original_max_position_embeddings", context.context_length)
+    return context.original_context_length or inner
 
 
 def _take_factors(section: RawConfig, key: str) -> tuple[float, ...]:

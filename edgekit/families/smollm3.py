@@ -9,6 +9,7 @@ from typing import Final
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.families.base import Family
+from edgekit.families.defaults import fill_defaults
 from edgekit.families.llama_form import (
     NAMES,
     read_llama_form,
@@ -29,9 +30,7 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         UnknownKeyError: Keys that could change the result and are not known.
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
-    # A product in parts that are added up again, and a key that the model never reads.
-    config.ignore(["pretraining_tp", "max_window_layers"])
-    config.fill({"num_key_value_heads": 4, "tie_word_embeddings": True})
+    fill_defaults(config, "smollm3")
     n_layers = take_n_layers(config)
     without = _take_no_rope_layers(config, n_layers)
     window = take_window(config)

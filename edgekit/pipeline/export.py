@@ -45,6 +45,7 @@ def export(
     *,
     context_length: int | None = None,
     method: str | Method = Method.SEARCH,
+    ignore_config_keys: Iterable[str] = (),
     progress: Progress = ignore_progress,
     warn: Callable[[str], None] = lambda text: None,
 ) -> list[Artifact]:
@@ -59,6 +60,8 @@ def export(
             default the model's own, in ONNX and Core ML no more than 4,096 unless their
             key/value cache stays small (export/context.py).
         method: How scales are chosen, ``search`` or ``rtn``.
+        ignore_config_keys: Keys of config.json that pass although edgekit does not know them; one
+            of a section is written ``section.key``. The manifest's notes name them.
         progress: Called as ``progress(what, n_done, n_total)``.
         warn: Told what may go wrong, such as memory that is tight.
 
@@ -66,7 +69,8 @@ def export(
         One artifact per format, in the order asked for.
 
     Raises:
-        UsageError: Unknown format, scheme or method, or positions that a format cannot hold.
+        UsageError: Unknown format, scheme or method, positions that a format cannot hold, or a config
+            key to ignore that is not there or that edgekit computes with.
         CheckpointError: The model cannot be read.
         FormatError: A weight file is damaged.
         QuantError: A weight is no finite number, or the scheme cannot hold it.
@@ -80,8 +84,15 @@ def export(
     exporters = [open_exporter(fmt) for fmt in wanted]
     parent, options = Path(out), ExportOptions(context_length)
     if needs_download(model):
-        check_export(model, wanted, [parsed], parent, context_length=context_length)
-    source = open_model(model, progress=progress)
+        check_export(
+            model,
+            wanted,
+            [parsed],
+            parent,
+            context_length=context_length,
+            ignore_config_keys=ignore_config_keys,
+        )
+    source = open_model(model, progress=progress, ignore_config_keys=ignore_config_keys)
     try:
         _refuse_early(source, exporters, parsed, context_length)
         check_tokenizer(source.checkpoint)
@@ -121,6 +132,7 @@ def check_export(
     out: str | Path,
     *,
     context_length: int | None = None,
+    ignore_config_keys: Iterable[str] = (),
 ) -> None:
     """Refuse what could not be exported, from config, tokenizer and tensor headers alone.
 
@@ -131,7 +143,7 @@ def check_export(
     """
     wanted, options = parse_formats(formats), ExportOptions(context_length)
     exporters = [open_exporter(fmt) for fmt in wanted]
-    source = open_model(model, headers_only=True)
+    source = open_model(model, headers_only=True, ignore_config_keys=ignore_config_keys)
     try:
         for scheme in schemes:
             _refuse_early(source, exporters, scheme, context_length)

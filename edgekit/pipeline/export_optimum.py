@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from edgekit.artifact import Artifact, Format
+from edgekit.checkpoint.config import IGNORE_OPTION
 from edgekit.checkpoint.gguf.file import is_gguf
 from edgekit.checkpoint.reader import open_checkpoint
 from edgekit.checkpoint.remote import needs_download, open_headers
@@ -41,6 +42,7 @@ def export_by_route(
     *,
     context_length: int | None,
     method: str | None,
+    ignore_config_keys: Sequence[str] = (),
     tell: Tell,
     progress: Progress,
 ) -> list[Artifact]:
@@ -59,7 +61,14 @@ def export_by_route(
         chosen = list(dict.fromkeys(Scheme.parse(text) for text in schemes or ["int4"]))
         if len(chosen) > 1:
             # What the second cannot do is refused before the first is written.
-            check_export(model, formats or ["all"], chosen, out, context_length=context_length)
+            check_export(
+                model,
+                formats or ["all"],
+                chosen,
+                out,
+                context_length=context_length,
+                ignore_config_keys=ignore_config_keys,
+            )
         return [
             artifact
             for scheme in chosen
@@ -70,6 +79,7 @@ def export_by_route(
                 out,
                 context_length=context_length,
                 method=method or "search",
+                ignore_config_keys=ignore_config_keys,
                 progress=progress,
                 warn=tell,
             )
@@ -84,6 +94,13 @@ def export_by_route(
     if method is not None:
         raise UsageError(
             "--method with --via optimum", got=method, wanted="none", do="Nothing is quantized."
+        )
+    if ignore_config_keys:
+        raise UsageError(
+            f"{IGNORE_OPTION} with --via optimum",
+            got=", ".join(ignore_config_keys),
+            wanted="none",
+            do="optimum reads config.json by itself and refuses no key.",
         )
     chosen = list(dict.fromkeys(Scheme.parse(text) for text in schemes or ["fp32"]))
     return [

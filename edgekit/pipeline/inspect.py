@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,19 +38,26 @@ class Inspection:
     predictions: tuple[ExportPrediction, ...]
 
 
-def inspect(model: str | Path, find_rates: Callable[[], Rates | None] = lambda: None) -> Inspection:
+def inspect(
+    model: str | Path,
+    find_rates: Callable[[], Rates | None] = lambda: None,
+    *,
+    ignore_config_keys: Iterable[str] = (),
+) -> Inspection:
     """Look at a model and ask every format about it; reads no weights.
 
     Args:
         model: Folder, a name under ``models/``, or Hub id.
         find_rates: Gives the rates of this machine for the predicted times, or None; called only
             for a model that some format can hold, because it may take half a minute.
+        ignore_config_keys: Keys of config.json that pass although edgekit does not know them.
 
     Raises:
         CheckpointError: No such model, or it is damaged or not supported.
         FormatError: A weight file is damaged.
+        UsageError: A key to ignore is not there, or edgekit computes with it.
     """
-    source = open_model(model, headers_only=True)
+    source = open_model(model, headers_only=True, ignore_config_keys=ignore_config_keys)
     try:
         summary, spec = summarize(source), source.spec
         support = {

@@ -169,5 +169,6 @@ def test_ntk_scaling_is_the_plain_rope_up_to_its_length(tmp_path):
     )
     scaled, plain = open_model(folder), open_model(write_tiny_checkpoint(tmp_path / "p", "llama"))
     assert scaled.spec == plain.spec
+    assert any("starts beyond max_position_embeddings" in n for n in scaled.checkpoint.config.notes)
     scaled.close()
     plain.close()

@@ -170,7 +170,7 @@ def test_absent_rope_theta_is_ten_thousand(tmp_path):
     assert open_model(folder).spec.rope.theta == 10000.0
 
 
-@pytest.mark.parametrize("kind", ["ntk", "mrope"])
+@pytest.mark.parametrize("kind", ["proportional", "axial"])
 def test_a_rope_type_that_is_not_computed_is_refused_by_name(tmp_path, kind):
     folder = write_tiny_checkpoint(tmp_path / "m", rope_scaling={"rope_type": kind, "factor": 2.0})
     error = refusal(folder, UnsupportedArchError)
@@ -221,10 +221,14 @@ def test_a_config_that_cannot_be_run_exactly_is_refused_with_the_key(tmp_path, c
 
 def test_all_faults_of_a_config_are_reported_together(tmp_path):
     folder = write_tiny_checkpoint(tmp_path / "m")
-    edit_config(folder, "hidden_size", "rms_norm_eps", new_trick=1, vocab_size=0, other={"a": 1})
+    edit_config(
+        folder, hidden_size="big", rms_norm_eps=0, new_trick=1, vocab_size=0, other={"a": 1}
+    )
     error = refusal(folder, UnknownKeyError)
     assert error.keys == ("new_trick", "other")
-    for words in ("hidden_size is missing", "rms_norm_eps is missing", "vocab_size is 0"):
+    assert error.got == "new_trick = 1, other = {'a': 1}"
+    assert error.do.endswith(": --ignore-config-key new_trick --ignore-config-key other")
+    for words in ("hidden_size is 'big' (wanted", "rms_norm_eps is 0.0", "vocab_size is 0"):
         assert words in error.what
 
 
@@ -239,9 +243,9 @@ def test_no_key_of_the_tiny_config_can_be_renamed_unnoticed(tmp_path, name):
 
 
 def test_a_key_of_another_family_is_unknown(tmp_path):
-    folder = write_tiny_checkpoint(tmp_path / "m", "mistral", attention_bias=False)
+    folder = write_tiny_checkpoint(tmp_path / "m", "mistral", attention_bias=True)
     assert refusal(folder, UnknownKeyError).keys == ("attention_bias",)
-    folder = write_tiny_checkpoint(tmp_path / "n", "llama", sliding_window=None)
+    folder = write_tiny_checkpoint(tmp_path / "n", "llama", sliding_window=64)
     assert refusal(folder, UnknownKeyError).keys == ("sliding_window",)
 
 
@@ -259,8 +263,9 @@ def test_an_absent_window_is_the_default_of_transformers(tmp_path):
 def test_llama_without_kv_heads_has_as_many_as_heads(tmp_path):
     folder = write_tiny_checkpoint(tmp_path / "m", "llama", num_key_value_heads=4)
     assert open_model(edit_config(folder, "num_key_value_heads")).spec.n_kv_heads == 4
+    # Mistral's class in transformers says 8.
     folder = edit_config(write_tiny_checkpoint(tmp_path / "n"), "num_key_value_heads")
-    assert "num_key_value_heads is missing" in refusal(folder).what
+    assert "num_attention_heads 4 is no multiple of num_key_value_heads 8" in refusal(folder).what
 
 
 def test_head_width_is_derived_when_absent_and_may_differ(tmp_path):
@@ -283,24 +288,33 @@ def test_llama_one_writes_minus_one_for_no_padding(tmp_path):
     assert open_model(folder).spec.pad_token_id is None
 
 
+_NEITHER = "Neither edgekit nor optimum-onnx 0.1.0 (--via optimum) has a graph for it."
+_OPTIMUM = "Try optimum, which writes floats for ONNX: edgekit export MODEL --via optimum"
+
+
 @pytest.mark.parametrize(
-    ("model_type", "do"),
+    ("model_type", "got", "do"),
     [
-        ("mistrall", "Neither edgekit nor optimum-onnx 0.1.0 (--via optimum) has one for it."),
-        ("mixtral", "A mixture of experts needs another graph, and neither edgekit nor "),
-        ("qwen2_moe", "A mixture of experts needs another graph, and neither edgekit nor "),
-        (
-            "qwen3_moe",
-            "Try optimum, which writes floats for ONNX: edgekit export MODEL --via optimum",
-        ),
-        (None, "Neither edgekit nor "),
+        ("mistrall", "'mistrall'", _NEITHER),
+        ("mixtral", "'mixtral': a mixture of experts", _NEITHER),
+        ("tiny_moe", "'tiny_moe': a mixture of experts", _NEITHER),
+        ("qwen3_moe", "'qwen3_moe': a mixture of experts", _OPTIMUM),
+        ("mllama", "'mllama': layers that attend to an image", _NEITHER),
+        (None, "None", _NEITHER),
     ],
 )
-def test_an_unknown_model_type_names_the_known_ones_and_the_other_route(tmp_path, model_type, do):
+def test_an_unknown_model_type_says_why_and_names_the_other_route(tmp_path, model_type, got, do):
     folder = edit_config(write_tiny_checkpoint(tmp_path / "m"), model_type=model_type)
     error = refusal(folder, UnsupportedArchError)
-    assert (error.got, error.wanted) == (repr(model_type), ", ".join(FAMILIES))
-    assert error.do.startswith(do)
+    assert (error.got, error.wanted, error.do) == (got, ", ".join(FAMILIES), do)
+
+
+def test_a_model_type_with_code_of_its_own_is_said_to_have_it(tmp_path):
+    folder = edit_config(
+        write_tiny_checkpoint(tmp_path / "m"), model_type="new", auto_map={"AutoConfig": "a.B"}
+    )
+    error = refusal(folder, UnsupportedArchError)
+    assert error.got == "'new': its code comes with the checkpoint, which edgekit never runs"
 
 
 def test_all_faults_of_the_tensors_are_reported_together(tmp_path):

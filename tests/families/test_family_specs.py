@@ -111,7 +111,7 @@ def test_a_wrapper_around_an_unknown_decoder_is_refused(tmp_path):
 
 
 def test_an_unknown_key_inside_a_wrapper_is_named(tmp_path):
-    assert refusal(tmp_path, "mistral3", UnknownKeyError, trick=1).keys == ("trick",)
+    assert refusal(tmp_path, "mistral3", UnknownKeyError, trick=1).keys == ("text_config.trick",)
 
 
 def test_qwen2_has_biases_on_q_k_and_v_only(tmp_path):

@@ -213,7 +213,7 @@ def test_config_keys_that_are_not_supported_are_named(tmp_path, change, words):
 def test_unknown_keys_are_named(tmp_path):
     config = mlx_config(Grid(), surprise=1, **{UP: {"bits": 4, "other": 2}})
     folder, _ = write_mlx(tmp_path / "m", config=config)
-    with pytest.raises(UnknownKeyError, match=r"quantization.surprise, .*up_proj.other"):
+    with pytest.raises(UnknownKeyError, match=r"quantization.surprise = 1, .*up_proj.other"):
         open_model(folder)
 
 

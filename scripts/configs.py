@@ -1,0 +1,62 @@
+"""Write docs/configs.md: published configs, and what edgekit makes of each.
+
+    PYTHONPATH=. python scripts/configs.py               the page
+    PYTHONPATH=. python scripts/configs.py NAME ...      print what becomes of these
+
+Every row is a real call: the config as published, and behind it a weight file with the names, types
+and shapes that its writer gives (tests/corpus/tensors.py), a hole in place of the weights. The
+tests compare the page with what this script makes.
+"""
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from tests.corpus.published import Outcome, names, outcome, rows
+
+DOC: Final = Path(__file__).resolve().parent.parent / "docs" / "configs.md"
+TEMPLATE: Final = """\
+# Published configs
+
+Written by `scripts/configs.py`; do not edit.
+
+{n} configurations as people publish them: first saves, fine-tunes, conversions, quantizations.
+Where each comes from stands in `tests/corpus/SOURCES.tsv`. Each was opened with a weight file of
+the names, types and shapes that its writer gives. {n_open} open; {n_refused} are refused.
+
+| model | writer | result | decoder, or reason |
+| --- | --- | --- | --- |
+{rows}
+"""
+
+
+def main() -> None:
+    """Run the command line."""
+    with tempfile.TemporaryDirectory() as root:
+        if sys.argv[1:]:
+            for name in sys.argv[1:]:
+                print(name, outcome(name, Path(root)))
+            return
+        DOC.write_text(make_text({n: outcome(n, Path(root)) for n in names()}), encoding="utf-8")
+
+
+def make_text(outcomes: Mapping[str, Outcome]) -> str:
+    """Give the page."""
+    writer_of = {row["name"]: row["writer"] for row in rows("SOURCES.tsv")}
+    lines = []
+    for name, found in outcomes.items():
+        text = "; ".join((found.what, *found.said)).replace("|", "\\|")
+        lines.append(f"| {name} | {writer_of[name]} | {found.result} | {text} |")
+    n_open = sum(found.result == "opens" for found in outcomes.values())
+    return TEMPLATE.format(
+        n=len(outcomes),
+        n_open=n_open,
+        n_refused=len(outcomes) - n_open,
+        rows="\n".join(lines),
+    )
+
+
+if __name__ == "__main__":
+    main()

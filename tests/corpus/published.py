@@ -1,0 +1,83 @@
+"""What edgekit makes of each published config, with tensors of the right names behind it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from edgekit.errors import EdgekitError
+from edgekit.families import open_model
+from edgekit.families.inspect import ModelSummary, summarize
+from tests.corpus.tensors import write_weights
+
+CORPUS: Final = Path(__file__).resolve().parent
+CONFIGS: Final = CORPUS / "configs"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one published config.
+
+    Attributes:
+        result: ``opens`` or ``refused``.
+        what: The decoder in a line, or the whole message of the refusal, folders left out.
+        said: What was said aloud beside it.
+    """
+
+    result: str
+    what: str
+    said: tuple[str, ...] = ()
+
+
+def names() -> list[str]:
+    """Give the folders of the corpus."""
+    return sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
+
+
+def rows(name: str) -> Iterator[Mapping[str, str]]:
+    """Read one of the tables beside the configs."""
+    with (CORPUS / name).open(encoding="utf-8", newline="") as stream:
+        yield from csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def outcome(name: str, root: Path) -> Outcome:
+    """Open one published model in a folder of its own, which is removed again."""
+    folder = root / name
+    shutil.copytree(CONFIGS / name, folder)
+    try:
+        path = folder / "config.json"
+        if path.is_file():
+            write_weights(folder, json.loads(path.read_text(encoding="utf-8")), name)
+        source = open_model(folder)
+    except EdgekitError as error:
+        return Outcome("refused", str(error).replace(str(folder), "MODEL"))
+    else:
+        summary = summarize(source)
+        source.close()
+        return Outcome("opens", _describe(summary), tuple(_said(summary)))
+    finally:
+        shutil.rmtree(folder)
+
+
+def _describe(summary: ModelSummary) -> str:
+    window = ""
+    if summary.sliding_window is not None:
+        window = f", window {summary.sliding_window} in {summary.n_sliding_layers}"
+    return (
+        f"{summary.model_type}, {summary.n_layers} layers of {summary.hidden_width}, "
+        f"{summary.n_heads}/{summary.n_kv_heads} heads of {summary.head_width}, "
+        f"context {summary.context_length}{window}{', tied' if summary.is_tied else ''}"
+    )
+
+
+def _said(summary: ModelSummary) -> Iterator[str]:
+    for label, n in summary.prequantized.items():
+        yield f"{n} matrices already quantized: {label}"
+    for why, n in summary.left_out.items():
+        yield f"{n} tensors left out: {why}"
+    yield from summary.notes
