@@ -54,7 +54,7 @@ def test_a_request_that_cannot_be_met_downloads_no_weight(hub, tmp_path, options
     "changes",
     [
         {"model_type": "qwen3_next"},
-        {"rope_scaling": {"rope_type": "mrope"}},
+        {"rope_scaling": {"rope_type": "proportional"}},
         {"intermediate_size": 300},
         {"hidden_act": "relu6"},
     ],
