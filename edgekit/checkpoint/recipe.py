@@ -19,6 +19,7 @@ from edgekit.text.tokenizer import Tokenizer
 
 _KINDS: Final[Mapping[str, type]] = {
     "str": str, "bool": bool, "int": int, "float": float, "Golden": object,
+    "Package | None": object,
 }  # fmt: skip
 
 
@@ -40,6 +41,19 @@ class Golden:
 
 
 @dataclass(frozen=True, slots=True)
+class Package:
+    """A Python package that holds a model as a GGUF file.
+
+    Attributes:
+        name: As pip has it; it is installed without its dependencies and never imported.
+        file: Path of the GGUF file inside the environment's package folder.
+    """
+
+    name: str
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """A model that can be named without knowing where it lives.
 
@@ -56,6 +70,7 @@ class Recipe:
         stored_as: Type of the weights.
         chat_template: Where it comes from.
         golden: Token ids of a few texts, or why there are none.
+        package: A package that is read instead of the Hub where it is installed, if there is one.
     """
 
     name: str
@@ -70,6 +85,7 @@ class Recipe:
     stored_as: str
     chat_template: str
     golden: Golden
+    package: Package | None = None
 
 
 def recipes(folder: Path) -> dict[str, Recipe]:
@@ -95,6 +111,7 @@ def read_recipe(path: Path) -> Recipe:
     values = {**data, "name": path.stem}
     if "golden" in data:
         values["golden"] = _golden(data["golden"], path)
+    values["package"] = _package(data.get("package"), path)
     wanted = {field.name: _KINDS[str(field.type)] for field in fields(Recipe)}
     odd = sorted(values.keys() ^ wanted.keys())
     odd += [
@@ -110,6 +127,17 @@ def read_recipe(path: Path) -> Recipe:
             do="Compare with another.",
         )
     return Recipe(**values)
+
+
+def _package(section: Any, path: Path) -> Package | None:
+    if section is None:
+        return None
+    if not isinstance(section, dict) or {k: type(v) for k, v in section.items()} != {
+        "name": str,
+        "file": str,
+    }:
+        raise CheckpointError(f"{path}: package", wanted="name and file, both texts")
+    return Package(**section)
 
 
 def _golden(section: Any, path: Path) -> Golden:

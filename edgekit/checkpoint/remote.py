@@ -1,7 +1,7 @@
-"""Answer one question: what does a model on the Hub hold, before its weights are downloaded?
+"""What a model on the Hub holds, before its weights are downloaded.
 
-Config and card come into the cache, because a later download needs them too; of each weight
-file only the header is asked for, by its byte range.
+Config and card come into the cache, because a later download needs them too; of each weight file
+only the header is asked for, by its byte range.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from edgekit.checkpoint.gguf.file import is_gguf
 from edgekit.checkpoint.reader import Checkpoint
-from edgekit.checkpoint.repository import locate
+from edgekit.checkpoint.repository import locate, packaged_file_of
 from edgekit.dtypes import U8Array
 from edgekit.errors import CheckpointError
 from edgekit.formats.safetensors import SafetensorsFile, header_end
@@ -67,6 +68,11 @@ class HubCheckpoint(Checkpoint):
             self._fetch.fetch(self._fetch.listing.small_files())
         super().__init__(model, self._fetch.folder)
 
+    def fetch_text(self) -> None:
+        """Bring tokenizer and chat template into the cache, so that they can be checked."""
+        with self._fetch.writing():
+            self._fetch.fetch(self._fetch.listing.assets())
+
     @property
     def assets_bytes(self) -> int:
         """Bytes of the assets as the Hub states them; most are not here."""
@@ -87,6 +93,14 @@ class HubCheckpoint(Checkpoint):
         end = header_end(first, file.n_bytes, where)
         header = hub.read(path, max_bytes=end, start=_LENGTH_BYTES, stop=end)
         return RemoteFile(where, header, file.n_bytes)
+
+
+def needs_download(model: str | Path) -> bool:
+    """Tell whether a model lies on the Hub and not on this disk; asks nobody."""
+    if is_gguf(model) or packaged_file_of(model) is not None:
+        return False
+    found = locate(model)
+    return isinstance(found, Source) and cached(found) is None
 
 
 def open_headers(model: str | Path) -> Checkpoint:

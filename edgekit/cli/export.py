@@ -27,7 +27,12 @@ def command(
         "artifacts"
     ),
     context_length: Annotated[
-        int | None, typer.Option("--context", min=1, help="Positions; default the model's own.")
+        int | None,
+        typer.Option(
+            "--context",
+            help="Tokens that prompt and answer may have together; default the model's own, in "
+            "ONNX and Core ML often 4096.",
+        ),
     ] = None,
     method: Annotated[
         str | None, typer.Option("--method", help="Scales by search (default) or rtn.")

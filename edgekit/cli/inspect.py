@@ -1,4 +1,4 @@
-"""`edgekit inspect`: what is in a model, and what would exporting it give and take?"""
+"""`edgekit inspect`: what is in a model, and what exporting it gives and takes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from edgekit.decision import Accepted
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from edgekit.export.context import ContextRange
     from edgekit.families.inspect import ModelSummary
     from edgekit.pipeline.inspect import Inspection
     from edgekit.pipeline.preflight import ExportPrediction
+    from edgekit.pipeline.rates import Rates
     from edgekit.report.table import Table
 
 
@@ -45,20 +47,23 @@ def command(
     from edgekit.units import format_bytes
 
     output = Output(is_json=as_json)
-    rates = None
-    if is_measuring is not False:
+
+    def find_rates() -> Rates | None:
+        if is_measuring is False:
+            return None
         if is_measuring or known_rates() is None:
             output.message("measuring how fast this machine exports, once; --no-measure skips it")
         with output.progress() as progress:
-            rates = machine_rates(is_fresh=bool(is_measuring), progress=progress)
-    found = inspect(model, rates, ignore_config_keys=ignore_config_keys or ())
+            return machine_rates(is_fresh=bool(is_measuring), progress=progress)
+
+    found = inspect(model, find_rates, ignore_config_keys=ignore_config_keys or ())
     summary = found.summary
     rows = [
         ("model type", summary.model_type),
         ("parameters", f"{summary.n_parameters:,}"),
         *[(f"  {group}", f"{count:,}") for group, count in summary.parameters_by_group.items()],
         ("layers, heads, kv heads", f"{summary.n_layers}, {summary.n_heads}, {summary.n_kv_heads}"),
-        ("context length", f"{summary.context_length:,}"),
+        ("context length", _context(summary)),
         ("sliding window", _window(summary)),
         ("stored as", ", ".join(summary.dtypes)),
         *[
@@ -80,11 +85,16 @@ def command(
             for form, by_scheme in found.support.items()
             for line in describe_support(by_scheme)
         ],
+        *[
+            (f"positions in {form.value}", _positions(held))
+            for form, held in found.positions.items()
+        ],
     ]
     model_table = make_table("model", summary.name, ("what", "value"), rows)
     data = {
         **to_data(summary),
         "support": _support(found),
+        "positions": {form.value: to_data(held) for form, held in found.positions.items()},
         "export": to_data(found.predictions),
         "export_expected_error": to_data(EXPECTED_ERROR),
     }
@@ -150,6 +160,18 @@ def _support(found: Inspection) -> dict[str, dict[str, dict[str, object]]]:
         }
         for form, by_scheme in found.support.items()
     }
+
+
+def _context(summary: ModelSummary) -> str:
+    if not summary.rope_scaling:
+        return f"{summary.context_length:,}"
+    return f"{summary.context_length:,} ({summary.rope_scaling})"
+
+
+def _positions(held: ContextRange) -> str:
+    if held.default == held.longest:
+        return f"{held.default:,}"
+    return f"{held.default:,} by default, up to {held.longest:,} with --context"
 
 
 def _window(summary: ModelSummary) -> str:

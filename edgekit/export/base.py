@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeAlias
 
 from edgekit.artifact import Artifact, Format
 from edgekit.decision import Decision
+from edgekit.export.context import ContextRange
 from edgekit.families.spec import DecoderSpec
 from edgekit.quantize.model import ModelTensor, QuantizedModel
 from edgekit.scheme import Scheme
@@ -22,8 +23,7 @@ class ExportOptions:
     """Choices of one export.
 
     Attributes:
-        context_length: Positions the artifact holds; None takes the model's own, at most 4096
-            for Core ML and ONNX tables unless asked for.
+        context_length: Positions the artifact holds; None takes the format's default (context.py).
     """
 
     context_length: int | None = None
@@ -70,6 +70,10 @@ class Exporter(Protocol):
         """Say before any work whether this format can hold the model."""
         ...
 
+    def positions(self, spec: DecoderSpec) -> ContextRange:
+        """Say before any work how many positions an artifact of a supported model can hold."""
+        ...
+
     def predict(self, model: QuantizedModel, options: ExportOptions) -> Footprint:
         """Say what ``write`` will take; reads no tensor.
 
@@ -84,6 +88,7 @@ class Exporter(Protocol):
 
         Raises:
             ExportError: The format cannot hold the model.
+            UsageError: ``options`` ask for positions that ``positions`` does not offer.
             OSError: A file cannot be written; staging.py turns it into an ``ExportError``.
         """
         ...

@@ -20,6 +20,7 @@ from edgekit.artifact import Artifact, Format, TensorEntry
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.errors import ExportError
 from edgekit.export.base import ExportOptions, Footprint, Progress, Written
+from edgekit.export.context import ContextRange, usual_length
 from edgekit.export.coreml_graph import build_graph
 from edgekit.export.coreml_lint import lint_package
 from edgekit.export.coreml_package import SPECIFICATION_VERSION, write_package
@@ -38,10 +39,10 @@ from edgekit.quantize.footprint import largest_handled_bytes
 from edgekit.quantize.model import ModelTensor, QuantizedModel, combine_hashes
 from edgekit.scheme import FP32, Scheme
 
-DEFAULT_CONTEXT_LENGTH: Final = 4096
 _GRAPH_LAYER_BYTES: Final = 20 << 10
-# From 32768 on, packages fail to load (huggingface/swift-transformers issue 136).
+# Source: huggingface/swift-transformers issue 136.
 MAX_CONTEXT_LENGTH: Final = 16384
+_LONGER: Final = "packages of 32,768 positions and more fail to load"
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 # swift-transformers refuses other classes; tokenizer.json alone decides what they do.
 _SWIFT_TOKENIZERS: Final = frozenset(
@@ -79,14 +80,26 @@ class CoremlExporter:
             width = rope.rotary_width or spec.head_width
             if width % 2:
                 return Rejected(f"RoPE turns pairs of lanes, so their number is even, not {width}")
+        notes = []
         if scheme.bits == 4:
-            return Accepted(("int4 blocks are made for the GPU; the Neural Engine is slower",))
-        return Accepted()
+            notes.append("int4 blocks are made for the GPU; the Neural Engine is slower")
+        if spec.context_length > MAX_CONTEXT_LENGTH:
+            notes.append(
+                f"holds at most {MAX_CONTEXT_LENGTH:,} of the model's {spec.context_length:,} "
+                f"positions: {_LONGER}"
+            )
+        return Accepted(tuple(notes))
+
+    def positions(self, spec: DecoderSpec) -> ContextRange:
+        """Say how many positions a package can hold."""
+        longest = min(spec.context_length, MAX_CONTEXT_LENGTH)
+        is_cut = longest < spec.context_length
+        return ContextRange(usual_length(spec, longest), longest, _LONGER if is_cut else "")
 
     def predict(self, model: QuantizedModel, options: ExportOptions) -> Footprint:
         """Say what ``write`` will take; reads no tensor."""
         spec = model.spec
-        tables = position_bytes(spec, _context_length(spec, options))
+        tables = position_bytes(spec, self._n_positions(spec, options))
         weights = sum(_stored_bytes(entry) for entry in model.entries)
         return Footprint(
             weights + tables + spec.n_layers * _GRAPH_LAYER_BYTES,
@@ -102,7 +115,7 @@ class CoremlExporter:
             ExportError: Core ML cannot hold the model, or coremltools refuses the program.
         """
         spec, package = model.spec, folder / PACKAGE_NAME
-        context_length = _context_length(spec, options)
+        context_length = self._n_positions(spec, options)
         schemes = _schemes(model)
         graph = build_graph(spec, schemes, context_length)
         metadata = _metadata(model, context_length)
@@ -130,16 +143,8 @@ class CoremlExporter:
         """
         return recover_tensors(artifact)
 
-
-def _context_length(spec: DecoderSpec, options: ExportOptions) -> int:
-    if options.context_length is None:
-        return min(spec.context_length, DEFAULT_CONTEXT_LENGTH)
-    longest = min(spec.context_length, MAX_CONTEXT_LENGTH)
-    if not 1 < options.context_length <= longest:
-        raise ExportError(
-            "context length for Core ML", got=options.context_length, wanted=f"2 .. {longest}"
-        )
-    return options.context_length
+    def _n_positions(self, spec: DecoderSpec, options: ExportOptions) -> int:
+        return self.positions(spec).choose(options.context_length, "Core ML")
 
 
 def _schemes(model: QuantizedModel) -> dict[str, Scheme]:

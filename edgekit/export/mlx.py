@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from edgekit.artifact import Artifact, Format
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.dtypes import DType
-from edgekit.errors import ExportError, FormatError, UsageError
+from edgekit.errors import ExportError, FormatError
 from edgekit.export.base import ExportOptions, Footprint, Progress, Written
+from edgekit.export.context import ContextRange
 from edgekit.export.mlx_arrays import SCALE_BYTES, plan_slots
 from edgekit.export.mlx_config import (
     CONFIG_NAME,
@@ -33,7 +34,7 @@ from edgekit.export.mlx_config import (
     read_config,
     write_config,
 )
-from edgekit.export.mlx_models import MODEL_FILES, Choice, ModelFile, choose_file
+from edgekit.export.mlx_models import MODEL_FILES, Choice, ModelFile, choose_file, why_shorter
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.floats import to_float32
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter, file_bytes
@@ -62,6 +63,14 @@ class MlxExporter:
         choice = choose_file(spec, scheme)
         return choice if isinstance(choice, Rejected) else Accepted(choice.notes)
 
+    def positions(self, spec: DecoderSpec) -> ContextRange:
+        """Say how many positions an artifact can hold; mlx-lm's cache grows with the text."""
+        choice = _chosen_file(spec)
+        longest, reason = choice.n_positions, ""
+        if longest < spec.context_length:
+            reason = f"mlx-lm is wrong beyond: {why_shorter(spec, choice.file, longest)}"
+        return ContextRange(longest, longest, reason)
+
     def predict(self, model: QuantizedModel, options: ExportOptions) -> Footprint:
         """Say what ``write`` will take; reads no tensor.
 
@@ -89,14 +98,8 @@ class MlxExporter:
             UsageError: More context than the artifact can hold.
         """
         choice = _chosen_file(model.spec)
-        context_length = options.context_length or choice.n_positions
-        if not 1 <= context_length <= choice.n_positions:
-            raise UsageError(
-                "context_length",
-                got=context_length,
-                wanted=f"1 .. {choice.n_positions}",
-                do="; ".join(choice.notes) or None,
-            )
+        positions = self.positions(model.spec)
+        context_length = positions.choose(options.context_length, self.format.value)
         dtype = _float_dtype(model)
         write_config(folder, make_config(choice, model.spec, model.scheme, model.entries, dtype))
         for name, path in model.assets.items():

@@ -487,6 +487,13 @@ def _turns_what_slides(layers: Sequence[LayerAttention]) -> bool:
     return len(turned) == 1 and (still == {None} or (not still and turned == {None}))
 
 
+def why_shorter(spec: DecoderSpec, file: ModelFile, n_positions: int) -> str:
+    """Say why a model file computes a decoder rightly at these positions only."""
+    if n_positions == spec.sliding_window:
+        return f"its {file.path} has no sliding_window that holds in these layers"
+    return "its SuScaledRoPE has one set of LongRoPE's factors, here the short one"
+
+
 def _has_su_factor(scaling: LongRopeScaling) -> bool:
     """Say whether SuScaledRoPE comes to the attention factor of the decoder."""
     original, length = scaling.original_context_length, mlx_keys.longrope_length(scaling)

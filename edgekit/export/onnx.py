@@ -16,6 +16,7 @@ from edgekit.artifact import Artifact, Format
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.errors import ExportError
 from edgekit.export.base import ExportOptions, Footprint, Progress, Written
+from edgekit.export.context import ContextRange, usual_length
 from edgekit.export.onnx_attention import HEAD_STEP
 from edgekit.export.onnx_genai import GENAI_NAME, genai_config
 from edgekit.export.onnx_graph import IR_VERSION, OPSET, GraphBuilder
@@ -36,7 +37,6 @@ from edgekit.quantize.footprint import largest_handled_bytes
 from edgekit.quantize.model import ModelTensor, QuantizedModel
 from edgekit.scheme import Scheme
 
-DEFAULT_CONTEXT: Final = 4096
 _GRAPH_LAYER_BYTES: Final = 4 << 10
 
 
@@ -58,11 +58,15 @@ class OnnxExporter:
             )
         return Accepted()
 
+    def positions(self, spec: DecoderSpec) -> ContextRange:
+        """Say how many positions an artifact can hold."""
+        return ContextRange(usual_length(spec), spec.context_length)
+
     def predict(self, model: QuantizedModel, options: ExportOptions) -> Footprint:
         """Say what ``write`` will take; reads no tensor."""
         spec = model.spec
         schemes = {entry.name: Scheme.parse(entry.scheme) for entry in model.entries}
-        arrays = plan_arrays(spec, schemes, _n_positions(spec, options))
+        arrays = plan_arrays(spec, schemes, self._n_positions(spec, options))
         tables = sum(stored.info.n_bytes for stored in arrays if not stored.sources)
         return Footprint(
             weight_file_bytes(arrays) + spec.n_layers * _GRAPH_LAYER_BYTES,
@@ -82,7 +86,7 @@ class OnnxExporter:
         decision = self.supports(spec, model.scheme)
         if isinstance(decision, Rejected):
             raise ExportError("ONNX cannot hold this model", got=decision.reason)
-        n_positions = _n_positions(spec, options)
+        n_positions = self._n_positions(spec, options)
         schemes = {entry.name: Scheme.parse(entry.scheme) for entry in model.entries}
         missing = sorted(set(spec.weight_shapes()) - set(schemes))
         if missing:
@@ -121,15 +125,5 @@ class OnnxExporter:
         """
         return recover_tensors(artifact)
 
-
-def _n_positions(spec: DecoderSpec, options: ExportOptions) -> int:
-    if options.context_length is None:
-        return min(spec.context_length, DEFAULT_CONTEXT)
-    if not 1 <= options.context_length <= spec.context_length:
-        raise ExportError(
-            "context length",
-            got=options.context_length,
-            wanted=f"1 .. {spec.context_length}, what the model was trained for",
-            do="Give a smaller --context.",
-        )
-    return options.context_length
+    def _n_positions(self, spec: DecoderSpec, options: ExportOptions) -> int:
+        return self.positions(spec).choose(options.context_length, self.format.value)

@@ -26,6 +26,7 @@ from edgekit.errors import CheckpointError, ExportError, UsageError
 from edgekit.export import optimum_check
 from edgekit.export.base import ExportOptions, Progress
 from edgekit.export.child import last_error, run_python
+from edgekit.export.context import ContextRange
 from edgekit.export.optimum_env import OptimumEnvironment, child_variables
 from edgekit.export.optimum_graph import GRAPH_NAME, GraphFacts, read_facts
 from edgekit.export.optimum_model import (
@@ -44,6 +45,8 @@ from edgekit.scheme import FP16, FP32, Scheme
 DEFAULT_CONTEXT: Final = 4096
 # For models whose config names no length (ALiBi): what bloom was trained with.
 _UNSAID_CONTEXT: Final = 2048
+_MAX_POSITIONS: Final = 1 << 20
+_GRAPH: Final = "optimum's graph"
 _CHECK_TOKENS: Final = 192
 _CLI: Final = "optimum.commands.optimum_cli"
 # Largest logit error against transformers, as a multiple of the logits' standard deviation.
@@ -103,7 +106,7 @@ def check_request(checkpoint: Checkpoint, scheme: Scheme, options: ExportOptions
     where = str(checkpoint.folder)
     check_model_type(checkpoint.config, where)
     check_floats(checkpoint.config, where)
-    _context_length(translate_config(checkpoint.config, where), options)
+    _positions(translate_config(checkpoint.config, where)).choose(options.context_length, _GRAPH)
 
 
 def write_optimum_artifact(
@@ -134,7 +137,10 @@ def write_optimum_artifact(
         traced = scratch / "traced"
         given.mkdir()
         config = write_input_folder(checkpoint, given)
-        n_positions, note = _context_length(config, options)
+        positions = _positions(config)
+        n_positions = positions.choose(options.context_length, _GRAPH)
+        cut = positions.note(options.context_length, positions.longest)
+        notes = [text for text in (positions.reason, cut) if text]
         with _log(checkpoint.name) as log:
             _trace(environment, given, traced, scheme, log, progress)
             facts = read_facts(traced / GRAPH_NAME)
@@ -145,7 +151,7 @@ def write_optimum_artifact(
         _move_graph(traced, staging)
         copy_assets(checkpoint, staging)
         manifest = _manifest(
-            checkpoint, source, environment, scheme, facts, found, n_positions, note, staging
+            checkpoint, source, environment, scheme, facts, found, n_positions, notes, staging
         )
         (staging / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     progress("done", _N_STEPS, _N_STEPS)
@@ -250,11 +256,10 @@ def _manifest(
     facts: GraphFacts,
     found: Comparison,
     n_positions: int,
-    note: str | None,
+    notes: list[str],
     staging: Path,
 ) -> Manifest:
     model_type = str(checkpoint.config["model_type"])
-    notes = [note] if note else []
     if found.unexpected_keys:
         some = ", ".join(found.unexpected_keys[:3])
         notes.append(
@@ -299,18 +304,11 @@ def _manifest(
     )
 
 
-def _context_length(config: Mapping[str, Any], options: ExportOptions) -> tuple[int, str | None]:
-    length, note = trained_length(config)
-    if options.context_length is None:
-        return min(length or _UNSAID_CONTEXT, DEFAULT_CONTEXT), note
-    if options.context_length < 1 or (length is not None and options.context_length > length):
-        raise UsageError(
-            "context length",
-            got=options.context_length,
-            wanted=f"1 .. {length}, for which the graph is right",
-            do=f"Give a smaller --context. {note or ''}".strip(),
-        )
-    return options.context_length, note
+def _positions(config: Mapping[str, Any]) -> ContextRange:
+    """Give the positions that a traced graph is right for; a config without a length has no end."""
+    length, why_fewer = trained_length(config)
+    default = min(length or _UNSAID_CONTEXT, DEFAULT_CONTEXT)
+    return ContextRange(default, length or _MAX_POSITIONS, why_fewer or "")
 
 
 def _variables(environment: OptimumEnvironment) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.errors import UnsupportedArchError, UsageError
 from edgekit.families.other_types import OPTIMUM_TYPES
+from edgekit.families.rope_config import effective_length
 from edgekit.model_files import CONFIG_NAME, GENERATION_NAME, INDEX_NAME, read_weight_map
 from edgekit.model_files import WEIGHTS_NAME as SOURCE_WEIGHTS
 from edgekit.strict_json import read_object
@@ -133,7 +134,7 @@ def trained_length(config: Mapping[str, Any]) -> tuple[int | None, str | None]:
             return original, (
                 f"LongRoPE: optimum's graph holds the factors of texts up to {original} tokens only"
             )
-    return length, None
+    return length and effective_length(config, length), None
 
 
 def write_input_folder(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:

@@ -48,8 +48,10 @@ def write_artifact(
             got=decision.reason,
             do="Pick another format or scheme.",
         )
+    chosen = options or ExportOptions()
+    cut = exporter.positions(model.spec).note(chosen.context_length, model.spec.context_length)
     with staged_folder(folder) as staging:
-        written = exporter.write(model, staging, options or ExportOptions(), progress)
+        written = exporter.write(model, staging, chosen, progress)
         manifest = Manifest(
             format=exporter.format,
             scheme=str(model.scheme),
@@ -69,7 +71,7 @@ def write_artifact(
                 **written.tool_versions,
             },
             settings=written.settings,
-            notes=(*model.source.notes, *decision.notes),
+            notes=(*model.source.notes, *decision.notes, *([cut] if cut else [])),
         )
         (staging / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return Artifact.open(folder)

@@ -9,6 +9,7 @@ from typing import Final
 from edgekit.checkpoint.gguf.file import GgufCheckpoint, is_gguf
 from edgekit.checkpoint.reader import Checkpoint, open_checkpoint
 from edgekit.checkpoint.remote import open_headers
+from edgekit.checkpoint.repository import offering_package, packaged_file_of
 from edgekit.errors import UnsupportedArchError
 from edgekit.families.base import Family, SourceModel
 from edgekit.families.other_types import (
@@ -76,10 +77,11 @@ def open_model(
     progress: Progress = ignore_progress,
     ignore_config_keys: Iterable[str] = (),
 ) -> SourceModel:
-    """Open a model by folder, GGUF file, bundled name or Hub id, and read it by its family.
+    """Open a model by folder, GGUF file, name or Hub id, and read it by its family.
 
     Args:
-        model: Folder, bundled name, or Hub id.
+        model: Folder, GGUF file, bundled name, name of a recipe, or Hub id. A recipe that names an
+            installed package is read from there, and a note says so.
         headers_only: Download no weights; the tensors of a model that is not on this disk can
             then be listed and not read.
         progress: Called as ``progress(what, n_done, n_total)`` while a model is downloaded.
@@ -91,15 +93,27 @@ def open_model(
         UsageError: Keys to ignore are not there, or the family computes with them.
         FormatError: A weight file is damaged.
     """
-    if is_gguf(model):
-        checkpoint: Checkpoint = GgufCheckpoint(model)
-    elif headers_only:
-        checkpoint = open_headers(model)
+    packaged = packaged_file_of(model)
+    if packaged is not None:
+        checkpoint: Checkpoint = _open_packaged(str(model), packaged)
+    elif is_gguf(model):
+        checkpoint = GgufCheckpoint(model)
     else:
-        checkpoint = open_checkpoint(model, progress)
+        with offering_package(model):
+            checkpoint = open_headers(model) if headers_only else open_checkpoint(model, progress)
     try:
         checkpoint.config.ignore_as_asked(ignore_config_keys)
         return open_family(checkpoint)
     except BaseException:
         checkpoint.close()
         raise
+
+
+def _open_packaged(name: str, file: Path) -> GgufCheckpoint:
+    """Open the model of a recipe out of an installed package, and say so."""
+    checkpoint = GgufCheckpoint(file)
+    checkpoint.name = checkpoint.origin = name
+    checkpoint.notes.append(
+        f"read from the installed package that holds {name}, {file.name}; its Hub id means the Hub"
+    )
+    return checkpoint

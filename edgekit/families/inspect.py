@@ -13,6 +13,8 @@ from typing import Final
 
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
+from edgekit.families.rope_spec import Llama3Scaling, LongRopeScaling, YarnScaling
+from edgekit.families.spec import DecoderSpec
 from edgekit.files import open_inside
 from edgekit.scheme import Scheme
 
@@ -45,6 +47,8 @@ class ModelSummary:
 
     Attributes:
         parameters_by_group: Weights in embedding, attention, ffn and norm.
+        context_length: Positions, with what rope scaling adds to them.
+        rope_scaling: By what the position encoding is stretched; empty if it is not.
         dtypes: Stored types, most bytes first; for codes, format, bits and group.
         prequantized: How matrices are quantized already, where their codes may be kept -> number
             of them.
@@ -63,6 +67,7 @@ class ModelSummary:
     n_parameters: int
     parameters_by_group: Mapping[str, int]
     context_length: int
+    rope_scaling: str
     sliding_window: int | None
     n_layers: int
     hidden_width: int
@@ -125,6 +130,7 @@ def summarize(source: SourceModel) -> ModelSummary:
         n_parameters=source.n_parameters,
         parameters_by_group=_by_group(source),
         context_length=spec.context_length,
+        rope_scaling=_describe_scaling(spec),
         sliding_window=spec.sliding_window,
         n_layers=spec.n_layers,
         hidden_width=spec.hidden_width,
@@ -144,6 +150,18 @@ def summarize(source: SourceModel) -> ModelSummary:
         decoded=dict(decoded),
         notes=tuple(checkpoint.notes),
     )
+
+
+def _describe_scaling(spec: DecoderSpec) -> str:
+    """Say in a few words how the layers that see everything reach their length."""
+    rope = spec.rope
+    match rope.scaling:
+        case YarnScaling() | Llama3Scaling():
+            stretched = f"{rope.scaling.factor:g} times {rope.scaling.original_context_length:,}"
+            return f"{rope.scaling.kind} scaling, {stretched}"
+        case LongRopeScaling():
+            return f"longrope scaling, from {rope.scaling.original_context_length:,}"
+    return f"linear scaling, {rope.linear_factor:g} times" if rope.linear_factor != 1 else ""
 
 
 def _by_group(source: SourceModel) -> dict[str, int]:

@@ -11,7 +11,12 @@ from typing import Any, Final
 from edgekit.checkpoint.config import RawConfig
 from edgekit.checkpoint.prequantized.method import account_for_quantization
 from edgekit.families.names import NameTable
-from edgekit.families.rope_config import DEFAULT_THETA, RopeContext, read_rope
+from edgekit.families.rope_config import (
+    DEFAULT_THETA,
+    RopeContext,
+    effective_length,
+    read_rope,
+)
 from edgekit.families.spec import MAX_HEAD_WIDTH, MAX_LAYERS, MAX_WIDTH, Activation, DecoderSpec
 
 _ACTIVATIONS: Final[Mapping[str, Activation]] = {
@@ -86,6 +91,7 @@ def read_llama_form(
     if "rope" not in features:
         context = RopeContext(head_width, context_length, original, default_theta)
         features["rope"], features["query_scaling"] = read_rope(config, context)
+        context_length = effective_length(config, context_length)
     if "activation" not in features:
         features["activation"] = _read_activation(config, activation_key)
     # A window as long as the context hides nothing; but layers that slide may turn otherwise.

@@ -1,4 +1,4 @@
-"""Answer one question: which position encoding does a config ask for?
+"""The position encoding that a config asks for, and the positions that it reaches.
 
 Rope stands in a config in three spellings: ``rope_theta`` with ``rope_scaling`` (transformers 4),
 ``rope_parameters`` (5), and ``rope_parameters`` by kind of layer.
@@ -7,8 +7,9 @@ Rope stands in a config in three spellings: ``rope_theta`` with ``rope_scaling``
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.errors import UnsupportedArchError
@@ -23,6 +24,10 @@ from edgekit.families.spec import QueryScaling
 
 DEFAULT_THETA: Final = 10000.0  # transformers' default when the key is absent
 _KINDS: Final = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+# Kinds that are added to the config of a model to make it longer: its max_position_embeddings may
+# still be the length before.
+_LENGTHENING: Final = ("linear", "yarn", "longrope", "su")
+_MAX_POSITIONS: Final = 1 << 31
 _SMALLEST: Final = 1e-9  # so that what is divided by it stays finite
 _MAX_FACTORS: Final = 1 << 15
 
@@ -124,6 +129,39 @@ def read_rope_section(
     return rope, growth
 
 
+def effective_length(config: Mapping[str, Any], n_positions: int) -> int:
+    """Give the positions that a model reaches with its rope scaling.
+
+    Scaling is often added as a model's card says, and ``max_position_embeddings`` left as it was:
+    then the model reaches ``factor`` times its original length. Where that key was raised too, it
+    counts. Llama 3's scaling always comes with the raised key; NTK scaling (``dynamic``) changes
+    nothing up to it.
+
+    Args:
+        config: The keys of a config.json, or of the decoder in one.
+        n_positions: Its ``max_position_embeddings``.
+
+    Source:
+        transformers 5.23, ``RopeParameters``: "a factor of x will enable the model to handle
+        sequences of length x * original maximum pre-trained length".
+    """
+    longest = n_positions
+    for key in ("rope_parameters", "rope_scaling"):
+        section = config.get(key)
+        if not isinstance(section, Mapping):
+            continue
+        factor = section.get("factor")
+        if section.get("rope_type", section.get("type")) not in _LENGTHENING:
+            continue
+        beside = config.get("original_max_position_embeddings")
+        original = beside or section.get("original_max_position_embeddings") or n_positions
+        if not isinstance(original, int) or not isinstance(factor, int | float):
+            continue  # absent: it is the ratio of the two lengths; wrong: reported elsewhere
+        if 1 <= factor * original <= _MAX_POSITIONS:
+            longest = max(longest, int(factor * original))
+    return longest
+
+
 def _rotary_width(config: RawConfig, head_width: int, partial: float | None) -> int | None:
     if partial is None or partial == 1.0:
         return None
@@ -171,6 +209,8 @@ def _read_scaling(section: RawConfig, context: RopeContext) -> tuple[Scaling | N
         case "linear":
             factor = section.take("factor", float)
             _check_positive(section, factor=factor)
+            # It only says how long the model was before (effective_length).
+            section.ignore(["original_max_position_embeddings"])
             return None, factor
         case "llama3":
             return _read_llama3(section, context), 1.0

@@ -1,12 +1,14 @@
-"""Answer one question: what does edgekit show on the bundled model, end to end?
+"""What edgekit shows on one model, end to end.
 
 Export, verify, profile, evaluate, compare with a server, decide, report: each step is one call
-of the verbs that a user has, in the order a user would take them.
+of the verbs that a user has, in the order a user would take them. How much of each is done
+depends on the size of the model, so that a demo on two cores ends within ten minutes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -17,13 +19,19 @@ from edgekit.devices.probe import probe_host
 from edgekit.export.base import Progress
 from edgekit.hosted.recording import RecordingBackend
 from edgekit.pipeline.compare import Comparison, ServerRun, ask_server, join
-from edgekit.pipeline.evaluate import measure_session, run_float_model, session_documents
+from edgekit.pipeline.evaluate import (
+    DOCUMENTS_PER_SUITE,
+    measure_session,
+    run_float_model,
+    session_documents,
+)
 from edgekit.pipeline.export import export
 from edgekit.pipeline.hosting import hosted
 from edgekit.pipeline.profile import profile
 from edgekit.pipeline.run import load
 from edgekit.pipeline.verify import verification_tokens, verify
-from edgekit.quality.evaluate import SuitePlan, run_suites
+from edgekit.profiler.measure import DEFAULT_WORKLOAD
+from edgekit.quality.evaluate import NO_TOOLS_NOTE, SuitePlan, run_suites
 from edgekit.quality.verdict import Rule
 from edgekit.records import (
     Divergence,
@@ -32,40 +40,93 @@ from edgekit.records import (
     QualityRecord,
     ReportData,
     VerifyRecord,
+    Workload,
 )
 from edgekit.runtime.server import ServerBackend
 
 SCHEMES: Final = ("int4", "int8")
 FLOAT_SCHEME: Final = "fp32"
-VERIFY_TOKENS: Final = 192
 # A load starts a fresh process, seconds for some engines; `edgekit profile` repeats it 5 times.
 DEMO_LOADS: Final = 1
-# MLX and the Core ML interpreter are slow on a CPU; they hold the same codes as ONNX.
-PARITY_STEP: Final = 4
+_SMALL: Final = 20_000_000
 
 
-def run_demo(model: str, out: Path, *, n_items: int, rule: Rule, progress: Progress) -> ReportData:
+@dataclass(frozen=True, slots=True)
+class DemoSize:
+    """How much of everything a demo does.
+
+    Attributes:
+        n_items: Items of each suite.
+        n_documents: Documents from each suite that are compared with the float model.
+        parity_step: Of these, one in so many for MLX and the Core ML interpreter, which are slow
+            on a CPU; they hold the same codes as ONNX.
+        n_verify: Tokens that the formats are compared on.
+        workload: The speed run.
+        minutes: What it took on a 2-core virtual machine, rounded up; a measured figure of one
+            model for each size.
+    """
+
+    n_items: int
+    n_documents: int
+    parity_step: int
+    n_verify: int
+    workload: Workload
+    minutes: int
+
+
+FULL: Final = DemoSize(100, DOCUMENTS_PER_SUITE, 4, 192, DEFAULT_WORKLOAD, 2)
+SHORT: Final = DemoSize(12, 2, 2, 32, Workload(64, 16, 3, 1), 10)
+
+
+def run_demo(
+    model: str,
+    out: Path,
+    *,
+    n_items: int | None = None,
+    rule: Rule,
+    progress: Progress,
+    tell: Callable[[str], None],
+) -> ReportData:
     """Do the whole job on a model and give everything that was found.
 
     Args:
-        model: Folder, bundled name, or Hub id.
+        model: Folder, GGUF file, bundled name, name of a recipe, or Hub id.
         out: Folder for the artifacts and the recorded server answers.
-        n_items: Items of each suite.
+        n_items: Items of each suite; None: as many as suit the size of the model.
         rule: Decision thresholds, fixed before anything runs.
         progress: Called as ``progress(what, n_done, n_total)``.
+        tell: Told in a line what begins.
+
+    Raises:
+        EdgekitError: See ``export``, ``verify``, ``profile``, ``evaluate`` and ``compare``.
     """
     folder = out / "artifacts"
-    small = [a for s in SCHEMES for a in export(model, "all", s, folder, progress=progress)]
-    (big,) = export(model, Format.ONNX, FLOAT_SCHEME, folder, progress=progress)
-    verifications = verify(
-        small, token_ids=verification_tokens(small[0], VERIFY_TOKENS), progress=progress
-    )
-    profiles = [
-        profile(artifact, n_loads=DEMO_LOADS, progress=progress) for artifact in (*small, big)
+    tell("1 of 5: export to ONNX, MLX and Core ML")
+    small = [
+        artifact
+        for scheme in SCHEMES
+        for artifact in export(model, "all", scheme, folder, progress=progress)
     ]
-    distances = _distances(small, big, progress)
+    (big,) = export(model, Format.ONNX, FLOAT_SCHEME, folder, progress=progress)
+    for note in dict.fromkeys(big.manifest.notes):
+        tell(f"  {note}")
+    size = FULL if big.manifest.n_parameters < _SMALL else SHORT
+    plan = SuitePlan(n_items=n_items or size.n_items)
+    tell(
+        f"2 of 5: verify; {big.manifest.n_parameters:,} parameters, {plan.n_items} items of each "
+        f"suite: all of it takes about {size.minutes} minutes on two cores"
+    )
+    tokens = verification_tokens(small[0], size.n_verify)
+    verifications = verify(small, token_ids=tokens, progress=progress)
+    tell("3 of 5: measure speed and memory")
+    profiles = [
+        profile(artifact, workload=size.workload, n_loads=DEMO_LOADS, progress=progress)
+        for artifact in (*small, big)
+    ]
+    tell("4 of 5: compare with the float model, token by token")
+    distances = _distances(small, big, size, progress)
+    tell("5 of 5: ask the suites, on the device and of a server")
     shipped = [artifact for artifact in small if artifact.format is Format.ONNX]
-    plan = SuitePlan(n_items=n_items)
     server = _ask_server(big, plan, out / "server-answers.jsonl", progress)
     device = [_ask_device(a, plan, distances[a.name], progress) for a in shipped]
     others = [
@@ -81,15 +142,15 @@ def run_demo(model: str, out: Path, *, n_items: int, rule: Rule, progress: Progr
 
 
 def _distances(
-    artifacts: Sequence[Artifact], big: Artifact, progress: Progress
+    artifacts: Sequence[Artifact], big: Artifact, size: DemoSize, progress: Progress
 ) -> dict[str, Divergence]:
     """Measure how far each artifact is from the float model, on the engine that ships."""
     with load(big) as session:
-        documents = session_documents(session)
+        documents = session_documents(session, size.n_documents)
     reference = run_float_model(big.path, documents, None, progress)
     found = {}
     for artifact in artifacts:
-        step = 1 if artifact.format is Format.ONNX else PARITY_STEP
+        step = 1 if artifact.format is Format.ONNX else size.parity_step
         with load(artifact) as session:
             found[artifact.name] = measure_session(session, reference.thin(step), progress)
     return found
@@ -99,8 +160,10 @@ def _ask_device(
     artifact: Artifact, plan: SuitePlan, divergence: Divergence, progress: Progress
 ) -> QualityRecord:
     with load(artifact) as session:
-        suites = run_suites(session, plan.make_items(session.count_tokens), progress)
-        return QualityRecord(artifact.name, session.info, divergence, suites)
+        items = plan.make_items(session.count_tokens, offers_tools=session.offers_tools)
+        suites = run_suites(session, items, progress)
+        notes = () if session.offers_tools else (NO_TOOLS_NOTE,)
+        return QualityRecord(artifact.name, session.info, divergence, suites, notes)
 
 
 def _ask_server(
@@ -108,7 +171,7 @@ def _ask_server(
 ) -> ServerRun:
     """Host the float model in a process of its own and ask it over HTTP, recording it all."""
     with load(artifact) as session:
-        items = plan.make_items(session.count_tokens)
+        items = plan.make_items(session.count_tokens, offers_tools=session.offers_tools)
     recording.unlink(missing_ok=True)
     with hosted(artifact) as endpoint:
         server = ServerBackend.open(endpoint.url, endpoint.model, api_key="local")

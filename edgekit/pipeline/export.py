@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from edgekit.artifact import Artifact, Format, Manifest
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.checkpoint.recipe import check_golden
+from edgekit.checkpoint.remote import HubCheckpoint, needs_download
 from edgekit.checkpoint.repository import recipe_of
 from edgekit.decision import Rejected
 from edgekit.errors import ExportError, UsageError
@@ -23,7 +24,7 @@ from edgekit.export.staging import PARTIAL_PREFIX, write_artifact
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
 from edgekit.model_files import TEKKEN_NAME
-from edgekit.pipeline.preflight import check_room, predict_export
+from edgekit.pipeline.preflight import check_room, join_predictions, predict_export
 from edgekit.pipeline.rates import known_rates
 from edgekit.quantize.imports import CHANGES_OF_CODES
 from edgekit.quantize.methods import Method
@@ -55,7 +56,9 @@ def export(
         formats: ``"onnx"``, ``"mlx"``, ``"coreml"``, several of them, or ``"all"``.
         scheme: ``fp32``, ``fp16``, ``int8``, ``int4``, ``int4-g64``, ...
         out: Parent folder; each artifact is ``{model}-{format}-{scheme}`` in it.
-        context_length: Positions the artifacts hold; default the model's own.
+        context_length: Positions the artifacts hold, those of prompt and answer together;
+            default the model's own, in ONNX and Core ML no more than 4,096 unless their
+            key/value cache stays small (export/context.py).
         method: How scales are chosen, ``search`` or ``rtn``.
         ignore_config_keys: Keys of config.json that pass although edgekit does not know them; one
             of a section is written ``section.key``. The manifest's notes name them.
@@ -66,8 +69,8 @@ def export(
         One artifact per format, in the order asked for.
 
     Raises:
-        UsageError: Unknown format, scheme or method, or a config key to ignore that is not there
-            or that edgekit computes with.
+        UsageError: Unknown format, scheme or method, positions that a format cannot hold, or a config
+            key to ignore that is not there or that edgekit computes with.
         CheckpointError: The model cannot be read.
         FormatError: A weight file is damaged.
         QuantError: A weight is no finite number, or the scheme cannot hold it.
@@ -80,9 +83,18 @@ def export(
     chosen = _parse_method(method)
     exporters = [open_exporter(fmt) for fmt in wanted]
     parent, options = Path(out), ExportOptions(context_length)
+    if needs_download(model):
+        check_export(
+            model,
+            wanted,
+            [parsed],
+            parent,
+            context_length=context_length,
+            ignore_config_keys=ignore_config_keys,
+        )
     source = open_model(model, progress=progress, ignore_config_keys=ignore_config_keys)
     try:
-        _refuse_early(source, exporters, parsed)
+        _refuse_early(source, exporters, parsed, context_length)
         check_tokenizer(source.checkpoint)
         prediction = predict_export(source, parsed, wanted, options, known_rates())
         for warning in check_room(prediction, parent):
@@ -109,6 +121,38 @@ def export(
                 ]
             finally:
                 quantized.close()
+    finally:
+        source.close()
+
+
+def check_export(
+    model: str | Path,
+    formats: str | Format | Iterable[str | Format],
+    schemes: Sequence[Scheme],
+    out: str | Path,
+    *,
+    context_length: int | None = None,
+    ignore_config_keys: Iterable[str] = (),
+) -> None:
+    """Refuse what could not be exported, from config, tokenizer and tensor headers alone.
+
+    Nothing is written, and no weight of a model on the Hub is downloaded.
+
+    Raises:
+        EdgekitError: See ``export``.
+    """
+    wanted, options = parse_formats(formats), ExportOptions(context_length)
+    exporters = [open_exporter(fmt) for fmt in wanted]
+    source = open_model(model, headers_only=True, ignore_config_keys=ignore_config_keys)
+    try:
+        for scheme in schemes:
+            _refuse_early(source, exporters, scheme, context_length)
+        if isinstance(source.checkpoint, HubCheckpoint):
+            source.checkpoint.fetch_text()
+        check_tokenizer(source.checkpoint)
+        predictions = [predict_export(source, scheme, wanted, options) for scheme in schemes]
+        n_download = source.checkpoint.weights_bytes if needs_download(model) else 0
+        check_room(join_predictions(predictions), Path(out), n_download, source.checkpoint.folder)
     finally:
         source.close()
 
@@ -161,8 +205,15 @@ def _parse_method(method: str | Method) -> Method:
         raise UsageError("unknown method", got=repr(method), wanted=known) from error
 
 
-def _refuse_early(source: SourceModel, exporters: list[Exporter], scheme: Scheme) -> None:
-    """Ask every format before any work, and name all refusals together."""
+def _refuse_early(
+    source: SourceModel, exporters: list[Exporter], scheme: Scheme, context_length: int | None
+) -> None:
+    """Ask every format before any work, and name all refusals together.
+
+    Raises:
+        ExportError: Formats that cannot hold the model.
+        UsageError: Positions that a format cannot hold.
+    """
     decisions = {e.format.value: e.supports(source.spec, scheme) for e in exporters}
     refused = {name: d.reason for name, d in decisions.items() if isinstance(d, Rejected)}
     if refused:
@@ -171,6 +222,8 @@ def _refuse_early(source: SourceModel, exporters: list[Exporter], scheme: Scheme
             got="; ".join(f"{name}: {reason}" for name, reason in refused.items()),
             do="Leave these formats out, or pick another scheme.",
         )
+    for exporter in exporters:
+        exporter.positions(source.spec).choose(context_length, exporter.format.value)
 
 
 def check_tokenizer(checkpoint: Checkpoint) -> None:

@@ -14,11 +14,12 @@ from edgekit.artifact import Artifact, Format
 from edgekit.checkpoint.config import IGNORE_OPTION
 from edgekit.checkpoint.gguf.file import is_gguf
 from edgekit.checkpoint.reader import open_checkpoint
+from edgekit.checkpoint.remote import needs_download, open_headers
 from edgekit.errors import UsageError
 from edgekit.export.base import ExportOptions, Progress, ignore_progress
 from edgekit.export.optimum import check_request, write_optimum_artifact
 from edgekit.export.optimum_env import Tell, open_environment
-from edgekit.pipeline.export import check_tokenizer, export, parse_formats
+from edgekit.pipeline.export import check_export, check_tokenizer, export, parse_formats
 from edgekit.quantize.model import Source
 from edgekit.scheme import Scheme
 
@@ -57,7 +58,17 @@ def export_by_route(
         known = " or ".join(item.value for item in Route)
         raise UsageError("unknown --via", got=repr(via), wanted=known) from error
     if route is Route.EDGEKIT:
-        chosen = [Scheme.parse(text) for text in schemes or ["int4"]]
+        chosen = list(dict.fromkeys(Scheme.parse(text) for text in schemes or ["int4"]))
+        if len(chosen) > 1:
+            # What the second cannot do is refused before the first is written.
+            check_export(
+                model,
+                formats or ["all"],
+                chosen,
+                out,
+                context_length=context_length,
+                ignore_config_keys=ignore_config_keys,
+            )
         return [
             artifact
             for scheme in chosen
@@ -133,6 +144,9 @@ def export_via_optimum(
             do="Name the float model that the file was made from.",
         )
     options = ExportOptions(context_length)
+    if needs_download(model):
+        with open_headers(model) as headers:
+            check_request(headers, parsed, options)
     with open_checkpoint(model, progress) as checkpoint:
         check_request(checkpoint, parsed, options)
         check_tokenizer(checkpoint)

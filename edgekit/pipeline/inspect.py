@@ -1,9 +1,9 @@
-"""Answer one question: what is in a model, which formats can hold it, and what will that take?"""
+"""What is in a model, which formats can hold it, and what exporting it will take."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from edgekit.artifact import Format
 from edgekit.decision import Accepted, Decision
 from edgekit.errors import QuantError
 from edgekit.export import open_exporter
+from edgekit.export.context import ContextRange
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
 from edgekit.families.inspect import SCHEMES, ModelSummary, summarize
@@ -25,23 +26,30 @@ class Inspection:
     Attributes:
         summary: What config and headers say.
         support: Format -> scheme -> whether an export is possible, and why not.
+        positions: Format -> how many positions its artifacts can hold; formats that can hold the
+            model in no scheme are left out.
         predictions: What an export into all accepting formats will take, for each scheme that can
             hold the model.
     """
 
     summary: ModelSummary
     support: Mapping[Format, Mapping[str, Decision]]
+    positions: Mapping[Format, ContextRange]
     predictions: tuple[ExportPrediction, ...]
 
 
 def inspect(
-    model: str | Path, rates: Rates | None = None, *, ignore_config_keys: Iterable[str] = ()
+    model: str | Path,
+    find_rates: Callable[[], Rates | None] = lambda: None,
+    *,
+    ignore_config_keys: Iterable[str] = (),
 ) -> Inspection:
     """Look at a model and ask every format about it; reads no weights.
 
     Args:
         model: Folder, a name under ``models/``, or Hub id.
-        rates: Of this machine, for the predicted times; without them there are none.
+        find_rates: Gives the rates of this machine for the predicted times, or None; called only
+            for a model that some format can hold, because it may take half a minute.
         ignore_config_keys: Keys of config.json that pass although edgekit does not know them.
 
     Raises:
@@ -52,14 +60,19 @@ def inspect(
     source = open_model(model, headers_only=True, ignore_config_keys=ignore_config_keys)
     try:
         summary, spec = summarize(source), source.spec
-        predictions = tuple(_predictions(source, rates))
+        support = {
+            form: {str(scheme): open_exporter(form).supports(spec, scheme) for scheme in SCHEMES}
+            for form in Format
+        }
+        positions = {
+            form: open_exporter(form).positions(spec)
+            for form, decisions in support.items()
+            if any(isinstance(decision, Accepted) for decision in decisions.values())
+        }
+        predictions = tuple(_predictions(source, find_rates())) if positions else ()
     finally:
         source.close()
-    support = {
-        form: {str(scheme): open_exporter(form).supports(spec, scheme) for scheme in SCHEMES}
-        for form in Format
-    }
-    return Inspection(summary, support, predictions)
+    return Inspection(summary, support, positions, predictions)
 
 
 def _predictions(source: SourceModel, rates: Rates | None) -> Iterator[ExportPrediction]:

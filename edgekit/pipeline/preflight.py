@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -108,6 +108,23 @@ def predict_export(
     )
 
 
+def join_predictions(predictions: Sequence[ExportPrediction]) -> ExportPrediction:
+    """Predict exports into the same folder, one scheme after the other.
+
+    The artifacts of each stay; the quantized weights of one are removed before the next begins.
+    """
+    kept = [sum(item.artifact_bytes.values()) for item in predictions]
+    beside = [item.disk_bytes - n for item, n in zip(predictions, kept, strict=True)]
+    times = [item.time_s for item in predictions if item.time_s is not None]
+    return ExportPrediction(
+        scheme=", ".join(item.scheme for item in predictions),
+        artifact_bytes={},
+        disk_bytes=sum(kept) + max(beside),
+        memory_bytes=max(item.memory_bytes for item in predictions),
+        time_s=sum(times) if len(times) == len(predictions) else None,
+    )
+
+
 def accepting_formats(source: SourceModel, scheme: Scheme) -> list[Format]:
     """Give the formats that can hold a model in a scheme."""
     return [
@@ -117,22 +134,30 @@ def accepting_formats(source: SourceModel, scheme: Scheme) -> list[Format]:
     ]
 
 
-def check_room(prediction: ExportPrediction, parent: Path) -> list[str]:
+def check_room(
+    prediction: ExportPrediction, parent: Path, n_download: int = 0, cache: Path | None = None
+) -> list[str]:
     """Refuse an export that this machine has no room for; give warnings for a tight one.
 
     Args:
         prediction: What it will take.
         parent: Folder that the artifacts go to; it need not exist.
+        n_download: Bytes that a download will bring first.
+        cache: Folder that they go to; they count here if it lies on the same disk, elsewhere the
+            download itself refuses.
 
     Raises:
         ExportError: Less free disk than needed, or less memory than the machine has in all.
     """
-    free = shutil.disk_usage(existing_parent(parent)).free
-    if prediction.disk_bytes > free:
+    place = existing_parent(parent)
+    free, need, what = shutil.disk_usage(place).free, prediction.disk_bytes, "export"
+    if n_download and cache and existing_parent(cache).stat().st_dev == place.stat().st_dev:
+        need, what = need + n_download, f"download {format_bytes(n_download)} and export"
+    if need > free:
         raise ExportError(
-            f"not enough disk space to export to {parent}",
+            f"not enough disk space to {what} to {parent}",
             got=f"{format_bytes(free)} free",
-            wanted=f"about {format_bytes(prediction.disk_bytes)}",
+            wanted=f"about {format_bytes(need)}",
             do="Free space, choose another --out, or export fewer formats at a time.",
         )
     host = probe_host()

@@ -14,7 +14,7 @@ import pytest
 
 from edgekit.artifact import Artifact, hash_file
 from edgekit.decision import Accepted, Rejected
-from edgekit.errors import ExportError, FormatError
+from edgekit.errors import ExportError, FormatError, UsageError
 from edgekit.export.coreml import CoremlExporter
 from edgekit.export.coreml_lint import lint_package
 from edgekit.formats.mil_blob import BlobReader, BlobType
@@ -226,18 +226,12 @@ def test_supports_says_what_and_why() -> None:
 
 @pytest.mark.parametrize("asked", [1, 65, 0])
 def test_context_length_must_fit(tmp_path: Path, asked: int) -> None:
-    with pytest.raises(ExportError, match=r"2 \.\. 64"):
+    with pytest.raises(UsageError, match=r"2 \.\. 64"):
         export(memory_model(), tmp_path, context_length=asked)
 
 
-@pytest.mark.parametrize(("n_model", "n_default"), [(64, 64), (4096, 4096), (32768, 4096)])
-def test_default_context_is_at_most_4096(tmp_path: Path, n_model: int, n_default: int) -> None:
-    artifact = export(memory_model(tiny_spec(context_length=n_model)), tmp_path)
-    assert artifact.manifest.context_length == n_default
-
-
 def test_context_beyond_16384_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"2 \.\. 16384"):
+    with pytest.raises(UsageError, match=r"2 \.\. 16384, packages of 32,768"):
         export(memory_model(tiny_spec(context_length=32768)), tmp_path, context_length=32768)
 
 

@@ -311,9 +311,9 @@ def test_a_refused_decoder_is_not_written(tmp_path, specs):
 
 def test_more_context_than_a_window_that_mlx_lm_ignores_is_refused(tmp_path):
     model = memory_model(tiny_spec(sliding_window=32))
-    with pytest.raises(UsageError, match=r"wanted 1 \.\. 32") as caught:
+    with pytest.raises(UsageError, match=r"wanted 2 \.\. 32") as caught:
         write_artifact(MlxExporter(), model, tmp_path / "a", ExportOptions(33))
-    assert "no sliding_window that holds" in caught.value.do
+    assert "no sliding_window that holds" in caught.value.wanted
 
 
 @pytest.mark.parametrize(

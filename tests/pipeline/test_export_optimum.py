@@ -231,7 +231,7 @@ def test_what_optimum_does_not_know_is_refused_before_the_environment_is_made(
     known = write_foreign_checkpoint(tmp_path / "k", "gpt2")
     with pytest.raises(UsageError, match=r"got int4-g32; wanted fp32 or fp16"):
         export_via_optimum(known, "int4", tmp_path / "out")
-    with pytest.raises(UsageError, match=r"context length; got 257; wanted 1 \.\. 256"):
+    with pytest.raises(UsageError, match=r"optimum's graph; got 257; wanted 2 \.\. 256"):
         export_via_optimum(known, "fp32", tmp_path / "out", context_length=257)
     turning = write_tiny_checkpoint(
         tmp_path / "r", "llama-yarn", rope_parameters={"full_attention": {}}
@@ -239,9 +239,9 @@ def test_what_optimum_does_not_know_is_refused_before_the_environment_is_made(
     with pytest.raises(UnsupportedArchError, match="by kind of layer"):
         export_via_optimum(turning, "fp32", tmp_path / "out")
     long = write_tiny_checkpoint(tmp_path / "l", "phi3")
-    with pytest.raises(UsageError, match=r"context length; got 65; wanted 1 \.\. 64") as caught:
+    with pytest.raises(UsageError, match=r"optimum's graph; got 65; wanted 2 \.\. 64") as caught:
         export_via_optimum(long, "fp32", tmp_path / "out", context_length=65)
-    assert "LongRoPE" in caught.value.do
+    assert "LongRoPE" in caught.value.wanted
     coded = write_foreign_checkpoint(
         tmp_path / "q", "gpt2", quantization_config={"quant_method": "gptq"}
     )
