@@ -302,6 +302,28 @@ TINY_CONFIGS: Final[dict[str, dict[str, Any]]] = {
         "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
         "tie_word_embeddings": False,
     },
+    "hunyuan_v1_dense": {
+        "model_type": "hunyuan_v1_dense",
+        "head_dim": 64,
+        "attention_head_dim": 64,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "use_qk_norm": True,
+        "use_cla": False,
+        "cla_share_factor": 2,
+        "eod_token_id": 3,
+        "pretraining_tp": 1,
+        "norm_type": "rms",
+        "rope_scaling": {
+            "type": "dynamic",
+            "alpha": 50.0,
+            "factor": 1.0,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.0,
+        },
+    },
     "olmo3": {
         "model_type": "olmo3",
         "head_dim": None,
@@ -422,6 +444,9 @@ class _Maker:
         made = {name: self.norm() for name in _norm_names(self.kind)}
         if self.kind in ("qwen3", "qwen3_vl_text", "gemma3_text", "exaone4"):
             made |= {f"self_attn.{x}_norm.weight": self.norm(self.head_width) for x in "qk"}
+        if self.kind == "hunyuan_v1_dense":
+            names = ("query_layernorm", "key_layernorm")
+            made |= {f"self_attn.{name}.weight": self.norm(self.head_width) for name in names}
         if self.kind in ("olmo2", "olmo3"):
             made["self_attn.q_norm.weight"] = self.norm(q)
             made["self_attn.k_norm.weight"] = self.norm(kv)

@@ -16,6 +16,7 @@ import numpy as np
 
 from edgekit.export.coreml_positions import Call, Rotary, growing_factors
 from edgekit.export.coreml_weights import Weights
+from edgekit.families.rope_spec import RopeSpec
 from edgekit.families.spec import QkNorm
 from edgekit.formats.mlpackage import CAUSAL_MASK, KEY_CACHE, VALUE_CACHE
 
@@ -38,23 +39,25 @@ class Attention:
         self._mb = call.mb
         self._spec = call.spec
         self._weights = weights
-        self._rotary = Rotary(call)
         self._growth = growing_factors(call)
         self._biases = self._causal_biases(inputs[CAUSAL_MASK])
         self._states = {name: inputs[name] for name in (KEY_CACHE, VALUE_CACHE)}
         # Read once; later layers chain on the updated value. A second read_state before a write
         # may be merged with the first by coremltools' passes and then undoes earlier layers.
         self._caches = {n: self._mb.read_state(input=s) for n, s in self._states.items()}
+        # Where heads are normed after they turn, more counts than how far two positions are apart.
+        is_absolute = call.spec.qk_norm is QkNorm.HEAD_AFTER_ROPE
+        self._rotary = Rotary(call, self._shift_to_first() if is_absolute else None)
 
     def attend(self, layer: int, h: Any) -> Any:
         """Attend from the new tokens to all of a layer's cache, fp16 (1, T, C) to (1, T, H * D)."""
         mb, spec = self._mb, self._spec
         at, rope = f"layers.{layer}.", spec.attention(layer).rope
-        query = self._scaled(self._rotary.turn(self._projected(h, at + "q", spec.n_heads), rope))
-        query = self._weights.narrow(query)
-        key = self._projected(h, at + "k", spec.n_kv_heads)
+        query = self._projected(h, at + "q", spec.n_heads, rope)
+        query = self._weights.narrow(self._scaled(query))
+        key = self._projected(h, at + "k", spec.n_kv_heads, rope)
         value = self._heads(self._weights.linear(h, at + "v"), spec.n_kv_heads)
-        key = self._weights.narrow(self._rotary.turn(key, rope))
+        key = self._weights.narrow(key)
         end = self._remember(layer, {KEY_CACHE: key, VALUE_CACHE: value})
         if layer == 0:
             self._hide_unwritten()
@@ -76,14 +79,17 @@ class Attention:
         scores = mb.add(x=scores, y=mb.cast(x=bias, dtype="fp32"))
         return mb.matmul(x=self._weights.narrow(mb.softmax(x=scores, axis=-1)), y=values)
 
-    def _projected(self, h: Any, name: str, n_heads: int) -> Any:
-        """Project to queries or keys and norm them: fp16 (1, T, C) to fp32 (1, H, T, D)."""
-        weights, norm = self._weights, f"{name}_norm"
+    def _projected(self, h: Any, name: str, n_heads: int, rope: RopeSpec | None) -> Any:
+        """Project to queries or keys, norm and turn them: fp16 (1, T, C) to fp32 (1, H, T, D)."""
+        weights, norm, kind = self._weights, f"{name}_norm", self._spec.qk_norm
         x = weights.linear(h, name, is_wide=True)
-        if self._spec.qk_norm is QkNorm.FULL:
+        if kind is QkNorm.FULL:
             x = weights.norm(x, norm)
         x = self._heads(x, n_heads)
-        return weights.norm(x, norm) if self._spec.qk_norm is QkNorm.HEAD else x
+        if kind is QkNorm.HEAD:
+            x = weights.norm(x, norm)
+        x = self._rotary.turn(x, rope)
+        return weights.norm(x, norm) if kind is QkNorm.HEAD_AFTER_ROPE else x
 
     def _scaled(self, query: Any) -> Any:
         """Multiply the queries, fp32 (1, H, T, D), by what the attention op does not know.
@@ -130,18 +136,30 @@ class Attention:
             biases[window] = mb.add(x=mb.cast(x=reach, dtype="fp16"), y=mask)
         return biases
 
-    def _hide_unwritten(self) -> None:
-        """Hide position 0 while its key was never written; clamp the sums, also against -inf."""
+    def _has_first_key(self, name: str) -> Any:
+        """Say whether the cache, as it is now, holds a key of position 0; bool (1,)."""
         mb, n_kv, width = self._mb, self._spec.n_kv_heads, self._spec.head_width
         first = mb.slice_by_index(
             x=self._caches[KEY_CACHE],
             begin=[0, 0, 0, 0, 0],
             end=[1, 1, n_kv, 1, width],
-            name="first_key",
+            name=name,
         )
         flat = mb.abs(x=mb.reshape(x=first, shape=[n_kv * width]))
-        largest = mb.reduce_max(x=flat, axes=[0], keep_dims=True)
-        is_written = mb.cast(x=mb.greater(x=largest, y=np.float16(0)), dtype="fp16")
+        return mb.greater(x=mb.reduce_max(x=flat, axes=[0], keep_dims=True), y=np.float16(0))
+
+    def _shift_to_first(self) -> Any:
+        """Give -1 where a caller left slot 0 of the cache empty, else 0; int32 (1,)."""
+        mb = self._mb
+        is_empty = mb.logical_not(x=self._has_first_key("earlier_first_key"))
+        is_later = mb.greater(x=self._call.past, y=np.int32(0))
+        shifted = mb.cast(x=mb.logical_and(x=is_empty, y=is_later), dtype="int32")
+        return mb.mul(x=shifted, y=np.int32(-1))
+
+    def _hide_unwritten(self) -> None:
+        """Hide position 0 while its key was never written; clamp the sums, also against -inf."""
+        mb = self._mb
+        is_written = mb.cast(x=self._has_first_key("first_key"), dtype="fp16")
         penalty = mb.mul(
             x=mb.sub(x=np.float16(1), y=is_written), y=np.float16(MASKED), name="unwritten"
         )

@@ -51,19 +51,24 @@ class Call:
 
 
 class Rotary:
-    """Cosine and signed sine of the new positions, made once for each rope in use."""
+    """Cosine and signed sine of the new positions, made once for each rope in use.
 
-    def __init__(self, call: Call) -> None:
+    Args:
+        call: What the program works on.
+        shift: Added to every position, int32 (1,); None adds nothing.
+    """
+
+    def __init__(self, call: Call, shift: Any | None = None) -> None:
         self._mb = call.mb
         self._head_width = call.spec.head_width
         self._angles: dict[RopeSpec, tuple[Any, Any]] = {}
         for rope in call.spec.ropes:
             label = f"rope_{len(self._angles)}" if self._angles else "rope"
-            shift = _shift_to_long_rows(call, rope)
+            moved = _sum(self._mb, shift, _shift_to_long_rows(call, rope))
             cos, sin = _tables(call, rope)
             self._angles[rope] = (
-                call.rows(cos, f"{label}_cos", shift),
-                call.rows(sin, f"{label}_sin", shift),
+                call.rows(cos, f"{label}_cos", moved),
+                call.rows(sin, f"{label}_sin", moved),
             )
 
     def turn(self, x: Any, rope: RopeSpec | None) -> Any:
@@ -108,6 +113,13 @@ def _n_short(n_positions: int, rope: RopeSpec) -> int | None:
         return None
     n_short = scaling.original_context_length
     return n_short if n_short < n_positions else None
+
+
+def _sum(mb: Any, first: Any | None, second: Any | None) -> Any | None:
+    """Add two shifts, of which each may be absent."""
+    if first is None or second is None:
+        return second if first is None else first
+    return mb.add(x=first, y=second)
 
 
 def _shift_to_long_rows(call: Call, rope: RopeSpec) -> Any | None:

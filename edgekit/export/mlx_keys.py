@@ -116,6 +116,11 @@ def exaone4_keys(spec: DecoderSpec, n_positions: int) -> Keys:
     }
 
 
+def hunyuan_keys(spec: DecoderSpec, _: int) -> Keys:
+    """Give the keys of hunyuan_v1_dense.py, whose rope is plain once theta is stretched."""
+    return {"rope_theta": _main_rope(spec).theta, "rope_scaling": None, "use_qk_norm": True}
+
+
 def phi3_keys(spec: DecoderSpec, _: int) -> Keys:
     """Give the keys of phi3.py, which reads the original length beside ``rope_scaling``."""
     keys = _rope_keys(_main_rope(spec))

@@ -56,7 +56,16 @@ _NORMS: Final = {
         "ffn_post_norm": "post_feedforward_layernorm",
     },
 }
-_QK_NORMS: Final = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
+_Q_AND_K: Final = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
+_QK_NORMS: Final[Mapping[QkNorm, Mapping[str, str]]] = {
+    QkNorm.NONE: {},
+    QkNorm.HEAD: _Q_AND_K,
+    QkNorm.FULL: _Q_AND_K,
+    QkNorm.HEAD_AFTER_ROPE: {
+        "q_norm": "self_attn.query_layernorm",
+        "k_norm": "self_attn.key_layernorm",
+    },
+}
 # What a bf16 number may differ from the one that it stands for: half of 2 ** -7.
 _BF16_ROUNDING: Final = 2.0**-8
 _SAME: Final = 1e-9
@@ -147,8 +156,8 @@ class ModelFile:
     @property
     def modules(self) -> dict[str, str]:
         """Part of a layer -> module below ``model.layers.{i}``."""
-        qk_norms = {} if self.qk_norm is QkNorm.NONE else _QK_NORMS
-        return {**_SPLIT, **(self.matrices or {}), **_NORMS[self.norm_placement], **qk_norms}
+        norms = {**_NORMS[self.norm_placement], **_QK_NORMS[self.qk_norm]}
+        return {**_SPLIT, **(self.matrices or {}), **norms}
 
     def module_of(self, name: str) -> str:
         """Give the module of a canonical weight: ``layers.0.q`` is a projection.
@@ -424,6 +433,16 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
             norm_placement=NormPlacement.AFTER,
             qk_norm=QkNorm.FULL,
             windows=Windows.IGNORED,
+        ),
+        replace(
+            _PLAIN,
+            model_type="hunyuan_v1_dense",
+            architecture="HunYuanDenseV1ForCausalLM",
+            path="hunyuan_v1_dense.py",
+            keys=mlx_keys.hunyuan_keys,
+            qk_norm=QkNorm.HEAD_AFTER_ROPE,
+            attention_bias=AttentionBias.ALL,
+            reads_rope_scaling=False,
         ),
         replace(
             _PLAIN,

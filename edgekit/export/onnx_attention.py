@@ -74,18 +74,21 @@ class AttentionBuilder:
         spec, parts, at = self._spec, self._parts, f"layers.{layer}."
         rope, window = spec.attention(layer).rope, spec.attention(layer).window
         table = None if rope is None else self._tables[rope]
-        is_inside = table is not None and self._kernel_turns(table)
+        is_late = spec.qk_norm is QkNorm.HEAD_AFTER_ROPE
+        is_inside = table is not None and not is_late and self._kernel_turns(table)
         is_before = table is not None and not is_inside
         if is_before or self._is_growing or spec.qk_norm is not QkNorm.NONE:
             queries, keys, values = self._project_apart(at, inner)
-            queries = self._normed(queries, at + "q", spec.q_width)
-            keys = self._normed(keys, at + "k", spec.kv_width)
-            if self._is_growing:
-                factors = self._query_factors()
-                queries = parts.node("Mul", [queries, factors], at + "q.grown")
+            if not is_late:
+                queries, keys = self._both_normed(at, queries, keys)
             if table is not None and is_before:
                 queries = self._turned(queries, at + "q", table, spec.n_heads)
                 keys = self._turned(keys, at + "k", table, spec.n_kv_heads)
+            if is_late:
+                queries, keys = self._both_normed(at, queries, keys)
+            if self._is_growing:
+                factors = self._query_factors()
+                queries = parts.node("Mul", [queries, factors], at + "q.grown")
         else:
             queries, keys, values = self._project(at, inner)
         inputs = [queries, keys, values]
@@ -133,6 +136,10 @@ class AttentionBuilder:
         self._parts.node("Split", [queries, widths], outputs, axis=-1)
         return outputs[0], outputs[1], outputs[2]
 
+    def _both_normed(self, at: str, queries: str, keys: str) -> tuple[str, str]:
+        normed = self._normed(queries, at + "q", self._spec.q_width)
+        return normed, self._normed(keys, at + "k", self._spec.kv_width)
+
     def _normed(self, x: str, name: str, width: int) -> str:
         """Norm queries or keys (B, T, width) as the decoder wants it."""
         match self._spec.qk_norm:
@@ -140,7 +147,7 @@ class AttentionBuilder:
                 return x
             case QkNorm.FULL:
                 return self._norms.add(x, f"{name}_norm")
-            case QkNorm.HEAD:
+            case QkNorm.HEAD | QkNorm.HEAD_AFTER_ROPE:
                 apart = self._once("heads_apart", [0, 0, -1, self._spec.head_width])
                 heads = self._parts.node("Reshape", [x, apart], f"{name}.heads")
                 heads = self._norms.add(heads, f"{name}_norm")

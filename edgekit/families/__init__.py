@@ -29,6 +29,7 @@ FAMILIES: Final[Mapping[str, str]] = {
     "gemma3_text": "edgekit.families.gemma3_text:FAMILY",
     "granite": "edgekit.families.granite:FAMILY",
     "granitemoehybrid": "edgekit.families.granitemoehybrid:FAMILY",
+    "hunyuan_v1_dense": "edgekit.families.hunyuan_v1_dense:FAMILY",
     "llama": "edgekit.families.llama:FAMILY",
     "mimo": "edgekit.families.mimo:FAMILY",
     "minicpm": "edgekit.families.minicpm:FAMILY",

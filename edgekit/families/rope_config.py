@@ -41,12 +41,15 @@ class RopeContext:
         context_length: ``max_position_embeddings``.
         original_context_length: ``original_max_position_embeddings`` beside the section, if any.
         default_theta: Meaning of an absent ``rope_theta``.
+        has_ntk_alpha: Whether ``alpha`` in a section of type "dynamic" stretches theta once, as
+            Hunyuan's code has it. Elsewhere "dynamic" means angles that change with the length.
     """
 
     head_width: int
     context_length: int
     original_context_length: int | None = None
     default_theta: float = DEFAULT_THETA
+    has_ntk_alpha: bool = False
 
 
 def read_rope(config: RawConfig, context: RopeContext) -> tuple[RopeSpec, QueryScaling | None]:
@@ -108,7 +111,7 @@ def read_rope_section(
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
     scaling: Scaling | None = None
-    linear_factor = 1.0
+    linear_factor = stretch = 1.0
     growth: QueryScaling | None = None
     if section is not None:
         inner_theta = section.take("rope_theta", float, None)
@@ -117,9 +120,12 @@ def read_rope_section(
         theta = inner_theta if theta is None else theta
         inner_partial = section.take("partial_rotary_factor", float, None)
         partial = inner_partial if partial is None else partial
-        scaling, linear_factor = _read_scaling(section, context)
+        if context.has_ntk_alpha and _kind_of(section) == "dynamic" and section.get("alpha"):
+            stretch = _take_ntk_stretch(section, context.head_width)
+        else:
+            scaling, linear_factor = _read_scaling(section, context)
         growth = _read_query_scaling(section)
-    theta = context.default_theta if theta is None else theta
+    theta = stretch * (context.default_theta if theta is None else theta)
     if not 1 < theta < 1e15:
         config.report(f"rope_theta is {theta} (wanted more than 1)")
         theta = DEFAULT_THETA
@@ -193,9 +199,25 @@ def _read_query_scaling(section: RawConfig) -> QueryScaling | None:
     return QueryScaling(beta, section.take_count("original_max_position_embeddings"))
 
 
-def _read_scaling(section: RawConfig, context: RopeContext) -> tuple[Scaling | None, float]:
+def _kind_of(section: RawConfig) -> str:
+    """Take the type of a section in its old or its new spelling."""
     old_spelling = section.take("type", str, None)
-    kind = section.take("rope_type", str, None) or old_spelling or "default"
+    return section.take("rope_type", str, None) or old_spelling or "default"
+
+
+def _take_ntk_stretch(section: RawConfig, head_width: int) -> float:
+    """Take ``alpha`` and give the factor of theta: alpha ** (D / (D - 2))."""
+    # What configs repeat from other types of scaling; nothing reads it beside alpha.
+    section.ignore(["factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"])
+    alpha = section.take("alpha", float)
+    if not 1 <= alpha < 1e9 or head_width <= 2:
+        section.report(f"alpha is {alpha} (wanted at least 1, and heads of more than 2 lanes)")
+        return 1.0
+    return float(alpha ** (head_width / (head_width - 2)))
+
+
+def _read_scaling(section: RawConfig, context: RopeContext) -> tuple[Scaling | None, float]:
+    kind = _kind_of(section)
     if kind == "su" or (kind == "yarn" and "short_factor" in section):
         kind = "longrope"  # names that early Phi-3 configs used
     # Which lanes turn by the row and the column of an image; in a text, all by the position.

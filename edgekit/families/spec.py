@@ -51,10 +51,11 @@ class NormPlacement(StrEnum):
 
 
 class QkNorm(StrEnum):
-    """Over what queries and keys are normed before RoPE."""
+    """Over what queries and keys are normed, before RoPE unless said otherwise."""
 
     NONE = "none"
     HEAD = "head"  # each head by itself, weight (D,)
+    HEAD_AFTER_ROPE = "head_after_rope"
     FULL = "full"  # all heads together, weight (H * D,) and (K * D,)
 
 
@@ -175,7 +176,7 @@ class DecoderSpec:
         width, ffn = self.hidden_width, self.ffn_width
         has_before = self.norm_placement is not NormPlacement.AFTER
         has_after = self.norm_placement is not NormPlacement.BEFORE
-        per_head = self.qk_norm is QkNorm.HEAD
+        per_head = self.qk_norm is not QkNorm.FULL
         shapes: dict[str, tuple[int, ...]] = {"embed": (self.vocab_size, width)}
         for i in range(self.n_layers):
             at = f"layers.{i}."

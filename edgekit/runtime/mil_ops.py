@@ -274,6 +274,8 @@ OPS: Final[Mapping[str, Op]] = MappingProxyType(
         "gelu": Op(_UNARY, _gelu),
         "greater": Op(_BINARY, _plain(np.greater), rounds=False),
         "linear": Op(_UNARY, _linear),
+        "logical_and": Op(_BINARY, _plain(np.logical_and), rounds=False),
+        "logical_not": Op(_UNARY, _plain(np.logical_not), rounds=False),
         "matmul": Op(_BINARY, _matmul),
         "maximum": Op(_BINARY, _plain(np.maximum), rounds=False),
         "mul": Op(_BINARY, _plain(np.multiply)),

@@ -178,6 +178,8 @@ class ReferenceDecoder:
         if attention.rope is not None:
             queries = self._rotate(queries, n_past, attention.rope, is_long)
             keys = self._rotate(keys, n_past, attention.rope, is_long)
+        if spec.qk_norm is QkNorm.HEAD_AFTER_ROPE:
+            queries, keys = self._norm(queries, at + "q_norm"), self._norm(keys, at + "k_norm")
         if spec.query_scaling is not None:
             grown = query_factors(spec.query_scaling, n_total)
             factors: FloatArray = np.asarray(grown, dtype=self._dtype)
@@ -197,10 +199,10 @@ class ReferenceDecoder:
         return self._linear(joined, at + "o")
 
     def _normed_linear(self, inner: FloatArray, name: str) -> FloatArray:
-        """Project to queries or keys and norm them, (T, C) to (T, heads * D)."""
+        """Project to queries or keys and norm them if before rope, (T, C) to (T, heads * D)."""
         projected = self._linear(inner, name)
         match self._spec.qk_norm:
-            case QkNorm.NONE:
+            case QkNorm.NONE | QkNorm.HEAD_AFTER_ROPE:
                 return projected
             case QkNorm.FULL:
                 return self._norm(projected, f"{name}_norm")

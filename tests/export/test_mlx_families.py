@@ -19,7 +19,7 @@ from edgekit.export.mlx_models import choose_file
 from edgekit.export.staging import write_artifact
 from edgekit.families import open_model
 from edgekit.families.rope_spec import Llama3Scaling, LongRopeScaling, RopeSpec, YarnScaling
-from edgekit.families.spec import Activation, DecoderSpec, QueryScaling
+from edgekit.families.spec import Activation, DecoderSpec, QkNorm, QueryScaling
 from edgekit.quantize.methods import Method
 from edgekit.quantize.model import QuantizedTensor
 from edgekit.quantize.store import quantize_model
@@ -178,6 +178,9 @@ VARIANTS = {
         "granitemoehybrid", {"rope": RopeSpec(1e4, YARN)}, "granite"),
     "a window as long as the context, and layers without rope": (
         "exaone4-window", {"sliding_window": None, "sliding_layers": None}, "exaone4"),
+    "heads normed after they turn, with biases": (
+        "hunyuan_v1_dense", {"has_qkv_bias": True, "has_o_bias": True, "is_tied": False},
+        "hunyuan_v1_dense"),
     "queries grow": ("mistral", {"query_scaling": QueryScaling(0.1, 20)}, "ministral3"),
     "queries do not grow": (
         "ministral3", {"query_scaling": None, "sliding_window": 24, "sliding_layers": (1,)},
@@ -279,6 +282,8 @@ ROPE_64 = Llama3Scaling(8.0, 1.0, 4.0, 64)
         ("exaone4-window", {"no_rope_layers": ()}, "layers slide and have rope, or see everything"),
         ("exaone4-window", {"no_rope_layers": (2, 3)}, "layers slide and have rope, or see"),
         ("exaone4", {"no_rope_layers": (0, 1)}, "layers slide and have rope, or see everything"),
+        ("hunyuan_v1_dense", {"rope": RopeSpec(1e4, YARN)}, "rope_scaling is not read"),
+        ("gemma3_text", {"qk_norm": QkNorm.HEAD_AFTER_ROPE}, "are head, not head_after_rope"),
         ("olmo2", {"logits_scale": 0.5}, "logits_scale is 1, not 0.5"),
         ("llama", {"activation": Activation.GELU_TANH}, "activation is silu, not gelu_tanh"),
         ("olmo2", {"attention_scale": 0.5}, "score_scale is 0.176777, not 0.5"),

@@ -228,6 +228,11 @@ ODD_SPECS = {
         "sliding_window": 9,
         "sliding_layers": (1,),
     },
+    "heads normed after they turn": {
+        "qk_norm": QkNorm.HEAD_AFTER_ROPE,
+        "no_rope_layers": (1,),
+        "query_scaling": QueryScaling(0.3, 10),
+    },
     "capped in a window": {
         "scores_softcap": 0.7,
         "logits_softcap": 1.3,

@@ -402,6 +402,43 @@ def test_an_exaone_window_as_long_as_the_context_leaves_the_global_layers_withou
     assert spec.no_rope_layers == (3,)
 
 
+def test_hunyuan_stretches_theta_once_and_norms_heads_that_turned(tmp_path):
+    source = open_tiny(tmp_path, "hunyuan_v1_dense")
+    spec = source.spec
+    assert spec.qk_norm is QkNorm.HEAD_AFTER_ROPE
+    assert spec.rope == RopeSpec(pytest.approx(10000 * 50 ** (64 / 62)))
+    assert source.tensor("layers.1.q_norm").info.shape == (64,)
+    config = without(tiny_config("hunyuan_v1_dense"), "rope_theta", "rope_scaling")
+    config["rope_parameters"] = {"rope_type": "dynamic", "alpha": 50.0, "rope_theta": 10000.0}
+    (source.checkpoint.folder / "config.json").write_text(json.dumps(config))
+    assert open_model(source.checkpoint.folder).spec == spec
+    plain = open_tiny(tmp_path / "p", "hunyuan_v1_dense", rope_scaling=None).spec
+    assert plain.rope == RopeSpec(1e4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"use_qk_norm": False}, {"use_cla": True}, {"use_mla": True}, {"num_experts": 64},
+     {"position_embedding_xdrope": True}, {"attention_head_dim": 32}],
+)  # fmt: skip
+def test_another_hunyuan_is_named(tmp_path, change):
+    ((key, value),) = change.items()
+    assert f"{key} is {value}" in refusal(tmp_path, "hunyuan_v1_dense", **change).what
+
+
+def test_angles_that_change_with_the_length_are_refused_elsewhere(tmp_path):
+    section = {"type": "dynamic", "alpha": 50.0, "factor": 2.0}
+    for name, scaling in (("llama", section), ("hunyuan_v1_dense", without(section, "alpha"))):
+        error = refusal(tmp_path / name, name, UnsupportedArchError, rope_scaling=scaling)
+        assert error.got == "'dynamic'"
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 0.5, 1e9])
+def test_an_alpha_without_sense_is_named(tmp_path, alpha):
+    section = {"type": "dynamic", "alpha": alpha}
+    assert "alpha is" in refusal(tmp_path, "hunyuan_v1_dense", rope_scaling=section).what
+
+
 def test_olmo3_scales_the_rope_of_the_layers_that_see_everything(tmp_path):
     source = open_tiny(tmp_path, "olmo3")
     spec = source.spec

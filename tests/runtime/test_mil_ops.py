@@ -88,6 +88,8 @@ CASES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "gelu": ("gelu", {"x": 3 * X, "mode": "TANH_APPROXIMATION"}),
     "greater": ("greater", {"x": X, "y": np.float32(0.2)}),
     "linear": ("linear", {"x": floats(5, 24), "weight": floats(7, 24), "bias": floats(7)}),
+    "logical_and": ("logical_and", {"x": X > 0, "y": X[:1] > 0}),
+    "logical_not": ("logical_not", {"x": X > 0}),
     "matmul": ("matmul", {"x": X, "y": floats(2, 4, 5)}),
     "matmul, turned": ("matmul", {"x": X, "y": floats(2, 5, 4), "transpose_y": np.bool_(True)}),
     "maximum": ("maximum", {"x": X, "y": np.float32(-0.1)}),
