@@ -205,12 +205,13 @@ def join_parts(
     for name in left_out:
         del weights[name]
     if notes is not None:
-        notes += [note for note in _describe(weights, left_out) if note not in notes]
+        found = [*_describe(weights), *_describe_engines(section or {}, left_out)]
+        notes += [note for note in found if note not in notes]
     return weights
 
 
-def _describe(weights: Mapping[str, LazyTensor], left_out: list[str]) -> list[str]:
-    """Say what is read as floats and what is left out, a sentence each."""
+def _describe(weights: Mapping[str, LazyTensor]) -> list[str]:
+    """Say what is read as floats, a sentence for each way in which it is stored."""
     decoded = [tensor for tensor in weights.values() if isinstance(tensor, DecodedTensor)]
     counts = Counter(tensor.label for tensor in decoded)
     lines = []
@@ -220,12 +221,27 @@ def _describe(weights: Mapping[str, LazyTensor], left_out: list[str]) -> list[st
             f"{n} matrices are stored as {label} and read as floats, such as {first.info.name}: "
             f"{first.reason}"
         )
-    if left_out:
-        lines.append(
-            f"{len(left_out)} scales of activations or caches are left out, such as {left_out[0]}: "
-            "edgekit's formats do not quantize them in this way"
-        )
     return lines
+
+
+def _describe_engines(section: Mapping[str, Any], left_out: list[str]) -> list[str]:
+    """Say what the source's own engines quantize while they run, which edgekit does not keep."""
+    groups = section.get("config_groups")
+    schemes = (
+        [g for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []
+    )
+    what = []
+    if section.get("activation_scheme") or any(g.get("input_activations") for g in schemes):
+        what.append("activations")
+    if section.get("kv_cache_scheme") or section.get("kv_cache_quant_algo"):
+        what.append("keys and values")
+    if not what and not left_out:
+        return []
+    scales = f" ({len(left_out)} scales left out, such as {left_out[0]})" if left_out else ""
+    return [
+        f"the source quantizes {' and '.join(what or ['activations'])} while it runs; that is not "
+        f"kept{scales}"
+    ]
 
 
 def _find_section(config: Mapping[str, Any], key: str) -> RawConfig | None:
