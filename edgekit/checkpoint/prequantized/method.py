@@ -114,7 +114,6 @@ def account_for_quantization(config: RawConfig) -> None:
     packing = config.take_section(MLX_KEY)
     if packing is not None:
         mlx.read_settings(packing)
-        _ignore_neutral(packing)
         # mlx-lm writes it a second time under the name that the Hub looks for.
         config.expect(KEY, config[MLX_KEY], config[MLX_KEY])
         return
@@ -127,21 +126,12 @@ def account_for_quantization(config: RawConfig) -> None:
     method = METHODS.get(name)
     if method is not None:
         method.account(section)
-        _ignore_neutral(section)
         return
     section.ignore(section)
     why = REFUSED.get(name, "edgekit does not know how it stores weights")
     config.report(
         f"{KEY}.{_METHOD_KEY} is {name[:40]!r}, which is not read: {why}. Take the model before "
         f"quantization{_base_model(config)}, or one quantized by {', '.join(METHODS)}"
-    )
-
-
-def _ignore_neutral(section: RawConfig) -> None:
-    """Pass keys whose value asks for nothing: null, false, and what is empty."""
-    empty: tuple[Any, ...] = ("", [], {})
-    section.ignore(
-        key for key, value in section.items() if value is None or value is False or value in empty
     )
 
 
