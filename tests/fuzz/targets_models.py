@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from edgekit.checkpoint.config import RawConfig
@@ -27,6 +28,8 @@ from tests.builders import tiny_config
 from tests.checkpoint.prequantized.folders import (
     Grid,
     auto_round_config,
+    awq_config,
+    awq_parts,
     compressed_config,
     compressed_parts,
     gptq_config,
@@ -41,6 +44,7 @@ from tests.fuzz.mutate import mutate_json
 from tests.fuzz.targets_formats import mutate_safetensors
 from tests.tiny_families import TINY_CONFIGS
 
+_GOLDEN = Path(__file__).parents[1] / "golden" / "prequantized"
 _COUNTS = ("n_layers", "hidden_width", "n_heads", "n_kv_heads", "head_width", "ffn_width",
            "vocab_size", "context_length")  # fmt: skip
 
@@ -180,7 +184,21 @@ def seeds_codes() -> list[bytes]:
         section = {"quant_method": "fp8", "weight_block_size": block, "fmt": "e4m3"}
         tensors = {"m.weight": eight, "m.weight_scale_inv": scales}
         found.append(({"quantization_config": section}, tensors))
-    return [glue(json.dumps(c).encode(), safetensors.numpy.save(t)) for c, t in found]
+    grid = Grid()
+    made = make_prequantized(shape, grid, rng)
+    found.append((awq_config(grid), awq_parts("m.q_proj", made, grid)))
+    moved = gptq_parts("m.q_proj", made, grid)
+    moved["m.q_proj.g_idx"] = moved["m.q_proj.g_idx"][::-1].copy()
+    moved["m.q_proj.qzeros"] = moved["m.q_proj.qzeros"] ^ 1
+    found.append((gptq_config(grid, sym=False, desc_act=True), moved))
+    seeds = [glue(json.dumps(c).encode(), safetensors.numpy.save(t)) for c, t in found]
+    for path in sorted(_GOLDEN.glob("*.safetensors")):
+        # What libraries wrote themselves; the values that they stand for pass through.
+        with safetensors.safe_open(path, "np") as file:
+            section = json.loads(file.metadata()["config"])
+        config = json.dumps({"quantization_config": section}).encode()
+        seeds.append(glue(config, path.read_bytes()))
+    return seeds
 
 
 def mutate_codes(data: bytes, rng: Random) -> bytes:

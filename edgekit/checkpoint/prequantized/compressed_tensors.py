@@ -85,10 +85,9 @@ class Scheme:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The schemes of a checkpoint, and whether activations are quantized with them."""
+    """The schemes of a checkpoint's groups of modules."""
 
     schemes: tuple[Scheme, ...]
-    quantizes_activations: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -208,13 +207,10 @@ def read_schemes(section: RawConfig) -> Settings:
     groups = section.take_section("config_groups")
     if not groups:
         section.report("config_groups is missing or empty")
-        return Settings((), quantizes_activations=False)
+        return Settings(())
     sections = [group for key in groups if (group := groups.take_section(key))]
     schemes = [_read_group(group) for group in sections]
-    return Settings(
-        tuple(scheme for scheme in schemes if scheme is not None),
-        any(group.get("input_activations") is not None for group in sections),
-    )
+    return Settings(tuple(scheme for scheme in schemes if scheme is not None))
 
 
 def _take_format(section: RawConfig) -> None:

@@ -255,7 +255,7 @@ def _join(
     n_groups = scales.info.shape[0]
     n_cols, bits = _count_inputs(module, tensors, n_words, n_groups, settings)
     group = whole_groups(n_cols, n_groups)
-    if settings.group > 0 and -(-n_cols // settings.group) == n_groups:
+    if 0 < settings.group < n_cols and -(-n_cols // settings.group) == n_groups:
         group = settings.group  # the last group may be shorter
     if group < 1:
         raise CheckpointError(

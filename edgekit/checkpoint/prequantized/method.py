@@ -114,7 +114,6 @@ def account_for_quantization(config: RawConfig) -> None:
     packing = config.take_section(MLX_KEY)
     if packing is not None:
         mlx.read_settings(packing)
-        _ignore_neutral(packing)
         # mlx-lm writes it a second time under the name that the Hub looks for.
         config.expect(KEY, config[MLX_KEY], config[MLX_KEY])
         return
@@ -127,21 +126,12 @@ def account_for_quantization(config: RawConfig) -> None:
     method = METHODS.get(name)
     if method is not None:
         method.account(section)
-        _ignore_neutral(section)
         return
     section.ignore(section)
     why = REFUSED.get(name, "edgekit does not know how it stores weights")
     config.report(
         f"{KEY}.{_METHOD_KEY} is {name[:40]!r}, which is not read: {why}. Take the model before "
         f"quantization{_base_model(config)}, or one quantized by {', '.join(METHODS)}"
-    )
-
-
-def _ignore_neutral(section: RawConfig) -> None:
-    """Pass keys whose value asks for nothing: null, false, and what is empty."""
-    empty: tuple[Any, ...] = ("", [], {})
-    section.ignore(
-        key for key, value in section.items() if value is None or value is False or value in empty
     )
 
 
@@ -205,12 +195,13 @@ def join_parts(
     for name in left_out:
         del weights[name]
     if notes is not None:
-        notes += [note for note in _describe(weights, left_out) if note not in notes]
+        found = [*_describe(weights), *_describe_engines(section or {}, left_out)]
+        notes += [note for note in found if note not in notes]
     return weights
 
 
-def _describe(weights: Mapping[str, LazyTensor], left_out: list[str]) -> list[str]:
-    """Say what is read as floats and what is left out, a sentence each."""
+def _describe(weights: Mapping[str, LazyTensor]) -> list[str]:
+    """Say what is read as floats, a sentence for each way in which it is stored."""
     decoded = [tensor for tensor in weights.values() if isinstance(tensor, DecodedTensor)]
     counts = Counter(tensor.label for tensor in decoded)
     lines = []
@@ -220,12 +211,27 @@ def _describe(weights: Mapping[str, LazyTensor], left_out: list[str]) -> list[st
             f"{n} matrices are stored as {label} and read as floats, such as {first.info.name}: "
             f"{first.reason}"
         )
-    if left_out:
-        lines.append(
-            f"{len(left_out)} scales of activations or caches are left out, such as {left_out[0]}: "
-            "edgekit's formats do not quantize them in this way"
-        )
     return lines
+
+
+def _describe_engines(section: Mapping[str, Any], left_out: list[str]) -> list[str]:
+    """Say what the source's own engines quantize while they run, which edgekit does not keep."""
+    groups = section.get("config_groups")
+    schemes = (
+        [g for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []
+    )
+    what = []
+    if section.get("activation_scheme") or any(g.get("input_activations") for g in schemes):
+        what.append("activations")
+    if section.get("kv_cache_scheme") or section.get("kv_cache_quant_algo"):
+        what.append("keys and values")
+    if not what and not left_out:
+        return []
+    scales = f" ({len(left_out)} scales left out, such as {left_out[0]})" if left_out else ""
+    return [
+        f"the source quantizes {' and '.join(what or ['activations'])} while it runs; that is not "
+        f"kept{scales}"
+    ]
 
 
 def _find_section(config: Mapping[str, Any], key: str) -> RawConfig | None:
