@@ -72,7 +72,9 @@ DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
     "qwen2_vl_text": _QWEN2_VL,
     "qwen2_5_vl_text": _QWEN2_VL,
     "qwen3_vl_text": {
-        **_QWEN2, "head_dim": 128, "max_position_embeddings": 128000, "sliding_window": None,
+        "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+        "head_dim": 128, "max_position_embeddings": 128000, "rms_norm_eps": 1e-6,
     },
     "phi3": {
         **_LLAMA, "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192,
