@@ -27,7 +27,11 @@ _KINDS: Final = (
     "ministral3", "mistral", "mistral3", "olmo3", "phi3", "qwen2", "qwen2_5_vl", "qwen2_vl",
     "qwen3", "qwen3_vl", "xverse",
 )  # fmt: skip
-_EMBEDDINGS: Final = ("model.embed_tokens.weight", "model.embed_tokens.scales", "transformer.wte.weight")
+_EMBEDDINGS: Final = (
+    "model.embed_tokens.weight",
+    "model.embed_tokens.scales",
+    "transformer.wte.weight",
+)
 _GEMMA3_VOCAB: Final = 262208  # its config leaves the default out
 _TEXT_PREFIXES: Final = {
     "gemma3": "language_model.",
@@ -283,14 +287,8 @@ def _is_left(key: str, section: Mapping[str, Any]) -> bool:
 def _fp8(key: str, tensor: Stored, section: Mapping[str, Any]) -> Iterator[tuple[str, Stored]]:
     yield key, Stored("F8_E4M3", tensor.shape)
     block = section.get("weight_block_size")
-<<<<<<< HEAD
-    shape = (
-        () if block is None else tuple(-(-n // b) for n, b in zip(tensor.shape, block, strict=True))
-    )
-=======
     sizes = () if block is None else zip(tensor.shape, block, strict=True)
     shape = tuple(-(-n // step) for n, step in sizes)
->>>>>>> 410d776 (The table of published configs, generated and expected by hand)
     yield f"{key}_scale_inv", _ones("BF16", shape)
     if section["activation_scheme"] == "static":
         yield key.removesuffix("weight") + "activation_scale", _ones("BF16", ())
