@@ -36,6 +36,7 @@ NAMES: Final = NameTable(
         "up": "mlp.c_fc_1.weight",
         "down": "mlp.c_proj.weight",
     },
+    ignored={},
 )
 
 
