@@ -65,6 +65,8 @@ HARMLESS = {
     "a factor of one": {"emb_scale": 1, "logit_scale": 1.0, "depth_multiplier": 1},
     "none of them": {"num_experts": 0, "n_shared_experts": 0, "router_softcap": 0.0},
     "on as usual": {"is_causal": True, "use_rope": True, "position_embedding_type": "rope"},
+    "quantized by nothing": {"quantization_config": {}, "quantization": None},
+    "settings of a training run": {"learning_rate": 2e-5, "per_device_batch_size": 4, "seed": 1},
     "token ids of a chat format": {"user_token_id": 195, "im_end_id": 7, "unk_token_id": 0},
 }  # fmt: skip
 HARMFUL = {
@@ -121,7 +123,10 @@ def test_keys_that_change_the_result_are_refused_with_value_and_way_out(tmp_path
     folder = write_tiny_checkpoint(tmp_path / "m", name)
     text = (folder / "config.json").read_text()
     at = "text_config." if "text_config" in json.loads(text) else ""
+    taken = ("position_embedding_type",) if name == "granitemoehybrid" else ()
     for key, (value, words) in HARMFUL.items():
+        if key in taken:
+            continue
         error = refusal(edit(folder, **{key: value}), UnknownKeyError)
         assert error.keys == (at + key,)
         assert at + words in error.got
