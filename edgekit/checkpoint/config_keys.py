@@ -42,11 +42,13 @@ NEVER_READ: Final[Mapping[str, str]] = {
     r"(\w+_)?drop(out|path)?(_\w+)?|\w*_pdrop|initializer_(range|factor|cutoff_factor)|init_\w+|"
     r"\w+_init|\w+_init_(std|method|range)|gradient_checkpointing(_\w+)?|use_reentrant|"
     r"document_attention|train\w*|learning_rate|weight_decay|warmup_\w+|(\w+_)?batch_size|"
-    r"optimizer\w*|scheduler\w*|seed|num_(train_)?epochs|max_steps|gradient_\w+": "training only",
+    r"optimizer\w*|scheduler\w*|seed|num_(train_)?epochs|max_steps|gradient_\w+":
+        "training only",
     r"lora_\w+|peft_\w+|axolotl\w*|llama_?factory\w*|unsloth_\w+|wandb\w*|deepspeed\w*|"
     r"megatron\w*|nanotron\w*|is_llama_config|optimum_\w+|onnx\w*|neuron\w*|"
     r"transformers[._]js\w*|transformers_js\w*|internal_version|mlx_\w+|gguf\w*|vllm\w*|"
-    r"sglang\w*|ollama\w*|coreml\w*|executorch\w*|merge(kit)?_?\w*|transformers_weights": "of the tool that wrote the file",
+    r"sglang\w*|ollama\w*|coreml\w*|executorch\w*|merge(kit)?_?\w*|transformers_weights":
+        "of the tool that wrote the file",
     # How products and attention are computed, with the same result.
     r"attn_implementation\w*|attention_implementation|experts_implementation|"
     r"(use_|enable_|is_)?(flash|mem(ory)?_efficient|xformers|sdpa|triton|fused|liger)(_?\w+)?|"

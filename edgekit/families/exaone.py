@@ -36,7 +36,6 @@ NAMES: Final = NameTable(
         "up": "mlp.c_fc_1.weight",
         "down": "mlp.c_proj.weight",
     },
-    ignored={},
 )
 
 

