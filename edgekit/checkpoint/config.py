@@ -214,9 +214,9 @@ class RawConfig(Mapping[str, Any]):
         return tuple(dict.fromkeys(ids))
 
     def take_section(self, key: str) -> RawConfig | None:
-        """Take an object whose keys are accounted for in turn; None when absent or null."""
+        """Take an object whose keys are accounted for in turn; None when absent, null or empty."""
         value = self.take(key, dict, None)
-        if value is None:
+        if not value:
             return None
         section = self._open_section(key, value)
         section._is_whole = False

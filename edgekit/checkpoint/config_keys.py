@@ -41,11 +41,14 @@ NEVER_READ: Final[Mapping[str, str]] = {
     # Training.
     r"(\w+_)?drop(out|path)?(_\w+)?|\w*_pdrop|initializer_(range|factor|cutoff_factor)|init_\w+|"
     r"\w+_init|\w+_init_(std|method|range)|gradient_checkpointing(_\w+)?|use_reentrant|"
-    r"document_attention|(load_)?train\w*": "training only",
+    r"document_attention|train\w*|learning_rate|weight_decay|warmup_\w+|(\w+_)?batch_size|"
+    r"optimizer\w*|scheduler\w*|seed|num_(train_)?epochs|max_steps|gradient_\w+":
+        "training only",
     r"lora_\w+|peft_\w+|axolotl\w*|llama_?factory\w*|unsloth_\w+|wandb\w*|deepspeed\w*|"
     r"megatron\w*|nanotron\w*|is_llama_config|optimum_\w+|onnx\w*|neuron\w*|"
     r"transformers[._]js\w*|transformers_js\w*|internal_version|mlx_\w+|gguf\w*|vllm\w*|"
-    r"sglang\w*|ollama\w*|coreml\w*|executorch\w*": "of the tool that wrote the file",
+    r"sglang\w*|ollama\w*|coreml\w*|executorch\w*|merge(kit)?_?\w*|transformers_weights":
+        "of the tool that wrote the file",
     # How products and attention are computed, with the same result.
     r"attn_implementation\w*|attention_implementation|experts_implementation|"
     r"(use_|enable_|is_)?(flash|mem(ory)?_efficient|xformers|sdpa|triton|fused|liger)(_?\w+)?|"
@@ -54,7 +57,7 @@ NEVER_READ: Final[Mapping[str, str]] = {
     r"sp_size|use_te|compile_\w+": "how it is computed, not what",
     # Lengths of training or of a tokenizer; positions come from max_position_embeddings.
     r"max_seq(uence)?_len(gth)?|seq(uence)?_len(gth)?|model_max_len(gth)?|train\w*_len(gth)?|"
-    r"n_ctx|n_positions|max_tokenizer_truncation|max_window_layers|pad_to_multiple_of|"
+    r"n_ctx|n_positions|(max_)?context_(length|size|window)|max_tokenizer_truncation|max_window_layers|pad_to_multiple_of|"
     r"pad_vocab_size_multiple|make_vocab_size_divisible_by": "no position depends on it",
     # The tokenizer and what stands in its prompts.
     r"tokenizer_\w+|vocab_file|merges_file|chat_template|(bos|eos|pad|unk|sep|cls|mask)_token|"
@@ -83,6 +86,7 @@ USUAL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     r"(attn|attention)_(type|mask_type|mode)": ("causal", "full", "full_attention", "gqa", "mha"),
     r"(mlp|ffn)_type": ("swiglu", "gated", "glu"),
     r"layer_types": ("full_attention",),
+    r"rope_(scaling_)?type": ("default", "none"),
 }  # fmt: skip
 
 # Key names -> what another value than the usual one does; said where such a key is refused.

@@ -19,6 +19,10 @@ _LLAMA: Final[Mapping[str, Any]] = {
     "num_hidden_layers": 32, "num_attention_heads": 32, "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+_OLMO2: Final = {
+    **_LLAMA, "vocab_size": 50304, "rms_norm_eps": 1e-5, "bos_token_id": None,
+    "eos_token_id": 50279, "pad_token_id": 1,
+}  # fmt: skip
 _MISTRAL: Final = {
     **_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8,
     "max_position_embeddings": 131072, "sliding_window": 4096,
@@ -72,7 +76,9 @@ DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
     "qwen2_vl_text": _QWEN2_VL,
     "qwen2_5_vl_text": _QWEN2_VL,
     "qwen3_vl_text": {
-        **_QWEN2, "head_dim": 128, "max_position_embeddings": 128000, "sliding_window": None,
+        "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+        "head_dim": 128, "max_position_embeddings": 128000, "rms_norm_eps": 1e-6,
     },
     "phi3": {
         **_LLAMA, "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192,
@@ -85,10 +91,13 @@ DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
         "tie_word_embeddings": True, "bos_token_id": 128000, "eos_token_id": 128001,
         "pad_token_id": 128004,
     },
-    "olmo2": {
-        **_LLAMA, "vocab_size": 50304, "rms_norm_eps": 1e-5, "bos_token_id": None,
-        "eos_token_id": 50279, "pad_token_id": 1,
+    "granitemoehybrid": {**_LLAMA, "shared_intermediate_size": 1024},
+    "exaone4": {
+        **_LLAMA, "vocab_size": 102400, "intermediate_size": 16384, "num_key_value_heads": 32,
+        "rms_norm_eps": 1e-5, "bos_token_id": 0, "sliding_window": 4096,
     },
+    "olmo2": _OLMO2,
+    "olmo3": {**_OLMO2, "sliding_window": 4096},
 })  # fmt: skip
 # Keys whose null is a value of its own: none, or derived from other keys.
 _NULLABLE: Final[tuple[str, ...]] = (

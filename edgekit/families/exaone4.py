@@ -6,11 +6,11 @@ everything in all layers; in the 32B layers slide and have rope, or see everythi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.families.base import Family
+from edgekit.families.defaults import fill_defaults
 from edgekit.families.llama_form import (
     read_llama_form,
     take_n_layers,
@@ -20,10 +20,7 @@ from edgekit.families.llama_form import (
 from edgekit.families.olmo2 import NAMES
 from edgekit.families.spec import DecoderSpec, NormPlacement, QkNorm
 
-# What transformers' Exaone4Config means by an absent key.
-_DEFAULTS: Final[Mapping[str, Any]] = {"rms_norm_eps": 1e-5, "max_position_embeddings": 2048}
-_DEFAULT_WINDOW: Final = 4096
-_DEFAULT_PATTERN: Final = 4
+_DEFAULT_PATTERN: Final = 4  # transformers' meaning of an absent key
 
 
 def read_spec(config: RawConfig) -> DecoderSpec:
@@ -34,9 +31,9 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         UnknownKeyError: Keys that could change the result and are not known.
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
-    config.fill(_DEFAULTS)
+    fill_defaults(config, "exaone4")
     n_layers = take_n_layers(config)
-    window = take_window(config) if "sliding_window" in config else _DEFAULT_WINDOW
+    window = take_window(config)
     layers = take_sliding_layers(config, n_layers)
     by_pattern = _take_pattern(config, n_layers)
     layers = by_pattern if layers is None else layers

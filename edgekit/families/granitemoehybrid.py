@@ -13,6 +13,7 @@ from edgekit.checkpoint.config import RawConfig
 from edgekit.errors import UnsupportedArchError
 from edgekit.families import llama_form
 from edgekit.families.base import Family
+from edgekit.families.defaults import fill_defaults
 from edgekit.families.granite import take_multipliers
 from edgekit.families.llama_form import read_llama_form, take_n_layers
 from edgekit.families.spec import DecoderSpec
@@ -28,8 +29,6 @@ NAMES: Final = replace(
     fused={"gate_up": ("gate", "up")},
 )
 _ATTENTION: Final = ("attention", "full_attention")
-# What transformers' GraniteMoeHybridConfig means by an absent rms_norm_eps.
-_DEFAULT_EPS: Final = 1e-6
 # Said by every config of the family; nothing reads them without state space layers or experts.
 _UNUSED: Final = (
     "intermediate_size", "num_experts_per_tok", "output_router_logits", "router_aux_loss_coef",
@@ -48,11 +47,11 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         UnsupportedArchError: State space layers, experts, or a rope type that edgekit does not
             compute.
     """
+    fill_defaults(config, "granitemoehybrid")
     n_layers = take_n_layers(config)
     _refuse_other_blocks(config, n_layers)
     config.ignore(_UNUSED)
     config.expect("normalization_function", "rmsnorm", "rmsnorm")
-    config.fill({"rms_norm_eps": _DEFAULT_EPS})
     position = config.take("position_embedding_type", str, "nope")
     if position not in ("rope", "nope"):
         config.report(f"position_embedding_type is {position[:80]!r} (edgekit supports rope, nope)")

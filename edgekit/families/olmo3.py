@@ -10,6 +10,7 @@ from typing import Final
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.families.base import Family
+from edgekit.families.defaults import fill_defaults
 from edgekit.families.llama_form import (
     read_llama_form,
     take_n_layers,
@@ -21,9 +22,7 @@ from edgekit.families.olmo2 import NAMES
 from edgekit.families.rope_config import RopeContext, read_ropes_by_layer_kind
 from edgekit.families.spec import DecoderSpec, NormPlacement, QkNorm
 
-# What transformers' Olmo3Config means by an absent key.
-_DEFAULT_THETA: Final = 5e5
-_DEFAULT_WINDOW: Final = 4096
+_DEFAULT_THETA: Final = 5e5  # transformers' default when the key is absent
 _FULL_EVERY: Final = 4
 
 
@@ -35,6 +34,7 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         UnknownKeyError: Keys that could change the result and are not known.
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
+    fill_defaults(config, "olmo3")
     _, _, head_width = take_widths(config)
     n_layers = take_n_layers(config)
     layers = take_sliding_layers(config, n_layers)
@@ -51,7 +51,7 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         model_type="olmo3",
         rope=rope,
         local_rope=None if local_rope == rope else local_rope,
-        sliding_window=take_window(config) if "sliding_window" in config else _DEFAULT_WINDOW,
+        sliding_window=take_window(config),
         sliding_layers=layers,
         has_qkv_bias=has_attention_bias,
         has_o_bias=has_attention_bias,

@@ -69,8 +69,8 @@ def export(
         One artifact per format, in the order asked for.
 
     Raises:
-        UsageError: Unknown format, scheme or method, positions that a format cannot hold, or a config
-            key to ignore that is not there or that edgekit computes with.
+        UsageError: Unknown format, scheme or method, positions that a format cannot hold, or a
+            config key to ignore that is not there or that edgekit computes with.
         CheckpointError: The model cannot be read.
         FormatError: A weight file is damaged.
         QuantError: A weight is no finite number, or the scheme cannot hold it.

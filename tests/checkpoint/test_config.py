@@ -76,7 +76,7 @@ def test_keys_of_a_section_are_accounted_for_in_turn():
     assert "rope.kind is 'x' (wanted an integer)" in caught.value.what
 
 
-@pytest.mark.parametrize("values", [{}, {"rope": None}])
+@pytest.mark.parametrize("values", [{}, {"rope": None}, {"rope": {}}])
 def test_an_absent_section_is_none(values):
     c = config(**values)
     assert c.take_section("rope") is None

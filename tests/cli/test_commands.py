@@ -16,6 +16,7 @@ import edgekit
 from edgekit.artifact import Artifact
 from edgekit.cli import app
 from edgekit.report.write import write_report
+from tests.builders import write_tiny_checkpoint
 from tests.report.example import example_report
 
 ROOT = Path(edgekit.__file__).parent.parent
@@ -78,6 +79,35 @@ def test_inspect_gives_one_document(edgekit_cli, tiny_model):
     assert (said.code, said.err) == (0, "")
     assert (said.data["name"], said.data["n_layers"]) == ("tiny", 2)
     assert "mistral" in edgekit_cli("inspect", tiny_model, "--no-measure").out
+
+
+def test_a_config_key_is_ignored_when_asked_for_and_said_so(edgekit_cli, tmp_path):
+    model = write_tiny_checkpoint(tmp_path / "m", "llama", trick=3, twist=[1])
+    said = edgekit_cli("inspect", model, "--no-measure").parts()
+    assert said["got"] == "trick = 3, twist = [1]"
+    assert said["do"].endswith(": --ignore-config-key trick --ignore-config-key twist")
+    options = ("--ignore-config-key", "trick", "--ignore-config-key", "twist")
+    notes = [
+        "config key trick = 3: ignored as asked",
+        "config key twist = [1]: ignored as asked",
+    ]
+    found = edgekit_cli("inspect", model, "--no-measure", "--json", *options)
+    assert (found.code, found.data["notes"]) == (0, notes)
+    said = edgekit_cli(
+        "export", model, "--format", "mlx", "--scheme", "fp16", "--out", tmp_path, "--json",
+        *options,
+    )  # fmt: skip
+    assert said.code == 0
+    assert [note for note in notes if note in said.err] == notes
+    assert said.data[0]["manifest"]["notes"][:2] == notes
+
+
+def test_a_config_key_that_is_used_cannot_be_ignored(edgekit_cli, tiny_model):
+    said = edgekit_cli("export", tiny_model, "--ignore-config-key", "hidden_size")
+    assert said.code == 2
+    assert said.parts()["got"] == "hidden_size"
+    said = edgekit_cli("export", tiny_model, "--via", "optimum", "--ignore-config-key", "x")
+    assert said.parts()["what"] == "--ignore-config-key with --via optimum"
 
 
 def test_export_gives_the_manifests_and_writes_what_they_say(edgekit_cli, tiny_model, tmp_path):

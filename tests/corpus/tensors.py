@@ -12,7 +12,7 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,11 @@ _KINDS: Final = (
     "ministral3", "mistral", "mistral3", "olmo3", "phi3", "qwen2", "qwen2_5_vl", "qwen2_vl",
     "qwen3", "qwen3_vl", "xverse",
 )  # fmt: skip
+_EMBEDDINGS: Final = (
+    "model.embed_tokens.weight",
+    "model.embed_tokens.scales",
+    "transformer.wte.weight",
+)
 _GEMMA3_VOCAB: Final = 262208  # its config leaves the default out
 _TEXT_PREFIXES: Final = {
     "gemma3": "language_model.",
@@ -67,11 +72,11 @@ _VISION: Final[Mapping[str, Mapping[str, tuple[int, ...]]]] = {
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of a weight file; ``values`` None is a hole."""
+    """One tensor of a weight file; a hole from where ``values`` end."""
 
     dtype: str
     shape: tuple[int, ...]
-    values: bytes | None = None
+    values: bytes = b""
 
     @property
     def n_bytes(self) -> int:
@@ -103,7 +108,7 @@ def write_weights(folder: Path, config: Mapping[str, Any], name: str = "") -> Pa
         stream.write(struct.pack("<Q", len(text)) + text)
         start = stream.tell()
         for key, tensor in tensors.items():
-            if tensor.values is not None:
+            if tensor.values:
                 stream.seek(start + header[key]["data_offsets"][0])
                 stream.write(tensor.values)
         stream.truncate(start + at)
@@ -121,6 +126,8 @@ def published_tensors(config: Mapping[str, Any], name: str = "") -> dict[str, St
         for key, shape in _decoder(kind, text, is_tied=_is_tied(config)).items()
     }
     made = dict(_quantized(plain, config, dtype, name))
+    # Two holes would be equal, and a head that equals the embedding is stored once.
+    made = {k: replace(t, values=b"\x80\x3f") if k in _EMBEDDINGS else t for k, t in made.items()}
     if _has_rope_buffers(config):
         width = text["hidden_size"] // text["num_attention_heads"]
         made |= {
@@ -280,9 +287,8 @@ def _is_left(key: str, section: Mapping[str, Any]) -> bool:
 def _fp8(key: str, tensor: Stored, section: Mapping[str, Any]) -> Iterator[tuple[str, Stored]]:
     yield key, Stored("F8_E4M3", tensor.shape)
     block = section.get("weight_block_size")
-    shape = (
-        () if block is None else tuple(-(-n // b) for n, b in zip(tensor.shape, block, strict=True))
-    )
+    sizes = () if block is None else zip(tensor.shape, block, strict=True)
+    shape = tuple(-(-n // step) for n, step in sizes)
     yield f"{key}_scale_inv", _ones("BF16", shape)
     if section["activation_scheme"] == "static":
         yield key.removesuffix("weight") + "activation_scale", _ones("BF16", ())

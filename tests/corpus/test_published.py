@@ -26,10 +26,12 @@ def test_a_published_config_opens_or_is_refused_for_its_reason(outcomes, name):
     found, wanted = outcomes[name], EXPECTED[name]
     assert found.result == wanted["result"], found.what
     if wanted["result"] == "opens":
-        assert (found.what, "; ".join(found.said)) == (wanted["what"], wanted["said"])
+        assert found.what == wanted["what"]
     else:
         for words in wanted["what"].split(" ... "):
             assert words in found.what
+    for words in filter(None, wanted["said"].split(" ... ")):
+        assert words in "; ".join(found.said)
 
 
 def test_the_page_is_what_the_script_makes_today(outcomes):

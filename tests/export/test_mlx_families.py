@@ -45,7 +45,18 @@ MEMBERS = [name for name in TINY_CONFIGS if name not in REFUSED]
 # All layers slide, which no model file of mlx-lm 0.32 in this form can; LongRoPE's short factors;
 # gemma2.py lets every layer see everything.
 HELD_POSITIONS = {"mistral-v0.1": 24, "phi3-4k": 24, "phi3": 64, "gemma2": 24}
-WRITTEN_AS = {"ministral": "llama", "mistral3": "ministral3", "qwen2-window": "llama"}
+WRITTEN_AS = {
+    "exaone": "llama",
+    "mimo": "qwen2",
+    "minicpm": "granite",
+    "ministral": "llama",
+    "mistral3": "ministral3",
+    "qwen2-window": "llama",
+    "qwen2_5_vl": "qwen2",
+    "qwen2_vl": "qwen2",
+    "qwen3_vl": "qwen3",
+    "xverse": "llama",
+}
 
 TOKENS = golden_ids()
 # The window of 24 is passed inside a chunk, between chunks, and turned over by single tokens.
