@@ -206,7 +206,7 @@ def read_config(
     found.finish()
     if notes is not None:
         notes += found.notes
-    return architecture, {key: value for key, value in config.items() if value is not None}
+    return architecture, config  # null is a value of its own: no window, not the usual one
 
 
 def _values(file: GgufFile, prefix: str) -> dict[str, Any]:
@@ -231,8 +231,8 @@ def _read_common(header: Header, architecture: Architecture) -> dict[str, Any]:
         "model_type": architecture.model_type,
         "hidden_act": "silu",
         "tie_word_embeddings": HEAD not in tensors,
-        "attention_bias": "blk.0.attn_q.bias" in tensors or None,
-        "mlp_bias": "blk.0.ffn_gate.bias" in tensors or None,
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
         **architecture.config,
     }
     for key, ours in _COUNTS.items():
@@ -360,7 +360,7 @@ _GRANITE_KEYS: Final[Mapping[str, str]] = {
 }
 _GELU: Final[Mapping[str, Any]] = {"hidden_act": None, "hidden_activation": "gelu_pytorch_tanh"}
 # The family has these biases without being told.
-_QWEN2: Final[Mapping[str, Any]] = {"attention_bias": None}
+_QWEN2: Final[Mapping[str, Any]] = {"attention_bias": False}
 
 ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     # A Llama whose rows of q and k are in Hugging Face's order.

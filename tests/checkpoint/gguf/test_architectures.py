@@ -96,9 +96,12 @@ def test_queries_and_keys_with_biases_move_their_rows_too(tmp_path):
 
 
 def test_a_mistral_file_without_temperature_is_a_mistral(tmp_path):
-    folder = write_tiny_checkpoint(tmp_path / "hf", "mistral", dtype="fp16")
+    folder = write_tiny_checkpoint(
+        tmp_path / "hf", "mistral", dtype="fp16", max_position_embeddings=32768
+    )
     path = convert(folder, tmp_path / "m.gguf", architecture=gguf.MODEL_ARCH.MISTRAL3)
     assert open_model(path).spec.model_type == "mistral"
+    assert open_model(path).spec.sliding_window is None  # absent would mean 4096
     compare(folder, path)
 
 
