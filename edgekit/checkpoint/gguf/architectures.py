@@ -52,6 +52,11 @@ _POST_NORMS: Final[Mapping[str, str]] = {
     "post_attention_norm": "post_attention_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_NORMS_AFTER: Final[Mapping[str, str]] = {
+    **{name: theirs for name, theirs in _LAYER.items() if not name.endswith("_norm")},
+    **_POST_NORMS,
+    **_QK_NORMS,
+}
 _FOUR_NORMS: Final[Mapping[str, str]] = {
     **_LAYER,
     **_POST_NORMS,
@@ -367,7 +372,7 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "exaone": Architecture("llama"),
     "exaone4": Architecture(
         "exaone4",
-        {k: v for k, v in _LAYER.items() if not k.endswith("_norm")} | _POST_NORMS | _QK_NORMS,
+        _NORMS_AFTER,
         finish=_finish_exaone4,
     ),
     "gemma": Architecture("gemma", config=_GELU, norm_shift=1.0),
@@ -395,8 +400,8 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     ),
     "hunyuan-dense": Architecture(
         "hunyuan_v1_dense",
-        _LAYER
-        | {
+        {
+            **_LAYER,
             "attn_q_norm": "self_attn.query_layernorm",
             "attn_k_norm": "self_attn.key_layernorm",
         },
@@ -413,7 +418,7 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "mistral3": Architecture("ministral3", interleaves_heads=True, finish=_finish_mistral3),
     "olmo2": Architecture(
         "olmo2",
-        {k: v for k, v in _LAYER.items() if not k.endswith("_norm")} | _POST_NORMS | _QK_NORMS,
+        _NORMS_AFTER,
         finish=_finish_olmo2,
     ),
     "phi3": Architecture(
@@ -424,8 +429,8 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     ),
     "qwen2": Architecture("qwen2", config=_QWEN2),
     "qwen2vl": Architecture("qwen2", config=_QWEN2),
-    "qwen3": Architecture("qwen3", _LAYER | _QK_NORMS),
-    "qwen3vl": Architecture("qwen3", _LAYER | _QK_NORMS),
+    "qwen3": Architecture("qwen3", {**_LAYER, **_QK_NORMS}),
+    "qwen3vl": Architecture("qwen3", {**_LAYER, **_QK_NORMS}),
     "smollm3": Architecture(
         "smollm3",
         config={"no_rope_layer_interval": 4, "use_sliding_window": False},

@@ -119,7 +119,8 @@ class GgufCheckpoint(Checkpoint):
     @property
     def assets_bytes(self) -> int:
         """Bytes of the files that every artifact gets."""
-        return sum(len(content) for content in self._text_files.sources.values())
+        files = self._text_files
+        return sum(len(files.read(name, MAX_TOKENIZER_BYTES) or b"") for name in files.names())
 
     def _read_text_files(self, first: GgufFile, config: Mapping[str, Any]) -> TextFiles:
         """Give the text files; those beside the file count where it has no tokenizer of its own."""

@@ -20,8 +20,8 @@ from tests.checkpoint.gguf.convert import convert
 from tests.tiny_families import TINY_CONFIGS
 
 _LLAMA3: Final = TINY_CONFIGS["llama-3.2"]["rope_scaling"]
-# What is changed of a tiny config so that a file can say it: llama.cpp knows Gemma's score factor
-# and which layers of Gemma 3 slide from the architecture's name, and where Llama 3's scaling begins.
+# What is changed of a tiny config so that a file can say it: llama.cpp knows Gemma's factor of the
+# scores, which layers of Gemma 3 slide, and where Llama 3's scaling begins, by the architecture.
 CHANGES: Final[dict[str, dict[str, Any]]] = {
     "gemma2": {"query_pre_attn_scalar": 32},
     "gemma3_text": {
@@ -160,7 +160,7 @@ def test_all_ids_that_end_an_answer_are_taken(tmp_path):
 
 def test_granite_without_positions_is_refused_by_the_key_that_says_so(tmp_path):
     folder = write_tiny_checkpoint(tmp_path / "hf", "granitemoehybrid-nope", dtype="fp16")
-    with pytest.raises(CheckpointError, match="granite.rope.scaling.finetuned is False"):
+    with pytest.raises(CheckpointError, match=r"granite\.rope\.scaling\.finetuned is False"):
         open_model(convert(folder, tmp_path / "m.gguf"))
 
 

@@ -1,4 +1,4 @@
-"""A model split over several files is the model, whichever part is named; text files come with it."""
+"""A model split over files is the model, whichever part is named; its text files come along."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_any_part_of_a_split_model_is_the_model(tmp_path):
 def test_missing_parts_are_named(tmp_path):
     paths = split(write_model(tmp_path))
     paths[1].unlink()
-    with pytest.raises(MissingFileError, match="no m-00002-of-00003.gguf"):
+    with pytest.raises(MissingFileError, match=r"no m-00002-of-00003\.gguf"):
         open_model(paths[2])
 
 
