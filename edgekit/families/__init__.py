@@ -86,8 +86,8 @@ def open_model(
         headers_only: Download no weights; the tensors of a model that is not on this disk can
             then be listed and not read.
         progress: Called as ``progress(what, n_done, n_total)`` while a model is downloaded.
-        ignore_config_keys: Keys of config.json that pass whatever their value is; one of a
-            section is written ``section.key``.
+        ignore_config_keys: Keys of config.json, or of a GGUF file's metadata, that pass whatever
+            their value is; one of a section is written ``section.key``.
 
     Raises:
         CheckpointError: See ``open_checkpoint`` and ``open_family``.
@@ -96,23 +96,24 @@ def open_model(
     """
     packaged = packaged_file_of(model)
     if packaged is not None:
-        checkpoint: Checkpoint = _open_packaged(str(model), packaged)
+        checkpoint: Checkpoint = _open_packaged(str(model), packaged, ignore_config_keys)
     elif is_gguf(model):
-        checkpoint = GgufCheckpoint(model)
+        checkpoint = GgufCheckpoint(model, ignore_config_keys)
     else:
         with offering_package(model):
             checkpoint = open_headers(model) if headers_only else open_checkpoint(model, progress)
     try:
-        checkpoint.config.ignore_as_asked(ignore_config_keys)
+        if not isinstance(checkpoint, GgufCheckpoint):
+            checkpoint.config.ignore_as_asked(ignore_config_keys)
         return open_family(checkpoint)
     except BaseException:
         checkpoint.close()
         raise
 
 
-def _open_packaged(name: str, file: Path) -> GgufCheckpoint:
+def _open_packaged(name: str, file: Path, ignore_keys: Iterable[str]) -> GgufCheckpoint:
     """Open the model of a recipe out of an installed package, and say so."""
-    checkpoint = GgufCheckpoint(file)
+    checkpoint = GgufCheckpoint(file, ignore_keys)
     checkpoint.name = checkpoint.origin = name
     checkpoint.notes.append(
         f"read from the installed package that holds {name}, {file.name}; its Hub id means the Hub"

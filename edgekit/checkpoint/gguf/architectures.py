@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -52,6 +52,11 @@ _POST_NORMS: Final[Mapping[str, str]] = {
     "post_attention_norm": "post_attention_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_NORMS_AFTER: Final[Mapping[str, str]] = {
+    **{name: theirs for name, theirs in _LAYER.items() if not name.endswith("_norm")},
+    **_POST_NORMS,
+    **_QK_NORMS,
+}
 _FOUR_NORMS: Final[Mapping[str, str]] = {
     **_LAYER,
     **_POST_NORMS,
@@ -68,16 +73,19 @@ _COUNTS: Final[Mapping[str, str]] = {
     "attention.key_length": "head_dim",
 }
 _EPS: Final = "attention.layer_norm_rms_epsilon"
+_OTHER_EPS: Final = "attention.layer_norm_epsilon"
+# Keys of token ids (after "tokenizer.ggml.") -> key of config.json, where several are a list.
 _TOKENS: Final[Mapping[str, str]] = {
-    "tokenizer.ggml.bos_token_id": "bos_token_id",
-    "tokenizer.ggml.eos_token_id": "eos_token_id",
-    "tokenizer.ggml.padding_token_id": "pad_token_id",
+    "bos_token_id": "bos_token_id",
+    "eos_token_id": "eos_token_id",
+    "eot_token_id": "eos_token_id",
+    "eom_token_id": "eos_token_id",
+    "padding_token_id": "pad_token_id",
 }
 # Keys of an architecture that its decoder does not read.
 _NOT_READ: Final = (
     "vocab_size",  # the rows of the embedding say it
     "tensor_data_layout",  # a text from the time before GGUF had versions
-    "attention.layer_norm_epsilon",  # of LayerNorm, which these models do not have
     "rope.dimension_sections",  # positions in a picture; those of a text are all the same
     "n_deepstack_layers",  # where a picture comes in
 )
@@ -157,18 +165,24 @@ class Architecture:
 
 
 def read_config(
-    file: GgufFile, tensors: Mapping[str, GgufTensor]
+    file: GgufFile,
+    tensors: Mapping[str, GgufTensor],
+    ignore_keys: Iterable[str] = (),
+    notes: list[str] | None = None,
 ) -> tuple[Architecture, dict[str, Any]]:
     """Turn the metadata of a file into the keys of a config.json.
 
     Args:
         file: The file, or the first part of a split one.
         tensors: All tensors, those of other parts included.
+        ignore_keys: Keys that pass whatever their value is.
+        notes: Takes what is said aloud about keys that were ignored.
 
     Raises:
         UnsupportedArchError: No family computes that architecture.
         CheckpointError: Metadata are missing or wrong; all such keys are named.
         UnknownKeyError: Keys of the architecture that could change the result and are not known.
+        UsageError: A key to ignore is not there, or the result depends on it.
     """
     metadata = file.metadata
     kind = metadata.get("general.type", "model")
@@ -183,6 +197,7 @@ def read_config(
         )
     prefix = f"{name}."
     found = RawConfig(_values(file, prefix), str(file.path))
+    found.ignore_as_asked(ignore_keys)
     header = Header(found, prefix, tensors)
     config = _read_common(header, architecture)
     if architecture.finish is not None:
@@ -194,7 +209,9 @@ def read_config(
     found.ignore(key for key, value in found.items() if value in _NEUTRAL)
     found.expect(f"{prefix}attention.causal", wanted=True, default=True)
     found.finish()
-    return architecture, {key: value for key, value in config.items() if value is not None}
+    if notes is not None:
+        notes += found.notes
+    return architecture, config  # null is a value of its own: no window, not the usual one
 
 
 def _values(file: GgufFile, prefix: str) -> dict[str, Any]:
@@ -219,8 +236,8 @@ def _read_common(header: Header, architecture: Architecture) -> dict[str, Any]:
         "model_type": architecture.model_type,
         "hidden_act": "silu",
         "tie_word_embeddings": HEAD not in tensors,
-        "attention_bias": "blk.0.attn_q.bias" in tensors or None,
-        "mlp_bias": "blk.0.ffn_gate.bias" in tensors or None,
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
         **architecture.config,
     }
     for key, ours in _COUNTS.items():
@@ -228,16 +245,22 @@ def _read_common(header: Header, architecture: Architecture) -> dict[str, Any]:
         if value is not None:
             config[ours] = value
     config.setdefault("num_key_value_heads", config.get("num_attention_heads"))
-    for key, ours in {_EPS: "rms_norm_eps", **architecture.keys}.items():
+    # Some converters write the one norm of these models under the name of the other kind.
+    names = {_OTHER_EPS: "rms_norm_eps", _EPS: "rms_norm_eps", **architecture.keys}
+    for key, ours in names.items():
         value = header.take(key, float)
         if value is not None:
             config[ours] = value
             if not 0 < value < math.inf:
                 found.report(f"{prefix}{key} is {value} (wanted a positive number)")
-    for key, ours in _TOKENS.items():
-        config[ours] = found.take(key, int, None)
     if EMBEDDING in tensors:
         config["vocab_size"] = tensors[EMBEDDING].shape[0]
+    for key, ours in _TOKENS.items():
+        value = found.take(f"tokenizer.ggml.{key}", int, None)
+        # Some converters write -1 or the largest number for none.
+        if value is not None and 0 <= value < config.get("vocab_size", 0):
+            before = config.get(ours)
+            config[ours] = value if before is None else [*_as_list(before), value]
     head_width = head_width_of(config)
     found.expect(f"{prefix}attention.value_length", head_width, head_width)
     if head_width:
@@ -249,6 +272,10 @@ def _read_common(header: Header, architecture: Architecture) -> dict[str, Any]:
     else:  # the family says what is missing
         found.ignore(key for key in found if key.startswith(f"{prefix}rope."))
     return config
+
+
+def _as_list(ids: int | list[int]) -> list[int]:
+    return ids if isinstance(ids, list) else [ids]
 
 
 def head_width_of(config: Mapping[str, Any]) -> int:
@@ -312,6 +339,8 @@ def _finish_exaone4(header: Header, config: dict[str, Any]) -> None:
 
 def _finish_phi3(header: Header, config: dict[str, Any]) -> None:
     config["sliding_window"] = header.take("attention.sliding_window", int, 0) or None
+    original = config.get("rope_scaling", {}).get("original_max_position_embeddings")
+    config["original_max_position_embeddings"] = original  # the family looks beside the section
 
 
 def _finish_granite(header: Header, config: dict[str, Any]) -> None:
@@ -336,12 +365,14 @@ _GRANITE_KEYS: Final[Mapping[str, str]] = {
 }
 _GELU: Final[Mapping[str, Any]] = {"hidden_act": None, "hidden_activation": "gelu_pytorch_tanh"}
 # The family has these biases without being told.
-_QWEN2: Final[Mapping[str, Any]] = {"attention_bias": None}
+_QWEN2: Final[Mapping[str, Any]] = {"attention_bias": False}
 
 ARCHITECTURES: Final[Mapping[str, Architecture]] = {
+    # A Llama whose rows of q and k are in Hugging Face's order.
+    "exaone": Architecture("llama"),
     "exaone4": Architecture(
         "exaone4",
-        {k: v for k, v in _LAYER.items() if not k.endswith("_norm")} | _POST_NORMS | _QK_NORMS,
+        _NORMS_AFTER,
         finish=_finish_exaone4,
     ),
     "gemma": Architecture("gemma", config=_GELU, norm_shift=1.0),
@@ -369,12 +400,13 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     ),
     "hunyuan-dense": Architecture(
         "hunyuan_v1_dense",
-        _LAYER
-        | {
+        {
+            **_LAYER,
             "attn_q_norm": "self_attn.query_layernorm",
             "attn_k_norm": "self_attn.key_layernorm",
         },
     ),
+    "internlm2": Architecture("llama", interleaves_heads=True),
     "llama": Architecture("llama", interleaves_heads=True),
     # The same decoder as granite's, under other names of its factors.
     "minicpm": Architecture(
@@ -386,7 +418,7 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "mistral3": Architecture("ministral3", interleaves_heads=True, finish=_finish_mistral3),
     "olmo2": Architecture(
         "olmo2",
-        {k: v for k, v in _LAYER.items() if not k.endswith("_norm")} | _POST_NORMS | _QK_NORMS,
+        _NORMS_AFTER,
         finish=_finish_olmo2,
     ),
     "phi3": Architecture(
@@ -397,13 +429,14 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     ),
     "qwen2": Architecture("qwen2", config=_QWEN2),
     "qwen2vl": Architecture("qwen2", config=_QWEN2),
-    "qwen3": Architecture("qwen3", _LAYER | _QK_NORMS),
-    "qwen3vl": Architecture("qwen3", _LAYER | _QK_NORMS),
+    "qwen3": Architecture("qwen3", {**_LAYER, **_QK_NORMS}),
+    "qwen3vl": Architecture("qwen3", {**_LAYER, **_QK_NORMS}),
     "smollm3": Architecture(
         "smollm3",
         config={"no_rope_layer_interval": 4, "use_sliding_window": False},
         interleaves_heads=True,
     ),
+    "xverse": Architecture("llama", interleaves_heads=True),
 }
 
 

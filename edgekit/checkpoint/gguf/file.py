@@ -16,7 +16,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
@@ -58,13 +58,18 @@ def is_gguf(model: str | Path) -> bool:
 class GgufCheckpoint(Checkpoint):
     """An open GGUF file; ``tensors`` is empty, ``weights`` gives what it holds."""
 
-    def __init__(self, model: str | Path) -> None:
+    def __init__(self, model: str | Path, ignore_keys: Iterable[str] = ()) -> None:
         """Open the file, and the other parts of a split one; no weight is read.
+
+        Args:
+            model: The file, or any part of a split one.
+            ignore_keys: Keys of the metadata that pass whatever their value is.
 
         Raises:
             MissingFileError: Parts of a split file are absent; all are named.
             FormatError: A file is damaged, or holds tensors of types that no reader knows.
             CheckpointError: Metadata are missing or not supported; all such keys are named.
+            UsageError: A key to ignore is not there, or the result depends on it.
         """
         path = Path(model)
         parts = find_parts(path)
@@ -78,7 +83,7 @@ class GgufCheckpoint(Checkpoint):
             _check_parts(self._parts)
             first = self._parts[0]
             stored = _join_tensors(self._parts)
-            architecture, config = read_config(first, stored)
+            architecture, config = read_config(first, stored, ignore_keys, self.notes)
             self._weights = _read_weights(stored, architecture, config, self.notes)
             float_type = original_float_type(self._weights.values())
             if float_type is not None:
@@ -114,7 +119,8 @@ class GgufCheckpoint(Checkpoint):
     @property
     def assets_bytes(self) -> int:
         """Bytes of the files that every artifact gets."""
-        return sum(len(content) for content in self._text_files.sources.values())
+        files = self._text_files
+        return sum(len(files.read(name, MAX_TOKENIZER_BYTES) or b"") for name in files.names())
 
     def _read_text_files(self, first: GgufFile, config: Mapping[str, Any]) -> TextFiles:
         """Give the text files; those beside the file count where it has no tokenizer of its own."""

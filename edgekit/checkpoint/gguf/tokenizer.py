@@ -306,8 +306,9 @@ def _sentencepiece(file: GgufFile, vocabulary: _Vocabulary) -> dict[str, Any]:
     ]
     if adds_space:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    mark = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-    normalizer, pre_tokenizer = None, None
+    mark: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+    normalizer: dict[str, Any] | None = None
+    pre_tokenizer: dict[str, Any] | None = None
     if is_gemma or not adds_space:
         normalizer = mark
     elif is_phi3:

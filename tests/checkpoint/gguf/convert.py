@@ -16,24 +16,35 @@ import numpy as np
 import safetensors.numpy
 
 ARCHITECTURES = {
+    "exaone": gguf.MODEL_ARCH.EXAONE,
     "exaone4": gguf.MODEL_ARCH.EXAONE4,
     "gemma": gguf.MODEL_ARCH.GEMMA,
     "gemma2": gguf.MODEL_ARCH.GEMMA2,
     "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
     "granite": gguf.MODEL_ARCH.GRANITE,
+    "granitemoehybrid": gguf.MODEL_ARCH.GRANITE,
     "hunyuan_v1_dense": gguf.MODEL_ARCH.HUNYUAN_DENSE,
     "llama": gguf.MODEL_ARCH.LLAMA,
     "ministral3": gguf.MODEL_ARCH.MISTRAL3,
+    "minicpm": gguf.MODEL_ARCH.MINICPM,
     "mistral": gguf.MODEL_ARCH.LLAMA,
     "mistral3": gguf.MODEL_ARCH.MISTRAL3,
     "olmo2": gguf.MODEL_ARCH.OLMO2,
     "olmo3": gguf.MODEL_ARCH.OLMO2,
     "phi3": gguf.MODEL_ARCH.PHI3,
     "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen2_5_vl": gguf.MODEL_ARCH.QWEN2VL,
+    "qwen2_vl": gguf.MODEL_ARCH.QWEN2VL,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "qwen3_vl": gguf.MODEL_ARCH.QWEN3VL,
     "smollm3": gguf.MODEL_ARCH.SMOLLM3,
+    "xverse": gguf.MODEL_ARCH.XVERSE,
 }
-_MOVES_ROWS = ("granite", "llama", "ministral3", "mistral", "mistral3", "smollm3")
+_MOVES_ROWS = (
+    "granite", "granitemoehybrid", "llama", "minicpm", "ministral3", "mistral", "mistral3",
+    "smollm3", "xverse",
+)  # fmt: skip
+_OTHER_KEYS = {"num_layers": "num_hidden_layers", "layer_norm_epsilon": "rms_norm_eps"}
 _ADDS_ONE = ("gemma", "gemma2", "gemma3_text")
 _TYPES = gguf.GGMLQuantizationType
 
@@ -50,7 +61,10 @@ def convert(
 ) -> Path:
     """Write the model of ``folder`` to ``path``; matrices as ``kind``, ``extra`` keys on top."""
     outer = json.loads((folder / config_name).read_text())
-    config = outer.get("text_config", outer)
+    config = dict(outer.get("text_config", outer))
+    config |= {ours: config[key] for key, ours in _OTHER_KEYS.items() if key in config}
+    if outer["model_type"] == "granitemoehybrid":
+        config["intermediate_size"] = config["shared_intermediate_size"]
     model_type = outer["model_type"]
     arch = architecture or ARCHITECTURES[model_type]
     writer = gguf.GGUFWriter(str(path), gguf.MODEL_ARCH_NAMES[arch])
@@ -67,10 +81,8 @@ def convert(
         add(key.replace("{arch}", writer.arch), value)
     names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
     weights = safetensors.numpy.load_file(folder / "model.safetensors")
-    for name, values in weights.items():
-        if any(part in name for part in ("vision_tower", "multi_modal_projector")):
-            continue
-        ours = name.removeprefix("language_model.")
+    for name, values in _decoder_tensors(weights).items():
+        ours = name.replace("language_model.", "")
         if ours == "lm_head.weight" and config["tie_word_embeddings"]:
             continue
         stored = values.astype(np.float32)
@@ -89,6 +101,23 @@ def convert(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _decoder_tensors(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Leave out what sees pictures; Granite's shared block is two matrices, one below the other."""
+    made = {}
+    for name, values in weights.items():
+        if any(part in name for part in ("vision_tower", "multi_modal_projector", "visual.")):
+            continue
+        before = name.partition("shared_mlp.")[0]
+        if name.endswith("shared_mlp.input_linear.weight"):
+            gate, up = np.split(values, 2)
+            made |= {f"{before}mlp.gate_proj.weight": gate, f"{before}mlp.up_proj.weight": up}
+        elif name.endswith("shared_mlp.output_linear.weight"):
+            made[f"{before}mlp.down_proj.weight"] = values
+        else:
+            made[name] = values
+    return made
 
 
 def _block(kind: str) -> int:
@@ -175,7 +204,17 @@ def _write_more(
         case "gemma3_text":
             if config.get("sliding_window_pattern") != 1:
                 writer.add_sliding_window(window)
-        case "granite":
+        case "minicpm":
+            n_layers = config["num_hidden_layers"]
+            writer.add_embedding_scale(float(config["scale_emb"]))
+            writer.add_residual_scale(config["scale_depth"] / n_layers**0.5)
+            writer.add_logit_scale(config["hidden_size"] / config["dim_model_base"])
+        case "qwen2_vl" | "qwen2_5_vl" | "qwen3_vl":
+            sections = [*rope["mrope_section"], 0]
+            writer.add_rope_dimension_sections(sections)
+        case "granite" | "granitemoehybrid":
+            if model_type == "granitemoehybrid":
+                writer.add_rope_scaling_finetuned(config["position_embedding_type"] == "rope")
             writer.add_attention_scale(config["attention_multiplier"])
             writer.add_embedding_scale(config["embedding_multiplier"])
             writer.add_residual_scale(config["residual_multiplier"])

@@ -33,8 +33,9 @@ TOKENS, MERGES = byte_level_vocabulary()
 TYPES = [CONTROL] * 3 + [NORMAL] * (len(TOKENS) - 3)
 PARTS = [
     "the cat", "and the", "they're", "THE", "I'LL", "don't", "naïve café", "привет мир", "中文测试",
-    "日本語", "한국어", "हिन्दी", "e\u0301", "１２３", "½ ²", "1", "12", "2026", "3.14", "1,000", " ",
-    "  ", "    ", "\n", "\n\n", " \n ", "\t", "\r\n", "\u00a0", "\u3000", "x == 10:", "    return y",
+    "日本語", "한국어", "हिन्दी", "e\u0301", "１２３", "½ ²", "1", "12", "2026", "3.14", "1,000",
+    " ", "  ", "    ", "\n", "\n\n", " \n ", "\t", "\r\n", "\u00a0", "\u3000", "x == 10:",
+    "    return y",
     "{\"a\": [1, 2]}", "😀", "👩‍👩‍👧", "!!!", "...", "?", "/", "``", "<|im_end", "|>", "a_b.c",
 ]  # fmt: skip
 
@@ -302,7 +303,7 @@ def test_a_vocabulary_that_makes_no_sense_is_refused(tmp_path, keys, words):
 
 def test_scores_of_another_number_are_refused(tmp_path):
     for scores in (None, [0.5, 1.5]):
-        with pytest.raises(CheckpointError, match="tokenizer.ggml.scores"):
+        with pytest.raises(CheckpointError, match=r"tokenizer\.ggml\.scores"):
             contents_of(sentencepiece(tmp_path, scores=scores))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def encode_byte_level(
         word = spell(piece)
         symbols = [word] if ignores_merges and word in ids else list(word)
         while len(symbols) > 1:
-            pairs = [(ranks.get(p, 1 << 30), i) for i, p in enumerate(zip(symbols, symbols[1:]))]  # noqa: B905
+            pairs = [(ranks.get(p, 1 << 30), i) for i, p in enumerate(pairwise(symbols))]
             rank, at = min(pairs)
             if rank == 1 << 30:
                 break
@@ -133,7 +134,7 @@ def byte_level_vocabulary(n_merges: int = 120) -> tuple[list[str], list[tuple[st
     for _ in range(n_merges):
         counts: dict[tuple[str, str], int] = {}
         for word in words:
-            for pair in zip(word, word[1:]):  # noqa: B905
+            for pair in pairwise(word):
                 counts[pair] = counts.get(pair, 0) + 1
         best = max(counts, key=lambda pair: (counts[pair], pair))
         merges.append(best)
