@@ -20,6 +20,10 @@ tensors of a GGUF file | edgekit.formats.gguf.MAX_TENSORS
 keys of a GGUF file | edgekit.formats.gguf.MAX_KEYS
 text in a GGUF file, bytes | edgekit.formats.gguf.MAX_STRING_BYTES
 items of all arrays of a GGUF file | edgekit.formats.gguf.MAX_ITEMS
+one array of a GGUF file that is read, bytes | edgekit.formats.gguf.MAX_ARRAY_BYTES
+tokens of a GGUF file | edgekit.checkpoint.gguf.tokenizer.MAX_TOKENS
+token of a GGUF file, bytes | edgekit.checkpoint.gguf.tokenizer.MAX_TOKEN_BYTES
+parts of a split GGUF file | edgekit.checkpoint.gguf.file._MAX_PARTS
 values of a GGUF tensor | edgekit.formats.gguf._MAX_ELEMENTS
 layers of a decoder | edgekit.families.spec.MAX_LAYERS
 width, heads, vocabulary of a decoder | edgekit.families.spec.MAX_WIDTH
