@@ -2,7 +2,7 @@
 
 Each method has a file of its own; the tables here say which file reads which name. Config first
 (``account_for_quantization``), then the tensors (``join_parts``). Methods whose tensors tell
-everything (FP8, NVFP4, bitsandbytes) are read whether or not config.json names them.
+everything (FP8, int8, NVFP4, bitsandbytes, HQQ) are read whether or not config.json names them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ from edgekit.checkpoint.prequantized import (
     compressed_tensors,
     fp8,
     gptq,
+    hqq,
+    int8,
     mlx,
     nvfp4,
 )
 from edgekit.checkpoint.prequantized.mlx import MLX_KEY
 from edgekit.checkpoint.prequantized.tensor import DecodedTensor
+from edgekit.dtypes import DTYPES, DType
+from edgekit.errors import CheckpointError
 from edgekit.formats.safetensors import SafetensorsTensor
 from edgekit.tensors import LazyTensor
 
@@ -79,6 +83,10 @@ METHODS: Final[Mapping[str, Method]] = {
     ),
     bitsandbytes.METHOD: Method(bitsandbytes.account_for_bitsandbytes),
     nvfp4.METHOD: Method(nvfp4.account_for_modelopt),
+    hqq.METHOD: Method(hqq.account_for_hqq),
+    # Which modules and which types show in the tensors.
+    "torchao": Method(lambda section: section.ignore(section)),
+    "quanto": Method(lambda section: section.ignore(section)),
     **dict.fromkeys(fp8.METHODS, Method(fp8.account_for_fp8)),
 }
 _CODEBOOKS: Final = "its weights are entries of learned codebooks"
@@ -98,6 +106,17 @@ REFUSED: Final[Mapping[str, str]] = {
     "bitnet": "its layers compute with activations of 8 bits, as the model was trained",
     "mxfp4": "it stores the experts of a mixture of experts, which edgekit does not compute",
 }
+# What torchao and quanto call the parts of a weight -> the usual names.
+_ENDINGS: Final[Mapping[str, str]] = {
+    "._weight_qdata": ".weight",
+    "._weight_scale": ".weight_scale",
+    "._weight_zero_point": ".weight_zero_point",
+    ".weight._data": ".weight",
+    ".weight._data._data": ".weight",
+    ".weight._scale": ".weight_scale",
+}
+_CODES: Final = ("._weight_qdata", ".weight._data", ".weight._data._data")
+_UNPACKED: Final = (DType.INT8, DType.FP8_E4M3, DType.FP8_E5M2)
 # Scales that engines use which compute with quantized activations or caches; edgekit's do not.
 _OF_ENGINES: Final = (
     ".activation_scale", ".input_scale", ".input_global_scale", ".input_zero_point",
@@ -180,14 +199,19 @@ def join_parts(
     """
     packing = _find_section(config, MLX_KEY)
     section = packing or _find_section(config, KEY) or _find_section(config, _OLD_KEY)
+    tensors = _usual_names(tensors)
     weights: dict[str, LazyTensor] = dict(tensors)
+    name = "int8"
     if section is not None:
-        method = METHODS.get(mlx.ORIGIN if packing is not None else _method_name(section))
+        name = mlx.ORIGIN if packing is not None else _method_name(section)
+        method = METHODS.get(name)
         if method is not None and method.join is not None:
             weights = method.join(tensors, section, reads)
     for joined, used in (
         bitsandbytes.join_bitsandbytes(weights, reads=reads),
+        hqq.join_hqq(weights, reads=reads),
         nvfp4.join_nvfp4(weights),
+        int8.join_int8(weights, name, reads=reads),
         fp8.join_fp8(weights, section, reads=reads),
     ):
         weights = {n: t for n, t in weights.items() if n not in used} | joined
@@ -198,6 +222,27 @@ def join_parts(
         found = [*_describe(weights), *_describe_engines(section or {}, left_out)]
         notes += [note for note in found if note not in notes]
     return weights
+
+
+def _usual_names(tensors: _Tensors) -> dict[str, SafetensorsTensor]:
+    """Bring the names that torchao and quanto have for codes and scales to the usual ones.
+
+    Raises:
+        CheckpointError: Codes that are packed for one engine's kernels.
+    """
+    found: dict[str, SafetensorsTensor] = {}
+    for name, tensor in tensors.items():
+        end = next((end for end in _ENDINGS if name.endswith(end)), "")
+        if end in _CODES and (tensor.info.dtype not in _UNPACKED or len(tensor.info.shape) != 2):
+            raise CheckpointError(
+                f"{name}: packed codes",
+                got=f"{DTYPES[tensor.info.dtype].safetensors} of shape {list(tensor.info.shape)}",
+                wanted="a matrix of int8 or FP8",
+                do="How these are packed depends on the engine. Take the model before "
+                "quantization, or one with 8-bit weights.",
+            )
+        found[name.removesuffix(end) + _ENDINGS[end] if end else name] = tensor
+    return found
 
 
 def _describe(weights: Mapping[str, LazyTensor]) -> list[str]:
