@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from edgekit.checkpoint.config import RawConfig
@@ -106,6 +107,8 @@ REFUSED: Final[Mapping[str, str]] = {
     "bitnet": "its layers compute with activations of 8 bits, as the model was trained",
     "mxfp4": "it stores the experts of a mixture of experts, which edgekit does not compute",
 }
+# AutoGPTQ's, and AutoAWQ's of before; ModelOpt's, whose tensors tell all that counts.
+_FILES_BESIDE: Final = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 # What torchao and quanto call the parts of a weight -> the usual names.
 _ENDINGS: Final[Mapping[str, str]] = {
     "._weight_qdata": ".weight",
@@ -169,6 +172,8 @@ def _method_name(section: Mapping[str, Any]) -> str:
         isinstance(producer, Mapping) and producer.get("name") == nvfp4.METHOD
     ):
         return nvfp4.METHOD
+    if "w_bit" in section:
+        return awq.AWQ
     if "config_groups" in section:
         return compressed_tensors.METHOD
     if section.get("load_in_4bit") or section.get("load_in_8bit"):
@@ -179,12 +184,23 @@ def _method_name(section: Mapping[str, Any]) -> str:
     return "not named"
 
 
+def read_beside(folder: Path) -> RawConfig | None:
+    """Read the file in which older programs say beside config.json how they quantized.
+
+    Raises:
+        CheckpointError: It cannot be read, or is not a JSON object.
+    """
+    path = next((folder / name for name in _FILES_BESIDE if (folder / name).is_file()), None)
+    return None if path is None else RawConfig.open(path)
+
+
 def join_parts(
     tensors: _Tensors,
     config: Mapping[str, Any],
     *,
     reads: bool = True,
     notes: list[str] | None = None,
+    section_beside: RawConfig | None = None,
 ) -> dict[str, LazyTensor]:
     """Put codes, values and scales together under the weights' names; others pass through.
 
@@ -193,12 +209,21 @@ def join_parts(
         config: config.json, accounted for; a wrapper's section may lie in its ``text_config``.
         reads: Whether the tensors can be read; if not, no value is checked.
         notes: What is read as floats, and what is left out, is added here, a sentence each.
+        section_beside: What ``read_beside`` gave; it counts where config.json has no section.
 
     Raises:
         CheckpointError: Parts are missing or do not fit together or the config.
+        UnknownKeyError: Keys of ``section_beside`` that are not known.
     """
     packing = _find_section(config, MLX_KEY)
     section = packing or _find_section(config, KEY) or _find_section(config, _OLD_KEY)
+    if section is None and section_beside is not None:
+        section = section_beside
+        name = _method_name(section)
+        if name in METHODS:
+            METHODS[name].account(section)
+            section.ignore([_METHOD_KEY])
+            section.finish()
     tensors = _usual_names(tensors)
     weights: dict[str, LazyTensor] = dict(tensors)
     name = "int8"
