@@ -297,7 +297,8 @@ def _describe_engines(section: Mapping[str, Any], left_out: list[str]) -> list[s
         what.append("keys and values")
     if not what and not left_out:
         return []
-    scales = f" ({len(left_out)} scales left out, such as {left_out[0]})" if left_out else ""
+    n, first = len(left_out), left_out[0] if left_out else ""
+    scales = f" ({n} scales of activations left out, such as {first})" if n else ""
     return [
         f"the source quantizes {' and '.join(what or ['activations'])} while it runs; that is not "
         f"kept{scales}"
