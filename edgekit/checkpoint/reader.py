@@ -17,7 +17,7 @@ from typing import Self
 
 from edgekit.checkpoint.adapter_folder import refuse_adapter_folder
 from edgekit.checkpoint.config import RawConfig
-from edgekit.checkpoint.prequantized.method import join_parts
+from edgekit.checkpoint.prequantized.method import join_parts, read_beside
 from edgekit.checkpoint.repository import model_name, resolve_model
 from edgekit.errors import CheckpointError, FormatError, MissingFileError
 from edgekit.files import is_inside
@@ -94,7 +94,13 @@ class Checkpoint:
         Raises:
             CheckpointError: Parts are missing or do not fit together or the config.
         """
-        return join_parts(self.tensors, self.config, reads=self.has_weights, notes=self.notes)
+        return join_parts(
+            self.tensors,
+            self.config,
+            reads=self.has_weights,
+            notes=self.notes,
+            section_beside=read_beside(self.folder),
+        )
 
     def sha256(self) -> str:
         """Hash config.json as stored and every tensor; the same however the file is sharded."""

@@ -342,6 +342,33 @@ def take_part(
     raise CheckpointError(name, got=got, wanted=f"{wanted} of shape [{sizes}]", do=DOWNLOAD_AGAIN)
 
 
+def read_order(tensor: SafetensorsTensor, n_groups: int, group: int) -> I64Array | None:
+    """Read the group of each input; None where they lie one after the other.
+
+    Args:
+        tensor: Integers, (M,).
+        n_groups: Groups of a row.
+        group: Inputs of a group, of which the last may have fewer.
+
+    Raises:
+        CheckpointError: An input is in no group.
+    """
+    groups = tensor.raw().astype(np.int64)
+    if (groups == np.arange(len(groups)) // group).all():
+        return None
+    if (groups == -1).all():
+        return None  # not filled in, because nothing was moved
+    outside = (groups < 0) | (groups >= n_groups)
+    if outside.any():
+        raise CheckpointError(
+            f"{tensor.info.name}: groups of inputs",
+            got=int(groups[outside][0]),
+            wanted=f"0 .. {n_groups - 1}",
+            do=DOWNLOAD_AGAIN,
+        )
+    return groups
+
+
 def put_together(
     tensors: Mapping[str, SafetensorsTensor],
     joined: Mapping[str, LazyTensor],
