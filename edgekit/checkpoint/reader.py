@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
-from edgekit.checkpoint.adapter_folder import refuse_adapter_folder
+from edgekit.checkpoint.adapter import Adapter, refuse_adapter_folder
 from edgekit.checkpoint.config import RawConfig
 from edgekit.checkpoint.prequantized.method import join_parts
 from edgekit.checkpoint.repository import model_name, resolve_model
@@ -46,9 +46,11 @@ class Checkpoint:
         assets: Config, tokenizer and template files that exist, by file name.
         has_weights: Whether the tensors can be read, and not only listed.
         notes: What is left out, ignored or changed while reading, one sentence each, for the user.
+        adapter: The adapter that is to be merged into the weights, or None.
     """
 
     has_weights = True
+    adapter: Adapter | None = None
 
     def __init__(self, model: str | Path, folder: Path) -> None:
         """Open the folder of a model; see ``open_checkpoint``."""
@@ -65,7 +67,6 @@ class Checkpoint:
         self._files = ExitStack()
         try:
             self.tensors: Mapping[str, SafetensorsTensor] = MappingProxyType(self._open_tensors())
-            self._note_adapter()
         except BaseException:
             self.close()
             raise
@@ -74,6 +75,11 @@ class Checkpoint:
     def text_files(self) -> TextFiles:
         """The tokenizer, chat template and generation files of the model."""
         return TextFiles.of_folder(self.folder)
+
+    @property
+    def adapter_files(self) -> tuple[str, ...]:
+        """Weight files of adapters that lie beside the model."""
+        return tuple(name for name in ADAPTER_WEIGHTS_NAMES if name in self._file_names())
 
     @property
     def weights_bytes(self) -> int:
@@ -175,15 +181,6 @@ class Checkpoint:
                 wanted=error.wanted,
                 do=error.do or "Download the model again.",
             ) from error
-
-    def _note_adapter(self) -> None:
-        """Say that an adapter lies beside the weights: nobody can tell whether it is in them."""
-        beside = [name for name in ADAPTER_WEIGHTS_NAMES if name in self._file_names()]
-        if beside:
-            self.notes.append(
-                f"{' and '.join(beside)} lies beside the weights and was not merged into them; "
-                f"if the weights are those of the base model: --adapter {self.folder}"
-            )
 
 
 def require_config(folder: Path) -> None:

@@ -205,11 +205,11 @@ def test_files_that_are_not_read_are_named(tmp_path, name):
 def test_an_adapter_beside_the_weights_is_named_and_never_taken_for_them(tmp_path, name):
     folder = write_tiny_checkpoint(tmp_path / "m")
     shutil.copy(folder / "model.safetensors", folder / name)
-    (note,) = open_checkpoint(folder).notes
+    (note,) = open_model(folder).checkpoint.notes
     assert note.startswith(f"{name} lies beside the weights and was not merged")
     assert note.endswith(f"--adapter {folder}")
     (folder / "model.safetensors").rename(folder / "other.safetensors")
-    assert len(open_checkpoint(folder).notes) == 2
+    assert len(open_model(folder).checkpoint.notes) == 2
     (folder / "other.safetensors").unlink()
     with pytest.raises(MissingFileError) as caught:
         open_checkpoint(folder)
