@@ -36,12 +36,14 @@ class AdaptedCheckpoint(Checkpoint):
         """
         self._base, self._adapter = base, adapter
         self.adapter = adapter
-        # Its parts may lie among the model's own tensors.
-        self._is_inside = bool(adapter.tensors.keys() & base.tensors.keys())
-        self.name = base.name if self._is_inside else f"{base.name}-{adapter.name}"
+        self.name = base.name if adapter.is_inside else f"{base.name}-{adapter.name}"
         self.folder, self.origin, self.config = base.folder, base.origin, base.config
         self.has_weights, self.tensors = base.has_weights, base.tensors
         self.notes, self.assets = base.notes, base.assets
+
+    def fetch_text(self) -> None:
+        """Bring the base's tokenizer and chat template to this disk."""
+        self._base.fetch_text()
 
     @property
     def text_files(self) -> TextFiles:
@@ -60,7 +62,7 @@ class AdaptedCheckpoint(Checkpoint):
 
     def weights(self) -> dict[str, LazyTensor]:
         """Give the base's weights, the adapter's own tensors left out; see ``Checkpoint``."""
-        if not self._is_inside:
+        if not self._adapter.is_inside:
             return self._base.weights()
         return {
             plain_name(name): tensor

@@ -123,6 +123,7 @@ class Adapter:
         folder: Where it lies.
         name: Name of the folder.
         tensors: Its tensors, by their own names.
+        is_inside: Whether they lie among the tensors of its base model.
         base: The model that it was made for, as its config names it; empty if it does not.
         changes: Module name (without PEFT's prefix) -> what changes in it.
         keeps_tie: Whether a change of the embedding is meant for the output matrix too.
@@ -146,6 +147,7 @@ class Adapter:
         self.folder, self.name = folder, folder.resolve().name
         self._config, self.tensors = config, tensors
         self._file: SafetensorsFile | None = None
+        self.is_inside = False
         where = folder / ADAPTER_CONFIG_NAME
         read = _read_peft if "peft_type" in config else _read_mlx
         self.changes: Mapping[str, ModuleChange] = MappingProxyType(read(config, tensors, where))
@@ -196,7 +198,9 @@ class Adapter:
                 do="Merge it with peft (merge_and_unload), or save the adapter alone and run: "
                 "edgekit export BASE_MODEL --adapter ADAPTER_FOLDER",
             )
-        return cls(folder, read_object(folder / ADAPTER_CONFIG_NAME), parts)
+        adapter = cls(folder, read_object(folder / ADAPTER_CONFIG_NAME), parts)
+        adapter.is_inside = True
+        return adapter
 
     def sha256(self) -> str:
         """Hash config and tensors as stored."""

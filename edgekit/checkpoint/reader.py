@@ -71,6 +71,9 @@ class Checkpoint:
             self.close()
             raise
 
+    def fetch_text(self) -> None:
+        """Bring tokenizer and chat template to this disk; those of a folder are here."""
+
     @property
     def text_files(self) -> TextFiles:
         """The tokenizer, chat template and generation files of the model."""
