@@ -275,9 +275,11 @@ def test_a_folder_without_config_is_named_for_what_it_is(tmp_path):
     adapter.mkdir()
     config = {"peft_type": "LORA", "base_model_name_or_path": "owner/base"}
     (adapter / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(MissingFileError, match="holds an adapter, not a model") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"an adapter of PEFT \(LORA\), not a model"
+    ) as caught:
         open_checkpoint(adapter)
-    assert caught.value.wanted == "the model that it belongs to, owner/base"
+    assert caught.value.got == "changes to owner/base"
     assert caught.value.do == f"Run: edgekit export owner/base --adapter {adapter}"
     inner = write_tiny_checkpoint(tmp_path / "models--a--b" / "snapshots" / "1")
     with pytest.raises(MissingFileError) as caught:

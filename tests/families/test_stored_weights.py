@@ -230,9 +230,9 @@ LAYER = "model.layers.0."
         (f"{LAYER}self_attn.rotary_emb.cos_cached", "rotary tables"),
         (f"{LAYER}self_attn.masked_bias", "attention masks"),
         (f"{LAYER}self_attn.bias", "attention masks"),
-        (f"{LAYER}self_attn.k_scale", "scales of a quantized KV cache"),
-        (f"{LAYER}self_attn.v_proj.output_scale", "scales of a quantized KV cache"),
-        (f"{LAYER}self_attn.q_proj.input_scale", "scales of quantized activations"),
+        (f"{LAYER}self_attn.prob_output_scale", "scales of a quantized KV cache"),
+        (f"{LAYER}self_attn.k_zero_point", "zero points of a quantized KV cache"),
+        (f"{LAYER}self_attn.q_proj.input_scale_inv", "scales of quantized activations"),
         (f"{LAYER}mlp.up_proj.weight.exp_avg", "an optimizer"),
         ("optimizer.state.0.exp_avg", "an optimizer"),
         ("vision_tower.patch_conv.weight", "the vision tower"),
@@ -254,6 +254,14 @@ def test_tensors_that_the_decoder_does_not_need_are_left_out_aloud(tmp_path, nam
     ((found, count),) = source.left_out.items()
     assert (found.startswith(kind), count) == (True, 1)
     assert source.checkpoint.notes == [f"left out: {name} ({found})"]
+
+
+@pytest.mark.parametrize("name", ["k_scale", "v_proj.output_scale", "q_proj.input_scale"])
+def test_scales_of_engines_are_left_out_aloud(tmp_path, name):
+    name = f"{LAYER}self_attn.{name}"
+    source = open_model(made(tmp_path, lambda t: t.update({name: np.ones(1, np.float32)}))[0])
+    (note,) = source.checkpoint.notes
+    assert note.endswith(f"(1 scales left out, such as {name})")
 
 
 @pytest.mark.parametrize(
