@@ -7,7 +7,7 @@ import json
 from types import MappingProxyType
 from typing import Final
 
-from edgekit.checkpoint.adapter import Adapter, plain_name
+from edgekit.checkpoint.adapter import Adapter
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.model_files import CONFIG_NAME, GENERATION_NAME, TEMPLATES_FOLDER
 from edgekit.tensors import LazyTensor
@@ -65,7 +65,7 @@ class AdaptedCheckpoint(Checkpoint):
         if not self._adapter.is_inside:
             return self._base.weights()
         return {
-            plain_name(name): tensor
+            name: tensor
             for name, tensor in self._base.weights().items()
             if name not in self._adapter.tensors
         }

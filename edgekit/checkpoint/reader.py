@@ -58,6 +58,7 @@ class Checkpoint:
         self.notes: list[str] = []
         self.name = model_name(model, self.folder)
         self.origin = str(model)
+        _refuse_lost_links(self.folder)
         require_config(self.folder)
         self.config = RawConfig.open(self.folder / CONFIG_NAME)
         self.assets: Mapping[str, Path] = MappingProxyType(
@@ -184,6 +185,24 @@ class Checkpoint:
                 wanted=error.wanted,
                 do=error.do or "Download the model again.",
             ) from error
+
+
+def _refuse_lost_links(folder: Path) -> None:
+    """Refuse links to files that are gone, as a copied snapshot of a cache consists of.
+
+    Raises:
+        MissingFileError: There are some; all are named.
+    """
+    lost = [path for path in sorted(folder.iterdir()) if path.is_symlink() and not path.exists()]
+    wanted = [p for p in lost if p.name in ASSET_NAMES or p.suffix == ".safetensors"]
+    if wanted:
+        first = wanted[0]
+        raise MissingFileError(
+            f"{folder}: links to files that are not there",
+            got=", ".join(path.name for path in wanted[:8]),
+            wanted=f"the files themselves; {first.name} leads to {os.readlink(first)}",
+            do="Copy the folder with what its links lead to (cp -rL), or download it again.",
+        )
 
 
 def require_config(folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from edgekit.checkpoint.adapter import plain_name
 from edgekit.checkpoint.config import RawConfig
 from edgekit.checkpoint.prequantized.tensor import DecodedTensor, PrequantizedTensor
 from edgekit.checkpoint.reader import Checkpoint
@@ -141,7 +142,7 @@ class SourceModel:
         self.checkpoint = checkpoint
         spec = _with_generation_eos(family.read_spec(checkpoint.config), checkpoint)
         checkpoint.notes += checkpoint.config.notes
-        stored = checkpoint.weights()
+        stored = {plain_name(name): tensor for name, tensor in checkpoint.weights().items()}
         found = align(stored, family.name_tables)
         _note_prefix(found, checkpoint.notes)
         weights = {found.renamed[name]: t for name, t in stored.items() if name in found.renamed}
@@ -205,8 +206,12 @@ def _and_more(names: Sequence[str]) -> str:
 def _note_prefix(found: Alignment, notes: list[str]) -> None:
     """Name a prefix that some program added; wrappers of other parts are published with one."""
     if found.renamed and found.prefix not in (found.table.root, *_WRAPPERS):
-        said = repr(found.prefix) if found.prefix else "nothing"
-        notes.append(f"tensor names begin with {said} where {found.table.root!r} is usual")
+        usual = repr(found.table.root)
+        notes.append(
+            f"tensor names begin with {found.prefix!r} in place of {usual}"
+            if found.prefix
+            else f"tensor names come without the usual {usual}"
+        )
 
 
 def _decide_head(

@@ -17,6 +17,7 @@ from edgekit.families import open_model
 from edgekit.pipeline.export import export
 from edgekit.runtime.reference import ReferenceDecoder
 from tests.builders import write_tiny_checkpoint
+from tests.checkpoint.gguf.test_gguf import write_gguf
 from tests.golden.tokens import golden_ids
 from tests.tiny_adapters import ADAPTERS, PREFIX, write_tiny_adapter
 
@@ -166,6 +167,18 @@ def test_a_base_that_is_quantized_is_read_as_floats_where_it_is_changed(tmp_path
     assert merged.tensor("layers.0.up").prequantized is not None
     wanted = plain.tensor("layers.0.q").read() + np.float32(2.5) * (b @ a)
     np.testing.assert_allclose(merged.tensor("layers.0.q").read(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_gguf_file_takes_an_adapter_of_its_original(tmp_path):
+    path, _, _ = write_gguf(tmp_path / "m")
+    _, adapter = write_tiny_adapter(tmp_path, "lora")
+    plain, merged = open_model(path), open_model(path, adapter=adapter)
+    parts = safetensors.numpy.load_file(adapter / "adapter_model.safetensors")
+    for name, module in {"layers.0.q": Q, "layers.1.down": "model.layers.1.mlp.down_proj"}.items():
+        a, b = (parts[f"{PREFIX}{module}.lora_{x}.weight"] for x in "AB")
+        wanted = plain.tensor(name).read() + np.float32(2.5) * (b @ a)
+        np.testing.assert_allclose(merged.tensor(name).read(), wanted, rtol=1e-5, atol=1e-6)
+    assert merged.checkpoint.sha256() != plain.checkpoint.sha256()
 
 
 def test_the_artifact_says_which_adapter(tmp_path):

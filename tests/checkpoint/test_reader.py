@@ -234,6 +234,17 @@ def test_a_cache_snapshot_opens_as_a_folder_and_so_does_a_link_into_its_blobs(tm
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_link_to_a_file_that_is_gone_is_named(tmp_path, name):
+    folder = write_tiny_checkpoint(tmp_path / "m")
+    (folder / name).unlink()
+    (folder / name).symlink_to("../../blobs/0123")
+    with pytest.raises(MissingFileError, match=r"cp -rL") as caught:
+        open_checkpoint(folder)
+    assert caught.value.got == name
+    assert caught.value.wanted == f"the files themselves; {name} leads to ../../blobs/0123"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_a_link_out_of_the_folder_says_what_to_do(tmp_path, name):
     folder = write_tiny_checkpoint(tmp_path / "m")
     (folder / name).rename(tmp_path / "elsewhere")

@@ -9,7 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from edgekit.checkpoint.reader import Checkpoint
 from edgekit.families import open_model
+from edgekit.pipeline.export import export
 from tests.builders import write_tiny_checkpoint
 from tests.families.test_families import edit_config, edit_weights, refusal
 
@@ -82,6 +84,30 @@ def test_the_head_that_is_stored_decides_and_not_the_flag(tmp_path, said, change
         assert "lm_head" not in source.tensors
     assert [n for n in source.checkpoint.notes if note is None or not n.startswith(note)] == []
     assert len(source.checkpoint.notes) == (note is not None)
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_headers_alone_leave_the_head_to_the_export(tmp_path, monkeypatch, said):
+    folder, _ = made(tmp_path, other_head, tie_word_embeddings=said)
+    monkeypatch.setattr(Checkpoint, "has_weights", False)
+    source = open_model(folder, headers_only=True)
+    assert source.spec.is_tied is said
+    notes = ["lm_head.weight is stored beside the embedding; an export compares them, and uses it"]
+    assert [n.partition(" if it differs")[0] for n in source.checkpoint.notes] == notes[: int(said)]
+
+
+@pytest.mark.parametrize("change", [other_head, same_head])
+def test_a_head_of_codes_is_compared_by_its_values(tmp_path, change):
+    made(tmp_path, change, tie_word_embeddings=False)
+    (artifact,) = export(tmp_path / "m", "mlx", "int8", tmp_path / "out")
+    source = open_model(artifact.path)
+    assert source.spec.is_tied is (change is same_head)
+    if change is other_head:
+        config = json.loads((artifact.path / "config.json").read_text())
+        edit_config(artifact.path, tie_word_embeddings=True)
+        assert config["tie_word_embeddings"] is False
+        source = open_model(artifact.path)
+        assert not source.spec.is_tied and source.tensor("lm_head").prequantized is not None
 
 
 def test_an_untied_model_without_embedding_is_refused(tmp_path):
@@ -198,7 +224,7 @@ def test_any_prefix_of_all_names_is_found(tmp_path, prefix, is_said, head):
     for name, tensor in source.tensors.items():
         np.testing.assert_array_equal(tensor.read(), plain.tensor(name).read())
     assert len(source.checkpoint.notes) == is_said
-    assert all("tensor names begin with" in note for note in source.checkpoint.notes)
+    assert all("tensor names " in note for note in source.checkpoint.notes)
 
 
 def test_the_decoder_is_found_among_towers_with_layers_of_their_own(tmp_path):
