@@ -70,7 +70,8 @@ class Manifest:
     ``weights_sha256`` is the hash over all quantized tensors: equal for two artifacts exactly
     when they hold the same codes and scales. ``decoder`` is ``DecoderSpec.as_dict()``; of a graph
     that optimum wrote, only its sizes and end tokens are known. ``notes`` says in one sentence each
-    what was left out, ignored or changed on the way from the source.
+    what was left out, ignored or changed on the way from the source. ``adapter`` is the folder of
+    the adapter that was merged into the weights, ``adapter_sha256`` its hash; empty without one.
     """
 
     format: Format
@@ -88,6 +89,8 @@ class Manifest:
     tool_versions: Mapping[str, str]
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    adapter: str = ""
+    adapter_sha256: str = ""
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
@@ -247,7 +250,10 @@ def hash_file(path: Path) -> str:
 
 def _checked(manifest: Manifest) -> Manifest:
     """Refuse values that later code would trip over; a manifest is untrusted input."""
-    texts = ("model_name", "model_type", "source", "source_sha256", "weights_sha256")
+    texts = (
+        "model_name", "model_type", "source", "source_sha256", "weights_sha256", "adapter",
+        "adapter_sha256",
+    )  # fmt: skip
     wrong = [name for name in texts if not isinstance(getattr(manifest, name), str)]
     names = (manifest.model_name, manifest.model_type, *(t.name for t in manifest.tensors))
     wrong += [f"name {n!r}" for n in names if isinstance(n, str) and _CONTROL.search(n)]

@@ -71,6 +71,8 @@ def write_artifact(
                 **written.tool_versions,
             },
             settings=written.settings,
+            adapter=model.source.adapter,
+            adapter_sha256=model.source.adapter_sha256,
             notes=(*model.source.notes, *decision.notes, *([cut] if cut else [])),
         )
         (staging / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")

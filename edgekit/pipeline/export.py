@@ -14,7 +14,7 @@ from pathlib import Path
 from edgekit.artifact import Artifact, Format, Manifest
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.checkpoint.recipe import check_golden
-from edgekit.checkpoint.remote import HubCheckpoint, needs_download
+from edgekit.checkpoint.remote import needs_download
 from edgekit.checkpoint.repository import recipe_of
 from edgekit.decision import Rejected
 from edgekit.errors import ExportError, UsageError
@@ -46,6 +46,7 @@ def export(
     context_length: int | None = None,
     method: str | Method = Method.SEARCH,
     ignore_config_keys: Iterable[str] = (),
+    adapter: str | Path | None = None,
     progress: Progress = ignore_progress,
     warn: Callable[[str], None] = lambda text: None,
 ) -> list[Artifact]:
@@ -62,6 +63,7 @@ def export(
         method: How scales are chosen, ``search`` or ``rtn``.
         ignore_config_keys: Keys of config.json that pass although edgekit does not know them; one
             of a section is written ``section.key``. The manifest's notes name them.
+        adapter: Folder of a LoRA adapter that is merged into the weights (docs/adapters.md).
         progress: Called as ``progress(what, n_done, n_total)``.
         warn: Told what may go wrong, such as memory that is tight.
 
@@ -91,8 +93,11 @@ def export(
             parent,
             context_length=context_length,
             ignore_config_keys=ignore_config_keys,
+            adapter=adapter,
         )
-    source = open_model(model, progress=progress, ignore_config_keys=ignore_config_keys)
+    source = open_model(
+        model, progress=progress, ignore_config_keys=ignore_config_keys, adapter=adapter
+    )
     try:
         _refuse_early(source, exporters, parsed, context_length)
         check_tokenizer(source.checkpoint)
@@ -133,6 +138,7 @@ def check_export(
     *,
     context_length: int | None = None,
     ignore_config_keys: Iterable[str] = (),
+    adapter: str | Path | None = None,
 ) -> None:
     """Refuse what could not be exported, from config, tokenizer and tensor headers alone.
 
@@ -143,12 +149,13 @@ def check_export(
     """
     wanted, options = parse_formats(formats), ExportOptions(context_length)
     exporters = [open_exporter(fmt) for fmt in wanted]
-    source = open_model(model, headers_only=True, ignore_config_keys=ignore_config_keys)
+    source = open_model(
+        model, headers_only=True, ignore_config_keys=ignore_config_keys, adapter=adapter
+    )
     try:
         for scheme in schemes:
             _refuse_early(source, exporters, scheme, context_length)
-        if isinstance(source.checkpoint, HubCheckpoint):
-            source.checkpoint.fetch_text()
+        source.checkpoint.fetch_text()
         check_tokenizer(source.checkpoint)
         predictions = [predict_export(source, scheme, wanted, options) for scheme in schemes]
         n_download = source.checkpoint.weights_bytes if needs_download(model) else 0

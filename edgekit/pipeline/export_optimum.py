@@ -43,6 +43,7 @@ def export_by_route(
     context_length: int | None,
     method: str | None,
     ignore_config_keys: Sequence[str] = (),
+    adapter: Path | None = None,
     tell: Tell,
     progress: Progress,
 ) -> list[Artifact]:
@@ -68,6 +69,7 @@ def export_by_route(
                 out,
                 context_length=context_length,
                 ignore_config_keys=ignore_config_keys,
+                adapter=adapter,
             )
         return [
             artifact
@@ -80,6 +82,7 @@ def export_by_route(
                 context_length=context_length,
                 method=method or "search",
                 ignore_config_keys=ignore_config_keys,
+                adapter=adapter,
                 progress=progress,
                 warn=tell,
             )
@@ -101,6 +104,13 @@ def export_by_route(
             got=", ".join(ignore_config_keys),
             wanted="none",
             do="optimum reads config.json by itself and refuses no key.",
+        )
+    if adapter is not None:
+        raise UsageError(
+            "--adapter with --via optimum",
+            got=adapter,
+            wanted="none",
+            do="Merge it with peft (merge_and_unload, save_pretrained) and name the merged folder.",
         )
     chosen = list(dict.fromkeys(Scheme.parse(text) for text in schemes or ["fp32"]))
     return [

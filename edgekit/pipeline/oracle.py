@@ -296,7 +296,7 @@ def _source_config(artifact: Artifact) -> dict[str, Any]:
 
 def _open_source(artifact: Artifact) -> SourceModel:
     try:
-        return open_model(artifact.manifest.source)
+        return open_model(artifact.manifest.source, adapter=artifact.manifest.adapter or None)
     except CheckpointError as error:
         raise ArtifactError(
             f"the model that {artifact.path} was made from cannot be opened",

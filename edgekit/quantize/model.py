@@ -103,12 +103,16 @@ class Source:
         origin: What the user named.
         sha256: Hash of config and weights.
         notes: What was left out, ignored or changed while reading, one sentence each.
+        adapter: Folder of the adapter that was merged into the weights; empty without one.
+        adapter_sha256: Hash of the adapter's config and tensors.
     """
 
     name: str
     origin: str
     sha256: str
     notes: tuple[str, ...] = ()
+    adapter: str = ""
+    adapter_sha256: str = ""
 
 
 class QuantizedModel(Protocol):

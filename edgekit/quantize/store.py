@@ -162,8 +162,15 @@ def quantize_model(
     plans = plan_source(source, scheme)
     folder = Path(store_dir)
     checkpoint = source.checkpoint
-    notes = tuple(checkpoint.notes)
-    origin = Source(checkpoint.name, checkpoint.origin, checkpoint.sha256(), notes)
+    adapter = checkpoint.adapter
+    origin = Source(
+        checkpoint.name,
+        checkpoint.origin,
+        checkpoint.sha256(),
+        tuple(checkpoint.notes),
+        adapter=str(adapter.folder) if adapter is not None else "",
+        adapter_sha256=adapter.sha256() if adapter is not None else "",
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / INDEX_NAME).unlink(missing_ok=True)
