@@ -68,7 +68,7 @@ HARMLESS = {
     "off, whatever it is": {"qk_layernorm": False, "use_alibi": False, "parallel_attn": False},
     "empty, whatever it is": {"adapters": [], "extra": {}, "variant": ""},
     "a factor of one": {"emb_scale": 1, "logit_scale": 1.0, "depth_multiplier": 1},
-    "none of them": {"num_experts": 0, "n_shared_experts": 0, "router_softcap": 0.0},
+    "none of them": {"n_routed_experts": 0, "n_shared_experts": 0, "router_softcap": 0.0},
     "on as usual": {"is_causal": True, "use_rope": True, "position_embedding_type": "rope"},
     "quantized by nothing": {"quantization_config": {}, "quantization": None},
     "settings of a training run": {"learning_rate": 2e-5, "per_device_batch_size": 4, "seed": 1},
@@ -84,7 +84,7 @@ HARMFUL = {
     "logit_scale": (0.5, "logit_scale = 0.5"),
     "use_rope": (False, "use_rope = False"),
     "causal_mask": (False, "causal_mask = False"),
-    "num_experts": (8, "num_experts = 8"),
+    "n_routed_experts": (8, "n_routed_experts = 8"),
     "qk_layernorm": (True, "qk_layernorm = True"),
     "position_embedding_type": ("alibi", "position_embedding_type = 'alibi'"),
     "linear_impl_type": ("QNN_w4a16", "linear_impl_type = 'QNN_w4a16'"),
@@ -324,6 +324,7 @@ READ_ELSEWHERE = {
         "mamba_expand", "mamba_chunk_size", "mamba_conv_bias", "mamba_proj_bias",
         "time_step_limit", "time_step_min", "time_step_max", "num_experts_per_tok",
         "intermediate_size",
+        "layers_block_type",  # another name of layer_types, which counts first
     },
 }  # fmt: skip
 SHARED_CODE = ("masking_utils.py", "cache_utils.py", "modeling_rope_utils.py")
