@@ -13,6 +13,7 @@ from typing import Any, Final
 from edgekit.checkpoint.config import RawConfig
 from edgekit.families import llama_form
 from edgekit.families.base import Family
+from edgekit.families.defaults import fill_defaults
 from edgekit.families.llama_form import read_llama_form, take_widths
 from edgekit.families.rope_config import RopeContext, read_rope
 from edgekit.families.spec import DecoderSpec, QkNorm
@@ -47,7 +48,6 @@ _UNUSED: Final = (
     "vit_patch", "vit_path", "vit_remove_prenorm", "vit_token", "vit_type", "vit_used_rms_norm",
     "xdrope_section",
 )  # fmt: skip
-_DEFAULTS: Final[Mapping[str, Any]] = {"rms_norm_eps": 1e-5, "max_position_embeddings": 2048}
 
 
 def read_spec(config: RawConfig) -> DecoderSpec:
@@ -58,7 +58,8 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         UnknownKeyError: Keys that could change the result and are not known.
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
-    config.fill({**_DEFAULTS, **_EXPECTED})
+    fill_defaults(config, "hunyuan_v1_dense")
+    config.fill(_EXPECTED)
     config.ignore(_UNUSED)
     for key, value in _EXPECTED.items():
         config.expect(key, value, value)

@@ -426,11 +426,13 @@ def test_another_hunyuan_is_named(tmp_path, change):
     assert f"{key} is {value}" in refusal(tmp_path, "hunyuan_v1_dense", **change).what
 
 
-def test_angles_that_change_with_the_length_are_refused_elsewhere(tmp_path):
+def test_alpha_is_hunyuans_alone(tmp_path):
     section = {"type": "dynamic", "alpha": 50.0, "factor": 2.0}
-    for name, scaling in (("llama", section), ("hunyuan_v1_dense", without(section, "alpha"))):
-        error = refusal(tmp_path / name, name, UnsupportedArchError, rope_scaling=scaling)
-        assert error.got == "'dynamic'"
+    error = refusal(tmp_path, "llama", UnknownKeyError, rope_scaling=section)
+    assert error.keys == ("rope_scaling.alpha",)
+    # Without it the angles change beyond the context length only.
+    source = open_tiny(tmp_path / "n", "hunyuan_v1_dense", rope_scaling=without(section, "alpha"))
+    assert source.spec.rope == RopeSpec(10000.0)
 
 
 @pytest.mark.parametrize("alpha", [-1.0, 0.5, 1e9])
