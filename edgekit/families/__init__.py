@@ -9,7 +9,7 @@ from typing import Final
 from edgekit.checkpoint.gguf.file import GgufCheckpoint, is_gguf
 from edgekit.checkpoint.reader import Checkpoint, open_checkpoint
 from edgekit.checkpoint.remote import open_headers
-from edgekit.checkpoint.repository import offering_package, packaged_file_of
+from edgekit.checkpoint.repository import PackagedModel, find_packaged, offering_package
 from edgekit.errors import UnsupportedArchError
 from edgekit.families.base import Family, SourceModel
 from edgekit.families.other_types import (
@@ -94,7 +94,7 @@ def open_model(
         UsageError: Keys to ignore are not there, or the family computes with them.
         FormatError: A weight file is damaged.
     """
-    packaged = packaged_file_of(model)
+    packaged = find_packaged(model)
     if packaged is not None:
         checkpoint: Checkpoint = _open_packaged(str(model), packaged, ignore_config_keys)
     elif is_gguf(model):
@@ -111,11 +111,15 @@ def open_model(
         raise
 
 
-def _open_packaged(name: str, file: Path, ignore_keys: Iterable[str]) -> GgufCheckpoint:
+def _open_packaged(
+    name: str, packaged: PackagedModel, ignore_keys: Iterable[str]
+) -> GgufCheckpoint:
     """Open the model of a recipe out of an installed package, and say so."""
-    checkpoint = GgufCheckpoint(file, ignore_keys)
+    checkpoint = GgufCheckpoint(packaged.file, ignore_keys)
     checkpoint.name = checkpoint.origin = name
-    checkpoint.notes.append(
-        f"read from the installed package that holds {name}, {file.name}; its Hub id means the Hub"
+    checkpoint.notes.insert(
+        0,
+        f"read from {packaged.file.name} of the installed package {packaged.package}, not from "
+        f"the Hub; {packaged.source} means the one there",
     )
     return checkpoint
