@@ -11,7 +11,7 @@ from typing import Final
 
 from edgekit.checkpoint.gguf.file import is_gguf
 from edgekit.checkpoint.reader import Checkpoint
-from edgekit.checkpoint.repository import locate, packaged_file_of
+from edgekit.checkpoint.repository import find_packaged, locate
 from edgekit.dtypes import U8Array
 from edgekit.errors import CheckpointError
 from edgekit.formats.safetensors import SafetensorsFile, header_end
@@ -97,7 +97,7 @@ class HubCheckpoint(Checkpoint):
 
 def needs_download(model: str | Path) -> bool:
     """Tell whether a model lies on the Hub and not on this disk; asks nobody."""
-    if is_gguf(model) or packaged_file_of(model) is not None:
+    if is_gguf(model) or find_packaged(model) is not None:
         return False
     found = locate(model)
     return isinstance(found, Source) and cached(found) is None

@@ -11,6 +11,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -70,19 +71,35 @@ def locate(model: str | Path) -> Path | Source:
     return source
 
 
-def packaged_file_of(model: str | Path) -> Path | None:
-    """Find the GGUF file of a model that an installed Python package holds.
+@dataclass(frozen=True, slots=True)
+class PackagedModel:
+    """A model that an installed Python package holds.
+
+    Attributes:
+        file: The GGUF file.
+        package: Name of the package.
+        source: Hub id of the same model.
+    """
+
+    file: Path
+    package: str
+    source: str
+
+
+def find_packaged(model: str | Path) -> PackagedModel | None:
+    """Find a model in an installed Python package.
 
     Args:
         model: Only the name of a recipe counts; a Hub id means the Hub.
 
     Returns:
-        The file, or None where the recipe names no package or the package is not installed.
+        None where the recipe names no package or the package is not installed.
     """
     recipe = None if Path(model).exists() else recipes(models_dir()).get(str(model))
     if recipe is None or recipe.package is None:
         return None
-    return packaged_file(recipe.package.name, recipe.package.file)
+    file = packaged_file(recipe.package.name, recipe.package.file)
+    return None if file is None else PackagedModel(file, recipe.package.name, recipe.source)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from edgekit.checkpoint.adapter import Adapter
 from edgekit.checkpoint.gguf.file import GgufCheckpoint, is_gguf
 from edgekit.checkpoint.reader import Checkpoint, open_checkpoint
 from edgekit.checkpoint.remote import open_headers
-from edgekit.checkpoint.repository import offering_package, packaged_file_of
+from edgekit.checkpoint.repository import PackagedModel, find_packaged, offering_package
 from edgekit.errors import UnsupportedArchError
 from edgekit.families.base import Family, SourceModel
 from edgekit.families.other_types import (
@@ -127,7 +127,7 @@ def open_model(
 def _open_checkpoint(
     model: str | Path, progress: Progress, ignore_keys: Iterable[str], *, headers_only: bool
 ) -> Checkpoint:
-    packaged = packaged_file_of(model)
+    packaged = find_packaged(model)
     if packaged is not None:
         return _open_packaged(str(model), packaged, ignore_keys)
     if is_gguf(model):
@@ -142,11 +142,15 @@ def _open_checkpoint(
     return checkpoint
 
 
-def _open_packaged(name: str, file: Path, ignore_keys: Iterable[str]) -> GgufCheckpoint:
+def _open_packaged(
+    name: str, packaged: PackagedModel, ignore_keys: Iterable[str]
+) -> GgufCheckpoint:
     """Open the model of a recipe out of an installed package, and say so."""
-    checkpoint = GgufCheckpoint(file, ignore_keys)
+    checkpoint = GgufCheckpoint(packaged.file, ignore_keys)
     checkpoint.name = checkpoint.origin = name
-    checkpoint.notes.append(
-        f"read from the installed package that holds {name}, {file.name}; its Hub id means the Hub"
+    checkpoint.notes.insert(
+        0,
+        f"read from {packaged.file.name} of the installed package {packaged.package}, not from "
+        f"the Hub; {packaged.source} means the one there",
     )
     return checkpoint

@@ -92,6 +92,9 @@ def read_llama_form(
         context = RopeContext(head_width, context_length, original, default_theta)
         features["rope"], features["query_scaling"] = read_rope(config, context)
         context_length = effective_length(config, context_length)
+    else:
+        # Families with a rope for each kind of layer publish the raised length (Gemma 3: linear).
+        context_length = effective_length(config, context_length, kinds=("yarn",))
     if "activation" not in features:
         features["activation"] = _read_activation(config, activation_key)
     # A window as long as the context hides nothing; but layers that slide may turn otherwise.

@@ -7,7 +7,7 @@ Rope stands in a config in three spellings: ``rope_theta`` with ``rope_scaling``
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ DEFAULT_THETA: Final = 10000.0  # transformers' default when the key is absent
 _KINDS: Final = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 # Kinds that are added to the config of a model to make it longer: its max_position_embeddings may
 # still be the length before.
-_LENGTHENING: Final = ("linear", "yarn", "longrope", "su")
+LENGTHENING: Final = ("linear", "yarn", "longrope", "su")
 _MAX_POSITIONS: Final = 1 << 31
 _SMALLEST: Final = 1e-9  # so that what is divided by it stays finite
 _MAX_FACTORS: Final = 1 << 15
@@ -135,7 +135,9 @@ def read_rope_section(
     return rope, growth
 
 
-def effective_length(config: Mapping[str, Any], n_positions: int) -> int:
+def effective_length(
+    config: Mapping[str, Any], n_positions: int, kinds: Collection[str] = LENGTHENING
+) -> int:
     """Give the positions that a model reaches with its rope scaling.
 
     Scaling is often added as a model's card says, and ``max_position_embeddings`` left as it was:
@@ -146,26 +148,33 @@ def effective_length(config: Mapping[str, Any], n_positions: int) -> int:
     Args:
         config: The keys of a config.json, or of the decoder in one.
         n_positions: Its ``max_position_embeddings``.
+        kinds: The kinds of scaling that lengthen this family.
 
     Source:
         transformers 5.23, ``RopeParameters``: "a factor of x will enable the model to handle
         sequences of length x * original maximum pre-trained length".
     """
     longest = n_positions
-    for key in ("rope_parameters", "rope_scaling"):
-        section = config.get(key)
-        if not isinstance(section, Mapping):
-            continue
+    for section in _sections(config):
         factor = section.get("factor")
-        if section.get("rope_type", section.get("type")) not in _LENGTHENING:
-            continue
         beside = config.get("original_max_position_embeddings")
         original = beside or section.get("original_max_position_embeddings") or n_positions
+        if section.get("rope_type", section.get("type")) not in kinds:
+            continue
         if not isinstance(original, int) or not isinstance(factor, int | float):
             continue  # absent: it is the ratio of the two lengths; wrong: reported elsewhere
         if 1 <= factor * original <= _MAX_POSITIONS:
             longest = max(longest, int(factor * original))
     return longest
+
+
+def _sections(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Give the rope sections of a config, and those by kind of layer in them."""
+    for key in ("rope_parameters", "rope_scaling"):
+        section = config.get(key)
+        if isinstance(section, Mapping):
+            yield section
+            yield from (inner for inner in section.values() if isinstance(inner, Mapping))
 
 
 def _rotary_width(config: RawConfig, head_width: int, partial: float | None) -> int | None:

@@ -21,6 +21,7 @@ from edgekit.hosted.recording import RecordingBackend
 from edgekit.pipeline.compare import Comparison, ServerRun, ask_server, join
 from edgekit.pipeline.evaluate import (
     DOCUMENTS_PER_SUITE,
+    MAX_DOCUMENT_TOKENS,
     measure_session,
     run_float_model,
     session_documents,
@@ -58,6 +59,7 @@ class DemoSize:
     Attributes:
         n_items: Items of each suite.
         n_documents: Documents from each suite that are compared with the float model.
+        max_document_tokens: Longer documents are left out; the logits of all are kept in memory.
         parity_step: Of these, one in so many for MLX and the Core ML interpreter, which are slow
             on a CPU; they hold the same codes as ONNX.
         n_verify: Tokens that the formats are compared on.
@@ -68,14 +70,15 @@ class DemoSize:
 
     n_items: int
     n_documents: int
+    max_document_tokens: int
     parity_step: int
     n_verify: int
     workload: Workload
     minutes: int
 
 
-FULL: Final = DemoSize(100, DOCUMENTS_PER_SUITE, 4, 192, DEFAULT_WORKLOAD, 2)
-SHORT: Final = DemoSize(12, 2, 2, 32, Workload(64, 16, 3, 1), 10)
+FULL: Final = DemoSize(100, DOCUMENTS_PER_SUITE, MAX_DOCUMENT_TOKENS, 4, 192, DEFAULT_WORKLOAD, 2)
+SHORT: Final = DemoSize(12, 2, 320, 2, 32, Workload(64, 16, 3, 1), 10)
 
 
 def run_demo(
@@ -83,6 +86,7 @@ def run_demo(
     out: Path,
     *,
     n_items: int | None = None,
+    size: DemoSize | None = None,
     rule: Rule,
     progress: Progress,
     tell: Callable[[str], None],
@@ -92,7 +96,8 @@ def run_demo(
     Args:
         model: Folder, GGUF file, bundled name, name of a recipe, or Hub id.
         out: Folder for the artifacts and the recorded server answers.
-        n_items: Items of each suite; None: as many as suit the size of the model.
+        n_items: Items of each suite; None: as many as ``size`` says.
+        size: How much to do; None: what suits the number of parameters.
         rule: Decision thresholds, fixed before anything runs.
         progress: Called as ``progress(what, n_done, n_total)``.
         tell: Told in a line what begins.
@@ -110,7 +115,8 @@ def run_demo(
     (big,) = export(model, Format.ONNX, FLOAT_SCHEME, folder, progress=progress)
     for note in dict.fromkeys(big.manifest.notes):
         tell(f"  {note}")
-    size = FULL if big.manifest.n_parameters < _SMALL else SHORT
+    if size is None:
+        size = FULL if big.manifest.n_parameters < _SMALL else SHORT
     plan = SuitePlan(n_items=n_items or size.n_items)
     tell(
         f"2 of 5: verify; {big.manifest.n_parameters:,} parameters, {plan.n_items} items of each "
@@ -146,7 +152,7 @@ def _distances(
 ) -> dict[str, Divergence]:
     """Measure how far each artifact is from the float model, on the engine that ships."""
     with load(big) as session:
-        documents = session_documents(session, size.n_documents)
+        documents = session_documents(session, size.n_documents, size.max_document_tokens)
     reference = run_float_model(big.path, documents, None, progress)
     found = {}
     for artifact in artifacts:

@@ -74,7 +74,11 @@ def evaluate(
         )
 
 
-def session_documents(session: Session, n_per_suite: int = DOCUMENTS_PER_SUITE) -> list[list[int]]:
+def session_documents(
+    session: Session,
+    n_per_suite: int = DOCUMENTS_PER_SUITE,
+    max_tokens: int = MAX_DOCUMENT_TOKENS,
+) -> list[list[int]]:
     """Make the comparison documents with a session's own tokenizer and template.
 
     Tools are left out of them where the template has no place for tools.
@@ -88,7 +92,7 @@ def session_documents(session: Session, n_per_suite: int = DOCUMENTS_PER_SUITE) 
             messages, tools if session.offers_tools else ()
         ),
         lambda text: session.tokenizer.encode(text, allow_special=True),
-        max_tokens=min(MAX_DOCUMENT_TOKENS, session.context_length),
+        max_tokens=min(max_tokens, session.context_length),
         n_per_suite=n_per_suite,
     )
 

@@ -125,7 +125,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         ({"rope_type": "longrope", "original_max_position_embeddings": 64}, 256, 256),
         ({**YARN, "factor": 1e30}, 64, 64),
         ({**YARN, "factor": "4"}, 64, 64),
-        ({"full_attention": YARN}, 64, 64),
+        ({"full_attention": YARN}, 64, 256),
     ],
 )
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
@@ -151,6 +151,15 @@ def test_yarn_by_the_model_card_is_the_model_that_says_the_longer_context(tmp_pa
         source.close()
     assert specs[0] == specs[1]
     assert specs[0].context_length == 256
+
+
+def test_a_family_with_a_rope_for_each_kind_of_layer_publishes_the_raised_length(tmp_path):
+    """Gemma 3 says linear scaling by 8 and 131,072 positions, which are all of them."""
+    linear = {"rope_type": "linear", "factor": 8.0}
+    folder = write_tiny_checkpoint(tmp_path / "m", "gemma3_text", rope_scaling=linear)
+    source = open_model(folder)
+    assert (source.spec.context_length, source.spec.rope.linear_factor) == (256, 8.0)
+    source.close()
 
 
 def test_a_window_is_judged_by_the_effective_length(tmp_path):
