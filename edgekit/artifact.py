@@ -64,13 +64,26 @@ class TensorEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class EndToken:
+    """A token that ends an answer: its id, its text, and which files say that it ends one.
+
+    ``text`` is empty where the model has no tokenizer.
+    """
+
+    id: int
+    text: str
+    origins: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything written down about an artifact, ``manifest.json``.
 
     ``weights_sha256`` is the hash over all quantized tensors: equal for two artifacts exactly
     when they hold the same codes and scales. ``decoder`` is ``DecoderSpec.as_dict()``; of a graph
     that optimum wrote, only its sizes and end tokens are known. ``notes`` says in one sentence each
-    what was left out, ignored or changed on the way from the source.
+    what was left out, ignored or changed on the way from the source. ``end_tokens``
+    are those of the decoder, with where each comes from.
     """
 
     format: Format
@@ -88,6 +101,7 @@ class Manifest:
     tool_versions: Mapping[str, str]
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    end_tokens: tuple[EndToken, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
@@ -119,6 +133,10 @@ class Manifest:
             )
             data["files"] = tuple(FileEntry(**f) for f in data["files"])
             data["notes"] = tuple(data.get("notes", ()))
+            data["end_tokens"] = tuple(
+                EndToken(**{**end, "origins": tuple(end["origins"])})
+                for end in data.get("end_tokens", ())
+            )
             return _checked(cls(**data))
         except (
             ValueError,
@@ -257,6 +275,11 @@ def _checked(manifest: Manifest) -> Manifest:
     wrong += [name for name in maps if not isinstance(getattr(manifest, name), dict)]
     if not all(isinstance(note, str) for note in manifest.notes):
         wrong.append("notes")
+    for end in manifest.end_tokens:
+        if not all(isinstance(text, str) for text in (end.text, *end.origins)):
+            wrong.append(f"end_tokens entry {end.id!r}")
+        if not _is_count(end.id):
+            wrong.append(f"end_tokens entry {end.text!r}")
     for file in manifest.files:
         if not isinstance(file.path, str) or "\0" in file.path or not _is_count(file.n_bytes):
             wrong.append(f"files entry {file.path!r}")

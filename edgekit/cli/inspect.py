@@ -79,6 +79,7 @@ def command(
             (f"KV cache per 1,000 tokens, {t}", format_bytes(1000 * n))
             for t, n in summary.kv_bytes_per_token.items()
         ],
+        ("end tokens", _ends(summary)),
         ("licence", summary.license or "not stated"),
         *[
             (f"in {form.value}", line)
@@ -172,6 +173,14 @@ def _positions(held: ContextRange) -> str:
     if held.default == held.longest:
         return f"{held.default:,}"
     return f"{held.default:,} by default, up to {held.longest:,} with --context"
+
+
+def _ends(summary: ModelSummary) -> str:
+    shown = [
+        f"{end.id} {end.text!r} ({', '.join(end.origins)})" if end.text else str(end.id)
+        for end in summary.end_tokens
+    ]
+    return "; ".join(shown) or "none"
 
 
 def _window(summary: ModelSummary) -> str:

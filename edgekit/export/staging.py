@@ -72,6 +72,7 @@ def write_artifact(
             },
             settings=written.settings,
             notes=(*model.source.notes, *decision.notes, *([cut] if cut else [])),
+            end_tokens=model.source.ends,
         )
         (staging / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return Artifact.open(folder)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from edgekit.artifact import TensorEntry
+from edgekit.artifact import EndToken, TensorEntry
 from edgekit.dtypes import Bits, F32Array, U8Array
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.packing import pack_codes
@@ -103,12 +103,14 @@ class Source:
         origin: What the user named.
         sha256: Hash of config and weights.
         notes: What was left out, ignored or changed while reading, one sentence each.
+        ends: Tokens that end an answer.
     """
 
     name: str
     origin: str
     sha256: str
     notes: tuple[str, ...] = ()
+    ends: tuple[EndToken, ...] = ()
 
 
 class QuantizedModel(Protocol):
