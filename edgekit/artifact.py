@@ -64,6 +64,18 @@ class TensorEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class EndToken:
+    """A token that ends an answer: its id, its text, and which files say that it ends one.
+
+    ``text`` is empty where the model has no tokenizer.
+    """
+
+    id: int
+    text: str
+    origins: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything written down about an artifact, ``manifest.json``.
 
@@ -72,6 +84,7 @@ class Manifest:
     that optimum wrote, only its sizes and end tokens are known. ``notes`` says in one sentence each
     what was left out, ignored or changed on the way from the source. ``adapter`` is the folder of
     the adapter that was merged into the weights, ``adapter_sha256`` its hash; empty without one.
+    ``end_tokens`` are those of the decoder, with where each comes from.
     """
 
     format: Format
@@ -91,6 +104,7 @@ class Manifest:
     notes: tuple[str, ...] = ()
     adapter: str = ""
     adapter_sha256: str = ""
+    end_tokens: tuple[EndToken, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
@@ -122,6 +136,10 @@ class Manifest:
             )
             data["files"] = tuple(FileEntry(**f) for f in data["files"])
             data["notes"] = tuple(data.get("notes", ()))
+            data["end_tokens"] = tuple(
+                EndToken(**{**end, "origins": tuple(end["origins"])})
+                for end in data.get("end_tokens", ())
+            )
             return _checked(cls(**data))
         except (
             ValueError,
@@ -263,6 +281,11 @@ def _checked(manifest: Manifest) -> Manifest:
     wrong += [name for name in maps if not isinstance(getattr(manifest, name), dict)]
     if not all(isinstance(note, str) for note in manifest.notes):
         wrong.append("notes")
+    for end in manifest.end_tokens:
+        if not all(isinstance(text, str) for text in (end.text, *end.origins)):
+            wrong.append(f"end_tokens entry {end.id!r}")
+        if not _is_count(end.id):
+            wrong.append(f"end_tokens entry {end.text!r}")
     for file in manifest.files:
         if not isinstance(file.path, str) or "\0" in file.path or not _is_count(file.n_bytes):
             wrong.append(f"files entry {file.path!r}")

@@ -206,7 +206,7 @@ def _refuse_lost_links(folder: Path) -> None:
         raise MissingFileError(
             f"{folder}: links to files that are not there",
             got=", ".join(path.name for path in wanted[:8]),
-            wanted=f"the files themselves; {first.name} leads to {os.readlink(first)}",
+            wanted=f"the files themselves; {first.name} leads to {first.readlink()}",
             do="Copy the folder with what its links lead to (cp -rL), or download it again.",
         )
 

@@ -81,6 +81,7 @@ def command(
             for t, n in summary.kv_bytes_per_token.items()
         ],
         *[("note", note) for note in summary.notes],
+        ("end tokens", _ends(summary)),
         ("licence", summary.license or "not stated"),
         *[
             (f"in {form.value}", line)
@@ -174,6 +175,14 @@ def _positions(held: ContextRange) -> str:
     if held.default == held.longest:
         return f"{held.default:,}"
     return f"{held.default:,} by default, up to {held.longest:,} with --context"
+
+
+def _ends(summary: ModelSummary) -> str:
+    shown = [
+        f"{end.id} {end.text!r} ({', '.join(end.origins)})" if end.text else str(end.id)
+        for end in summary.end_tokens
+    ]
+    return "; ".join(shown) or "none"
 
 
 def _window(summary: ModelSummary) -> str:

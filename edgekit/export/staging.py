@@ -74,6 +74,7 @@ def write_artifact(
             adapter=model.source.adapter,
             adapter_sha256=model.source.adapter_sha256,
             notes=(*model.source.notes, *decision.notes, *([cut] if cut else [])),
+            end_tokens=model.source.ends,
         )
         (staging / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return Artifact.open(folder)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
 import numpy as np
 
 from edgekit.checkpoint.adapter import plain_name
+from edgekit.checkpoint.assets import read_end_ids, read_text
 from edgekit.checkpoint.config import RawConfig
 from edgekit.checkpoint.prequantized.tensor import DecodedTensor, PrequantizedTensor
 from edgekit.checkpoint.reader import Checkpoint
@@ -35,6 +37,7 @@ from edgekit.formats.safetensors import SafetensorsTensor
 from edgekit.model_files import GENERATION_NAME
 from edgekit.tensors import LazyTensor, TensorInfo, row_blocks
 from edgekit.text.tokenizer import Tokenizer
+from edgekit.text.view import TextView
 
 _MAX_LISTED: Final = 12
 # Prefixes of the text decoder in published checkpoints that hold more than one.
@@ -127,7 +130,8 @@ class SourceModel:
 
     Attributes:
         checkpoint: The open checkpoint.
-        spec: The decoder.
+        spec: The decoder; of its end tokens, those that config.json and generation_config.json
+            state (``text`` has them all).
         tensors: Every weight of ``spec.weight_shapes()``, in that order; nothing is read yet.
         left_out: What they are -> number of checkpoint tensors that are not part of the decoder.
     """
@@ -140,7 +144,11 @@ class SourceModel:
                 all of them are named.
         """
         self.checkpoint = checkpoint
-        spec = _with_generation_eos(family.read_spec(checkpoint.config), checkpoint)
+        spec = family.read_spec(checkpoint.config)
+        self._config_ends = spec.eos_token_ids
+        generation = checkpoint.text_files.read_object(GENERATION_NAME)
+        ends = (*read_end_ids(generation, GENERATION_NAME), *spec.eos_token_ids)
+        spec = replace(spec, eos_token_ids=tuple(dict.fromkeys(ends)))
         checkpoint.notes += checkpoint.config.notes
         stored = {plain_name(name): tensor for name, tensor in checkpoint.weights().items()}
         found = align(stored, family.name_tables)
@@ -163,6 +171,15 @@ class SourceModel:
         if wide:
             checkpoint.notes.append(f"rounded from F64 to float32: {_and_more(wide)}")
 
+    @cached_property
+    def text(self) -> TextView:
+        """The tokenizer, the chat template and all end tokens of the model.
+
+        Raises:
+            CheckpointError: See ``read_text_view``.
+        """
+        return read_text(self.checkpoint, self.spec.vocab_size, self._config_ends)
+
     def tensor(self, name: str) -> Weight:
         """Give a weight by its canonical name.
 
@@ -184,19 +201,6 @@ class SourceModel:
     def close(self) -> None:
         """Close the checkpoint."""
         self.checkpoint.close()
-
-
-def _with_generation_eos(spec: DecoderSpec, checkpoint: Checkpoint) -> DecoderSpec:
-    """Add the end tokens of generation_config.json, which transformers stops at, in front."""
-    files = checkpoint.text_files
-    if not files.has(GENERATION_NAME):
-        return spec
-    generation = RawConfig(files.read_object(GENERATION_NAME), str(files.path(GENERATION_NAME)))
-    eos = generation.take_ids("eos_token_id")
-    # Sampling defaults are the caller's choice, so the other keys mean nothing here.
-    generation.ignore(generation)
-    generation.finish()
-    return replace(spec, eos_token_ids=tuple(dict.fromkeys((*eos, *spec.eos_token_ids))))
 
 
 def _and_more(names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from edgekit.errors import CheckpointError, FormatError, MissingFileError
 from edgekit.hub.http import HubClient, info_path, tree_path
 from edgekit.model_files import (
+    ADDED_TOKENS_NAME,
     ASSET_NAMES,
     CARD_NAME,
     CONFIG_NAME,
@@ -22,6 +23,7 @@ from edgekit.model_files import (
     INDEX_NAME,
     MAX_INDEX_BYTES,
     STAND_INS,
+    TEXT_NAMES,
     WEIGHTS_NAME,
 )
 from edgekit.strict_json import parse_object
@@ -32,6 +34,7 @@ _MAX_LISTING_BYTES: Final = 16 << 20
 _MAX_ASSET_BYTES: Final = 64 << 20
 _MAX_CARD_BYTES: Final = 1 << 20
 _MAX_FILE_BYTES: Final = 1 << 50
+_KNOWN_NAMES: Final = frozenset((*TEXT_NAMES, CARD_NAME, INDEX_NAME))
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -67,7 +70,7 @@ class Listing:
     def assets(self) -> tuple[HubFile, ...]:
         """Give config, tokenizer, template and card, and the index if it is needed."""
         stand_ins = [name for name, usual in STAND_INS.items() if usual not in self.files]
-        return self._present((*ASSET_NAMES, *stand_ins))
+        return self._present((*ASSET_NAMES, ADDED_TOKENS_NAME, *stand_ins))
 
     def small_files(self) -> tuple[HubFile, ...]:
         """Give the assets that describe the decoder: config, card, and the index if needed."""
@@ -148,7 +151,7 @@ def _with_hashes(hub: HubClient, commit: str, siblings: list[Any]) -> list[Any]:
 
 def _is_wanted(name: str) -> bool:
     is_weights = "/" not in name and name.endswith(".safetensors")
-    return is_weights or name in (*ASSET_NAMES, *STAND_INS, CARD_NAME, INDEX_NAME)
+    return is_weights or name in _KNOWN_NAMES
 
 
 def _refuse_escape(hub: HubClient, name: str) -> None:
@@ -178,7 +181,7 @@ def _file(hub: HubClient, path: str, name: str, entry: dict[str, Any]) -> HubFil
     if not isinstance(digest, str) or form.fullmatch(digest) is None:
         raise hub.nonsense(path, f"{name}: hash {digest!r}", "lfs.sha256 or blobId")
     limit = _MAX_FILE_BYTES
-    if name in ASSET_NAMES:
+    if name in TEXT_NAMES:
         limit = _MAX_ASSET_BYTES
     elif name == INDEX_NAME:
         limit = MAX_INDEX_BYTES

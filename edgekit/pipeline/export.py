@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from edgekit.artifact import Artifact, Format, Manifest
-from edgekit.checkpoint.reader import Checkpoint
 from edgekit.checkpoint.recipe import check_golden
 from edgekit.checkpoint.remote import needs_download
 from edgekit.checkpoint.repository import recipe_of
@@ -23,16 +22,13 @@ from edgekit.export.base import Exporter, ExportOptions, Progress, ignore_progre
 from edgekit.export.staging import PARTIAL_PREFIX, write_artifact
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
-from edgekit.model_files import TEKKEN_NAME
 from edgekit.pipeline.preflight import check_room, join_predictions, predict_export
 from edgekit.pipeline.rates import known_rates
 from edgekit.quantize.imports import CHANGES_OF_CODES
 from edgekit.quantize.methods import Method
 from edgekit.quantize.store import quantize_model
 from edgekit.scheme import Scheme
-from edgekit.text.chat import PROBE, ChatTemplate
-from edgekit.text.tokenizer import Tokenizer
-from edgekit.text.tokenizer_file import TOKENIZER_NAME
+from edgekit.text.view import TextView
 
 ALL_FORMATS = tuple(Format)
 
@@ -100,7 +96,7 @@ def export(
     )
     try:
         _refuse_early(source, exporters, parsed, context_length)
-        check_tokenizer(source.checkpoint)
+        check_text(source.text, source.checkpoint.origin)
         prediction = predict_export(source, parsed, wanted, options, known_rates())
         for warning in check_room(prediction, parent):
             warn(warning)
@@ -156,7 +152,7 @@ def check_export(
         for scheme in schemes:
             _refuse_early(source, exporters, scheme, context_length)
         source.checkpoint.fetch_text()
-        check_tokenizer(source.checkpoint)
+        check_text(source.text, source.checkpoint.origin)
         predictions = [predict_export(source, scheme, wanted, options) for scheme in schemes]
         n_download = source.checkpoint.weights_bytes if needs_download(model) else 0
         check_room(join_predictions(predictions), Path(out), n_download, source.checkpoint.folder)
@@ -233,21 +229,19 @@ def _refuse_early(
         exporter.positions(source.spec).choose(context_length, exporter.format.value)
 
 
-def check_tokenizer(checkpoint: Checkpoint) -> None:
-    """Refuse a damaged or wrong tokenizer or template now; the device would get it.
+def check_text(view: TextView, origin: str) -> None:
+    """Refuse a tokenizer or template that is not the one that the model's recipe names.
+
+    Args:
+        view: The model's text files.
+        origin: What the user named.
 
     Raises:
-        CheckpointError: See above; the message says which file, and what is wrong.
+        CheckpointError: See above; or the files do not fit the model (``SourceModel.text``).
     """
-    files = checkpoint.text_files
-    if not any(map(files.has, (TOKENIZER_NAME, TEKKEN_NAME))):
-        return
-    tokenizer, template = Tokenizer.open(files), ChatTemplate.open(files)
-    if template.sources:
-        template.encode(PROBE, tokenizer)
-    recipe = recipe_of(checkpoint.origin)
-    if recipe is not None:
-        check_golden(recipe, files)
+    recipe = recipe_of(origin)
+    if recipe is not None and view.tokenizer is not None:
+        check_golden(recipe, view.files)
 
 
 def _store_folder(parent: Path) -> tempfile.TemporaryDirectory[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from edgekit.artifact import Artifact, Format
+from edgekit.checkpoint.assets import read_text
 from edgekit.checkpoint.config import IGNORE_OPTION
 from edgekit.checkpoint.gguf.file import is_gguf
 from edgekit.checkpoint.reader import open_checkpoint
@@ -19,7 +20,8 @@ from edgekit.errors import UsageError
 from edgekit.export.base import ExportOptions, Progress, ignore_progress
 from edgekit.export.optimum import check_request, write_optimum_artifact
 from edgekit.export.optimum_env import Tell, open_environment
-from edgekit.pipeline.export import check_export, check_tokenizer, export, parse_formats
+from edgekit.export.optimum_model import read_rows, translate_config
+from edgekit.pipeline.export import check_export, check_text, export, parse_formats
 from edgekit.quantize.model import Source
 from edgekit.scheme import Scheme
 
@@ -159,7 +161,8 @@ def export_via_optimum(
             check_request(headers, parsed, options)
     with open_checkpoint(model, progress) as checkpoint:
         check_request(checkpoint, parsed, options)
-        check_tokenizer(checkpoint)
+        rows = read_rows(translate_config(checkpoint.config, str(checkpoint.folder)))
+        check_text(read_text(checkpoint, rows), checkpoint.origin)
         environment = open_environment(tell, progress)
         progress("hash the model", 0, 1)
         name = checkpoint.name.rpartition("/")[2]

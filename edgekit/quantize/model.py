@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from edgekit.artifact import TensorEntry
+from edgekit.artifact import EndToken, TensorEntry
 from edgekit.dtypes import Bits, F32Array, U8Array
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.packing import pack_codes
@@ -105,6 +105,7 @@ class Source:
         notes: What was left out, ignored or changed while reading, one sentence each.
         adapter: Folder of the adapter that was merged into the weights; empty without one.
         adapter_sha256: Hash of the adapter's config and tensors.
+        ends: Tokens that end an answer.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Source:
     notes: tuple[str, ...] = ()
     adapter: str = ""
     adapter_sha256: str = ""
+    ends: tuple[EndToken, ...] = ()
 
 
 class QuantizedModel(Protocol):

@@ -11,14 +11,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias, cast
 
-from edgekit.artifact import TensorEntry
+from edgekit.artifact import EndToken, TensorEntry
 from edgekit.checkpoint.assets import copy_assets
-from edgekit.checkpoint.reader import Checkpoint
 from edgekit.dtypes import Bits, DType
 from edgekit.errors import ArtifactError, ExportError, FormatError, QuantError, UsageError
 from edgekit.families.base import SourceModel
@@ -35,6 +34,7 @@ from edgekit.quantize.slabs import quantize_tensor
 from edgekit.scheme import Scheme
 from edgekit.strict_json import parse_object, read_object
 from edgekit.tensors import TensorInfo
+from edgekit.text.view import TextView
 
 INDEX_NAME: Final = "index.json"
 WEIGHTS_NAME: Final = "weights.safetensors"
@@ -75,7 +75,7 @@ class StoredModel:
                 spec=DecoderSpec.from_dict(index["decoder"]),
                 scheme=Scheme.parse(index["scheme"]),
                 method=Method(index["method"]),
-                source=Source(**{**index["source"], "notes": tuple(index["source"]["notes"])}),
+                source=_read_origin(index["source"]),
                 entries=tuple(
                     TensorEntry(**{**entry, "shape": tuple(entry["shape"])})
                     for entry in index["tensors"]
@@ -162,19 +162,20 @@ def quantize_model(
     plans = plan_source(source, scheme)
     folder = Path(store_dir)
     checkpoint = source.checkpoint
-    adapter = checkpoint.adapter
+    adapter, view = checkpoint.adapter, source.text
     origin = Source(
         checkpoint.name,
         checkpoint.origin,
         checkpoint.sha256(),
-        tuple(checkpoint.notes),
+        (*checkpoint.notes, *view.notes),
         adapter=str(adapter.folder) if adapter is not None else "",
         adapter_sha256=adapter.sha256() if adapter is not None else "",
+        ends=view.ends,
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / INDEX_NAME).unlink(missing_ok=True)
-        assets = _copy_assets(checkpoint, folder)
+        assets = _copy_assets(view, folder)
         entries: list[TensorEntry] = []
         infos = [
             info for item in plans for info in _stored_infos(item.name, item.shape, item.scheme)
@@ -195,7 +196,7 @@ def quantize_model(
             "scheme": str(scheme),
             "method": method.value,
             "source": asdict(origin),
-            "decoder": source.spec.as_dict(),
+            "decoder": replace(source.spec, eos_token_ids=view.end_ids).as_dict(),
             "tensors": [asdict(entry) for entry in entries],
             "assets": assets,
         }
@@ -234,12 +235,17 @@ def _entry(item: TensorPlan, tensor: ModelTensor) -> TensorEntry:
     return TensorEntry(item.name, item.shape, str(item.scheme), item.reason, sha256, item.imported)
 
 
-def _copy_assets(checkpoint: Checkpoint, folder: Path) -> list[str]:
+def _read_origin(data: Mapping[str, Any]) -> Source:
+    ends = tuple(EndToken(**{**end, "origins": tuple(end["origins"])}) for end in data["ends"])
+    return Source(**{**data, "notes": tuple(data["notes"]), "ends": ends})
+
+
+def _copy_assets(view: TextView, folder: Path) -> list[str]:
     """Put tokenizer, template and config files into the store; give their names."""
     target = folder / ASSETS_NAME
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    return copy_assets(checkpoint, target)
+    return copy_assets(view, target)
 
 
 def _asset_path(folder: Path, name: str) -> Path:
