@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from edgekit.export.onnx_ops import MICROSOFT, GraphWriter, Norms, Matmuls
+from edgekit.export.onnx_ops import MICROSOFT, GraphWriter, Matmuls, Norms
 from edgekit.export.onnx_weights import QUERY_FACTORS, RopeTable, has_query_factors, plan_ropes
 from edgekit.families.spec import DecoderSpec, QkNorm
 

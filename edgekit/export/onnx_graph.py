@@ -18,7 +18,7 @@ from edgekit.export.onnx_attention import (
     PRESENT,
     AttentionBuilder,
 )
-from edgekit.export.onnx_ops import MICROSOFT, GraphWriter, Norms, Matmuls
+from edgekit.export.onnx_ops import MICROSOFT, GraphWriter, Matmuls, Norms
 from edgekit.export.onnx_weights import Content, Stored, plan_linears
 from edgekit.families.spec import Activation, DecoderSpec, NormPlacement
 from edgekit.lazy import require
