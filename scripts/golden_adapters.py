@@ -99,7 +99,10 @@ def check_names(loaded: peft.PeftModel, adapter: Path, *, is_resized: bool) -> N
 def run(model: torch.nn.Module) -> np.ndarray:
     """Give the logits of all tokens, (N_TOKENS, V)."""
     with torch.inference_mode():
-        return model(torch.tensor([golden_ids()[:N_TOKENS]])).logits[0].float().numpy()
+        logits: np.ndarray = (
+            model(torch.tensor([golden_ids()[:N_TOKENS]])).logits[0].float().numpy()
+        )
+    return logits
 
 
 if __name__ == "__main__":

@@ -30,11 +30,17 @@ from edgekit.export.mlx_config import (
     CONFIG_NAME,
     TORCH_DTYPES,
     TORCH_NAMES,
-    make_config,
     read_config,
     write_config,
 )
-from edgekit.export.mlx_models import MODEL_FILES, Choice, ModelFile, choose_file, why_shorter
+from edgekit.export.mlx_models import (
+    MODEL_FILES,
+    Choice,
+    ModelFile,
+    choose_file,
+    make_config,
+    why_shorter,
+)
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.floats import to_float32
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter, file_bytes

@@ -1,7 +1,7 @@
-"""Answer one question: how does a quantized model become an ONNX artifact?
+"""A quantized model as an ONNX artifact.
 
-The weight file (onnx_layout, onnx_tables), the graph (onnx_graph, onnx_attention, onnx_products),
-what onnxruntime-genai wants beside them (onnx_genai), and the way back (onnx_recover).
+The weight file (onnx_weights), the graph (onnx_graph, onnx_attention, onnx_ops), what
+onnxruntime-genai wants beside them (onnx_genai), and the way back (onnx_recover).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from edgekit.export.context import ContextRange, usual_length
 from edgekit.export.onnx_attention import HEAD_STEP
 from edgekit.export.onnx_genai import GENAI_NAME, genai_config
 from edgekit.export.onnx_graph import IR_VERSION, OPSET, GraphBuilder
-from edgekit.export.onnx_layout import (
+from edgekit.export.onnx_ops import ACCURACY_LEVEL
+from edgekit.export.onnx_recover import GRAPH_NAME, recover_tensors
+from edgekit.export.onnx_weights import (
     WEIGHTS_NAME,
+    make_tables,
     plan_arrays,
     read_offsets,
     weight_file_bytes,
     write_weights,
 )
-from edgekit.export.onnx_products import ACCURACY_LEVEL
-from edgekit.export.onnx_recover import GRAPH_NAME, recover_tensors
-from edgekit.export.onnx_tables import make_tables
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.lazy import require

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -418,21 +419,28 @@ def test_hunyuan_stretches_theta_once_and_norms_heads_that_turned(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"use_qk_norm": False}, {"use_cla": True}, {"use_mla": True}, {"num_experts": 64},
-     {"position_embedding_xdrope": True}, {"attention_head_dim": 32}],
+    [{"use_qk_norm": False}, {"attention_head_dim": 32}, {"use_cla": True}, {"use_mla": True},
+     {"num_experts": 64}, {"position_embedding_xdrope": True}, {"mlp_bias": True}],
 )  # fmt: skip
 def test_another_hunyuan_is_named(tmp_path, change):
     ((key, value),) = change.items()
-    assert f"{key} is {value}" in refusal(tmp_path, "hunyuan_v1_dense", **change).what
+    error = refusal(tmp_path, "hunyuan_v1_dense", **change)
+    said = error.got if isinstance(error, UnknownKeyError) else error.what
+    assert re.search(f"{key} (is|=) {value}", said)
 
 
-def test_alpha_is_hunyuans_alone(tmp_path):
+def test_a_dense_hunyuan_has_one_expert(tmp_path):
+    spec = open_tiny(tmp_path, "hunyuan_v1_dense").spec
+    assert open_tiny(tmp_path / "1", "hunyuan_v1_dense", num_experts=1).spec == spec
+
+
+def test_alpha_stretches_theta_in_hunyuan_alone(tmp_path):
     section = {"type": "dynamic", "alpha": 50.0, "factor": 2.0}
     error = refusal(tmp_path, "llama", UnknownKeyError, rope_scaling=section)
     assert error.keys == ("rope_scaling.alpha",)
-    # Without it the angles change beyond the context length only.
-    source = open_tiny(tmp_path / "n", "hunyuan_v1_dense", rope_scaling=without(section, "alpha"))
-    assert source.spec.rope == RopeSpec(10000.0)
+    section = without(section, "alpha")
+    spec = open_tiny(tmp_path / "h", "hunyuan_v1_dense", rope_scaling=section).spec
+    assert spec.rope == RopeSpec(1e4)
 
 
 @pytest.mark.parametrize("alpha", [-1.0, 0.5, 1e9])

@@ -1,9 +1,13 @@
-"""Answer one question: which arrays lie in the weight file of an ONNX artifact?
+"""The weight file of an ONNX artifact: which arrays lie in it, and how they get there.
 
 The weight file is a valid safetensors file that onnxruntime maps as external data, so other
 runtimes can read the same bytes. What it holds is planned from shapes and schemes before a
 single weight is read; ``write_weights`` then holds one array at a time. It must not know of
 graphs.
+
+Beside the weights it holds tables indexed by position: cosines and sines of every rotary encoding
+in use, and the growth of queries. LongRoPE has two sets of angles: both stand in one table, so that
+changing over moves an index, not a table.
 """
 
 from __future__ import annotations
@@ -20,7 +24,8 @@ from numpy.typing import NDArray
 from edgekit.dtypes import DTYPES, DType, F32Array
 from edgekit.errors import ExportError, FormatError
 from edgekit.export.base import Progress
-from edgekit.export.onnx_tables import table_shapes
+from edgekit.families.rope import query_factors, rope_tables
+from edgekit.families.rope_spec import LongRopeScaling, RopeSpec
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter, file_bytes
 from edgekit.quantize.model import ModelTensor, QuantizedModel, QuantizedTensor
@@ -28,6 +33,7 @@ from edgekit.scheme import FP16, FP32, Scheme
 from edgekit.tensors import TensorInfo
 
 WEIGHTS_NAME: Final = "weights.safetensors"
+QUERY_FACTORS: Final = "query.factors"
 ALIGN_BYTES: Final = 64
 _METADATA: Final = {"format": "onnx", "producer": "edgekit"}
 
@@ -264,3 +270,73 @@ def _with_padding(info: TensorInfo) -> tuple[TensorInfo, ...]:
     if not n_padding:
         return (info,)
     return (info, TensorInfo(f"padding.{info.name}", (n_padding,), DType.UINT8))
+
+
+@dataclass(frozen=True, slots=True)
+class RopeTable:
+    """The pair of tables of one rotary encoding.
+
+    Attributes:
+        name: Starts the names of what belongs to it in the graph.
+        cos: Name of the cosines.
+        sin: Name of the sines.
+        n_pairs: R // 2, columns of each table.
+        changes_after: Positions after which the long angles hold, which then stand below the
+            short ones; None if one set is all that the artifact's context needs.
+    """
+
+    name: str
+    cos: str
+    sin: str
+    n_pairs: int
+    changes_after: int | None
+
+
+def plan_ropes(spec: DecoderSpec, n_positions: int) -> dict[RopeSpec, RopeTable]:
+    """Name the tables of every rotary encoding in use, in file order."""
+    planned = {}
+    for index, rope in enumerate(spec.ropes):
+        name = f"rope.{index}" if index else "rope"
+        changes_after = None
+        if isinstance(rope.scaling, LongRopeScaling):
+            original = rope.scaling.original_context_length
+            changes_after = original if n_positions > original else None
+        planned[rope] = RopeTable(
+            name=name,
+            cos=f"{name}.cos",
+            sin=f"{name}.sin",
+            n_pairs=(rope.rotary_width or spec.head_width) // 2,
+            changes_after=changes_after,
+        )
+    return planned
+
+
+def has_query_factors(spec: DecoderSpec, n_positions: int) -> bool:
+    """Say whether any query of the artifact's context is scaled at all."""
+    growth = spec.query_scaling
+    return growth is not None and n_positions > growth.original_context_length
+
+
+def table_shapes(spec: DecoderSpec, n_positions: int) -> dict[str, tuple[int, int]]:
+    """Give name and shape of every table, in file order."""
+    shapes = {}
+    for table in plan_ropes(spec, n_positions).values():
+        n_rows = n_positions if table.changes_after is None else 2 * n_positions
+        shapes[table.cos] = shapes[table.sin] = (n_rows, table.n_pairs)
+    if has_query_factors(spec, n_positions):
+        shapes[QUERY_FACTORS] = (n_positions, 1)
+    return shapes
+
+
+def make_tables(spec: DecoderSpec, n_positions: int) -> dict[str, F32Array]:
+    """Compute every table of ``table_shapes``."""
+    tables: dict[str, F32Array] = {}
+    for rope, table in plan_ropes(spec, n_positions).items():
+        pair = rope_tables(rope, spec.head_width, n_positions)
+        if table.changes_after is not None:
+            long = rope_tables(rope, spec.head_width, n_positions, is_long=True)
+            pair = np.concatenate([pair[0], long[0]]), np.concatenate([pair[1], long[1]])
+        tables[table.cos], tables[table.sin] = pair
+    if spec.query_scaling is not None and has_query_factors(spec, n_positions):
+        tables[QUERY_FACTORS] = query_factors(spec.query_scaling, n_positions)[:, None]
+    return tables
