@@ -11,7 +11,7 @@ from edgekit.artifact import Artifact, Format
 from edgekit.decision import Decision
 from edgekit.export.context import ContextRange
 from edgekit.families.spec import DecoderSpec
-from edgekit.quantize.model import ModelTensor, QuantizedModel
+from edgekit.quantize.model import ModelOutline, ModelTensor, QuantizedModel
 from edgekit.scheme import Scheme
 
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -74,7 +74,7 @@ class Exporter(Protocol):
         """Say before any work how many positions an artifact of a supported model can hold."""
         ...
 
-    def predict(self, model: QuantizedModel, options: ExportOptions) -> Footprint:
+    def predict(self, model: ModelOutline, options: ExportOptions) -> Footprint:
         """Say what ``write`` will take; reads no tensor.
 
         Tolerance: disk within 1 % beyond 20 MB of weights; the graph is estimated per layer.

@@ -36,7 +36,7 @@ from edgekit.formats.mlpackage import (
     VALUE_CACHE,
 )
 from edgekit.quantize.footprint import largest_handled_bytes
-from edgekit.quantize.model import ModelTensor, QuantizedModel, combine_hashes
+from edgekit.quantize.model import ModelOutline, ModelTensor, QuantizedModel, combine_hashes
 from edgekit.scheme import FP32, Scheme
 
 _GRAPH_LAYER_BYTES: Final = 20 << 10
@@ -96,7 +96,7 @@ class CoremlExporter:
         is_cut = longest < spec.context_length
         return ContextRange(usual_length(spec, longest), longest, _LONGER if is_cut else "")
 
-    def predict(self, model: QuantizedModel, options: ExportOptions) -> Footprint:
+    def predict(self, model: ModelOutline, options: ExportOptions) -> Footprint:
         """Say what ``write`` will take; reads no tensor."""
         spec = model.spec
         tables = position_bytes(spec, self._n_positions(spec, options))

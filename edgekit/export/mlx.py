@@ -40,7 +40,7 @@ from edgekit.formats.floats import to_float32
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter, file_bytes
 from edgekit.lazy import require
 from edgekit.quantize.footprint import largest_handled_bytes
-from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedModel
+from edgekit.quantize.model import FloatTensor, ModelOutline, ModelTensor, QuantizedModel
 from edgekit.quantize.slabs import slab_rows
 from edgekit.scheme import Scheme
 
@@ -71,7 +71,7 @@ class MlxExporter:
             reason = f"mlx-lm is wrong beyond: {why_shorter(spec, choice.file, longest)}"
         return ContextRange(longest, longest, reason)
 
-    def predict(self, model: QuantizedModel, options: ExportOptions) -> Footprint:
+    def predict(self, model: ModelOutline, options: ExportOptions) -> Footprint:
         """Say what ``write`` will take; reads no tensor.
 
         Raises:
@@ -163,7 +163,7 @@ def _file_of(config: Mapping[str, Any], folder: Path) -> ModelFile:
     return MODEL_FILES[name]
 
 
-def _float_dtype(model: QuantizedModel) -> DType:
+def _float_dtype(model: ModelOutline) -> DType:
     """Choose the one float type of the artifact."""
     if not model.scheme.is_quantized:
         return DType.FP32 if model.scheme.bits == 32 else DType.FP16

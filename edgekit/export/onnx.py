@@ -34,7 +34,7 @@ from edgekit.families.spec import DecoderSpec
 from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.lazy import require
 from edgekit.quantize.footprint import largest_handled_bytes
-from edgekit.quantize.model import ModelTensor, QuantizedModel
+from edgekit.quantize.model import ModelOutline, ModelTensor, QuantizedModel
 from edgekit.scheme import Scheme
 
 _GRAPH_LAYER_BYTES: Final = 4 << 10
@@ -62,7 +62,7 @@ class OnnxExporter:
         """Say how many positions an artifact can hold."""
         return ContextRange(usual_length(spec), spec.context_length)
 
-    def predict(self, model: QuantizedModel, options: ExportOptions) -> Footprint:
+    def predict(self, model: ModelOutline, options: ExportOptions) -> Footprint:
         """Say what ``write`` will take; reads no tensor."""
         spec = model.spec
         schemes = {entry.name: Scheme.parse(entry.scheme) for entry in model.entries}

@@ -84,13 +84,10 @@ def predict_export(
         ExportError: A format cannot hold it.
     """
     checkpoint = source.checkpoint
-    model = PlannedModel.of(
-        source.spec,
-        scheme,
-        expected_plan(source, scheme),
-        dict(checkpoint.assets),
-        checkpoint.text_files.read_object(CONFIG_NAME),
-    )
+    plans = expected_plan(source, scheme)
+    entries = tuple(item.entry("" if item.scheme.is_quantized else None) for item in plans)
+    config = checkpoint.text_files.read_object(CONFIG_NAME)
+    model = PlannedModel(source.spec, scheme, entries, config)
     extra = checkpoint.assets_bytes + _ENTRY_BYTES * len(model.entries)
     wanted = list(formats)
     footprints = {

@@ -111,8 +111,8 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-class QuantizedModel(Protocol):
-    """The one thing every exporter reads."""
+class ModelOutline(Protocol):
+    """A model whose tensors can be listed: what is known before it is quantized."""
 
     @property
     def spec(self) -> DecoderSpec:
@@ -125,23 +125,27 @@ class QuantizedModel(Protocol):
         ...
 
     @property
-    def source(self) -> Source:
-        """Where the weights came from."""
-        ...
-
-    @property
     def entries(self) -> tuple[TensorEntry, ...]:
-        """Every tensor in file order, with its scheme, the reason, and its hash."""
-        ...
-
-    @property
-    def assets(self) -> Mapping[str, Path]:
-        """Tokenizer, chat template and config files to carry along, by file name."""
+        """Every tensor in file order, with its scheme, the reason, and its hash if it is known."""
         ...
 
     @property
     def config(self) -> Mapping[str, Any]:
         """The config.json of the source; empty if there is none."""
+        ...
+
+
+class QuantizedModel(ModelOutline, Protocol):
+    """A model whose tensors can be read; what every exporter writes."""
+
+    @property
+    def source(self) -> Source:
+        """Where the weights came from."""
+        ...
+
+    @property
+    def assets(self) -> Mapping[str, Path]:
+        """Tokenizer, chat template and config files to carry along, by file name."""
         ...
 
     def get(self, name: str) -> ModelTensor:
