@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 Progress: TypeAlias = Callable[[str, int, int], None]
+"""Must return quickly and never raise."""
 
 
 def ignore_progress(what: str, n_done: int, n_total: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Final
 from edgekit.artifact import Artifact, Format, TensorEntry
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.errors import ExportError
-from edgekit.export.base import ExportOptions, Footprint, Progress, Written
+from edgekit.export.base import ExportOptions, Footprint, Written
 from edgekit.export.context import ContextRange, usual_length
 from edgekit.export.coreml_graph import build_graph
 from edgekit.export.coreml_lint import lint_package
@@ -35,6 +35,7 @@ from edgekit.formats.mlpackage import (
     PACKAGE_NAME,
     VALUE_CACHE,
 )
+from edgekit.progress import Progress
 from edgekit.quantize.footprint import largest_handled_bytes
 from edgekit.quantize.model import ModelOutline, ModelTensor, QuantizedModel, combine_hashes
 from edgekit.scheme import FP32, Scheme

@@ -23,7 +23,7 @@ from edgekit.artifact import Artifact, Format
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.dtypes import DType
 from edgekit.errors import ExportError, FormatError
-from edgekit.export.base import ExportOptions, Footprint, Progress, Written
+from edgekit.export.base import ExportOptions, Footprint, Written
 from edgekit.export.context import ContextRange
 from edgekit.export.mlx_arrays import SCALE_BYTES, plan_slots
 from edgekit.export.mlx_config import (
@@ -39,6 +39,7 @@ from edgekit.families.spec import DecoderSpec
 from edgekit.formats.floats import to_float32
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter, file_bytes
 from edgekit.lazy import require
+from edgekit.progress import Progress
 from edgekit.quantize.footprint import largest_handled_bytes
 from edgekit.quantize.model import FloatTensor, ModelOutline, ModelTensor, QuantizedModel
 from edgekit.quantize.slabs import slab_rows

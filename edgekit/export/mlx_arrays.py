@@ -19,7 +19,7 @@ from edgekit.dtypes import DTYPES, Bits, DType, F32Array
 from edgekit.errors import ExportError, FormatError
 from edgekit.export.mlx_config import CONFIG_NAME, quantization_of
 from edgekit.export.mlx_models import AttentionBias, ModelFile
-from edgekit.formats.floats import to_float32
+from edgekit.formats.floats import to_bf16, to_float32
 from edgekit.formats.packing import unpack_codes
 from edgekit.lazy import require
 from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor
@@ -144,9 +144,7 @@ def narrow(values: F32Array, dtype: DType) -> NDArray[Any]:
             return values.astype(DTYPES[dtype].numpy, copy=False)
     bits: NDArray[Any] = np.empty(values.shape, "<u2")
     for part in slab_rows(values.shape):
-        words = np.ascontiguousarray(values[part], dtype="<f4").view("<u4")
-        # Adding 0x7FFF plus the last kept bit carries exactly when the cut half rounds up.
-        bits[part] = (words + 0x7FFF + ((words >> 16) & 1)) >> 16
+        bits[part] = to_bf16(values[part])
     return bits
 
 

@@ -15,7 +15,7 @@ from typing import Final
 from edgekit.artifact import Artifact, Format
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.errors import ExportError
-from edgekit.export.base import ExportOptions, Footprint, Progress, Written
+from edgekit.export.base import ExportOptions, Footprint, Written
 from edgekit.export.context import ContextRange, usual_length
 from edgekit.export.onnx_attention import HEAD_STEP
 from edgekit.export.onnx_genai import GENAI_NAME, genai_config
@@ -33,6 +33,7 @@ from edgekit.export.onnx_tables import make_tables
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.lazy import require
+from edgekit.progress import Progress
 from edgekit.quantize.footprint import largest_handled_bytes
 from edgekit.quantize.model import ModelOutline, ModelTensor, QuantizedModel
 from edgekit.scheme import Scheme

@@ -18,9 +18,9 @@ from typing import Final, cast
 
 import numpy as np
 
-from edgekit.dtypes import Bits, F32Array, U8Array
+from edgekit.dtypes import Bits, F32Array, U8Array, zero_point
 from edgekit.errors import QuantError
-from edgekit.quantize.grid import LARGEST_WEIGHT, ROUNDER, round_scales, zero_point
+from edgekit.quantize.grid import LARGEST_WEIGHT, ROUNDER, round_scales
 from edgekit.scheme import Scheme
 
 # Where the largest weight falls, in steps from zero, when rounding to nearest.

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from edgekit.artifact import TensorEntry
-from edgekit.dtypes import Bits, F32Array, U8Array
+from edgekit.dtypes import Bits, F32Array, U8Array, zero_point
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.packing import pack_codes
 from edgekit.scheme import Scheme
@@ -48,7 +48,7 @@ class QuantizedTensor:
     @property
     def zero_point(self) -> int:
         """The code that stands for 0.0: 8 or 128."""
-        return 1 << (self.bits - 1)
+        return zero_point(self.bits)
 
     @property
     def scheme(self) -> Scheme:
