@@ -43,7 +43,7 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
-class Footprint:
+class SizeEstimate:
     """What an export will take, known before any weight is read.
 
     Attributes:
@@ -72,7 +72,7 @@ class Exporter(Protocol):
         """Say before any work how many positions an artifact of a supported model can hold."""
         ...
 
-    def predict(self, model: ModelOutline, options: ExportOptions) -> Footprint:
+    def predict(self, model: ModelOutline, options: ExportOptions) -> SizeEstimate:
         """Say what ``write`` will take; reads no tensor.
 
         Tolerance: disk within 1 % beyond 20 MB of weights; the graph is estimated per layer.

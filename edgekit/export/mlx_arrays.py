@@ -23,7 +23,7 @@ from edgekit.formats.floats import to_bf16, to_float32
 from edgekit.formats.packing import unpack_codes
 from edgekit.lazy import require
 from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor
-from edgekit.quantize.slabs import slab_rows
+from edgekit.quantize.row_blocks import row_blocks
 from edgekit.scheme import Scheme
 from edgekit.tensors import TensorInfo
 
@@ -143,7 +143,7 @@ def narrow(values: F32Array, dtype: DType) -> NDArray[Any]:
         with np.errstate(over="ignore"):
             return values.astype(DTYPES[dtype].numpy, copy=False)
     bits: NDArray[Any] = np.empty(values.shape, "<u2")
-    for part in slab_rows(values.shape):
+    for part in row_blocks(values.shape):
         bits[part] = to_bf16(values[part])
     return bits
 
@@ -192,7 +192,7 @@ def _narrow_exactly(tensor: QuantizedTensor, factor: int, dtype: DType) -> NDArr
     bits = narrow(values, dtype)
     if not all(
         np.array_equal(to_float32(bits[part], dtype), values[part])
-        for part in slab_rows(values.shape)
+        for part in row_blocks(values.shape)
     ):
         raise ExportError(
             f"{tensor.name}: a scale is not exact in {dtype.value}",

@@ -24,8 +24,8 @@ from edgekit.export.staging import existing_parent
 from edgekit.families.base import SourceModel
 from edgekit.model_files import CONFIG_NAME
 from edgekit.pipeline.rates import Rates
-from edgekit.quantize.footprint import PlannedModel, largest_handled_bytes
 from edgekit.quantize.imports import expected_plan
+from edgekit.quantize.memory_estimate import PlannedModel, largest_handled_bytes
 from edgekit.scheme import Scheme
 from edgekit.units import format_bytes
 
@@ -90,12 +90,12 @@ def predict_export(
     model = PlannedModel(source.spec, scheme, entries, config)
     extra = checkpoint.assets_bytes + _ENTRY_BYTES * len(model.entries)
     wanted = list(formats)
-    footprints = {
+    estimates = {
         form: open_exporter(form).predict(model, options or ExportOptions()) for form in wanted
     }
-    sizes = {form: footprint.disk_bytes + extra for form, footprint in footprints.items()}
+    sizes = {form: estimate.disk_bytes + extra for form, estimate in estimates.items()}
     store_bytes = sum(_stored_bytes(e.shape, Scheme.parse(e.scheme)) for e in model.entries)
-    held = [largest_handled_bytes(model.entries), *(f.memory_bytes for f in footprints.values())]
+    held = [largest_handled_bytes(model.entries), *(f.memory_bytes for f in estimates.values())]
     return ExportPrediction(
         scheme=str(scheme),
         artifact_bytes={form.value: size for form, size in sizes.items()},

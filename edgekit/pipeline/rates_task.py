@@ -29,7 +29,7 @@ from edgekit.families import open_model
 from edgekit.formats.floats import to_bf16
 from edgekit.formats.safetensors import SafetensorsWriter
 from edgekit.lazy import require
-from edgekit.quantize.footprint import handled_bytes
+from edgekit.quantize.memory_estimate import handled_bytes
 from edgekit.quantize.store import StoredModel, quantize_model
 from edgekit.scheme import Scheme
 from edgekit.tensors import TensorInfo

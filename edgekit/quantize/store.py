@@ -28,7 +28,7 @@ from edgekit.progress import Progress, ignore_progress
 from edgekit.quantize.imports import import_codes, plan_source
 from edgekit.quantize.methods import Method
 from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor, Source
-from edgekit.quantize.slabs import quantize_tensor
+from edgekit.quantize.row_blocks import quantize_tensor
 from edgekit.scheme import Scheme
 from edgekit.strict_json import read_object
 from edgekit.tensors import TensorInfo

@@ -7,11 +7,11 @@ import pytest
 
 from edgekit.families import open_model
 from edgekit.formats.packing import unpack_codes
-from edgekit.quantize.footprint import handled_bytes, largest_handled_bytes
 from edgekit.quantize.imports import expected_plan
+from edgekit.quantize.memory_estimate import handled_bytes, largest_handled_bytes
 from edgekit.quantize.methods import Method
 from edgekit.quantize.recipe import TensorPlan, plan
-from edgekit.quantize.slabs import quantize_tensor
+from edgekit.quantize.row_blocks import quantize_tensor
 from edgekit.quantize.store import _sha256, quantize_model
 from edgekit.scheme import Scheme
 from edgekit.tensors import TensorInfo
@@ -46,12 +46,12 @@ class Zeros:
 
 @pytest.mark.parametrize("kind", ["int4", "int8", "fp32"])
 def test_what_is_counted_is_what_numpy_allocates(kind):
-    """Quantize, hash, pack and unpack as the store does; slabs are small and counted apart."""
+    """Quantize, hash, pack and unpack as the store does; row blocks are small and counted apart."""
     scheme = Scheme.parse(kind)
     item = TensorPlan("x", SHAPE, scheme, "as asked")
     tracemalloc.start()
     try:
-        tensor = quantize_tensor(Zeros(), item, Method.RTN, n_slab_elements=1 << 16)
+        tensor = quantize_tensor(Zeros(), item, Method.RTN, n_block_elements=1 << 16)
         item.entry(_sha256(tensor))
         if scheme.is_quantized:
             packed, scales = tensor.packed(), tensor.scales.astype("<f2")
