@@ -1,4 +1,4 @@
-"""Answer one question: what is written down about an exported model?
+"""Artifacts and their manifests: what is written down about an exported model.
 
 An artifact is a folder with ``manifest.json``. Exporters write it, engines and ``verify`` read
 it; they meet nowhere else. It must not know how a format works.

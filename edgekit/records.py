@@ -1,4 +1,4 @@
-"""Answer one question: what is a result, once written down?
+"""Records: measured and computed results as they are written down.
 
 Profiler, quality and comparison write these records; report reads them; they meet nowhere
 else. Seconds and bytes only; formatted at the edge. Every number carries its ``Kind``.

@@ -1,4 +1,4 @@
-"""Answer one question: how is a JSON object read from a file that nobody vouches for?
+"""Strict reading of JSON objects from files that nobody vouches for.
 
 Stricter than ``json.loads``: a key may stand only once, NaN, infinity and numbers that would
 become infinite are refused, so is half of a surrogate pair, which no file can hold as UTF-8, and

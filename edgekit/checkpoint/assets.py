@@ -1,4 +1,4 @@
-"""Answer one question: which files does an artifact carry that its source has in another form?
+"""Assets: the tokenizer, template and config files that go into every artifact.
 
 Runtimes on the device read tokenizer.json and one chat template, and nothing else: what the
 source says elsewhere is written into those, so that every runtime gives the same token ids.

@@ -1,4 +1,4 @@
-"""Answer one question: which folder does the user mean by a model name?
+"""Model names: from what the user typed to a folder or a repository on the Hub.
 
 A folder, a name under ``models/`` (a bundled model, or a recipe that names a repository), or a
 Hugging Face Hub id (``owner/name`` or ``owner/name@revision``), in that order. It must not read

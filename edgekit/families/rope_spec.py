@@ -1,4 +1,4 @@
-"""Answer one question: which rotary position encoding does a decoder have?
+"""``RopeSpec``: the rotary position encoding of a decoder.
 
 Values only; rope.py computes the angles.
 """

@@ -1,4 +1,4 @@
-"""Answer one question: what must an exporter know of a decoder, whatever its family?
+"""``DecoderSpec``: what exporters and engines know of a decoder, whatever its family.
 
 Canonical weight names (N out, M in; every matrix is stored as (N, M), as in Hugging Face):
 ``embed`` (V, C) · ``layers.{i}.attn_norm`` (C,) · ``layers.{i}.q|k|v|o`` · ``layers.{i}.ffn_norm``

@@ -1,4 +1,4 @@
-"""Answer one question: how does a model become artifacts?
+"""``export``: from a model to artifacts.
 
 Quantize once into a store beside the target, write every format from it, remove the store.
 """

@@ -1,4 +1,4 @@
-"""Answer one question: what will an export take, before it starts?
+"""Prediction of an export: its disk, memory and time, before it starts.
 
 Sizes and memory follow from shapes and schemes; times, and the memory of the process itself,
 from the rates of this machine. Everything here is computed and nothing was measured on the model.

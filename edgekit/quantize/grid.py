@@ -1,4 +1,4 @@
-"""Answer one question: which integer grid can every format hold exactly?
+"""The integer grid that every format holds exactly.
 
 A weight is ``(code - zero_point) * scale`` with the zero point in the middle (8 or 128). The
 scale has at most 8 significant bits and lies in fp16's range, so the scale and

@@ -1,4 +1,4 @@
-"""Answer one question: which codes and scales stand for a block of weights?
+"""Quantization methods: from blocks of weights to codes and scales.
 
 ``RTN`` puts the largest weight of a group on the end of the grid and rounds the rest.
 ``SEARCH`` also tries nearby scales and one least-squares refit and keeps, per group, the scale

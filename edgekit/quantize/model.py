@@ -1,4 +1,4 @@
-"""Answer one question: what does an exporter receive?
+"""Quantized models and tensors, as exporters read them.
 
 A ``QuantizedModel`` holds integer codes and scales, never the float matrix they came from, so
 that quantizing once is a matter of types. Tensors live on disk and are read one at a time.

@@ -1,4 +1,4 @@
-"""Answer one question: which tensor gets which scheme, and why?
+"""The plan of a quantization: which tensor gets which scheme, and why.
 
 Matrices get the scheme asked for. The embedding and ``lm_head`` keep 8 bits when the rest gets
 4: their error goes straight into the first activation or the logits, and no later layer can

@@ -1,4 +1,4 @@
-"""Answer one question: how is a tensor quantized without holding its floats in memory?
+"""Quantization of a tensor in blocks of rows, so that its floats are never all in memory.
 
 Rows are read, quantized and let go a row block at a time, on as many threads as asked for (numpy
 releases the interpreter lock). Rows are independent, so neither choice changes the result.

@@ -1,4 +1,4 @@
-"""Answer one question: what do the tokenizer files of a model folder say, taken together?
+"""The tokenizer files of a model, merged into one tokenizer.json.
 
 tokenizer.json is not the whole truth: transformers lets tokenizer_config.json overrule parts of
 it (but not ``add_bos_token``), and token ids shall be those of transformers. A folder that holds
