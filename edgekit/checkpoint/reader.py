@@ -22,7 +22,6 @@ from edgekit.checkpoint.repository import model_name, resolve_model
 from edgekit.errors import CheckpointError, FormatError, MissingFileError
 from edgekit.files import is_inside
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsTensor
-from edgekit.hub.download import Progress, ignore_progress
 from edgekit.model_files import (
     ADAPTER_WEIGHTS_NAMES,
     ASSET_NAMES,
@@ -30,6 +29,7 @@ from edgekit.model_files import (
     choose_weight_files,
     read_weight_map,
 )
+from edgekit.progress import Progress, ignore_progress
 from edgekit.tensors import LazyTensor
 from edgekit.text.files import TextFiles
 

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from edgekit.dtypes import DTYPES, DType, F32Array
 from edgekit.errors import ExportError, FormatError
-from edgekit.export.base import Progress
 from edgekit.families.rope import query_factors, rope_tables
 from edgekit.families.rope_spec import LongRopeScaling, RopeSpec
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter, file_bytes
+from edgekit.progress import Progress
 from edgekit.quantize.model import ModelTensor, QuantizedModel, QuantizedTensor
 from edgekit.scheme import FP16, FP32, Scheme
 from edgekit.tensors import TensorInfo

@@ -24,7 +24,7 @@ from edgekit.checkpoint.assets import copy_assets, read_text
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.errors import CheckpointError, ExportError, UsageError
 from edgekit.export import optimum_check
-from edgekit.export.base import ExportOptions, Progress
+from edgekit.export.base import ExportOptions
 from edgekit.export.child import last_error, run_python
 from edgekit.export.context import ContextRange
 from edgekit.export.optimum_env import OptimumEnvironment, child_variables
@@ -39,6 +39,7 @@ from edgekit.export.optimum_model import (
 )
 from edgekit.export.staging import PARTIAL_PREFIX, list_files, refuse_small_disk, staged_folder
 from edgekit.paths import cache_dir
+from edgekit.progress import Progress
 from edgekit.quantize.model import Source
 from edgekit.scheme import FP16, FP32, Scheme
 from edgekit.text.view import TextView

@@ -20,7 +20,8 @@ from typing import Final
 from edgekit.artifact import MANIFEST_NAME, Artifact, FileEntry, Manifest, hash_file
 from edgekit.decision import Rejected
 from edgekit.errors import ExportError
-from edgekit.export.base import Exporter, ExportOptions, Progress, ignore_progress
+from edgekit.export.base import Exporter, ExportOptions
+from edgekit.progress import Progress, ignore_progress
 from edgekit.quantize.model import QuantizedModel, combine_hashes
 from edgekit.units import format_bytes
 

@@ -19,8 +19,8 @@ from edgekit.families.other_types import (
     other_route,
     refuse_other_heads,
 )
-from edgekit.hub.download import Progress, ignore_progress
 from edgekit.lazy import load_object
+from edgekit.progress import Progress, ignore_progress
 
 FAMILIES: Final[Mapping[str, str]] = {
     "exaone": "edgekit.families.exaone:FAMILY",

@@ -1,4 +1,4 @@
-"""Answer one question: what is known of a model before any weight is read?
+"""Summary of a model, made before any weight is read.
 
 Reads config.json and the headers of the weight files only.
 """

@@ -1,4 +1,4 @@
-"""Answer one question: which files does a revision on the Hub hold, and how are they checked?
+"""The list of files of a revision on the Hub, checked: names, sizes and hashes.
 
 The listing comes from a server and is not trusted: hashes become file names of the cache, so
 their form is checked, and a file name that leaves the folder refuses the whole repository.
@@ -6,6 +6,7 @@ their form is checked, and a file name that leaves the folder refuses the whole 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -52,6 +53,13 @@ class HubFile:
     n_bytes: int
     digest: str
 
+    def hasher(self) -> hashlib._Hash:
+        """Begin the hash whose end is ``digest``."""
+        if len(self.digest) == 64:
+            return hashlib.sha256()
+        # git's name for a file: SHA-1 with the length in front.
+        return hashlib.sha1(b"blob %d\0" % self.n_bytes, usedforsecurity=False)
+
 
 @dataclass(frozen=True, slots=True)
 class Listing:
@@ -97,7 +105,7 @@ def fetch_listing(hub: HubClient) -> Listing:
         CheckpointError: Refused, nonsense, or a repository with names that leave the folder.
     """
     path = info_path(hub.source)
-    answer = _parse(hub, path, hub.read(path, max_bytes=_MAX_LISTING_BYTES))
+    answer = _parse(hub, path, hub.read(path, _MAX_LISTING_BYTES))
     commit, siblings = answer.get("sha"), answer.get("siblings")
     if not isinstance(commit, str) or COMMIT.fullmatch(commit) is None:
         raise hub.nonsense(path, f"sha {commit!r}", "a commit of 40 hexadecimal digits")
@@ -131,7 +139,7 @@ def _parse(hub: HubClient, path: str, data: bytes) -> dict[str, Any]:
 def _with_hashes(hub: HubClient, commit: str, siblings: list[Any]) -> list[Any]:
     """Ask for the folder listing, because some mirrors leave sizes and hashes out of the info."""
     path = tree_path(hub.source, commit)
-    data = hub.read(path, max_bytes=_MAX_LISTING_BYTES)
+    data = hub.read(path, _MAX_LISTING_BYTES)
     tree = _parse(hub, path, b'{"files":%b}' % data)["files"]
     found: dict[object, dict[str, Any]] = {}
     for entry in tree if isinstance(tree, list) else ():

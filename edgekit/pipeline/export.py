@@ -1,4 +1,4 @@
-"""Answer one question: how does a model become artifacts?
+"""``export``: from a model to artifacts.
 
 Quantize once into a store beside the target, write every format from it, remove the store.
 """
@@ -18,12 +18,13 @@ from edgekit.checkpoint.repository import recipe_of
 from edgekit.decision import Rejected
 from edgekit.errors import ExportError, UsageError
 from edgekit.export import open_exporter
-from edgekit.export.base import Exporter, ExportOptions, Progress, ignore_progress
+from edgekit.export.base import Exporter, ExportOptions
 from edgekit.export.staging import PARTIAL_PREFIX, write_artifact
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
 from edgekit.pipeline.preflight import check_room, join_predictions, predict_export
 from edgekit.pipeline.rates import known_rates
+from edgekit.progress import Progress, ignore_progress
 from edgekit.quantize.imports import CHANGES_OF_CODES
 from edgekit.quantize.methods import Method
 from edgekit.quantize.store import quantize_model

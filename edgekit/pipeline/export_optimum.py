@@ -17,11 +17,12 @@ from edgekit.checkpoint.gguf.file import is_gguf
 from edgekit.checkpoint.reader import open_checkpoint
 from edgekit.checkpoint.remote import needs_download, open_headers
 from edgekit.errors import UsageError
-from edgekit.export.base import ExportOptions, Progress, ignore_progress
+from edgekit.export.base import ExportOptions
 from edgekit.export.optimum import check_request, write_optimum_artifact
 from edgekit.export.optimum_env import Tell, open_environment
 from edgekit.export.optimum_model import read_rows, translate_config
 from edgekit.pipeline.export import check_export, check_text, export, parse_formats
+from edgekit.progress import Progress, ignore_progress
 from edgekit.quantize.model import Source
 from edgekit.scheme import Scheme
 

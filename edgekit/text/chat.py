@@ -1,4 +1,4 @@
-"""Answer one question: how do chat messages become a prompt, as text and as token ids?"""
+"""Chat templates: messages to a prompt, as text and as token ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answer one question: which token ids does a text have, and which text do ids have?
+"""Tokenizer: text to token ids and token ids to text.
 
 The only owner of the ``tokenizers`` package. Text of a user is encoded with
 ``allow_special=False``: a special token's name in it stays ordinary text.

@@ -1,4 +1,4 @@
-"""What the tokenizer files of a model say, taken together.
+"""The tokenizer files of a model, merged into one tokenizer.json.
 
 tokenizer.json is not the whole truth: transformers lets tokenizer_config.json overrule parts of it
 (but not ``add_bos_token``), and adds the tokens that tokenizer_config.json, added_tokens.json and

@@ -37,7 +37,6 @@ work of a chat template, units | edgekit.text.sandbox._MAX_UNITS
 time of a chat template, seconds | edgekit.text.sandbox._MAX_S
 integer in a chat template, bits | edgekit.text.sandbox._MAX_INT_BITS
 manifest of an artifact, bytes | edgekit.artifact.MAX_MANIFEST_BYTES
-index of a store, bytes | edgekit.quantize.store._MAX_INDEX_BYTES
 model spec of a Core ML package, bytes | edgekit.formats.mlpackage._MAX_SPEC_BYTES
 device profile, bytes | edgekit.devices.profile.MAX_PROFILE_BYTES
 event of a server's stream, bytes | edgekit.runtime.server_sse.MAX_EVENT_BYTES

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.dtypes import DTYPES, Bits, F32Array, I64Array, U8Array
+from edgekit.dtypes import DTYPES, Bits, F32Array, I64Array, U8Array, zero_point
 from edgekit.errors import CheckpointError
 from edgekit.formats.packing import unpack_codes
 from edgekit.formats.safetensors import SafetensorsTensor
@@ -155,7 +155,7 @@ class PrequantizedTensor:
     @property
     def zero_point(self) -> int:
         """The code in the middle: 8 or 128."""
-        return 1 << (self.bits - 1)
+        return zero_point(self.bits)
 
     def codes(self, start: int, stop: int) -> U8Array:
         """Read codes of rows ``start:stop``, shape (stop - start, M)."""

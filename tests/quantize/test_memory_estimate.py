@@ -5,15 +5,14 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from edgekit.errors import QuantError
 from edgekit.families import open_model
 from edgekit.formats.packing import unpack_codes
-from edgekit.quantize.footprint import PlannedModel, handled_bytes, largest_handled_bytes
 from edgekit.quantize.imports import expected_plan
+from edgekit.quantize.memory_estimate import handled_bytes, largest_handled_bytes
 from edgekit.quantize.methods import Method
 from edgekit.quantize.recipe import TensorPlan, plan
-from edgekit.quantize.slabs import quantize_tensor
-from edgekit.quantize.store import _entry, quantize_model
+from edgekit.quantize.row_blocks import quantize_tensor
+from edgekit.quantize.store import _sha256, quantize_model
 from edgekit.scheme import Scheme
 from edgekit.tensors import TensorInfo
 from tests.builders import write_tiny_checkpoint
@@ -47,13 +46,13 @@ class Zeros:
 
 @pytest.mark.parametrize("kind", ["int4", "int8", "fp32"])
 def test_what_is_counted_is_what_numpy_allocates(kind):
-    """Quantize, hash, pack and unpack as the store does; slabs are small and counted apart."""
+    """Quantize, hash, pack and unpack as the store does; row blocks are small and counted apart."""
     scheme = Scheme.parse(kind)
     item = TensorPlan("x", SHAPE, scheme, "as asked")
     tracemalloc.start()
     try:
-        tensor = quantize_tensor(Zeros(), item, Method.RTN, n_slab_elements=1 << 16)
-        _entry(item, tensor)
+        tensor = quantize_tensor(Zeros(), item, Method.RTN, n_block_elements=1 << 16)
+        item.entry(_sha256(tensor))
         if scheme.is_quantized:
             packed, scales = tensor.packed(), tensor.scales.astype("<f2")
             assert packed.nbytes + scales.nbytes == scheme.bytes_of(*SHAPE)
@@ -67,18 +66,16 @@ def test_what_is_counted_is_what_numpy_allocates(kind):
 
 
 @pytest.mark.parametrize("scheme", ["fp16", "int8", "int4", "int4-g64"])
-def test_a_planned_model_has_the_entries_of_the_quantized_one_and_no_values(tmp_path, scheme):
+def test_a_plan_has_the_entries_of_the_quantized_model(tmp_path, scheme):
     source = open_model(write_tiny_checkpoint(tmp_path / "m"))
     parsed = Scheme.parse(scheme)
-    planned = PlannedModel.of(source.spec, parsed, plan(source.spec, parsed), {}, {})
+    planned = [item.entry("") for item in plan(source.spec, parsed)]
     store = quantize_model(source, parsed, tmp_path / "store")
-    described = [(e.name, e.shape, e.scheme, e.sha256 is None) for e in planned.entries]
-    assert described == [(e.name, e.shape, e.scheme, e.sha256 is None) for e in store.entries]
-    assert largest_handled_bytes(planned.entries) == max(
+    described = [(e.name, e.shape, e.scheme) for e in planned]
+    assert described == [(e.name, e.shape, e.scheme) for e in store.entries]
+    assert largest_handled_bytes(planned) == max(
         handled_bytes(e.shape, Scheme.parse(e.scheme)) for e in store.entries
     )
-    with pytest.raises(QuantError, match="planned and not quantized"):
-        planned.get("embed")
     store.close()
     source.close()
 

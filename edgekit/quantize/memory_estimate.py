@@ -1,4 +1,4 @@
-"""Answer one question: how much memory do the weights of a model take while they are handled?
+"""Memory estimate: what the weights of a model take while they are quantized or written.
 
 Weights come one at a time, so the largest one counts. What is counted are the arrays that live
 together at the worst moment, read off the code that makes them; tests/quantize compares with what
@@ -10,14 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any, Final
 
 from edgekit.artifact import TensorEntry
-from edgekit.errors import QuantError
 from edgekit.families.spec import DecoderSpec
-from edgekit.quantize.model import ModelTensor, Source
-from edgekit.quantize.recipe import TensorPlan
 from edgekit.scheme import Scheme
 
 # A scale is there as float32, and once more as the fp16 that is written or was read.
@@ -49,42 +45,9 @@ def largest_handled_bytes(weights: Iterable[TensorEntry], **more: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PlannedModel:
-    """A ``QuantizedModel`` before it is quantized: everything but the values."""
+    """A model before it is quantized: its tensors can be listed; satisfies ``ModelOutline``."""
 
     spec: DecoderSpec
     scheme: Scheme
-    source: Source
     entries: tuple[TensorEntry, ...]
-    assets: Mapping[str, Path]
     config: Mapping[str, Any]
-
-    @classmethod
-    def of(
-        cls,
-        spec: DecoderSpec,
-        scheme: Scheme,
-        plans: Iterable[TensorPlan],
-        assets: Mapping[str, Path],
-        config: Mapping[str, Any],
-    ) -> PlannedModel:
-        """Describe what the plans will give."""
-        entries = tuple(
-            TensorEntry(
-                name=item.name,
-                shape=item.shape,
-                scheme=str(item.scheme),
-                reason=item.reason,
-                sha256="" if item.scheme.is_quantized else None,
-                imported=item.imported,
-            )
-            for item in plans
-        )
-        return cls(spec, scheme, Source("planned", "", ""), entries, assets, config)
-
-    def get(self, name: str) -> ModelTensor:
-        """Refuse: no weight was read yet.
-
-        Raises:
-            QuantError: Always.
-        """
-        raise QuantError(f"{name} is planned and not quantized", do="Quantize the model first.")

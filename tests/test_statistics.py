@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.quality.statistics import (
+from edgekit.statistics import (
     Z95,
     block_bootstrap_mean,
     mcnemar_p_value,

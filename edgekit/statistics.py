@@ -1,7 +1,7 @@
-"""Answer one question: how sure can one be of a rate, a difference, a mean?
+"""Statistics of rates, differences, means and raw samples, with their intervals.
 
-Closed forms where they exist, a seeded bootstrap where tokens are correlated. All intervals
-are 95 %.
+Closed forms where they exist, a seeded bootstrap where tokens are correlated or samples are few
+and skewed: the same samples give the same interval on every machine. All intervals are 95 %.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ from typing import Final
 
 import numpy as np
 
+from edgekit.errors import MeasureError
+
 Z95: Final = 1.959963984540054
 _N_RESAMPLES: Final = 2000
 _SEED: Final = 20260101
+MIN_FOR_INTERVAL: Final = 5
+"""With fewer samples a bootstrap interval of the median says nothing."""
 
 
 def wilson_interval(n_correct: int, n_items: int) -> tuple[float, float]:
@@ -104,3 +108,66 @@ def block_bootstrap_mean(sums: Sequence[float], counts: Sequence[int]) -> tuple[
     means = total[picks].sum(axis=1) / sizes[picks].sum(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return (float(low), float(high))
+
+
+def quantile(samples: Sequence[float], fraction: float) -> float:
+    """Give a quantile by linear interpolation between order statistics.
+
+    Args:
+        samples: At least one finite value, in any order.
+        fraction: 0..1.
+
+    Raises:
+        MeasureError: No sample, or one that is not finite.
+    Source:
+        Hyndman and Fan 1996, definition 7; numpy's default.
+    """
+    return float(np.quantile(_finite(samples), fraction))
+
+
+def median(samples: Sequence[float]) -> float:
+    """Give the middle value; of an even count the mean of the two middle ones.
+
+    Raises:
+        MeasureError: No sample, or one that is not finite.
+    """
+    return float(np.median(_finite(samples)))
+
+
+def mad(samples: Sequence[float]) -> float:
+    """Give the median absolute deviation from the median, unscaled.
+
+    Raises:
+        MeasureError: No sample, or one that is not finite.
+    """
+    values = _finite(samples)
+    return float(np.median(np.abs(values - np.median(values))))
+
+
+def bootstrap_interval(samples: Sequence[float], *, seed: int = 0) -> tuple[float, float] | None:
+    """Give the 95 % percentile-bootstrap interval of the median.
+
+    Returns:
+        ``(low, high)``, or None with fewer than ``MIN_FOR_INTERVAL`` samples.
+
+    Raises:
+        MeasureError: A sample is not finite.
+    Source:
+        Efron and Tibshirani 1993, chapter 13 (percentile method).
+    """
+    if len(samples) < MIN_FOR_INTERVAL:
+        return None
+    values = _finite(samples)
+    picks = np.random.default_rng(seed).integers(0, len(values), (_N_RESAMPLES, len(values)))
+    medians = np.median(values[picks], axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _finite(samples: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    values = np.asarray(samples, dtype=np.float64)
+    if values.size == 0:
+        raise MeasureError("no samples", got=0, wanted="at least 1")
+    if not np.isfinite(values).all():
+        raise MeasureError("a sample is not a finite number", got=list(samples))
+    return values

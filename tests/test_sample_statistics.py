@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import MeasureError
-from edgekit.profiler.stats import bootstrap_interval, mad, median, quantile
+from edgekit.statistics import bootstrap_interval, mad, median, quantile
 
 samples = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=40)
 

@@ -1,6 +1,6 @@
-"""Answer one question: how is a tensor quantized without holding its floats in memory?
+"""Quantization of a tensor in blocks of rows, so that its floats are never all in memory.
 
-Rows are read, quantized and let go a slab at a time, on as many threads as asked for (numpy
+Rows are read, quantized and let go a row block at a time, on as many threads as asked for (numpy
 releases the interpreter lock). Rows are independent, so neither choice changes the result.
 """
 
@@ -19,7 +19,7 @@ from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor
 from edgekit.quantize.recipe import TensorPlan
 from edgekit.tensors import LazyTensor
 
-SLAB_ELEMENTS: Final = 1 << 22  # 16 MiB of float32 a thread: large reads, small memory
+BLOCK_ELEMENTS: Final = 1 << 22  # 16 MiB of float32 a thread: large reads, small memory
 
 
 def quantize_tensor(
@@ -28,7 +28,7 @@ def quantize_tensor(
     method: Method = Method.SEARCH,
     *,
     n_threads: int = 1,
-    n_slab_elements: int = SLAB_ELEMENTS,
+    n_block_elements: int = BLOCK_ELEMENTS,
 ) -> ModelTensor:
     """Read a tensor and bring it to its planned scheme.
 
@@ -36,8 +36,8 @@ def quantize_tensor(
         source: Float tensor of shape ``plan.shape``.
         plan: Name, shape and scheme.
         method: How scales are chosen.
-        n_threads: Slabs in work at the same time, at least 1.
-        n_slab_elements: Values of a slab; one row at least.
+        n_threads: Row blocks in work at the same time, at least 1.
+        n_block_elements: Values of a row block; one row at least.
 
     Returns:
         Codes and scales for an integer scheme, else rounded floats.
@@ -48,7 +48,7 @@ def quantize_tensor(
     if source.info.shape != plan.shape:
         raise QuantError(f"{plan.name}: shape", got=source.info.shape, wanted=plan.shape)
     if not plan.scheme.is_quantized:
-        return _round_tensor(source, plan, n_threads, n_slab_elements)
+        return _round_tensor(source, plan, n_threads, n_block_elements)
     n_rows, n_cols = plan.shape
     group = cast(int, plan.scheme.group)
     codes = np.empty((n_rows, n_cols), dtype=np.uint8)
@@ -60,20 +60,20 @@ def quantize_tensor(
             rows, plan.scheme, method, name=plan.name, first_row=part.start
         )
 
-    _run_all(fill, slab_rows(plan.shape, n_slab_elements), n_threads)
+    _run_all(fill, row_blocks(plan.shape, n_block_elements), n_threads)
     return QuantizedTensor(plan.name, cast(Bits, plan.scheme.bits), group, codes, scales)
 
 
-def slab_rows(shape: tuple[int, ...], n_slab_elements: int = SLAB_ELEMENTS) -> Iterator[slice]:
-    """Cut the first axis into slabs of about ``n_slab_elements`` values, in order."""
+def row_blocks(shape: tuple[int, ...], n_block_elements: int = BLOCK_ELEMENTS) -> Iterator[slice]:
+    """Cut the first axis into row blocks of about ``n_block_elements`` values, in order."""
     n_row_elements = max(1, int(np.prod(shape[1:], dtype=np.int64)))
-    n_slab = max(1, n_slab_elements // n_row_elements)
-    for start in range(0, shape[0], n_slab):
-        yield slice(start, min(start + n_slab, shape[0]))
+    n_block_rows = max(1, n_block_elements // n_row_elements)
+    for start in range(0, shape[0], n_block_rows):
+        yield slice(start, min(start + n_block_rows, shape[0]))
 
 
 def _round_tensor(
-    source: LazyTensor, plan: TensorPlan, n_threads: int, n_slab_elements: int
+    source: LazyTensor, plan: TensorPlan, n_threads: int, n_block_elements: int
 ) -> FloatTensor:
     values: F32Array = np.empty(plan.shape, dtype=np.float32)
 
@@ -81,7 +81,7 @@ def _round_tensor(
         rows = source.read_rows(part.start, part.stop)
         values[part] = round_floats(rows, plan.scheme, name=plan.name, first_row=part.start)
 
-    _run_all(fill, slab_rows(plan.shape, n_slab_elements), n_threads)
+    _run_all(fill, row_blocks(plan.shape, n_block_elements), n_threads)
     return FloatTensor(plan.name, plan.scheme, values)
 
 

@@ -1,4 +1,4 @@
-"""Claims: cutting a tensor into slabs or over threads changes nothing."""
+"""Claims: cutting a tensor into row blocks or over threads changes nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgekit.dtypes import DType
 from edgekit.errors import QuantError
 from edgekit.quantize.model import FloatTensor
 from edgekit.quantize.recipe import TensorPlan
-from edgekit.quantize.slabs import quantize_tensor, slab_rows
+from edgekit.quantize.row_blocks import quantize_tensor, row_blocks
 from edgekit.scheme import FP16, FP32, Scheme
 from edgekit.tensors import TensorInfo
 
@@ -47,21 +47,21 @@ def matrix() -> np.ndarray:
 
 
 @pytest.mark.parametrize("scheme", ["int4-g32", "int8-g32"])
-@pytest.mark.parametrize(("n_threads", "n_slab"), [(1, 1), (1, 96 * 7), (4, 96), (3, 96 * 20)])
-def test_codes_do_not_depend_on_slabs_or_threads(matrix, scheme, n_threads, n_slab):
+@pytest.mark.parametrize(("n_threads", "n_block"), [(1, 1), (1, 96 * 7), (4, 96), (3, 96 * 20)])
+def test_codes_do_not_depend_on_row_blocks_or_threads(matrix, scheme, n_threads, n_block):
     plan = planned(matrix, Scheme.parse(scheme))
     whole = quantize_tensor(ArrayTensor(matrix), plan)
     source = ArrayTensor(matrix)
-    cut = quantize_tensor(source, plan, n_threads=n_threads, n_slab_elements=n_slab)
+    cut = quantize_tensor(source, plan, n_threads=n_threads, n_block_elements=n_block)
     assert cut.sha256() == whole.sha256()
-    assert source.largest_read == max(1, n_slab // 96)
+    assert source.largest_read == max(1, n_block // 96)
 
 
 @pytest.mark.parametrize("scheme", [FP16, FP32])
 @pytest.mark.parametrize("shape", [(53,), (53, 96)])
-def test_floats_of_any_rank_are_rounded_in_slabs(matrix, scheme, shape):
+def test_floats_of_any_rank_are_rounded_in_row_blocks(matrix, scheme, shape):
     values = np.resize(matrix, shape)
-    tensor = quantize_tensor(ArrayTensor(values), planned(values, scheme), n_slab_elements=10)
+    tensor = quantize_tensor(ArrayTensor(values), planned(values, scheme), n_block_elements=10)
     assert isinstance(tensor, FloatTensor)
     half = values.astype(np.float16).astype(np.float32)
     np.testing.assert_array_equal(tensor.values, half if scheme == FP16 else values)
@@ -72,7 +72,7 @@ def test_the_first_bad_weight_is_named_whatever_thread_finds_it(matrix, n_thread
     matrix[20, 5] = matrix[40, 1] = np.inf
     with pytest.raises(QuantError) as caught:
         quantize_tensor(
-            ArrayTensor(matrix), planned(matrix, INT4), n_threads=n_threads, n_slab_elements=96
+            ArrayTensor(matrix), planned(matrix, INT4), n_threads=n_threads, n_block_elements=96
         )
     assert caught.value.what == "w[20, 5]: unusable weight"
 
@@ -83,12 +83,12 @@ def test_a_tensor_of_another_shape_is_refused(matrix):
 
 
 @pytest.mark.parametrize(
-    ("shape", "n_slab", "expected"),
+    ("shape", "n_block", "expected"),
     [
         ((5, 10), 20, [(0, 2), (2, 4), (4, 5)]),
         ((3,), 2, [(0, 2), (2, 3)]),
         ((2, 9), 4, [(0, 1), (1, 2)]),
     ],
 )
-def test_slabs_cover_the_rows_in_order(shape, n_slab, expected):
-    assert [(part.start, part.stop) for part in slab_rows(shape, n_slab)] == expected
+def test_row_blocks_cover_the_rows_in_order(shape, n_block, expected):
+    assert [(part.start, part.stop) for part in row_blocks(shape, n_block)] == expected
