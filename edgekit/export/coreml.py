@@ -21,10 +21,10 @@ from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.errors import ExportError
 from edgekit.export.base import ExportOptions, SizeEstimate, Written
 from edgekit.export.context import ContextRange, usual_length
+from edgekit.export.coreml_attention import position_bytes
 from edgekit.export.coreml_graph import build_graph
 from edgekit.export.coreml_lint import lint_package
 from edgekit.export.coreml_package import SPECIFICATION_VERSION, write_package
-from edgekit.export.coreml_positions import position_bytes
 from edgekit.export.coreml_recover import recover_tensors
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.mlpackage import (

@@ -17,8 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgekit.export.coreml_attention import Attention, softcap
-from edgekit.export.coreml_positions import Call
+from edgekit.export.coreml_attention import Attention, Call, softcap
 from edgekit.export.coreml_weights import Slot, Weights
 from edgekit.families.spec import Activation, DecoderSpec, NormPlacement
 from edgekit.formats.mlpackage import (
