@@ -120,7 +120,7 @@ def join_fp8(
                 wanted=f"a matrix with {' or '.join(name + end for end in _SCALES)}",
                 do="Take a checkpoint that has the scales, or the model before quantization.",
             )
-        joined[name] = _scaled(tensor, tensors[scale], block, reads=reads)
+        joined[name] = _scaled(name, tensor, tensors[scale], block, reads=reads)
         used |= {name, scale}
     return joined, used
 
@@ -132,6 +132,7 @@ def _beside(name: str, tensors: Mapping[str, LazyTensor]) -> str:
 
 
 def _scaled(
+    name: str,
     tensor: SafetensorsTensor,
     scale: LazyTensor,
     block: tuple[int, int] | None,
@@ -153,7 +154,7 @@ def _scaled(
         if not (np.isfinite(scales).all() and (scales > 0).all()):
             raise CheckpointError(f"{scale.info.name}: scales", wanted="positive numbers")
     rows = _RowScaled(tensor, scales, sizes[1]) if sizes[0] == 1 else _Scaled(tensor, scales, sizes)
-    info = TensorInfo(tensor.info.name, (n_rows, n_cols), tensor.info.dtype)
+    info = TensorInfo(name, (n_rows, n_cols), tensor.info.dtype)
     reason = f"8-bit floats times the {scale.info.name.rpartition('.')[2]} of their {each}"
     return DecodedTensor(info, label, reason, 8, rows)
 
