@@ -19,7 +19,12 @@ from typing import Final
 import numpy as np
 
 from edgekit.checkpoint.config import RawConfig
-from edgekit.checkpoint.prequantized.tensor import DOWNLOAD_AGAIN, DecodedTensor, take_part
+from edgekit.checkpoint.prequantized.tensor import (
+    DOWNLOAD_AGAIN,
+    DecodedTensor,
+    NotRead,
+    take_part,
+)
 from edgekit.dtypes import DTYPES, DType, F32Array, U8Array
 from edgekit.errors import CheckpointError
 from edgekit.formats.safetensors import SafetensorsTensor
@@ -27,6 +32,7 @@ from edgekit.tensors import LazyTensor, TensorInfo
 
 METHOD: Final = "hqq"
 _CODES: Final = ".W_q"
+_REASON: Final = "zero points that are no integers"
 _META: Final = (
     "W_q", "axis", "channel_wise", "compute_dtype", "encoded_state_dict", "group_size", "nbits",
     "offload_meta", "optimize", "packing", "quant_scale", "quant_zero", "round_zero", "scale",
@@ -114,9 +120,15 @@ def join_hqq(
     for name, tensor in stored.items():
         module = name.removesuffix(_CODES)
         if module != name:
-            joined[f"{module}.weight"] = _join(module, stored) if reads else tensor
+            joined[f"{module}.weight"] = _join(module, stored) if reads else _of_header(tensor)
             used |= {f"{module}.{part}" for part in _META}
     return joined, used
+
+
+def _of_header(packed: SafetensorsTensor) -> DecodedTensor:
+    """Say what is known where shape and bits were not downloaded."""
+    info = TensorInfo(packed.info.name, (packed.info.n_bytes,), DType.FP16)
+    return DecodedTensor(info, METHOD, _REASON, 8, NotRead(), has_shape=False)
 
 
 def _join(module: str, tensors: Mapping[str, SafetensorsTensor]) -> DecodedTensor:
@@ -160,7 +172,7 @@ def _join(module: str, tensors: Mapping[str, SafetensorsTensor]) -> DecodedTenso
         shape[1],
     )
     label = f"{METHOD} int{bits}-g{group}"
-    return DecodedTensor(info, label, "zero points that are no integers", bits, rows)
+    return DecodedTensor(info, label, _REASON, bits, rows)
 
 
 def _read_number(module: str, part: str, tensors: Mapping[str, SafetensorsTensor]) -> int:
