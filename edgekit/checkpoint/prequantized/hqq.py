@@ -54,8 +54,8 @@ class _Groups:
 
     Attributes:
         packed: The words.
-        scales: float32, one for each group.
-        zeros: float32, one for each group.
+        scales: One number for each group.
+        zeros: One number for each group.
         bits: Bits of a code.
         n_part: Values of each part of the matrix, of which a word holds one.
         group: Values of a group; None where groups are the columns of the matrix.
@@ -63,8 +63,8 @@ class _Groups:
     """
 
     packed: SafetensorsTensor
-    scales: F32Array
-    zeros: F32Array
+    scales: SafetensorsTensor
+    zeros: SafetensorsTensor
     bits: int
     n_part: int
     group: int | None
@@ -74,9 +74,15 @@ class _Groups:
         begin, end = start * self.n_cols, stop * self.n_cols
         values = self._codes(begin, end).astype(np.float32)
         places = np.arange(begin, end)
-        groups = places // self.group if self.group else places % len(self.scales)
-        values -= self.zeros[groups]
-        values *= self.scales[groups]
+        if self.group is None:
+            groups = places % self.scales.info.n_elements
+            values -= self.zeros.read().reshape(-1)[groups]
+            values *= self.scales.read().reshape(-1)[groups]
+        else:
+            first, last = begin // self.group, -(-end // self.group)
+            groups = places // self.group - first
+            values -= self.zeros.read_rows(first, last).reshape(-1)[groups]
+            values *= self.scales.read_rows(first, last).reshape(-1)[groups]
         return values.reshape(stop - start, self.n_cols)
 
     def _codes(self, begin: int, end: int) -> U8Array:
@@ -149,6 +155,7 @@ def _join(module: str, tensors: Mapping[str, SafetensorsTensor]) -> DecodedTenso
     n_groups = scale.info.n_elements
     group = n_values // n_groups if n_groups and n_values % n_groups == 0 else 0
     fits = bits in _WORDS and axis in (0, 1) and group > 0
+    fits = fits and scale.info.shape == ((1, n_groups) if axis == 0 else (n_groups, 1))
     if fits:
         n_bytes, n_codes = _WORDS[bits]
         n_wide = n_groups if axis == 0 else group
@@ -164,8 +171,8 @@ def _join(module: str, tensors: Mapping[str, SafetensorsTensor]) -> DecodedTenso
     info = TensorInfo(f"{module}.weight", (shape[0], shape[1]), DType.FP16)
     rows = _Groups(
         packed,
-        scale.read().reshape(-1),
-        zero.read().reshape(-1),
+        scale,
+        zero,
         bits,
         n_part,
         group if axis == 1 else None,
