@@ -105,7 +105,7 @@ class _EightBits:
 
     def read(self, start: int, stop: int) -> F32Array:
         values = self.stored.raw_rows(start, stop).astype(np.float32)
-        values *= self.largest.read()[start:stop, None] / _LARGEST_CODE
+        values *= self.largest.read_rows(start, stop)[:, None] / _LARGEST_CODE
         return values
 
 
