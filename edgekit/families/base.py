@@ -373,7 +373,9 @@ def _match_tensors(
             faults.append(f"{theirs} is missing (wanted {list(wanted)})")
         elif not DTYPES[stored.info.dtype].is_float:
             faults.append(f"{stored.info.name} holds {_type_name(stored)} (wanted floats)")
-        elif not _fits(stored.info.shape, wanted, is_vocabulary=parts[0] in ("embed", "lm_head")):
+        elif not _fits(
+            _shape_or(stored, wanted), wanted, is_vocabulary=parts[0] in ("embed", "lm_head")
+        ):
             faults.append(
                 f"{stored.info.name} has shape {list(stored.info.shape)} "
                 f"(config.json wants {list(wanted)})"
@@ -384,6 +386,12 @@ def _match_tensors(
                 info = TensorInfo(part, shapes[part], stored.info.dtype)
                 found[part] = Weight(info, stored, first)
     return {name: found[name] for name in shapes if name in found}, faults
+
+
+def _shape_or(stored: LazyTensor, wanted: tuple[int, ...]) -> tuple[int, ...]:
+    """Give a tensor's shape; the wanted one where no header tells it."""
+    is_known = not isinstance(stored, DecodedTensor) or stored.has_shape
+    return stored.info.shape if is_known else wanted
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...], *, is_vocabulary: bool) -> bool:

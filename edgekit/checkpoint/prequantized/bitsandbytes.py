@@ -22,7 +22,12 @@ from typing import Any, Final
 import numpy as np
 
 from edgekit.checkpoint.config import RawConfig
-from edgekit.checkpoint.prequantized.tensor import DOWNLOAD_AGAIN, DecodedTensor, take_part
+from edgekit.checkpoint.prequantized.tensor import (
+    DOWNLOAD_AGAIN,
+    DecodedTensor,
+    NotRead,
+    take_part,
+)
 from edgekit.dtypes import DType, F32Array, U8Array
 from edgekit.errors import CheckpointError, FormatError
 from edgekit.formats.safetensors import SafetensorsTensor
@@ -100,7 +105,7 @@ class _EightBits:
 
     def read(self, start: int, stop: int) -> F32Array:
         values = self.stored.raw_rows(start, stop).astype(np.float32)
-        values *= self.largest.read()[start:stop, None] / _LARGEST_CODE
+        values *= self.largest.read_rows(start, stop)[:, None] / _LARGEST_CODE
         return values
 
 
@@ -163,9 +168,11 @@ def _join_four_bits(
     if packed is None or kind not in _KINDS:
         wanted = weight if kind in _KINDS else " or ".join(f"{_STATE}{kind}" for kind in _KINDS)
         raise CheckpointError(state_name, got="no such tensor", wanted=wanted, do=DOWNLOAD_AGAIN)
+    label, reason = f"{METHOD} {kind}", "a codebook of 16 values"
     if not reads:
         # The shape lies in the state, which was not downloaded.
-        return packed
+        info = TensorInfo(weight, (2 * packed.info.n_bytes,), DType.BF16)
+        return DecodedTensor(info, label, reason, 4, NotRead(), has_shape=False)
     state = _State.open(state_name, tensors)
     n_values = state.n_rows * state.n_cols
     if not n_values <= 2 * packed.info.n_bytes < n_values + 2:
@@ -191,7 +198,7 @@ def _join_four_bits(
         absmax = take_part(tensors, f"{weight}.absmax", "floats", (n_blocks,))
     rows = _FourBits(packed, values, absmax, state.block, nested, state.n_cols)
     info = TensorInfo(weight, (state.n_rows, state.n_cols), DType.BF16)
-    return DecodedTensor(info, f"{METHOD} {kind}", "a codebook of 16 values", 4, rows)
+    return DecodedTensor(info, label, reason, 4, rows)
 
 
 @dataclass(frozen=True, slots=True)

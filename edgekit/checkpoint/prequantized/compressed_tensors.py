@@ -247,11 +247,9 @@ def _join_codes(
     scales = take_part(tensors, f"{weight}_scale", "floats", (n_rows, None))
     n_groups = scales.info.shape[1]
     schemes = [scheme for scheme in settings.schemes if not scheme.is_float]
+    n_rows_said, n_cols = n_rows, _guess_inputs(n_words, n_groups, schemes)
     if reads:
         n_rows_said, n_cols = _read_shape(f"{weight}_shape", tensors)
-    else:
-        groups = [s.group for s in schemes if s.group is not None]
-        n_rows_said, n_cols = n_rows, n_groups * groups[0] if groups else 8 * n_words
     if n_rows_said != n_rows:
         raise CheckpointError(
             f"{weight}_shape",
@@ -292,6 +290,15 @@ def _join_codes(
         columns=columns,
         reason=", ".join(reasons),
     )
+
+
+def _guess_inputs(n_words: int, n_groups: int, schemes: list[Scheme]) -> int:
+    """Give M as the sizes of the parts show it, where its own tensor was not downloaded."""
+    for scheme in schemes:
+        n_cols = n_groups * scheme.group if scheme.group else 32 * n_words // scheme.bits
+        if n_words in (-(-n_cols * scheme.bits // 32), -(-n_cols // (32 // scheme.bits))):
+            return n_cols
+    return 8 * n_words
 
 
 def _read_shape(name: str, tensors: Mapping[str, SafetensorsTensor]) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from edgekit.formats.floats import to_float32
 from edgekit.formats.safetensors import SafetensorsTensor
 from edgekit.tensors import LazyTensor, TensorInfo
 
-METHODS: Final = ("fp8", "fbgemm_fp8")
+METHODS: Final = ("fp8", "fbgemm_fp8", "mxfp8")
 _TYPES: Final = {DType.FP8_E4M3: "e4m3", DType.FP8_E5M2: "e5m2"}
 _SCALES: Final = ("_scale_inv", "_scale")
 _USUAL_BLOCK: Final = 128
@@ -67,15 +67,16 @@ class _Scaled:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _RowScaled:
-    """FP8 values with scales in each row: (N, groups of a row)."""
+    """FP8 values with scales in each row: (N, groups of a row), or (N,)."""
 
     stored: SafetensorsTensor
-    scales: F32Array
+    scales: LazyTensor
     group: int
 
     def read(self, start: int, stop: int) -> F32Array:
         values = self.stored.read_rows(start, stop)
-        return scale_groups(values, self.scales[start:stop], self.group)
+        scales = _read_scales(self.scales, start, stop).reshape(len(values), -1)
+        return scale_groups(values, scales, self.group)
 
 
 def account_for_fp8(section: RawConfig) -> None:
@@ -120,7 +121,7 @@ def join_fp8(
                 wanted=f"a matrix with {' or '.join(name + end for end in _SCALES)}",
                 do="Take a checkpoint that has the scales, or the model before quantization.",
             )
-        joined[name] = _scaled(tensor, tensors[scale], block, reads=reads)
+        joined[name] = _scaled(name, tensor, tensors[scale], block, reads=reads)
         used |= {name, scale}
     return joined, used
 
@@ -132,6 +133,7 @@ def _beside(name: str, tensors: Mapping[str, LazyTensor]) -> str:
 
 
 def _scaled(
+    name: str,
     tensor: SafetensorsTensor,
     scale: LazyTensor,
     block: tuple[int, int] | None,
@@ -147,21 +149,27 @@ def _scaled(
     else:
         sizes = _fit_block((n_rows, n_cols), found, block, scale.info.name)
         label, each = f"{kind} by block {sizes[0]}x{sizes[1]}", "block"
+    is_by_row = each != "tensor" and sizes[0] == 1
     scales = np.ones((1, 1), np.float32)
     if reads:
         scales = _read_scales(scale).reshape(-1, found[1] if len(found) == 2 else 1)
-        if not (np.isfinite(scales).all() and (scales > 0).all()):
-            raise CheckpointError(f"{scale.info.name}: scales", wanted="positive numbers")
-    rows = _RowScaled(tensor, scales, sizes[1]) if sizes[0] == 1 else _Scaled(tensor, scales, sizes)
-    info = TensorInfo(tensor.info.name, (n_rows, n_cols), tensor.info.dtype)
+        if not (np.isfinite(scales).all() and (scales >= 0).all()):
+            raise CheckpointError(
+                f"{scale.info.name}: scales", wanted="finite numbers, none of them negative"
+            )
+    # Scales of rows may be an eighth of the weights: they are read with them.
+    rows = _RowScaled(tensor, scale, sizes[1]) if is_by_row else _Scaled(tensor, scales, sizes)
+    info = TensorInfo(name, (n_rows, n_cols), tensor.info.dtype)
     reason = f"8-bit floats times the {scale.info.name.rpartition('.')[2]} of their {each}"
     return DecodedTensor(info, label, reason, 8, rows)
 
 
-def _read_scales(scale: LazyTensor) -> F32Array:
+def _read_scales(scale: LazyTensor, start: int = 0, stop: int | None = None) -> F32Array:
+    """Read scales, all or those of rows ``start:stop``; bytes are exponents."""
     if scale.info.dtype is DType.UINT8 and isinstance(scale, SafetensorsTensor):
-        return to_float32(scale.raw(), DType.FP8_E8M0)
-    return scale.read()
+        stored = scale.raw() if stop is None else scale.raw_rows(start, stop)
+        return to_float32(stored, DType.FP8_E8M0)
+    return scale.read() if stop is None else scale.read_rows(start, stop)
 
 
 def _fit_block(

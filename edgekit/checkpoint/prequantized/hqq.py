@@ -19,7 +19,12 @@ from typing import Final
 import numpy as np
 
 from edgekit.checkpoint.config import RawConfig
-from edgekit.checkpoint.prequantized.tensor import DOWNLOAD_AGAIN, DecodedTensor, take_part
+from edgekit.checkpoint.prequantized.tensor import (
+    DOWNLOAD_AGAIN,
+    DecodedTensor,
+    NotRead,
+    take_part,
+)
 from edgekit.dtypes import DTYPES, DType, F32Array, U8Array
 from edgekit.errors import CheckpointError
 from edgekit.formats.safetensors import SafetensorsTensor
@@ -27,6 +32,7 @@ from edgekit.tensors import LazyTensor, TensorInfo
 
 METHOD: Final = "hqq"
 _CODES: Final = ".W_q"
+_REASON: Final = "zero points that are no integers"
 _META: Final = (
     "W_q", "axis", "channel_wise", "compute_dtype", "encoded_state_dict", "group_size", "nbits",
     "offload_meta", "optimize", "packing", "quant_scale", "quant_zero", "round_zero", "scale",
@@ -48,8 +54,8 @@ class _Groups:
 
     Attributes:
         packed: The words.
-        scales: float32, one for each group.
-        zeros: float32, one for each group.
+        scales: One number for each group.
+        zeros: One number for each group.
         bits: Bits of a code.
         n_part: Values of each part of the matrix, of which a word holds one.
         group: Values of a group; None where groups are the columns of the matrix.
@@ -57,8 +63,8 @@ class _Groups:
     """
 
     packed: SafetensorsTensor
-    scales: F32Array
-    zeros: F32Array
+    scales: SafetensorsTensor
+    zeros: SafetensorsTensor
     bits: int
     n_part: int
     group: int | None
@@ -68,9 +74,15 @@ class _Groups:
         begin, end = start * self.n_cols, stop * self.n_cols
         values = self._codes(begin, end).astype(np.float32)
         places = np.arange(begin, end)
-        groups = places // self.group if self.group else places % len(self.scales)
-        values -= self.zeros[groups]
-        values *= self.scales[groups]
+        if self.group is None:
+            groups = places % self.scales.info.n_elements
+            values -= self.zeros.read().reshape(-1)[groups]
+            values *= self.scales.read().reshape(-1)[groups]
+        else:
+            first, last = begin // self.group, -(-end // self.group)
+            groups = places // self.group - first
+            values -= self.zeros.read_rows(first, last).reshape(-1)[groups]
+            values *= self.scales.read_rows(first, last).reshape(-1)[groups]
         return values.reshape(stop - start, self.n_cols)
 
     def _codes(self, begin: int, end: int) -> U8Array:
@@ -114,9 +126,15 @@ def join_hqq(
     for name, tensor in stored.items():
         module = name.removesuffix(_CODES)
         if module != name:
-            joined[f"{module}.weight"] = _join(module, stored) if reads else tensor
+            joined[f"{module}.weight"] = _join(module, stored) if reads else _of_header(tensor)
             used |= {f"{module}.{part}" for part in _META}
     return joined, used
+
+
+def _of_header(packed: SafetensorsTensor) -> DecodedTensor:
+    """Say what is known where shape and bits were not downloaded."""
+    info = TensorInfo(packed.info.name, (packed.info.n_bytes,), DType.FP16)
+    return DecodedTensor(info, METHOD, _REASON, 8, NotRead(), has_shape=False)
 
 
 def _join(module: str, tensors: Mapping[str, SafetensorsTensor]) -> DecodedTensor:
@@ -137,6 +155,7 @@ def _join(module: str, tensors: Mapping[str, SafetensorsTensor]) -> DecodedTenso
     n_groups = scale.info.n_elements
     group = n_values // n_groups if n_groups and n_values % n_groups == 0 else 0
     fits = bits in _WORDS and axis in (0, 1) and group > 0
+    fits = fits and scale.info.shape == ((1, n_groups) if axis == 0 else (n_groups, 1))
     if fits:
         n_bytes, n_codes = _WORDS[bits]
         n_wide = n_groups if axis == 0 else group
@@ -152,15 +171,15 @@ def _join(module: str, tensors: Mapping[str, SafetensorsTensor]) -> DecodedTenso
     info = TensorInfo(f"{module}.weight", (shape[0], shape[1]), DType.FP16)
     rows = _Groups(
         packed,
-        scale.read().reshape(-1),
-        zero.read().reshape(-1),
+        scale,
+        zero,
         bits,
         n_part,
         group if axis == 1 else None,
         shape[1],
     )
     label = f"{METHOD} int{bits}-g{group}"
-    return DecodedTensor(info, label, "zero points that are no integers", bits, rows)
+    return DecodedTensor(info, label, _REASON, bits, rows)
 
 
 def _read_number(module: str, part: str, tensors: Mapping[str, SafetensorsTensor]) -> int:

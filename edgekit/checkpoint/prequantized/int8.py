@@ -27,6 +27,7 @@ from edgekit.checkpoint.prequantized.tensor import (
     whole_groups,
 )
 from edgekit.dtypes import DType, F32Array, U8Array
+from edgekit.formats.floats import to_float32
 from edgekit.formats.safetensors import SafetensorsTensor
 from edgekit.tensors import LazyTensor, TensorInfo
 
@@ -49,25 +50,24 @@ class _Bytes:
         return codes
 
     def scales(self, start: int, stop: int) -> F32Array:
-        return _spread(self.stored_scales.read(), start, stop)
+        return _rows(self.stored_scales, start, stop)
 
     def biases(self, start: int, stop: int) -> F32Array | None:
         return None
 
     def zeros(self, start: int, stop: int) -> F32Array | None:
-        tensor = self.stored_zeros
-        if tensor is None:
+        if self.stored_zeros is None:
             return None
-        is_float = tensor.info.dtype is not DType.INT8
-        zeros = tensor.read() if is_float else tensor.raw().astype(np.float32)
-        return _spread(zeros, start, stop) + np.float32(128)
+        return _rows(self.stored_zeros, start, stop) + np.float32(128)
 
 
-def _spread(values: F32Array, start: int, stop: int) -> F32Array:
-    """Give the rows of scales that are some for each row, or one for all."""
-    if values.size == 1:
-        return np.full((stop - start, 1), values.reshape(()), np.float32)
-    return values.reshape(len(values), -1)[start:stop]
+def _rows(tensor: SafetensorsTensor, start: int, stop: int) -> F32Array:
+    """Read the rows of scales or zero points that are some for each row, or one for all."""
+    is_one = tensor.info.n_elements == 1
+    stored = tensor.raw().reshape(1, 1) if is_one else tensor.raw_rows(start, stop)
+    is_integer = tensor.info.dtype is DType.INT8
+    values = stored.astype(np.float32) if is_integer else to_float32(stored, tensor.info.dtype)
+    return np.broadcast_to(values.reshape(len(values), -1), (stop - start, values[:1].size))
 
 
 def join_int8(

@@ -80,6 +80,21 @@ class AffineFloats:
         return affine_values(codes, scales, zeros=zeros, biases=biases, groups=self.groups)
 
 
+@dataclass(frozen=True, slots=True)
+class NotRead:
+    """Rows of a matrix of which only the header is here."""
+
+    def read(self, start: int, stop: int) -> F32Array:
+        """Refuse: there is nothing to read.
+
+        Raises:
+            CheckpointError: Always.
+        """
+        raise CheckpointError(
+            "the weights were not downloaded", got="their header", wanted="the weights"
+        )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedTensor:
     """An (N, M) matrix of a quantized source, read as floats; satisfies ``LazyTensor``.
@@ -90,7 +105,8 @@ class DecodedTensor:
         reason: Why its codes cannot be kept, such as ``3 bits``.
         bits: Bits of a stored value, scales not counted.
         rows: The stored parts.
-        first: The row of the stored matrix that row 0 is.
+        has_shape: Whether ``info`` has the weight's own shape; not where only headers are here
+            and the shape is among the values.
     """
 
     info: TensorInfo
@@ -98,7 +114,7 @@ class DecodedTensor:
     reason: str
     bits: int
     rows: FloatRows
-    first: int = 0
+    has_shape: bool = True
 
     def read(self) -> F32Array:
         """Read the whole matrix as float32, shape ``info.shape``."""
@@ -108,11 +124,7 @@ class DecodedTensor:
         """Read rows ``start:stop`` as float32."""
         # What is not finite is found by who reads (families/base.py), without numpy's warnings.
         with np.errstate(invalid="ignore", over="ignore"):
-            return self.rows.read(self.first + start, self.first + stop)
-
-    def part(self, info: TensorInfo, first: int) -> DecodedTensor:
-        """Give the rows of ``info.shape`` from ``first`` on, a matrix of its own."""
-        return replace(self, info=info, first=self.first + first)
+            return self.rows.read(start, stop)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -105,3 +105,31 @@ TELL_ALL = [
 def test_tensors_that_tell_everything_need_no_config(name):
     weight, _ = read_golden(name, None)
     assert weight.label == LABELS[name][0]
+
+
+class Header(SafetensorsFile):
+    """A file of which only the header may be read, as from the Hub."""
+
+    def read_bits(self, info, begin, shape):
+        raise AssertionError(f"{info.name} is read")
+
+    def raw_bytes(self, *_):
+        raise AssertionError("bytes are read")
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_headers_alone_tell_label_and_shape(name):
+    with Header(FOLDER / f"{name}.safetensors") as file:
+        config = RawConfig(
+            {"quantization_config": json.loads(file.metadata["config"])}, "config.json"
+        )
+        tensors = {key: tensor for key, tensor in file.tensors.items() if key != "wanted"}
+        (weight,) = join_parts(tensors, config, reads=False).values()
+        label = LABELS[name][0]
+        if name.startswith("hqq"):
+            assert (weight.label, weight.has_shape) == ("hqq", False)
+        elif name.startswith(("bitsandbytes-nf4", "bitsandbytes-fp4")):
+            assert (weight.label, weight.has_shape) == (label, False)
+        else:
+            assert weight.label == label
+            assert weight.info.shape == file.tensors["wanted"].info.shape
