@@ -7,57 +7,59 @@ only the header is asked for, by its byte range.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+
+import numpy as np
 
 from edgekit.checkpoint.gguf.file import is_gguf
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.checkpoint.repository import find_packaged, locate
 from edgekit.dtypes import U8Array
 from edgekit.errors import CheckpointError
-from edgekit.formats.safetensors import SafetensorsFile, header_end
+from edgekit.formats.open_file import ByteSource
+from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.hub.download import Fetch, cached
 from edgekit.hub.http import Source, file_path
 from edgekit.model_files import ASSET_NAMES
 
-_LENGTH_BYTES: Final = 8
 
+class RemoteFile(ByteSource):
+    """A file on the Hub that is read by byte ranges until it is closed."""
 
-class RemoteFile(SafetensorsFile):
-    """A weight file of which only the header is here: tensors are listed and cannot be read."""
+    def __init__(self, fetch: Fetch, name: str) -> None:
+        """Name the file; nothing is read yet."""
+        self.path = Path(f"{fetch.hub.source}/{name}")
+        self._hub = fetch.hub
+        self._n_bytes = fetch.listing.files[name].n_bytes
+        self._url_path = file_path(fetch.hub.source, fetch.listing.commit, name)
+        self._is_closed = False
 
-    def __init__(self, path: Path, header: bytes, n_file: int) -> None:
-        """Check a header.
-
-        Args:
-            path: Name of the file, for messages.
-            header: The bytes between the length at the start and the data.
-            n_file: Size of the whole file.
-
-        Raises:
-            FormatError: The header is not what the format says.
-        """
-        self.path = path
-        self._read_header(header, n_file)
-
-    def close(self) -> None:
-        """Do nothing: no file is open."""
+    @property
+    def n_bytes(self) -> int:
+        """Size of the file as the Hub states it."""
+        return self._n_bytes
 
     def read_at(self, begin: int, n_bytes: int) -> U8Array:
-        """Refuse: there are no bytes to read.
+        """Ask the Hub for bytes of the file.
 
         Raises:
-            CheckpointError: Always.
+            CheckpointError: The Hub refuses, or the file was closed: weights are downloaded whole.
         """
-        raise CheckpointError(
-            f"{self.path}: the weights were not downloaded",
-            got="the header of the file",
-            wanted="the file",
-            do="Download the model first; edgekit export does so.",
-        )
+        if self._is_closed:
+            raise CheckpointError(
+                f"{self.path}: the weights were not downloaded",
+                got="the header of the file",
+                wanted="the file",
+                do="Download the model first; edgekit export does so.",
+            )
+        return np.frombuffer(self._hub.read_part(self._url_path, begin, begin + n_bytes), np.uint8)
+
+    def close(self) -> None:
+        """Ask for nothing more."""
+        self._is_closed = True
 
 
 class HubCheckpoint(Checkpoint):
-    """A model on the Hub: config and tensor headers; reading a tensor is an error."""
+    """A model on the Hub whose tensors can be listed and not read."""
 
     has_weights = False
 
@@ -83,16 +85,9 @@ class HubCheckpoint(Checkpoint):
         return (*self._fetch.listing.files, *self._fetch.listing.pickles)
 
     def _open_file(self, name: str) -> SafetensorsFile:
-        """Read the header of a weight file, whose length is not trusted."""
-        hub, file = self._fetch.hub, self._fetch.listing.files[name]
-        path = file_path(hub.source, self._fetch.listing.commit, name)
-        where = Path(f"{hub.source}/{name}")
-        if file.n_bytes < _LENGTH_BYTES:
-            raise hub.nonsense(path, f"size {file.n_bytes}", f"at least {_LENGTH_BYTES} bytes")
-        first = hub.read_part(path, 0, _LENGTH_BYTES)
-        end = header_end(first, file.n_bytes, where)
-        header = hub.read_part(path, _LENGTH_BYTES, end)
-        return RemoteFile(where, header, file.n_bytes)
+        """Read the header of a weight file, and nothing else."""
+        with RemoteFile(self._fetch, name) as source:
+            return SafetensorsFile(source)
 
 
 def needs_download(model: str | Path) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -23,12 +24,42 @@ _MAX_READ_BYTES: Final = 1 << 30  # Linux reads at most 2**31 - 4096 bytes a cal
 _PIECE_BYTES: Final = 16 << 20
 
 
-class OpenFile:
-    """A file that is open for reading; use it as a context manager.
+class ByteSource(ABC):
+    """Bytes that are read at any place; use it as a context manager.
 
     Attributes:
-        path: Where it lies.
+        path: Where they lie, for messages.
     """
+
+    path: Path
+
+    @property
+    @abstractmethod
+    def n_bytes(self) -> int:
+        """Number of bytes now."""
+
+    @abstractmethod
+    def read_at(self, begin: int, n_bytes: int) -> U8Array:
+        """Read bytes from ``begin`` on."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the bytes; safe to call twice. What was read stays."""
+
+    def read_pieces(self, begin: int, n_bytes: int) -> Iterator[U8Array]:
+        """Read bytes from ``begin`` on, a piece of at most 16 MiB at a time; as ``read_at``."""
+        for start in range(0, n_bytes, _PIECE_BYTES):
+            yield self.read_at(begin + start, min(_PIECE_BYTES, n_bytes - start))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class OpenFile(ByteSource):
+    """A file that is open for reading."""
 
     def __init__(
         self, path: str | Path, opener: Callable[[Path], BufferedReader] = open_inside
@@ -89,17 +120,6 @@ class OpenFile:
             n_done += n_read
         return data
 
-    def read_pieces(self, begin: int, n_bytes: int) -> Iterator[U8Array]:
-        """Read bytes from ``begin`` on, a piece of at most 16 MiB at a time; as ``read_at``."""
-        for start in range(0, n_bytes, _PIECE_BYTES):
-            yield self.read_at(begin + start, min(_PIECE_BYTES, n_bytes - start))
-
     def close(self) -> None:
         """Let go of the file; safe to call twice. What was read stays."""
         self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from edgekit.dtypes import BY_SAFETENSORS, DTYPES, DType, F32Array, U8Array
 from edgekit.errors import FormatError
 from edgekit.formats.floats import to_float32
-from edgekit.formats.open_file import OpenFile
+from edgekit.formats.open_file import ByteSource, OpenFile
 from edgekit.strict_json import parse_object
 from edgekit.tensors import TensorInfo
 
@@ -132,7 +132,7 @@ class SafetensorsTensor:
         return columns
 
 
-class SafetensorsFile(OpenFile):
+class SafetensorsFile(ByteSource):
     """An open file: its tensors in file order, and its metadata.
 
     Attributes:
@@ -142,23 +142,40 @@ class SafetensorsFile(OpenFile):
         metadata: The text entries of ``__metadata__``.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, source: str | Path | ByteSource) -> None:
         """Open the file and check its header.
+
+        Args:
+            source: A path, or the bytes wherever they are.
 
         Raises:
             FormatError: The file cannot be read, or is not what the format says; the message
                 names the tensor or offset.
         """
-        super().__init__(path)
+        self._source = OpenFile(source) if isinstance(source, str | Path) else source
+        self.path = self._source.path
         n_file = self.n_bytes
         try:
             if n_file < _LENGTH.size:
                 raise FormatError(f"{self.path}: size", got=n_file, wanted="at least 8 bytes")
-            end = header_end(self.read_at(0, _LENGTH.size).tobytes(), n_file, self.path)
+            end = _header_end(self.read_at(0, _LENGTH.size).tobytes(), n_file, self.path)
             self._read_header(self.read_at(_LENGTH.size, end - _LENGTH.size).tobytes(), n_file)
         except FormatError:
             self.close()
             raise
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the file now."""
+        return self._source.n_bytes
+
+    def read_at(self, begin: int, n_bytes: int) -> U8Array:
+        """Read bytes of the file, its header included; see ``ByteSource``."""
+        return self._source.read_at(begin, n_bytes)
+
+    def close(self) -> None:
+        """Let go of the file; safe to call twice. What was read stays."""
+        self._source.close()
 
     def _read_header(self, data: bytes, n_file: int) -> None:
         """Check the header of a file of ``n_file`` bytes and list its tensors."""
@@ -330,7 +347,7 @@ def _make_header(
     return _LENGTH.pack(len(padded)) + padded
 
 
-def header_end(first: bytes, n_file: int, path: Path) -> int:
+def _header_end(first: bytes, n_file: int, path: Path) -> int:
     """Give the offset where the header ends and the data begin.
 
     Args:
