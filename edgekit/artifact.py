@@ -1,4 +1,4 @@
-"""Answer one question: what is written down about an exported model?
+"""Artifacts and their manifests: what is written down about an exported model.
 
 An artifact is a folder with ``manifest.json``. Exporters write it, engines and ``verify`` read
 it; they meet nowhere else. It must not know how a format works.
@@ -9,16 +9,17 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from edgekit.errors import ArtifactError, UsageError
+from edgekit.errors import ArtifactError, FormatError, UsageError
 from edgekit.files import open_plain, read_inside
 from edgekit.scheme import Scheme
+from edgekit.strict_json import parse_object
+from edgekit.typed_values import from_plain
 
 MANIFEST_NAME: Final = "manifest.json"
 SCHEMA_VERSION: Final = 1
@@ -64,13 +65,27 @@ class TensorEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class EndToken:
+    """A token that ends an answer: its id, its text, and which files say that it ends one.
+
+    ``text`` is empty where the model has no tokenizer.
+    """
+
+    id: int
+    text: str
+    origins: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything written down about an artifact, ``manifest.json``.
 
     ``weights_sha256`` is the hash over all quantized tensors: equal for two artifacts exactly
     when they hold the same codes and scales. ``decoder`` is ``DecoderSpec.as_dict()``; of a graph
     that optimum wrote, only its sizes and end tokens are known. ``notes`` says in one sentence each
-    what was left out, ignored or changed on the way from the source.
+    what was left out, ignored or changed on the way from the source. ``adapter`` is the folder of
+    the adapter that was merged into the weights, ``adapter_sha256`` its hash; empty without one.
+    ``end_tokens`` are those of the decoder, with where each comes from.
     """
 
     format: Format
@@ -88,6 +103,9 @@ class Manifest:
     tool_versions: Mapping[str, str]
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    adapter: str = ""
+    adapter_sha256: str = ""
+    end_tokens: tuple[EndToken, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
@@ -101,38 +119,27 @@ class Manifest:
         """Read a manifest; ``where`` names the file in errors.
 
         Raises:
-            ArtifactError: Not JSON, wrong version, or fields missing.
+            ArtifactError: Not JSON, another version, or fields missing, unknown or of another type.
         """
         try:
-            data = json.loads(text, parse_constant=_refuse_number, parse_float=_finite)
-            version = data["schema_version"]
-            if version != SCHEMA_VERSION:
+            data = parse_object(text.encode("utf-8", "surrogatepass"), where)
+            version = data.get("schema_version")
+            if version != SCHEMA_VERSION and isinstance(version, int):
                 raise ArtifactError(
                     f"{where}: manifest version",
                     got=version,
                     wanted=SCHEMA_VERSION,
                     do="Export the model again with this edgekit.",
                 )
-            data["format"] = Format(data["format"])
-            data["tensors"] = tuple(
-                TensorEntry(**{**t, "shape": tuple(t["shape"])}) for t in data["tensors"]
-            )
-            data["files"] = tuple(FileEntry(**f) for f in data["files"])
-            data["notes"] = tuple(data.get("notes", ()))
-            return _checked(cls(**data))
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            RecursionError,
-            UsageError,
-        ) as error:
+            manifest = from_plain(cls, data)
+            _check_values(manifest)
+        except (FormatError, UsageError, ValueError) as error:
             raise ArtifactError(
                 f"{where} is not a manifest",
-                got=f"{type(error).__name__}: {error}",
+                got=error.got if isinstance(error, FormatError) else error,
                 do="Export the model again.",
             ) from error
+        return manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,52 +252,24 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _checked(manifest: Manifest) -> Manifest:
+def _check_values(manifest: Manifest) -> None:
     """Refuse values that later code would trip over; a manifest is untrusted input."""
-    texts = ("model_name", "model_type", "source", "source_sha256", "weights_sha256")
-    wrong = [name for name in texts if not isinstance(getattr(manifest, name), str)]
     names = (manifest.model_name, manifest.model_type, *(t.name for t in manifest.tensors))
-    wrong += [f"name {n!r}" for n in names if isinstance(n, str) and _CONTROL.search(n)]
-    counts = ("n_parameters", "context_length")
-    wrong += [name for name in counts if not _is_count(getattr(manifest, name))]
-    maps = ("decoder", "tool_versions", "settings")
-    wrong += [name for name in maps if not isinstance(getattr(manifest, name), dict)]
-    if not all(isinstance(note, str) for note in manifest.notes):
-        wrong.append("notes")
+    wrong = [f"name {name!r}" for name in names if _CONTROL.search(name)]
+    counts = (
+        manifest.n_parameters, manifest.context_length, *(end.id for end in manifest.end_tokens)
+    )  # fmt: skip
+    wrong += [f"a count of {n}" for n in counts if n < 0]
     for file in manifest.files:
-        if not isinstance(file.path, str) or "\0" in file.path or not _is_count(file.n_bytes):
+        if "\0" in file.path or file.n_bytes < 0:
             wrong.append(f"files entry {file.path!r}")
-        if not isinstance(file.sha256, str):
-            wrong.append(f"sha256 of {file.path!r}")
     for tensor in manifest.tensors:
-        if not isinstance(tensor.name, str) or not all(map(_is_count, tensor.shape)):
-            wrong.append(f"tensors entry {tensor.name!r}")
-        if not isinstance(tensor.imported, str | None):
-            wrong.append(f"imported of {tensor.name!r}")
-        if not isinstance(tensor.reason, str) or not isinstance(tensor.sha256, str | None):
-            wrong.append(f"reason or sha256 of {tensor.name!r}")
+        if any(n < 0 for n in tensor.shape):
+            wrong.append(f"tensors entry {tensor.name!r}: shape {tensor.shape}")
         Scheme.parse(tensor.scheme)
     Scheme.parse(manifest.scheme)
-    # Half of a surrogate pair is a text to Python and cannot be written or shown.
-    manifest.to_json().encode("utf-8")
     if wrong:
-        raise TypeError(f"wrong type of {', '.join(wrong[:5])}")
-    return manifest
-
-
-def _refuse_number(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if math.isinf(value):
-        raise ValueError(f"number too large: {digits[:40]}")
-    return value
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        raise ValueError(", ".join(wrong[:5]))
 
 
 def _is_inside(target: Path, folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Answer one question: what does every ``supports`` and ``match`` return?"""
+"""``Accepted`` and ``Rejected``: what every ``supports`` and ``match`` returns."""
 
 from __future__ import annotations
 

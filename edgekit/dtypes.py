@@ -16,6 +16,11 @@ I64Array: TypeAlias = NDArray[np.int64]
 Bits: TypeAlias = Literal[4, 8]
 
 
+def zero_point(bits: Bits) -> int:
+    """Give the code in the middle, which stands for 0.0: 8 of 16, 128 of 256."""
+    return 1 << (bits - 1)
+
+
 class DType(enum.Enum):
     """A number type of a checkpoint or artifact tensor."""
 

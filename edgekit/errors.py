@@ -1,4 +1,4 @@
-"""Answer one question: what can go wrong, and which exit code does it get?
+"""The errors that edgekit raises on purpose, and their exit codes.
 
 EdgekitError                  exit 1
 ├── UsageError                the request contradicts itself             exit 2

@@ -1,4 +1,4 @@
-"""Answer one question: how is a heavy package imported only when it is needed?"""
+"""Imports of heavy packages, made only when they are needed."""
 
 from __future__ import annotations
 

@@ -16,13 +16,23 @@ WEIGHTS_NAME: Final = "model.safetensors"
 INDEX_NAME: Final = "model.safetensors.index.json"
 CARD_NAME: Final = "README.md"
 GENERATION_NAME: Final = "generation_config.json"
+TOKENIZER_NAME: Final = "tokenizer.json"
+TOKENIZER_CONFIG_NAME: Final = "tokenizer_config.json"
+SPECIAL_MAP_NAME: Final = "special_tokens_map.json"
+ADDED_TOKENS_NAME: Final = "added_tokens.json"
+SENTENCEPIECE_NAME: Final = "tokenizer.model"
+VOCAB_NAME: Final = "vocab.json"
+MERGES_NAME: Final = "merges.txt"
+TEMPLATE_NAME: Final = "chat_template.jinja"
+# Where processors of multimodal models kept their template; the tokenizer's own comes first.
+OLD_TEMPLATE_NAME: Final = "chat_template.json"
 ASSET_NAMES: Final = (
     CONFIG_NAME,
     GENERATION_NAME,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
+    TOKENIZER_NAME,
+    TOKENIZER_CONFIG_NAME,
+    SPECIAL_MAP_NAME,
+    TEMPLATE_NAME,
 )
 TEKKEN_NAME: Final = "tekken.json"
 TEMPLATES_FOLDER: Final = "additional_chat_templates"
@@ -30,16 +40,19 @@ TEMPLATES_FOLDER: Final = "additional_chat_templates"
 TEXT_NAMES: Final = (
     *ASSET_NAMES,
     TEKKEN_NAME,
-    "added_tokens.json",
-    "chat_template.json",
-    "merges.txt",
-    "tokenizer.model",
-    "vocab.json",
+    ADDED_TOKENS_NAME,
+    OLD_TEMPLATE_NAME,
+    SENTENCEPIECE_NAME,
+    VOCAB_NAME,
+    MERGES_NAME,
 )
 # Read where the usual file is not there; an artifact carries the usual one (checkpoint/assets.py).
 STAND_INS: Final[Mapping[str, str]] = {
-    TEKKEN_NAME: "tokenizer.json",
-    "chat_template.json": "chat_template.jinja",
+    TEKKEN_NAME: TOKENIZER_NAME,
+    SENTENCEPIECE_NAME: TOKENIZER_NAME,
+    VOCAB_NAME: TOKENIZER_NAME,
+    MERGES_NAME: TOKENIZER_NAME,
+    OLD_TEMPLATE_NAME: TEMPLATE_NAME,
 }
 ADAPTER_CONFIG_NAME: Final = "adapter_config.json"
 # PEFT's name, and mlx-lm's.

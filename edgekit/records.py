@@ -1,4 +1,4 @@
-"""Answer one question: what is a result, once written down?
+"""Records: measured and computed results as they are written down.
 
 Profiler, quality and comparison write these records; report reads them; they meet nowhere
 else. Seconds and bytes only; formatted at the edge. Every number carries its ``Kind``.
@@ -9,17 +9,14 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
-import math
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from edgekit.errors import UsageError
+from edgekit.typed_values import WrongValuesError, from_plain
 
 SCHEMA_VERSION: Final = 1
-_MAX_DEPTH: Final = 32
 
 
 class Kind(enum.Enum):
@@ -315,54 +312,8 @@ def from_data(cls: type[_T], data: Any) -> _T:
         UsageError: A field is absent, unknown, or of another type.
     """
     try:
-        return typing.cast(_T, _build(cls, data))
-    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        return from_plain(cls, data)
+    except WrongValuesError as error:
         raise UsageError(
             f"not a {cls.__name__} record", got=str(error), do="Write it again with this edgekit."
         ) from error
-
-
-def _build(hint: Any, data: Any) -> Any:
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        if data is None:
-            return None
-        inner = [a for a in typing.get_args(hint) if a is not type(None)]
-        return _build(inner[0], data)
-    if origin is tuple:
-        if not isinstance(data, list | tuple):
-            raise TypeError(f"{data!r} is not a list")
-        return tuple(_build(typing.get_args(hint)[0], v) for v in data)
-    if origin is not None or hint is Any:
-        if origin is not None and not isinstance(data, Mapping):
-            raise TypeError(f"{data!r} is not an object")
-        _check_json(data, _MAX_DEPTH)
-        return data
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return hint(data)
-    if dataclasses.is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
-        known = {f.name for f in dataclasses.fields(hint)}
-        unknown = sorted(set(data) - known)
-        if unknown:
-            raise ValueError(f"unknown fields {unknown}")
-        return typing.cast(Any, hint)(**{k: _build(hints[k], v) for k, v in data.items()})
-    if hint is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
-    if not isinstance(data, hint) or (isinstance(data, bool) and hint is not bool):
-        raise TypeError(f"{data!r} is not {hint.__name__}")
-    if isinstance(data, float) and not math.isfinite(data):
-        raise ValueError(f"{data} is no result")
-    return data
-
-
-def _check_json(value: Any, depth: int) -> None:
-    """Refuse what ``to_json`` could not write again."""
-    if depth == 0:
-        raise ValueError("nested too deep")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} is no result")
-    inner = value.values() if isinstance(value, Mapping) else value
-    if isinstance(value, Mapping | list | tuple):
-        for item in inner:
-            _check_json(item, depth - 1)

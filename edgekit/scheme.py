@@ -1,4 +1,4 @@
-"""Answer one question: how are the numbers of a tensor stored?
+"""Schemes: how the numbers of a tensor are stored.
 
 A scheme is ``fp32``, ``fp16``, or integer codes on the common grid: symmetric, zero point in
 the middle (8 of 16, 128 of 256), one scale per ``group`` values along the input dimension.

@@ -1,4 +1,4 @@
-"""Answer one question: how is a JSON object read from a file that nobody vouches for?
+"""Strict reading of JSON objects from files that nobody vouches for.
 
 Stricter than ``json.loads``: a key may stand only once, NaN, infinity and numbers that would
 become infinite are refused, so is half of a surrogate pair, which no file can hold as UTF-8, and
@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from edgekit.errors import CheckpointError, FormatError, MissingFileError
 from edgekit.files import NotTrustedError, read_inside
@@ -38,7 +38,7 @@ def parse_object(data: bytes, where: str, *, allows_surrogates: bool = False) ->
         value = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_unique,
-            parse_constant=_refuse_constant,
+            parse_constant=refuse_constant,
             parse_float=_finite,
             # Only where it may be needed: a call for each integer is slow.
             parse_int=_integer if b"-0" in data else None,
@@ -90,7 +90,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _refuse_constant(name: str) -> float:
+def refuse_constant(name: str) -> NoReturn:
+    """Refuse NaN and infinity, which Python's JSON reader takes and JSON does not have."""
     raise ValueError(f"{name} is not JSON")
 
 

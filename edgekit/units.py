@@ -1,4 +1,4 @@
-"""Answer one question: how are bytes, seconds and rates written for a person?
+"""Bytes, seconds and rates, written for a person.
 
 Records keep bytes and seconds; only the edge formats them with these functions.
 """

@@ -2,9 +2,10 @@
 
     PYTHONPATH=. python scripts/golden_prequantized.py
 
-Needs torch, compressed-tensors and bitsandbytes beside the development packages. Each file of
-tests/golden/prequantized/ holds the tensors that a library stores for the matrix ``m.weight``,
-what the library reads them as (``wanted``, float32), and the quantization_config in its metadata.
+Needs torch, compressed-tensors, bitsandbytes, hqq, torchao and optimum-quanto beside the
+development packages. Each file of tests/golden/prequantized/ holds the tensors that a library
+stores for the matrix ``m.weight``, what the library reads them as (``wanted``, float32), and the
+quantization_config in its metadata.
 """
 
 import json
@@ -14,9 +15,13 @@ from typing import Any
 import bitsandbytes
 import compressed_tensors
 import torch
+import torchao.quantization
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+from optimum import quanto
 from safetensors.torch import save_file
+from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
 OUT = Path(__file__).resolve().parent.parent / "tests" / "golden" / "prequantized"
 SHAPE = (24, 96)
@@ -34,6 +39,10 @@ def main() -> None:
         for is_nested in (False, True):
             write_four_bits(kind, is_nested)
     write_eight_bits()
+    for bits, axis in ((1, 1), (2, 1), (3, 1), (3, 0), (4, 1), (4, 0), (8, 1)):
+        write_hqq(bits, axis)
+    write_torchao()
+    write_quanto()
 
 
 def _integers(bits: int, **more: Any) -> dict[str, Any]:
@@ -183,12 +192,51 @@ def write_eight_bits() -> None:
     save("bitsandbytes-int8", stored, wanted, config)
 
 
+def write_hqq(bits: int, axis: int) -> None:
+    """Quantize a matrix by HQQ, with groups along its rows (axis 1) or across them (axis 0)."""
+    linear = torch.nn.Linear(SHAPE[1], SHAPE[0], bias=False)
+    how = BaseQuantizeConfig(nbits=bits, group_size=GROUP, axis=axis)
+    layer = HQQLinear(linear, how, compute_dtype=torch.float32, device="cpu")
+    stored = {f"m.{key}": value.detach().clone() for key, value in layer.state_dict().items()}
+    config = {"quant_method": "hqq", "quant_config": how, "skip_modules": ["lm_head"]}
+    save(f"hqq-int{bits}-axis{axis}", stored, layer.dequantize(), config)
+
+
+def write_torchao() -> None:
+    """Quantize a matrix by torchao's schemes that run without a GPU."""
+    schemes = {
+        "int8": torchao.quantization.Int8WeightOnlyConfig(version=2),
+        "int4-unpacked": torchao.quantization.IntxWeightOnlyConfig(
+            weight_dtype=torch.int4, granularity=torchao.quantization.PerGroup(GROUP)
+        ),
+        "fp8": torchao.quantization.Float8WeightOnlyConfig(),
+    }
+    for name, scheme in schemes.items():
+        module = torch.nn.Linear(SHAPE[1], SHAPE[0], bias=False)
+        torchao.quantization.quantize_(module, scheme)
+        stored, _ = flatten_tensor_state_dict({"m.weight": module.weight})
+        config = {"quant_method": "torchao", "quant_type": {"default": {"_type": name}}}
+        save(f"torchao-{name}", stored, module.weight.dequantize(), config)
+
+
+def write_quanto() -> None:
+    """Quantize a matrix by quanto to 8 bits."""
+    for kind in (quanto.qint8, quanto.qfloat8):
+        model = torch.nn.Sequential()
+        model.add_module("m", torch.nn.Linear(SHAPE[1], SHAPE[0], bias=False))
+        quanto.quantize(model, weights=kind)
+        quanto.freeze(model)
+        config = {"quant_method": "quanto", "weights": kind.name, "activations": None}
+        name = "int8" if kind is quanto.qint8 else "fp8"
+        save(f"quanto-{name}", model.state_dict(), model.m.weight.dequantize(), config)
+
+
 def save(
     name: str, stored: dict[str, torch.Tensor], wanted: torch.Tensor, config: dict[str, Any]
 ) -> None:
     """Write one file."""
-    tensors = {key: value.contiguous() for key, value in stored.items()}
-    tensors["wanted"] = wanted.float().contiguous()
+    tensors = {key: value.detach().contiguous() for key, value in stored.items()}
+    tensors["wanted"] = wanted.detach().float().contiguous()
     save_file(tensors, OUT / f"{name}.safetensors", metadata={"config": json.dumps(config)})
 
 

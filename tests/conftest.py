@@ -8,21 +8,25 @@ from __future__ import annotations
 import ipaddress
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
+import huggingface_hub.file_download
 import pytest
 from hypothesis import HealthCheck, settings
 
 import edgekit
 from edgekit.artifact import Artifact
 from edgekit.export.optimum_env import OptimumEnvironment, open_environment
-from edgekit.hub import download
 from edgekit.paths import models_dir
 from edgekit.pipeline.export_optimum import export_via_optimum
 from tests.builders import write_tiny_checkpoint
 from tests.cli.cli import Edgekit, make_edgekit
 from tests.foreign_models import write_foreign_checkpoint
+from tests.hub.hub_case import CHUNK_BYTES
 from tests.hub.hub_server import add_what_nobody_wants, serve
 
 # A busy machine is no reason to fail: time is never asserted.
@@ -126,7 +130,9 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(download, "_RETRY_S", 0.0)
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", CHUNK_BYTES)
+    impatient = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    monkeypatch.setattr(huggingface_hub.file_download, "time", impatient)
     with serve(folder) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         yield server

@@ -31,5 +31,10 @@ def values_of(hint):
         return st.builds(
             hint, **{f.name: values_of(hints[f.name]) for f in dataclasses.fields(hint)}
         )
-    plain = {int: st.integers(), float: FINITE, str: TEXT, bool: st.booleans()}
+    plain = {
+        int: st.integers(-(1 << 63) + 1, (1 << 63) - 1),
+        float: FINITE,
+        str: TEXT,
+        bool: st.booleans(),
+    }
     return plain[hint] if hint in plain else st.sampled_from(hint)

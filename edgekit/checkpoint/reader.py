@@ -15,14 +15,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
-from edgekit.checkpoint.adapter_folder import refuse_adapter_folder
+from edgekit.checkpoint.adapter import Adapter, refuse_adapter_folder
 from edgekit.checkpoint.config import RawConfig
-from edgekit.checkpoint.prequantized.method import join_parts
+from edgekit.checkpoint.prequantized.method import join_parts, read_beside
 from edgekit.checkpoint.repository import model_name, resolve_model
 from edgekit.errors import CheckpointError, FormatError, MissingFileError
 from edgekit.files import is_inside
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsTensor
-from edgekit.hub.download import Progress, ignore_progress
 from edgekit.model_files import (
     ADAPTER_WEIGHTS_NAMES,
     ASSET_NAMES,
@@ -30,6 +29,7 @@ from edgekit.model_files import (
     choose_weight_files,
     read_weight_map,
 )
+from edgekit.progress import Progress, ignore_progress
 from edgekit.tensors import LazyTensor
 from edgekit.text.files import TextFiles
 
@@ -46,9 +46,11 @@ class Checkpoint:
         assets: Config, tokenizer and template files that exist, by file name.
         has_weights: Whether the tensors can be read, and not only listed.
         notes: What is left out, ignored or changed while reading, one sentence each, for the user.
+        adapter: The adapter that is to be merged into the weights, or None.
     """
 
     has_weights = True
+    adapter: Adapter | None = None
 
     def __init__(self, model: str | Path, folder: Path) -> None:
         """Open the folder of a model; see ``open_checkpoint``."""
@@ -56,6 +58,7 @@ class Checkpoint:
         self.notes: list[str] = []
         self.name = model_name(model, self.folder)
         self.origin = str(model)
+        _refuse_lost_links(self.folder)
         require_config(self.folder)
         self.config = RawConfig.open(self.folder / CONFIG_NAME)
         self.assets: Mapping[str, Path] = MappingProxyType(
@@ -65,15 +68,22 @@ class Checkpoint:
         self._files = ExitStack()
         try:
             self.tensors: Mapping[str, SafetensorsTensor] = MappingProxyType(self._open_tensors())
-            self._note_adapter()
         except BaseException:
             self.close()
             raise
+
+    def fetch_text(self) -> None:
+        """Bring tokenizer and chat template to this disk; those of a folder are here."""
 
     @property
     def text_files(self) -> TextFiles:
         """The tokenizer, chat template and generation files of the model."""
         return TextFiles.of_folder(self.folder)
+
+    @property
+    def adapter_files(self) -> tuple[str, ...]:
+        """Weight files of adapters that lie beside the model."""
+        return tuple(name for name in ADAPTER_WEIGHTS_NAMES if name in self._file_names())
 
     @property
     def weights_bytes(self) -> int:
@@ -94,7 +104,13 @@ class Checkpoint:
         Raises:
             CheckpointError: Parts are missing or do not fit together or the config.
         """
-        return join_parts(self.tensors, self.config, reads=self.has_weights, notes=self.notes)
+        return join_parts(
+            self.tensors,
+            self.config,
+            reads=self.has_weights,
+            notes=self.notes,
+            section_beside=read_beside(self.folder),
+        )
 
     def sha256(self) -> str:
         """Hash config.json as stored and every tensor; the same however the file is sharded."""
@@ -176,14 +192,23 @@ class Checkpoint:
                 do=error.do or "Download the model again.",
             ) from error
 
-    def _note_adapter(self) -> None:
-        """Say that an adapter lies beside the weights: nobody can tell whether it is in them."""
-        beside = [name for name in ADAPTER_WEIGHTS_NAMES if name in self._file_names()]
-        if beside:
-            self.notes.append(
-                f"{' and '.join(beside)} lies beside the weights and was not merged into them; "
-                f"if the weights are those of the base model: --adapter {self.folder}"
-            )
+
+def _refuse_lost_links(folder: Path) -> None:
+    """Refuse links to files that are gone, as a copied snapshot of a cache consists of.
+
+    Raises:
+        MissingFileError: There are some; all are named.
+    """
+    lost = [path for path in sorted(folder.iterdir()) if path.is_symlink() and not path.exists()]
+    wanted = [p for p in lost if p.name in ASSET_NAMES or p.suffix == ".safetensors"]
+    if wanted:
+        first = wanted[0]
+        raise MissingFileError(
+            f"{folder}: links to files that are not there",
+            got=", ".join(path.name for path in wanted[:8]),
+            wanted=f"the files themselves; {first.name} leads to {first.readlink()}",
+            do="Copy the folder with what its links lead to (cp -rL), or download it again.",
+        )
 
 
 def require_config(folder: Path) -> None:

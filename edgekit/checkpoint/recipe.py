@@ -1,4 +1,4 @@
-"""Answer one question: which real models are known by name, and what is known of each?
+"""Recipes: the real models that are known by name, and what is known of each.
 
 One TOML file per model under ``models/``. What it says was taken from the model's card and is
 only shown; the checkpoint's own config decides.
@@ -7,20 +7,45 @@ only shown; the checkpoint's own config decides.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from edgekit.errors import CheckpointError
 from edgekit.text.chat import ChatTemplate
 from edgekit.text.files import TextFiles
 from edgekit.text.tokenizer import Tokenizer
+from edgekit.typed_values import WrongValuesError, from_plain
 
-_KINDS: Final[Mapping[str, type]] = {
-    "str": str, "bool": bool, "int": int, "float": float, "Golden": object,
-    "Package | None": object,
-}  # fmt: skip
+
+@dataclass(frozen=True, slots=True)
+class GoldenText:
+    """A text and its token ids, without a begin token."""
+
+    text: str
+    ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_ids(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenMessage:
+    """One message of a chat."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenChat:
+    """Messages, and the token ids of the prompt that asks for an answer."""
+
+    messages: tuple[GoldenMessage, ...]
+    ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_ids(self.ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +55,22 @@ class Golden:
     Attributes:
         status: ``produced``, or why there are none.
         source: Program, version and file that gave the ids; empty where there are none.
-        texts: Texts and their ids, without a begin token.
-        chat: Messages, and the ids of the prompt that asks for an answer.
+        texts: Texts with their ids.
+        chat: A chat with its ids.
     """
 
     status: str
     source: str = ""
-    texts: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    chat: tuple[tuple[Mapping[str, str], ...], tuple[int, ...]] | None = None
+    texts: tuple[GoldenText, ...] = ()
+    chat: GoldenChat | None = None
+
+    def __post_init__(self) -> None:
+        has_ids = bool(self.texts)
+        if has_ids != (self.status == "produced") or has_ids != bool(self.source):
+            raise ValueError(
+                'status = "produced" with source, texts and perhaps chat; or a status that says '
+                "why there are none"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,78 +141,17 @@ def read_recipe(path: Path) -> Recipe:
         data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read", got=str(error), wanted="TOML") from error
-    values = {**data, "name": path.stem}
-    if "golden" in data:
-        values["golden"] = _golden(data["golden"], path)
-    values["package"] = _package(data.get("package"), path)
-    wanted = {field.name: _KINDS[str(field.type)] for field in fields(Recipe)}
-    odd = sorted(values.keys() ^ wanted.keys())
-    odd += [
-        key
-        for key, kind in wanted.items()
-        if key in values and kind is not object and type(values[key]) is not kind
-    ]
-    if odd:
-        raise CheckpointError(
-            f"{path}: keys",
-            got=", ".join(odd),
-            wanted=", ".join(wanted),
-            do="Compare with another.",
-        )
-    return Recipe(**values)
-
-
-def _package(section: Any, path: Path) -> Package | None:
-    if section is None:
-        return None
-    if not isinstance(section, dict) or {k: type(v) for k, v in section.items()} != {
-        "name": str,
-        "file": str,
-    }:
-        raise CheckpointError(f"{path}: package", wanted="name and file, both texts")
-    return Package(**section)
-
-
-def _golden(section: Any, path: Path) -> Golden:
-    """Read the golden section: a status, and ids with their source where there are any."""
     try:
-        chat = section.get("chat")
-        golden = Golden(
-            status=_text(section["status"]),
-            source=_text(section.get("source", "")),
-            texts=tuple((_text(e["text"]), _ids(e["ids"])) for e in section.get("texts", ())),
-            chat=None if chat is None else (_messages(chat["messages"]), _ids(chat["ids"])),
-        )
-        if section.keys() - {"status", "source", "texts", "chat"}:
-            raise ValueError(f"keys {', '.join(section)}")
-        has_ids = bool(golden.texts)
-        if has_ids != (golden.status == "produced") or has_ids != bool(golden.source):
-            raise ValueError(f"status {golden.status!r} with {len(golden.texts)} texts")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return from_plain(Recipe, {**data, "name": path.stem})
+    except WrongValuesError as error:
         raise CheckpointError(
-            f"{path}: golden",
-            got=f"{type(error).__name__}: {error}",
-            wanted='status = "produced" with source, texts and perhaps chat; or a status that '
-            "says why there are none",
-            do="Compare with another.",
+            f"{path} is not a recipe", got=error, do="Compare with another."
         ) from error
-    return golden
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
-
-
-def _ids(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or any(type(i) is not int or i < 0 for i in value) or not value:
-        raise TypeError(f"{value!r} are no token ids")
-    return tuple(value)
-
-
-def _messages(value: Any) -> tuple[Mapping[str, str], ...]:
-    return tuple({"role": _text(m["role"]), "content": _text(m["content"])} for m in value)
+def _check_ids(ids: tuple[int, ...]) -> None:
+    if not ids or min(ids) < 0:
+        raise ValueError("token ids, at least one")
 
 
 def check_golden(recipe: Recipe, source: str | Path | TextFiles) -> None:
@@ -196,13 +168,13 @@ def check_golden(recipe: Recipe, source: str | Path | TextFiles) -> None:
     tokenizer = Tokenizer.open(files) if golden.texts or golden.chat else None
     if tokenizer is None:
         return
-    for text, ids in golden.texts:
-        found = tokenizer.encode(text, allow_special=False)
-        _compare(recipe, files.where, repr(text), found, ids)
+    for item in golden.texts:
+        found = tokenizer.encode(item.text, allow_special=False)
+        _compare(recipe, files.where, repr(item.text), found, item.ids)
     if golden.chat is not None:
-        messages, ids = golden.chat
+        messages = [asdict(message) for message in golden.chat.messages]
         found = ChatTemplate.open(files).encode(messages, tokenizer)
-        _compare(recipe, files.where, "the chat", found, ids)
+        _compare(recipe, files.where, "the chat", found, golden.chat.ids)
 
 
 def _compare(

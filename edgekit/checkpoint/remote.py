@@ -63,7 +63,7 @@ class HubCheckpoint(Checkpoint):
 
     def __init__(self, model: str | Path, source: Source) -> None:
         """Fetch config and headers; see ``open_headers``."""
-        self._fetch = Fetch.open(source)
+        self._fetch = Fetch(source)
         with self._fetch.writing():
             self._fetch.fetch(self._fetch.listing.small_files())
         super().__init__(model, self._fetch.folder)
@@ -89,9 +89,9 @@ class HubCheckpoint(Checkpoint):
         where = Path(f"{hub.source}/{name}")
         if file.n_bytes < _LENGTH_BYTES:
             raise hub.nonsense(path, f"size {file.n_bytes}", f"at least {_LENGTH_BYTES} bytes")
-        first = hub.read(path, max_bytes=_LENGTH_BYTES, stop=_LENGTH_BYTES)
+        first = hub.read_part(path, 0, _LENGTH_BYTES)
         end = header_end(first, file.n_bytes, where)
-        header = hub.read(path, max_bytes=end, start=_LENGTH_BYTES, stop=end)
+        header = hub.read_part(path, _LENGTH_BYTES, end)
         return RemoteFile(where, header, file.n_bytes)
 
 

@@ -1,4 +1,4 @@
-"""Answer one question: which folder does the user mean by a model name?
+"""Model names: from what the user typed to a folder or a repository on the Hub.
 
 A folder, a name under ``models/`` (a bundled model, or a recipe that names a repository), or a
 Hugging Face Hub id (``owner/name`` or ``owner/name@revision``), in that order. It must not read
@@ -17,10 +17,11 @@ from typing import Final
 
 from edgekit.checkpoint.recipe import Recipe, recipes
 from edgekit.errors import CheckpointError
-from edgekit.hub.download import Progress, download, ignore_progress
+from edgekit.hub.download import download
 from edgekit.hub.http import HubUnavailableError, Source
 from edgekit.model_files import CONFIG_NAME
 from edgekit.paths import models_dir, packaged_file
+from edgekit.progress import Progress, ignore_progress
 
 _HUB_ID: Final = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(?P<revision>[\w./-]{1,200}))?",

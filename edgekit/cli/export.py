@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgekit.cli.options import IgnoreKeysOpt, JsonOpt, ModelArg
+from edgekit.cli.options import AdapterOpt, IgnoreKeysOpt, JsonOpt, ModelArg
 from edgekit.cli.output import Output
 
 
@@ -43,6 +43,7 @@ def command(
             "--via", help="edgekit, or optimum: any architecture it knows, as float ONNX."
         ),
     ] = "edgekit",
+    adapter: AdapterOpt = None,
     ignore_config_keys: IgnoreKeysOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -68,6 +69,7 @@ def command(
             context_length=context_length,
             method=method,
             ignore_config_keys=ignore_config_keys or (),
+            adapter=adapter,
             tell=output.message,
             progress=progress,
         )

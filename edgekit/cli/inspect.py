@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgekit.cli.options import IgnoreKeysOpt, JsonOpt, ModelArg
+from edgekit.cli.options import AdapterOpt, IgnoreKeysOpt, JsonOpt, ModelArg
 from edgekit.cli.output import Output
 from edgekit.decision import Accepted
 
@@ -31,6 +31,7 @@ def command(
             help="Measure this machine again, or never; default once, for the export times.",
         ),
     ] = None,
+    adapter: AdapterOpt = None,
     ignore_config_keys: IgnoreKeysOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -56,7 +57,7 @@ def command(
         with output.progress() as progress:
             return machine_rates(is_fresh=bool(is_measuring), progress=progress)
 
-    found = inspect(model, find_rates, ignore_config_keys=ignore_config_keys or ())
+    found = inspect(model, find_rates, ignore_config_keys=ignore_config_keys or (), adapter=adapter)
     summary = found.summary
     rows = [
         ("model type", summary.model_type),
@@ -79,6 +80,8 @@ def command(
             (f"KV cache per 1,000 tokens, {t}", format_bytes(1000 * n))
             for t, n in summary.kv_bytes_per_token.items()
         ],
+        *[("note", note) for note in summary.notes],
+        ("end tokens", _ends(summary)),
         ("licence", summary.license or "not stated"),
         *[
             (f"in {form.value}", line)
@@ -172,6 +175,14 @@ def _positions(held: ContextRange) -> str:
     if held.default == held.longest:
         return f"{held.default:,}"
     return f"{held.default:,} by default, up to {held.longest:,} with --context"
+
+
+def _ends(summary: ModelSummary) -> str:
+    shown = [
+        f"{end.id} {end.text!r} ({', '.join(end.origins)})" if end.text else str(end.id)
+        for end in summary.end_tokens
+    ]
+    return "; ".join(shown) or "none"
 
 
 def _window(summary: ModelSummary) -> str:

@@ -28,6 +28,14 @@ EngineOpt: TypeAlias = Annotated[
 ThreadsOpt: TypeAlias = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads; default the profile's figure.")
 ]
+AdapterOpt: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--adapter",
+        metavar="DIR",
+        help="Folder of a LoRA adapter (PEFT or mlx-lm) to merge into MODEL.",
+    ),
+]
 IgnoreKeysOpt: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(

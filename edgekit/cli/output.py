@@ -11,16 +11,16 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from edgekit.errors import EdgekitError, NoFitError
 from edgekit.lazy import require
+from edgekit.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-Progress: TypeAlias = Callable[[str, int, int], None]
 
 
 class Output:

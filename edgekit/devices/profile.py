@@ -12,13 +12,13 @@ import enum
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Generic, TypeVar, cast
+from typing import Final, Generic, TypeVar
 
 from edgekit.artifact import Format
-from edgekit.devices.typed_toml import Problem, build
 from edgekit.errors import ProfileError
 from edgekit.files import open_plain, read_capped
 from edgekit.paths import device_profiles_dir
+from edgekit.typed_values import Problem, WrongValuesError, from_plain
 
 HOST_ID: Final = "host"
 MAX_PROFILE_BYTES: Final = 1 << 20
@@ -252,17 +252,18 @@ def parse_profile(text: str, *, where: str) -> DeviceProfile:
             wanted="a device profile in TOML",
             do="See device_profiles/raspberry-pi-5.toml for the form.",
         ) from error
-    problems: list[Problem] = []
-    profile = build(DeviceProfile, data, problems)
-    if not problems:
-        problems += _contradictions(profile)
-    if problems:
+    try:
+        profile = from_plain(DeviceProfile, data, is_for_terminal=True)
+        problems = _contradictions(profile)
+        if problems:
+            raise WrongValuesError(problems)
+    except WrongValuesError as error:
         raise ProfileError(
             f"{where} is not a device profile",
-            got="; ".join(str(problem) for problem in problems),
+            got=error,
             do="See device_profiles/raspberry-pi-5.toml for the form.",
-        )
-    return cast(DeviceProfile, profile)
+        ) from error
+    return profile
 
 
 def _contradictions(profile: DeviceProfile) -> list[Problem]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from edgekit.artifact import Artifact, Format
 from edgekit.decision import Decision
 from edgekit.export.context import ContextRange
 from edgekit.families.spec import DecoderSpec
-from edgekit.quantize.model import ModelTensor, QuantizedModel
+from edgekit.progress import Progress
+from edgekit.quantize.model import ModelOutline, ModelTensor, QuantizedModel
 from edgekit.scheme import Scheme
-
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called as ``progress(what, n_done, n_total)``; must return quickly and never raise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
-class Footprint:
+class SizeEstimate:
     """What an export will take, known before any weight is read.
 
     Attributes:
@@ -74,7 +72,7 @@ class Exporter(Protocol):
         """Say before any work how many positions an artifact of a supported model can hold."""
         ...
 
-    def predict(self, model: QuantizedModel, options: ExportOptions) -> Footprint:
+    def predict(self, model: ModelOutline, options: ExportOptions) -> SizeEstimate:
         """Say what ``write`` will take; reads no tensor.
 
         Tolerance: disk within 1 % beyond 20 MB of weights; the graph is estimated per layer.
@@ -102,7 +100,3 @@ class Exporter(Protocol):
             FormatError: The files are not what this exporter writes.
         """
         ...
-
-
-def ignore_progress(what: str, n_done: int, n_total: int) -> None:
-    """The progress callback of callers who do not watch."""

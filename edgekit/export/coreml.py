@@ -19,7 +19,7 @@ from typing import Any, Final
 from edgekit.artifact import Artifact, Format, TensorEntry
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.errors import ExportError
-from edgekit.export.base import ExportOptions, Footprint, Progress, Written
+from edgekit.export.base import ExportOptions, SizeEstimate, Written
 from edgekit.export.context import ContextRange, usual_length
 from edgekit.export.coreml_graph import build_graph
 from edgekit.export.coreml_lint import lint_package
@@ -35,8 +35,9 @@ from edgekit.formats.mlpackage import (
     PACKAGE_NAME,
     VALUE_CACHE,
 )
-from edgekit.quantize.footprint import largest_handled_bytes
-from edgekit.quantize.model import ModelTensor, QuantizedModel, combine_hashes
+from edgekit.progress import Progress
+from edgekit.quantize.memory_estimate import largest_handled_bytes
+from edgekit.quantize.model import ModelOutline, ModelTensor, QuantizedModel, combine_hashes
 from edgekit.scheme import FP32, Scheme
 
 _GRAPH_LAYER_BYTES: Final = 20 << 10
@@ -96,12 +97,12 @@ class CoremlExporter:
         is_cut = longest < spec.context_length
         return ContextRange(usual_length(spec, longest), longest, _LONGER if is_cut else "")
 
-    def predict(self, model: QuantizedModel, options: ExportOptions) -> Footprint:
+    def predict(self, model: ModelOutline, options: ExportOptions) -> SizeEstimate:
         """Say what ``write`` will take; reads no tensor."""
         spec = model.spec
         tables = position_bytes(spec, self._n_positions(spec, options))
         weights = sum(_stored_bytes(entry) for entry in model.entries)
-        return Footprint(
+        return SizeEstimate(
             weights + tables + spec.n_layers * _GRAPH_LAYER_BYTES,
             tables + largest_handled_bytes(model.entries),
         )

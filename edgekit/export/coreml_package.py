@@ -15,7 +15,6 @@ import numpy as np
 
 from edgekit.dtypes import F32Array
 from edgekit.errors import ExportError, FormatError
-from edgekit.export.base import Progress
 from edgekit.export.coreml_graph import Graph
 from edgekit.export.coreml_weights import Slot
 from edgekit.formats.mil_blob import BlobWriter
@@ -26,6 +25,7 @@ from edgekit.formats.mlpackage import (
     spec_path,
     weights_path,
 )
+from edgekit.progress import Progress
 from edgekit.quantize.model import ModelTensor, QuantizedModel, QuantizedTensor
 
 SPECIFICATION_VERSION: Final = 9  # iOS 18, macOS 15

@@ -23,25 +23,32 @@ from edgekit.artifact import Artifact, Format
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.dtypes import DType
 from edgekit.errors import ExportError, FormatError
-from edgekit.export.base import ExportOptions, Footprint, Progress, Written
+from edgekit.export.base import ExportOptions, SizeEstimate, Written
 from edgekit.export.context import ContextRange
 from edgekit.export.mlx_arrays import SCALE_BYTES, plan_slots
 from edgekit.export.mlx_config import (
     CONFIG_NAME,
     TORCH_DTYPES,
     TORCH_NAMES,
-    make_config,
     read_config,
     write_config,
 )
-from edgekit.export.mlx_models import MODEL_FILES, Choice, ModelFile, choose_file, why_shorter
+from edgekit.export.mlx_models import (
+    MODEL_FILES,
+    Choice,
+    ModelFile,
+    choose_file,
+    make_config,
+    why_shorter,
+)
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.floats import to_float32
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter, file_bytes
 from edgekit.lazy import require
-from edgekit.quantize.footprint import largest_handled_bytes
-from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedModel
-from edgekit.quantize.slabs import slab_rows
+from edgekit.progress import Progress
+from edgekit.quantize.memory_estimate import largest_handled_bytes
+from edgekit.quantize.model import FloatTensor, ModelOutline, ModelTensor, QuantizedModel
+from edgekit.quantize.row_blocks import row_blocks
 from edgekit.scheme import Scheme
 
 WEIGHTS_NAME: Final = "model.safetensors"
@@ -71,7 +78,7 @@ class MlxExporter:
             reason = f"mlx-lm is wrong beyond: {why_shorter(spec, choice.file, longest)}"
         return ContextRange(longest, longest, reason)
 
-    def predict(self, model: QuantizedModel, options: ExportOptions) -> Footprint:
+    def predict(self, model: ModelOutline, options: ExportOptions) -> SizeEstimate:
         """Say what ``write`` will take; reads no tensor.
 
         Raises:
@@ -82,7 +89,7 @@ class MlxExporter:
         dtype = _float_dtype(model)
         slots = plan_slots(choice.file, model.entries)
         infos = [info for slot in slots for info in slot.declare(dtype)]
-        return Footprint(
+        return SizeEstimate(
             file_bytes(infos, metadata=_METADATA),
             largest_handled_bytes(model.entries, scale_bytes=SCALE_BYTES),
         )
@@ -163,7 +170,7 @@ def _file_of(config: Mapping[str, Any], folder: Path) -> ModelFile:
     return MODEL_FILES[name]
 
 
-def _float_dtype(model: QuantizedModel) -> DType:
+def _float_dtype(model: ModelOutline) -> DType:
     """Choose the one float type of the artifact."""
     if not model.scheme.is_quantized:
         return DType.FP32 if model.scheme.bits == 32 else DType.FP16
@@ -186,7 +193,7 @@ def _count_rounded(tensors: list[ModelTensor], array: NDArray[Any], dtype: DType
             stored = array[first : first + tensor.shape[0]]
             n_rounded += not all(
                 np.array_equal(to_float32(stored[part], dtype), tensor.values[part])
-                for part in slab_rows(tensor.shape)
+                for part in row_blocks(tensor.shape)
             )
             first += tensor.shape[0]
     return n_rounded

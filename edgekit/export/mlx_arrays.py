@@ -19,11 +19,11 @@ from edgekit.dtypes import DTYPES, Bits, DType, F32Array
 from edgekit.errors import ExportError, FormatError
 from edgekit.export.mlx_config import CONFIG_NAME, quantization_of
 from edgekit.export.mlx_models import AttentionBias, ModelFile
-from edgekit.formats.floats import to_float32
+from edgekit.formats.floats import to_bf16, to_float32
 from edgekit.formats.packing import unpack_codes
 from edgekit.lazy import require
 from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor
-from edgekit.quantize.slabs import slab_rows
+from edgekit.quantize.row_blocks import row_blocks
 from edgekit.scheme import Scheme
 from edgekit.tensors import TensorInfo
 
@@ -143,10 +143,8 @@ def narrow(values: F32Array, dtype: DType) -> NDArray[Any]:
         with np.errstate(over="ignore"):
             return values.astype(DTYPES[dtype].numpy, copy=False)
     bits: NDArray[Any] = np.empty(values.shape, "<u2")
-    for part in slab_rows(values.shape):
-        words = np.ascontiguousarray(values[part], dtype="<f4").view("<u4")
-        # Adding 0x7FFF plus the last kept bit carries exactly when the cut half rounds up.
-        bits[part] = (words + 0x7FFF + ((words >> 16) & 1)) >> 16
+    for part in row_blocks(values.shape):
+        bits[part] = to_bf16(values[part])
     return bits
 
 
@@ -194,7 +192,7 @@ def _narrow_exactly(tensor: QuantizedTensor, factor: int, dtype: DType) -> NDArr
     bits = narrow(values, dtype)
     if not all(
         np.array_equal(to_float32(bits[part], dtype), values[part])
-        for part in slab_rows(values.shape)
+        for part in row_blocks(values.shape)
     ):
         raise ExportError(
             f"{tensor.name}: a scale is not exact in {dtype.value}",

@@ -1,4 +1,4 @@
-"""Answer one question: which of mlx-lm's model files computes exactly this decoder?
+"""Which of mlx-lm's model files computes exactly a decoder, and what it is told.
 
 One entry per ``model_type``: the modules that hold its weights, the features that the file knows,
 the config keys it reads. The spec says everything about a decoder, so a decoder that its own file
@@ -15,13 +15,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
+from edgekit.artifact import TensorEntry
 from edgekit.decision import Rejected
+from edgekit.dtypes import DType
 from edgekit.errors import FormatError
-from edgekit.export import mlx_keys
+from edgekit.export import mlx_config
 from edgekit.families.rope_spec import Llama3Scaling, LongRopeScaling, RopeSpec, YarnScaling
 from edgekit.families.spec import Activation, DecoderSpec, LayerAttention, NormPlacement, QkNorm
 from edgekit.scheme import FP32, Scheme
@@ -131,7 +133,7 @@ class ModelFile:
     model_type: str
     architecture: str
     path: str = "llama.py"
-    keys: Callable[[DecoderSpec, int], mlx_keys.Keys] = mlx_keys.llama_keys
+    keys: Callable[[DecoderSpec, int], mlx_config.Keys] = mlx_config.llama_keys
     matrices: Mapping[str, str] | None = None
     norm_placement: NormPlacement = NormPlacement.BEFORE
     norm_offset: float = 0.0
@@ -268,7 +270,7 @@ class ModelFile:
             yield "some layers slide and some see everything"
         local = [layer.rope for layer in layers if layer.window]
         if self.windows is Windows.PATTERN:
-            if mlx_keys.sliding_pattern(spec) is None:
+            if mlx_config.sliding_pattern(spec) is None:
                 yield "layers slide by sliding_window_pattern, every n-th of them not"
             if any(rope is not None and rope != RopeSpec(rope.theta) for rope in local):
                 yield "sliding layers have rope_local_base_freq and no scaling"
@@ -322,7 +324,7 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
             model_type="smollm3",
             architecture="SmolLM3ForCausalLM",
             path="smollm3.py",
-            keys=mlx_keys.smollm3_keys,
+            keys=mlx_config.smollm3_keys,
             no_rope=NoRope.ANY,
         ),
         replace(
@@ -330,7 +332,7 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
             model_type="ministral3",
             architecture="Ministral3ForCausalLM",
             path="ministral3.py",
-            keys=mlx_keys.ministral3_keys,
+            keys=mlx_config.ministral3_keys,
             windows=Windows.LAYER_TYPES,
             has_query_scaling=True,
         ),
@@ -354,7 +356,7 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
             model_type="gemma3_text",
             architecture="Gemma3ForCausalLM",
             path="gemma3_text.py",
-            keys=mlx_keys.gemma3_keys,
+            keys=mlx_config.gemma3_keys,
             norm_placement=NormPlacement.BOTH,
             norm_offset=1.0,
             qk_norm=QkNorm.HEAD,
@@ -380,7 +382,7 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
             model_type="gemma2",
             architecture="Gemma2ForCausalLM",
             path="gemma2.py",
-            keys=mlx_keys.gemma2_keys,
+            keys=mlx_config.gemma2_keys,
             norm_placement=NormPlacement.BOTH,
             norm_offset=1.0,
             activation=Activation.GELU_TANH,
@@ -395,7 +397,7 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
             model_type="phi3",
             architecture="Phi3ForCausalLM",
             path="phi3.py",
-            keys=mlx_keys.phi3_keys,
+            keys=mlx_config.phi3_keys,
             matrices=_FUSED,
             has_head_dim=False,
             ropes=(LongRopeScaling,),
@@ -406,7 +408,7 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
             model_type="granite",
             architecture="GraniteForCausalLM",
             path="granite.py",
-            keys=mlx_keys.granite_keys,
+            keys=mlx_config.granite_keys,
             attention_bias=AttentionBias.ALL,
             has_mlp_bias=True,
             has_head_dim=False,
@@ -417,7 +419,7 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
             model_type="granitemoehybrid",
             architecture="GraniteMoeHybridForCausalLM",
             path="granitemoehybrid.py",
-            keys=mlx_keys.granitemoehybrid_keys,
+            keys=mlx_config.granitemoehybrid_keys,
             attention_bias=AttentionBias.ALL,
             has_mlp_bias=True,
             has_head_dim=False,
@@ -439,7 +441,7 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
             model_type="hunyuan_v1_dense",
             architecture="HunYuanDenseV1ForCausalLM",
             path="hunyuan_v1_dense.py",
-            keys=mlx_keys.hunyuan_keys,
+            keys=mlx_config.hunyuan_keys,
             qk_norm=QkNorm.HEAD_AFTER_ROPE,
             attention_bias=AttentionBias.ALL,
             reads_rope_scaling=False,
@@ -449,7 +451,7 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
             model_type="exaone4",
             architecture="Exaone4ForCausalLM",
             path="exaone4.py",
-            keys=mlx_keys.exaone4_keys,
+            keys=mlx_config.exaone4_keys,
             norm_placement=NormPlacement.AFTER,
             qk_norm=QkNorm.HEAD,
             windows=Windows.LAYER_TYPES,
@@ -496,6 +498,32 @@ def choose_file(spec: DecoderSpec, scheme: Scheme | None = None) -> Choice | Rej
     return Choice(file, n_positions, tuple(_notes(spec, scheme, own, file, n_positions)))
 
 
+def make_config(
+    choice: Choice,
+    spec: DecoderSpec,
+    scheme: Scheme,
+    entries: tuple[TensorEntry, ...],
+    dtype: DType,
+) -> dict[str, Any]:
+    """Give the ``config.json`` of an artifact, every key of mlx-lm's model spelled out."""
+    file = choice.file
+    config: dict[str, Any] = {
+        **mlx_config.common_keys(spec, choice.n_positions),
+        "architectures": [file.architecture],
+        "model_type": file.model_type,
+        "torch_dtype": mlx_config.TORCH_NAMES[dtype],
+        **file.keys(spec, choice.n_positions),
+    }
+    if scheme.is_quantized:
+        schemes = {
+            file.module_of(entry.name): Scheme.parse(entry.scheme)
+            for entry in entries
+            if entry.sha256 is not None
+        }
+        config["quantization"] = mlx_config.quantization_keys(scheme, schemes)
+    return config
+
+
 def _turns_what_slides(layers: Sequence[LayerAttention]) -> bool:
     """Say whether all layers see everything with rope, or some do so without and all others slide.
 
@@ -515,7 +543,7 @@ def why_shorter(spec: DecoderSpec, file: ModelFile, n_positions: int) -> str:
 
 def _has_su_factor(scaling: LongRopeScaling) -> bool:
     """Say whether SuScaledRoPE comes to the attention factor of the decoder."""
-    original, length = scaling.original_context_length, mlx_keys.longrope_length(scaling)
+    original, length = scaling.original_context_length, mlx_config.longrope_length(scaling)
     if length <= original:
         return scaling.attention_factor == 1.0
     return math.isclose(

@@ -1,7 +1,7 @@
-"""Answer one question: how does a quantized model become an ONNX artifact?
+"""A quantized model as an ONNX artifact.
 
-The weight file (onnx_layout, onnx_tables), the graph (onnx_graph, onnx_attention, onnx_products),
-what onnxruntime-genai wants beside them (onnx_genai), and the way back (onnx_recover).
+The weight file (onnx_weights), the graph (onnx_graph, onnx_attention, onnx_ops), what
+onnxruntime-genai wants beside them (onnx_genai), and the way back (onnx_recover).
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ from typing import Final
 from edgekit.artifact import Artifact, Format
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.errors import ExportError
-from edgekit.export.base import ExportOptions, Footprint, Progress, Written
+from edgekit.export.base import ExportOptions, SizeEstimate, Written
 from edgekit.export.context import ContextRange, usual_length
 from edgekit.export.onnx_attention import HEAD_STEP
 from edgekit.export.onnx_genai import GENAI_NAME, genai_config
 from edgekit.export.onnx_graph import IR_VERSION, OPSET, GraphBuilder
-from edgekit.export.onnx_layout import (
+from edgekit.export.onnx_ops import ACCURACY_LEVEL
+from edgekit.export.onnx_recover import GRAPH_NAME, recover_tensors
+from edgekit.export.onnx_weights import (
     WEIGHTS_NAME,
+    make_tables,
     plan_arrays,
     read_offsets,
     weight_file_bytes,
     write_weights,
 )
-from edgekit.export.onnx_products import ACCURACY_LEVEL
-from edgekit.export.onnx_recover import GRAPH_NAME, recover_tensors
-from edgekit.export.onnx_tables import make_tables
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.lazy import require
-from edgekit.quantize.footprint import largest_handled_bytes
-from edgekit.quantize.model import ModelTensor, QuantizedModel
+from edgekit.progress import Progress
+from edgekit.quantize.memory_estimate import largest_handled_bytes
+from edgekit.quantize.model import ModelOutline, ModelTensor, QuantizedModel
 from edgekit.scheme import Scheme
 
 _GRAPH_LAYER_BYTES: Final = 4 << 10
@@ -62,13 +63,13 @@ class OnnxExporter:
         """Say how many positions an artifact can hold."""
         return ContextRange(usual_length(spec), spec.context_length)
 
-    def predict(self, model: QuantizedModel, options: ExportOptions) -> Footprint:
+    def predict(self, model: ModelOutline, options: ExportOptions) -> SizeEstimate:
         """Say what ``write`` will take; reads no tensor."""
         spec = model.spec
         schemes = {entry.name: Scheme.parse(entry.scheme) for entry in model.entries}
         arrays = plan_arrays(spec, schemes, self._n_positions(spec, options))
         tables = sum(stored.info.n_bytes for stored in arrays if not stored.sources)
-        return Footprint(
+        return SizeEstimate(
             weight_file_bytes(arrays) + spec.n_layers * _GRAPH_LAYER_BYTES,
             tables + largest_handled_bytes(model.entries),
         )

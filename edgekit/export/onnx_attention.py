@@ -9,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from edgekit.export.onnx_norms import Norms
-from edgekit.export.onnx_parts import MICROSOFT, GraphParts
-from edgekit.export.onnx_products import Products
-from edgekit.export.onnx_tables import QUERY_FACTORS, RopeTable, has_query_factors, plan_ropes
+from edgekit.export.onnx_ops import MICROSOFT, GraphWriter, Matmuls, Norms
+from edgekit.export.onnx_weights import QUERY_FACTORS, RopeTable, has_query_factors, plan_ropes
 from edgekit.families.spec import DecoderSpec, QkNorm
 
 INPUT_IDS: Final = "input_ids"
@@ -40,7 +38,7 @@ class AttentionBuilder:
 
     Args:
         parts: The graph.
-        products: Its matrix products.
+        matmuls: Its matrix products.
         norms: Its norms.
         spec: The decoder.
         n_positions: Positions the artifact holds; a window at least as long is no window.
@@ -48,14 +46,14 @@ class AttentionBuilder:
 
     def __init__(
         self,
-        parts: GraphParts,
-        products: Products,
+        parts: GraphWriter,
+        matmuls: Matmuls,
         norms: Norms,
         spec: DecoderSpec,
         n_positions: int,
     ) -> None:
         self._parts = parts
-        self._products = products
+        self._matmuls = matmuls
         self._norms = norms
         self._spec = spec
         self._n_positions = n_positions
@@ -121,9 +119,9 @@ class AttentionBuilder:
 
     def _project(self, at: str, inner: str) -> tuple[str, str, str]:
         """Give queries, keys and values as the kernel takes them: together if possible."""
-        if at + "qkv" in self._products:
-            return self._products.add(at + "qkv", inner), "", ""
-        queries, keys, values = (self._products.add(at + part, inner) for part in "qkv")
+        if at + "qkv" in self._matmuls:
+            return self._matmuls.add(at + "qkv", inner), "", ""
+        queries, keys, values = (self._matmuls.add(at + part, inner) for part in "qkv")
         return queries, keys, values
 
     def _project_apart(self, at: str, inner: str) -> tuple[str, str, str]:

@@ -18,10 +18,8 @@ from edgekit.export.onnx_attention import (
     PRESENT,
     AttentionBuilder,
 )
-from edgekit.export.onnx_layout import Content, Stored, plan_linears
-from edgekit.export.onnx_norms import Norms
-from edgekit.export.onnx_parts import MICROSOFT, GraphParts
-from edgekit.export.onnx_products import Products
+from edgekit.export.onnx_ops import MICROSOFT, GraphWriter, Matmuls, Norms
+from edgekit.export.onnx_weights import Content, Stored, plan_linears
 from edgekit.families.spec import Activation, DecoderSpec, NormPlacement
 from edgekit.lazy import require
 from edgekit.scheme import FP16, Scheme
@@ -54,8 +52,8 @@ class GraphBuilder:
     ) -> None:
         self._spec = spec
         self._embed_scheme = schemes["embed"]
-        self._parts = GraphParts(arrays, offsets)
-        self._products = Products(self._parts, plan_linears(spec, schemes))
+        self._parts = GraphWriter(arrays, offsets)
+        self._matmuls = Matmuls(self._parts, plan_linears(spec, schemes))
         self._norms = Norms(self._parts, spec)
         self._n_positions = n_positions
 
@@ -68,13 +66,13 @@ class GraphBuilder:
         if spec.residual_scale != 1.0:
             parts.number("residual_scale", spec.residual_scale)
         norms = self._norms
-        attention = AttentionBuilder(parts, self._products, norms, spec, self._n_positions)
+        attention = AttentionBuilder(parts, self._matmuls, norms, spec, self._n_positions)
         has_before = spec.norm_placement is not NormPlacement.AFTER
         stream = self._scaled(self._add_embedding(), "embed_scale", spec.embed_scale)
         inner = norms.add(stream, "layers.0.attn_norm") if has_before else stream
         for i in range(spec.n_layers):
             at, is_last = f"layers.{i}.", i + 1 == spec.n_layers
-            change = self._products.add(at + "o", attention.add(i, inner))
+            change = self._matmuls.add(at + "o", attention.add(i, inner))
             name = at + "ffn_norm"
             inner, stream = self._add_change(stream, change, at + "attn", name, has_before)
             change = self._add_ffn(at, inner)
@@ -88,9 +86,9 @@ class GraphBuilder:
         # Scaling the rows is scaling the logits, on C numbers rather than V.
         rows = self._scaled(rows, "logits_scale", spec.logits_scale)
         if spec.logits_softcap is None:
-            self._products.add("lm_head", rows, output=LOGITS)
+            self._matmuls.add("lm_head", rows, output=LOGITS)
         else:
-            self._add_softcap(self._products.add("lm_head", rows), spec.logits_softcap)
+            self._add_softcap(self._matmuls.add("lm_head", rows), spec.logits_softcap)
         return self._model(attention.has_call_length)
 
     def _add_softcap(self, logits: str, cap: float) -> None:
@@ -118,15 +116,15 @@ class GraphBuilder:
 
     def _add_ffn(self, at: str, inner: str) -> str:
         parts = self._parts
-        gate = self._products.add(at + "gate", inner)
-        up = self._products.add(at + "up", inner)
+        gate = self._matmuls.add(at + "gate", inner)
+        up = self._matmuls.add(at + "up", inner)
         match self._spec.activation:
             case Activation.SILU:
                 # QuickGelu with alpha 1 is x * sigmoid(x), SiLU, in one kernel.
                 gate = parts.node("QuickGelu", [gate], at + "silu.out", domain=MICROSOFT, alpha=1.0)
             case Activation.GELU_TANH:
                 gate = parts.node("Gelu", [gate], at + "gelu.out", approximate="tanh")
-        return self._products.add(at + "down", parts.node("Mul", [gate, up], at + "gated.out"))
+        return self._matmuls.add(at + "down", parts.node("Mul", [gate, up], at + "gated.out"))
 
     def _add_change(
         self, stream: str, change: str, block: str, norm: str, has_norm: bool

@@ -18,7 +18,7 @@ from edgekit.artifact import Artifact
 from edgekit.dtypes import Bits
 from edgekit.errors import FormatError, UsageError
 from edgekit.export.onnx_graph import GraphBuilder
-from edgekit.export.onnx_layout import (
+from edgekit.export.onnx_weights import (
     WEIGHTS_NAME,
     Content,
     Stored,

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.artifact import MANIFEST_NAME, OPTIMUM_GRAPH, Artifact, Format, Manifest
-from edgekit.checkpoint.assets import copy_assets
+from edgekit.checkpoint.assets import copy_assets, read_text
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.errors import CheckpointError, ExportError, UsageError
 from edgekit.export import optimum_check
-from edgekit.export.base import ExportOptions, Progress
+from edgekit.export.base import ExportOptions
 from edgekit.export.child import last_error, run_python
 from edgekit.export.context import ContextRange
 from edgekit.export.optimum_env import OptimumEnvironment, child_variables
@@ -32,15 +32,17 @@ from edgekit.export.optimum_graph import GRAPH_NAME, GraphFacts, read_facts
 from edgekit.export.optimum_model import (
     check_floats,
     check_model_type,
-    end_tokens,
+    read_rows,
     trained_length,
     translate_config,
     write_input_folder,
 )
 from edgekit.export.staging import PARTIAL_PREFIX, list_files, refuse_small_disk, staged_folder
 from edgekit.paths import cache_dir
+from edgekit.progress import Progress
 from edgekit.quantize.model import Source
 from edgekit.scheme import FP16, FP32, Scheme
+from edgekit.text.view import TextView
 
 DEFAULT_CONTEXT: Final = 4096
 # For models whose config names no length (ALiBi): what bloom was trained with.
@@ -141,6 +143,7 @@ def write_optimum_artifact(
         n_positions = positions.choose(options.context_length, _GRAPH)
         cut = positions.note(options.context_length, positions.longest)
         notes = [text for text in (positions.reason, cut) if text]
+        view = read_text(checkpoint, read_rows(config))
         with _log(checkpoint.name) as log:
             _trace(environment, given, traced, scheme, log, progress)
             facts = read_facts(traced / GRAPH_NAME)
@@ -149,9 +152,9 @@ def write_optimum_artifact(
             found = _compare(environment, given, traced, scratch, n_tokens, log)
             _refuse_difference(found, scheme, checkpoint)
         _move_graph(traced, staging)
-        copy_assets(checkpoint, staging)
+        copy_assets(view, staging)
         manifest = _manifest(
-            checkpoint, source, environment, scheme, facts, found, n_positions, notes, staging
+            checkpoint, source, environment, scheme, facts, found, n_positions, notes, view, staging
         )
         (staging / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     progress("done", _N_STEPS, _N_STEPS)
@@ -257,9 +260,11 @@ def _manifest(
     found: Comparison,
     n_positions: int,
     notes: list[str],
+    view: TextView,
     staging: Path,
 ) -> Manifest:
     model_type = str(checkpoint.config["model_type"])
+    notes = [*notes, *view.notes]
     if found.unexpected_keys:
         some = ", ".join(found.unexpected_keys[:3])
         notes.append(
@@ -278,7 +283,7 @@ def _manifest(
         decoder={
             "model_type": model_type,
             "context_length": n_positions,
-            "eos_token_ids": end_tokens(checkpoint),
+            "eos_token_ids": list(view.end_ids),
             **facts.sizes,
         },
         tensors=facts.tensors,
@@ -301,6 +306,7 @@ def _manifest(
             },
         },
         notes=tuple(notes),
+        end_tokens=view.ends,
     )
 
 

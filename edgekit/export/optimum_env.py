@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from edgekit.errors import ExportError
-from edgekit.export.base import Progress, ignore_progress
 from edgekit.export.child import last_error, run_python
 from edgekit.export.staging import refuse_small_disk
 from edgekit.paths import cache_dir
+from edgekit.progress import Progress, ignore_progress
 from edgekit.units import format_bytes
 
 REQUIREMENTS: Final = (

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.checkpoint.reader import Checkpoint
-from edgekit.errors import UnsupportedArchError, UsageError
+from edgekit.errors import CheckpointError, UnsupportedArchError, UsageError
 from edgekit.families.other_types import OPTIMUM_TYPES
 from edgekit.families.rope_config import effective_length
-from edgekit.model_files import CONFIG_NAME, GENERATION_NAME, INDEX_NAME, read_weight_map
+from edgekit.model_files import CONFIG_NAME, INDEX_NAME, read_weight_map
 from edgekit.model_files import WEIGHTS_NAME as SOURCE_WEIGHTS
-from edgekit.strict_json import read_object
 
 # Where configs say how many positions a model was trained for, in order of preference.
 _LENGTH_KEYS: Final = (
@@ -164,16 +163,13 @@ def _weight_files(folder: Path) -> Iterator[str]:
     yield from sorted(set(read_weight_map(folder / INDEX_NAME).values()))
 
 
-def end_tokens(checkpoint: Checkpoint) -> list[int]:
-    """Collect the end tokens of the config and of ``generation_config.json``, that one first."""
-    said: list[object] = []
-    path = checkpoint.assets.get(GENERATION_NAME)
-    if path is not None:
-        said.append(read_object(path).get("eos_token_id"))
-    said.append(checkpoint.config.get("eos_token_id"))
-    ids: dict[int, None] = {}
-    for value in said:
-        for token_id in value if isinstance(value, list) else [value]:
-            if isinstance(token_id, int) and not isinstance(token_id, bool) and token_id >= 0:
-                ids[token_id] = None
-    return list(ids)
+def read_rows(config: Mapping[str, Any]) -> int:
+    """Give the rows of the embedding as a config states them, ``vocab_size``.
+
+    Raises:
+        CheckpointError: It states none.
+    """
+    rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    if type(rows) is not int:
+        raise CheckpointError(f"{CONFIG_NAME}: vocab_size", got=repr(rows)[:80], wanted="a number")
+    return rows

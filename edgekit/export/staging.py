@@ -20,7 +20,8 @@ from typing import Final
 from edgekit.artifact import MANIFEST_NAME, Artifact, FileEntry, Manifest, hash_file
 from edgekit.decision import Rejected
 from edgekit.errors import ExportError
-from edgekit.export.base import Exporter, ExportOptions, Progress, ignore_progress
+from edgekit.export.base import Exporter, ExportOptions
+from edgekit.progress import Progress, ignore_progress
 from edgekit.quantize.model import QuantizedModel, combine_hashes
 from edgekit.units import format_bytes
 
@@ -71,7 +72,10 @@ def write_artifact(
                 **written.tool_versions,
             },
             settings=written.settings,
+            adapter=model.source.adapter,
+            adapter_sha256=model.source.adapter_sha256,
             notes=(*model.source.notes, *decision.notes, *([cut] if cut else [])),
+            end_tokens=model.source.ends,
         )
         (staging / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return Artifact.open(folder)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from edgekit.checkpoint.adapted import AdaptedCheckpoint
+from edgekit.checkpoint.adapter import Adapter
 from edgekit.checkpoint.gguf.file import GgufCheckpoint, is_gguf
 from edgekit.checkpoint.reader import Checkpoint, open_checkpoint
 from edgekit.checkpoint.remote import open_headers
@@ -17,8 +19,8 @@ from edgekit.families.other_types import (
     other_route,
     refuse_other_heads,
 )
-from edgekit.hub.download import Progress, ignore_progress
 from edgekit.lazy import load_object
+from edgekit.progress import Progress, ignore_progress
 
 FAMILIES: Final[Mapping[str, str]] = {
     "exaone": "edgekit.families.exaone:FAMILY",
@@ -75,6 +77,7 @@ def open_model(
     model: str | Path,
     *,
     headers_only: bool = False,
+    adapter: str | Path | None = None,
     progress: Progress = ignore_progress,
     ignore_config_keys: Iterable[str] = (),
 ) -> SourceModel:
@@ -85,6 +88,7 @@ def open_model(
             installed package is read from there, and a note says so.
         headers_only: Download no weights; the tensors of a model that is not on this disk can
             then be listed and not read.
+        adapter: Folder of a LoRA adapter that is merged into the weights while they are read.
         progress: Called as ``progress(what, n_done, n_total)`` while a model is downloaded.
         ignore_config_keys: Keys of config.json, or of a GGUF file's metadata, that pass whatever
             their value is; one of a section is written ``section.key``.
@@ -94,21 +98,48 @@ def open_model(
         UsageError: Keys to ignore are not there, or the family computes with them.
         FormatError: A weight file is damaged.
     """
-    packaged = find_packaged(model)
-    if packaged is not None:
-        checkpoint: Checkpoint = _open_packaged(str(model), packaged, ignore_config_keys)
-    elif is_gguf(model):
-        checkpoint = GgufCheckpoint(model, ignore_config_keys)
-    else:
-        with offering_package(model):
-            checkpoint = open_headers(model) if headers_only else open_checkpoint(model, progress)
+    asked = None if adapter is None else Adapter.open(adapter)
     try:
-        if not isinstance(checkpoint, GgufCheckpoint):
-            checkpoint.config.ignore_as_asked(ignore_config_keys)
+        checkpoint = _open_checkpoint(
+            model, progress, ignore_config_keys, headers_only=headers_only
+        )
+    except BaseException:
+        if asked is not None:
+            asked.close()
+        raise
+    if asked is not None:
+        checkpoint = AdaptedCheckpoint(checkpoint, asked)
+    try:
+        if asked is None and (within := Adapter.unmerged(checkpoint.folder, checkpoint.tensors)):
+            checkpoint = AdaptedCheckpoint(checkpoint, within)
+        elif asked is None and checkpoint.adapter_files:
+            checkpoint.notes.append(
+                f"{' and '.join(checkpoint.adapter_files)} lies beside the weights and was not "
+                "merged into them; if the weights are those of the base model: "
+                f"--adapter {checkpoint.folder}"
+            )
         return open_family(checkpoint)
     except BaseException:
         checkpoint.close()
         raise
+
+
+def _open_checkpoint(
+    model: str | Path, progress: Progress, ignore_keys: Iterable[str], *, headers_only: bool
+) -> Checkpoint:
+    packaged = find_packaged(model)
+    if packaged is not None:
+        return _open_packaged(str(model), packaged, ignore_keys)
+    if is_gguf(model):
+        return GgufCheckpoint(model, ignore_keys)
+    with offering_package(model):
+        checkpoint = open_headers(model) if headers_only else open_checkpoint(model, progress)
+    try:
+        checkpoint.config.ignore_as_asked(ignore_keys)
+    except BaseException:
+        checkpoint.close()
+        raise
+    return checkpoint
 
 
 def _open_packaged(

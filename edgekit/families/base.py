@@ -8,18 +8,21 @@ many rows the vocabulary has.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
 import numpy as np
 
+from edgekit.checkpoint.adapter import plain_name
+from edgekit.checkpoint.assets import read_end_ids, read_text
 from edgekit.checkpoint.config import RawConfig
 from edgekit.checkpoint.prequantized.tensor import DecodedTensor, PrequantizedTensor
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.dtypes import DTYPES, DType, F32Array
 from edgekit.errors import CheckpointError, EdgekitError
+from edgekit.families.adapted import merge_adapter
 from edgekit.families.left_out import (
     PREDICTION,
     UNREAD_BIASES,
@@ -34,13 +37,11 @@ from edgekit.formats.safetensors import SafetensorsTensor
 from edgekit.model_files import GENERATION_NAME
 from edgekit.tensors import LazyTensor, TensorInfo, row_blocks
 from edgekit.text.tokenizer import Tokenizer
+from edgekit.text.view import TextView
 
 _MAX_LISTED: Final = 12
 # Prefixes of the text decoder in published checkpoints that hold more than one.
 _WRAPPERS: Final = ("language_model.model.", "model.language_model.")
-_ADAPTER_PART: Final = re.compile(
-    r"(^|\.)(lora_(embedding_)?[ABab]|lora_magnitude_vector|base_layer)(\.|$)"
-)
 _MAX_BIAS_ELEMENTS: Final = 1 << 20
 
 
@@ -129,7 +130,8 @@ class SourceModel:
 
     Attributes:
         checkpoint: The open checkpoint.
-        spec: The decoder.
+        spec: The decoder; of its end tokens, those that config.json and generation_config.json
+            state (``text`` has them all).
         tensors: Every weight of ``spec.weight_shapes()``, in that order; nothing is read yet.
         left_out: What they are -> number of checkpoint tensors that are not part of the decoder.
     """
@@ -142,14 +144,20 @@ class SourceModel:
                 all of them are named.
         """
         self.checkpoint = checkpoint
-        spec = _with_generation_eos(family.read_spec(checkpoint.config), checkpoint)
+        spec = family.read_spec(checkpoint.config)
+        self._config_ends = spec.eos_token_ids
+        generation = checkpoint.text_files.read_object(GENERATION_NAME)
+        ends = (*read_end_ids(generation, GENERATION_NAME), *spec.eos_token_ids)
+        spec = replace(spec, eos_token_ids=tuple(dict.fromkeys(ends)))
         checkpoint.notes += checkpoint.config.notes
-        stored = checkpoint.weights()
-        _refuse_unmerged(checkpoint, stored)
+        stored = {plain_name(name): tensor for name, tensor in checkpoint.weights().items()}
         found = align(stored, family.name_tables)
         _note_prefix(found, checkpoint.notes)
         weights = {found.renamed[name]: t for name, t in stored.items() if name in found.renamed}
         spec = _decide_head(spec, weights, found.table, checkpoint)
+        if checkpoint.adapter is not None:
+            merge_adapter(checkpoint.adapter, weights, found.table, checkpoint.notes)
+            spec = _decide_head_again(spec, weights, found.table, checkpoint)
         self.spec = _decide_rows(spec, weights, found.table, checkpoint)
         tensors, faults = _match_tensors(weights, found.table, self.spec)
         left_out, unexpected = _sort_extra(stored, found, self.spec, reads=checkpoint.has_weights)
@@ -162,6 +170,15 @@ class SourceModel:
         wide = [t.stored.info.name for t in tensors.values() if t.info.dtype is DType.FP64]
         if wide:
             checkpoint.notes.append(f"rounded from F64 to float32: {_and_more(wide)}")
+
+    @cached_property
+    def text(self) -> TextView:
+        """The tokenizer, the chat template and all end tokens of the model.
+
+        Raises:
+            CheckpointError: See ``read_text_view``.
+        """
+        return read_text(self.checkpoint, self.spec.vocab_size, self._config_ends)
 
     def tensor(self, name: str) -> Weight:
         """Give a weight by its canonical name.
@@ -186,19 +203,6 @@ class SourceModel:
         self.checkpoint.close()
 
 
-def _with_generation_eos(spec: DecoderSpec, checkpoint: Checkpoint) -> DecoderSpec:
-    """Add the end tokens of generation_config.json, which transformers stops at, in front."""
-    files = checkpoint.text_files
-    if not files.has(GENERATION_NAME):
-        return spec
-    generation = RawConfig(files.read_object(GENERATION_NAME), str(files.path(GENERATION_NAME)))
-    eos = generation.take_ids("eos_token_id")
-    # Sampling defaults are the caller's choice, so the other keys mean nothing here.
-    generation.ignore(generation)
-    generation.finish()
-    return replace(spec, eos_token_ids=tuple(dict.fromkeys((*eos, *spec.eos_token_ids))))
-
-
 def _and_more(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
@@ -206,24 +210,11 @@ def _and_more(names: Sequence[str]) -> str:
 def _note_prefix(found: Alignment, notes: list[str]) -> None:
     """Name a prefix that some program added; wrappers of other parts are published with one."""
     if found.renamed and found.prefix not in (found.table.root, *_WRAPPERS):
-        said = repr(found.prefix) if found.prefix else "nothing"
-        notes.append(f"tensor names begin with {said} where {found.table.root!r} is usual")
-
-
-def _refuse_unmerged(checkpoint: Checkpoint, stored: Mapping[str, LazyTensor]) -> None:
-    """Refuse weights that still have an adapter beside each of them.
-
-    Raises:
-        CheckpointError: See above.
-    """
-    parts = [name for name in stored if _ADAPTER_PART.search(name)]
-    if parts:
-        raise CheckpointError(
-            f"{checkpoint.folder}: the weights hold a LoRA adapter that is not merged",
-            got=f"{len(parts)} tensors such as {parts[0]}",
-            wanted="the weights of the model alone",
-            do="Merge it with peft (merge_and_unload), or save the adapter alone and run: "
-            "edgekit export BASE_MODEL --adapter ADAPTER_FOLDER",
+        usual = repr(found.table.root)
+        notes.append(
+            f"tensor names begin with {found.prefix!r} in place of {usual}"
+            if found.prefix
+            else f"tensor names come without the usual {usual}"
         )
 
 
@@ -270,6 +261,24 @@ def _decide_head(
         notes.append(
             f"{head} differs from the embedding and is used as the output matrix, although "
             "config.json says tie_word_embeddings: true"
+        )
+    return replace(spec, is_tied=is_equal)
+
+
+def _decide_head_again(
+    spec: DecoderSpec, weights: dict[str, LazyTensor], names: NameTable, checkpoint: Checkpoint
+) -> DecoderSpec:
+    """Tell whether an adapter parted the output matrix from the embedding, or joined them."""
+    embed, head = names.top["embed"], names.top["lm_head"]
+    if head not in weights or embed not in weights:
+        return spec
+    is_equal = checkpoint.has_weights and _are_equal(weights[head], weights[embed])
+    if is_equal:
+        del weights[head]
+    elif spec.is_tied:
+        checkpoint.notes.append(
+            "the adapter changes the embedding and the output matrix in different ways: "
+            "they are two matrices from now on"
         )
     return replace(spec, is_tied=is_equal)
 

@@ -96,6 +96,9 @@ DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
         **_LLAMA, "vocab_size": 102400, "intermediate_size": 16384, "num_key_value_heads": 32,
         "rms_norm_eps": 1e-5, "bos_token_id": 0, "sliding_window": 4096,
     },
+    "hunyuan_v1_dense": {
+        **_LLAMA, "vocab_size": 290943, "rms_norm_eps": 1e-5, "pad_token_id": 0,
+    },
     "olmo2": _OLMO2,
     "olmo3": {**_OLMO2, "sliding_window": 4096},
 })  # fmt: skip

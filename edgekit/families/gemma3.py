@@ -1,4 +1,4 @@
-"""Answer one question: how does a ``gemma3`` config become a ``DecoderSpec``?
+"""Model family ``gemma3``: from its config to a ``DecoderSpec``.
 
 The text decoder of the multimodal Gemma 3, 4B and up; the vision tower is left out.
 """

@@ -1,4 +1,4 @@
-"""Answer one question: how does a ``gemma3_text`` config become a ``DecoderSpec``?
+"""Model family ``gemma3_text``: from its config to a ``DecoderSpec``.
 
 Gemma 3, 270M and 1B, and the decoder of the larger ones.
 """

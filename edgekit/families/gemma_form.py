@@ -8,8 +8,10 @@ from typing import Final
 import numpy as np
 
 from edgekit.checkpoint.config import RawConfig
+from edgekit.dtypes import DType
 from edgekit.families import llama_form
 from edgekit.families.llama_form import take_widths
+from edgekit.formats.floats import to_bf16, to_float32
 
 # Gemma 2 and 3 norm before and after each block.
 NORMS_ON_BOTH_SIDES: Final = replace(
@@ -52,7 +54,4 @@ def take_embed_scale(config: RawConfig) -> float:
         return float(np.float16(exact))
     if said != "bfloat16":
         return float(exact)
-    bits = exact.view(np.uint32)
-    # Adding 0x7FFF plus the last kept bit carries exactly when the cut half rounds up.
-    rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
-    return float(rounded.view(np.float32))
+    return float(to_float32(to_bf16(np.array([exact])), DType.BF16)[0])

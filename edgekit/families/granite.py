@@ -1,4 +1,4 @@
-"""Answer one question: how does a ``granite`` config become a ``DecoderSpec``?
+"""Model family ``granite``: from its config to a ``DecoderSpec``.
 
 Granite 3 and 4 dense: four multipliers beside the Llama form.
 """

@@ -6,13 +6,13 @@ stretched once by ``alpha``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from edgekit.checkpoint.config import RawConfig
 from edgekit.families import llama_form
 from edgekit.families.base import Family
+from edgekit.families.defaults import fill_defaults
 from edgekit.families.llama_form import read_llama_form, take_widths
 from edgekit.families.rope_config import RopeContext, read_rope
 from edgekit.families.spec import DecoderSpec, QkNorm
@@ -25,29 +25,13 @@ NAMES: Final = replace(
         "k_norm": "self_attn.key_layernorm.weight",
     },
 )
-# Keys of the code that the checkpoints came with, and the one value with which they are models of
-# this family; transformers reads none of them.
-_EXPECTED: Final[Mapping[str, Any]] = {
-    "add_classification_head": False, "mlp_bias": False, "norm_type": "rms", "num_experts": 1,
-    "position_embedding_xdrope": False, "use_cla": False, "use_mla": False, "use_qk_norm": True,
-    "use_rotary_pos_emb": True,
-}  # fmt: skip
-# Said by published configs and read by nobody once those above have their values.
+# Keys of the code of Hunyuan's other models, which configs repeat; transformers reads none of them.
 _UNUSED: Final = (
-    "anyres_pooling_size", "anyres_vit_max_image_size", "anyres_vit_two_views", "class_num",
-    "cla_share_factor", "dense_list", "enable_lm_head_fp32", "eod_token_id",
-    "group_limited_greedy", "im_end_id", "im_newline_id", "im_start_id", "kv_lora_rank",
-    "mask_init_id", "max_image_size", "moe_drop_tokens", "moe_intermediate_size",
-    "moe_random_routing_dropped_token", "moe_topk", "n_group", "norm_topk_prob",
-    "num_media_embeds", "num_shared_expert", "org_vocab_size", "pad_id", "pool_type",
-    "pretraining_tp", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
-    "routed_scaling_factor", "sep_token_id", "skip_cls_token", "text_end_id", "text_start_id",
-    "topk_group", "use_mixed_mlp_moe", "v_head_dim", "video_end_id", "video_start_id",
-    "vit_add_patchemb_bias", "vit_input_resolution", "vit_mapping_type", "vit_norm_type",
-    "vit_patch", "vit_path", "vit_remove_prenorm", "vit_token", "vit_type", "vit_used_rms_norm",
-    "xdrope_section",
+    "anyres_pooling_size", "anyres_vit_max_image_size", "cla_share_factor", "class_num",
+    "dense_list", "max_image_size", "moe_intermediate_size", "moe_topk", "num_media_embeds",
+    "num_shared_expert", "org_vocab_size", "pool_type", "vit_input_resolution",
+    "vit_mapping_type", "vit_norm_type", "vit_patch", "vit_token", "vit_type",
 )  # fmt: skip
-_DEFAULTS: Final[Mapping[str, Any]] = {"rms_norm_eps": 1e-5, "max_position_embeddings": 2048}
 
 
 def read_spec(config: RawConfig) -> DecoderSpec:
@@ -58,14 +42,13 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         UnknownKeyError: Keys that could change the result and are not known.
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
-    config.fill({**_DEFAULTS, **_EXPECTED})
+    fill_defaults(config, "hunyuan_v1_dense")
     config.ignore(_UNUSED)
-    for key, value in _EXPECTED.items():
-        config.expect(key, value, value)
+    config.expect("use_qk_norm", wanted=True, default=True)
+    if config.get("num_experts") == 1:
+        config.ignore(["num_experts"])
     _, _, head_width = take_widths(config)
-    if config.get("attention_head_dim") is not None:
-        config.expect("attention_head_dim", head_width, head_width)
-    config.ignore(["attention_head_dim"])
+    config.expect("attention_head_dim", head_width, head_width)
     length = config.take_count("max_position_embeddings")
     rope, _ = read_rope(config, RopeContext(head_width, length, has_ntk_alpha=True))
     has_attention_bias = config.take("attention_bias", bool, default=False)

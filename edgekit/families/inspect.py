@@ -1,4 +1,4 @@
-"""Answer one question: what is known of a model before any weight is read?
+"""Summary of a model, made before any weight is read.
 
 Reads config.json and the headers of the weight files only.
 """
@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from edgekit.artifact import EndToken
+from edgekit.errors import CheckpointError
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
 from edgekit.families.rope_spec import Llama3Scaling, LongRopeScaling, YarnScaling
@@ -58,6 +60,7 @@ class ModelSummary:
         left_out: Reason -> number of stored tensors that are not part of the decoder.
         n_sliding_layers: Layers that see ``sliding_window`` keys only.
         notes: What is left out, ignored or changed while reading, one sentence each.
+        end_tokens: Tokens that end an answer, as far as the files at hand say.
         license: From the front matter of the model card; empty if it does not say.
     """
 
@@ -86,6 +89,7 @@ class ModelSummary:
     prequantized: Mapping[str, int] = field(default_factory=dict)
     decoded: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    end_tokens: tuple[EndToken, ...] = ()
 
 
 def inspect_model(model: str | Path) -> ModelSummary:
@@ -122,6 +126,7 @@ def summarize(source: SourceModel) -> ModelSummary:
             n_stored = tensor.info.n_elements * tensor.decoded.bits // 8
             decoded[stored] += 1
         n_bytes_of[stored] = n_bytes_of.get(stored, 0) + n_stored
+    ends, notes = _read_ends(source)
     n_kv_values = 2 * spec.n_layers * spec.kv_width
     return ModelSummary(
         name=checkpoint.name,
@@ -148,7 +153,8 @@ def summarize(source: SourceModel) -> ModelSummary:
         license=_read_license(checkpoint.folder / "README.md"),
         prequantized=dict(prequantized),
         decoded=dict(decoded),
-        notes=tuple(checkpoint.notes),
+        notes=(*checkpoint.notes, *notes),
+        end_tokens=ends,
     )
 
 
@@ -162,6 +168,20 @@ def _describe_scaling(spec: DecoderSpec) -> str:
         case LongRopeScaling():
             return f"longrope scaling, from {rope.scaling.original_context_length:,}"
     return f"linear scaling, {rope.linear_factor:g} times" if rope.linear_factor != 1 else ""
+
+
+def _read_ends(source: SourceModel) -> tuple[tuple[EndToken, ...], tuple[str, ...]]:
+    """Give the end tokens and what is to be said about the text files of a model.
+
+    Those of a model on the Hub are not here yet; a fault in them is told and refused at export.
+    """
+    stated = tuple(EndToken(i, "", ("eos_token_id",)) for i in source.spec.eos_token_ids)
+    if not source.checkpoint.has_weights:
+        return stated, ()
+    try:
+        return source.text.ends, source.text.notes
+    except CheckpointError as error:
+        return stated, (f"no export: {error}",)
 
 
 def _by_group(source: SourceModel) -> dict[str, int]:

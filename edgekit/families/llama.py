@@ -1,4 +1,4 @@
-"""Answer one question: how does a ``llama`` config become a ``DecoderSpec``?
+"""Model family ``llama``: from its config to a ``DecoderSpec``.
 
 Llama 1, 2 and 3.x, Code Llama, and the many models that use the same form.
 """

@@ -1,4 +1,4 @@
-"""Answer one question: what do the families share that follow the Llama form?
+"""The Llama form: config keys and weight names that many families share.
 
 Weight names, and the config keys that mean the same in each.
 """

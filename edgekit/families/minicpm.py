@@ -28,9 +28,12 @@ def read_spec(config: RawConfig) -> DecoderSpec:
     fill_defaults(config, "minicpm")
     hidden_width, _, _ = take_widths(config)
     depth = config.take_factor("scale_depth", 1.0)
+    has_attention_bias = config.take("attention_bias", bool, default=False)
     return read_llama_form(
         config,
         model_type="granite",
+        has_qkv_bias=has_attention_bias,
+        has_o_bias=has_attention_bias,
         embed_scale=config.take_factor("scale_emb", 1.0),
         residual_scale=depth / max(1, take_n_layers(config)) ** 0.5,
         logits_scale=config.take_factor("dim_model_base", 1.0) / max(1, hidden_width),

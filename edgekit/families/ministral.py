@@ -1,4 +1,4 @@
-"""Answer one question: how does a ``ministral`` config become a ``DecoderSpec``?
+"""Model family ``ministral``: from its config to a ``DecoderSpec``.
 
 Ministral 8B of 2024: layers that slide and layers that see everything, by ``layer_types``.
 """

@@ -1,4 +1,4 @@
-"""Answer one question: how does a ``ministral3`` config become a ``DecoderSpec``?
+"""Model family ``ministral3``: from its config to a ``DecoderSpec``.
 
 Ministral 3, 3B to 14B: YaRN, and queries that grow with position as in Llama 4.
 """

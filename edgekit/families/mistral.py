@@ -1,4 +1,4 @@
-"""Answer one question: how does a ``mistral`` config become a ``DecoderSpec``?
+"""Model family ``mistral``: from its config to a ``DecoderSpec``.
 
 Mistral 7B v0.1 (sliding window) to v0.3, Nemo, and the bundled pocket model.
 """

@@ -1,4 +1,4 @@
-"""Answer one question: how does a ``mistral3`` config become a ``DecoderSpec``?
+"""Model family ``mistral3``: from its config to a ``DecoderSpec``.
 
 The text decoder of the multimodal Mistral Small 3 and Ministral 3; the vision tower is left out.
 """

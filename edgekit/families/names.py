@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -87,9 +88,9 @@ def align(stored: Collection[str], tables: Sequence[NameTable]) -> Alignment:
     """Find the decoder among the stored names, whatever stands before them.
 
     Programs put prefixes before all names (``base_model.model.``, ``_orig_mod.``, ``module.``,
-    ``language_model.``) or take ``model.`` away. The prefix under which most names of the first
-    layer and beside the layers are known is the right one. What lies beside the root, such as
-    ``lm_head.weight``, may keep any shorter part of the prefix.
+    ``language_model.``) or take ``model.`` away. The prefix under which most names are known is
+    the right one. What lies beside the root, such as ``lm_head.weight``, may keep any shorter part
+    of the prefix.
 
     Args:
         stored: Names in the checkpoint.
@@ -98,14 +99,7 @@ def align(stored: Collection[str], tables: Sequence[NameTable]) -> Alignment:
     best = Alignment(tables[0], tables[0].root, {})
     best_score = (0, False, 0)
     for table in tables:
-        inside = {name.removeprefix(table.root) for name in _anchors(table)}
-        counts: dict[str, int] = {}
-        for name in stored:
-            # The anchors are whole parts of a name: try every place where its end could begin.
-            starts = [0, *(i + 1 for i, letter in enumerate(name) if letter == ".")]
-            for start in starts:
-                if name[start:] in inside:
-                    counts[name[:start]] = counts.get(name[:start], 0) + 1
+        counts = Counter(prefix for name in stored for prefix in _prefixes(name, table))
         for prefix, n_known in counts.items():
             score = (n_known, prefix == table.root, -len(prefix))
             if score > best_score:
@@ -113,11 +107,18 @@ def align(stored: Collection[str], tables: Sequence[NameTable]) -> Alignment:
     return Alignment(best.table, best.prefix, _rename(stored, best.table, best.prefix))
 
 
-def _anchors(table: NameTable) -> set[str]:
-    """Give the names of the first layer and of what lies beside the layers under the root."""
-    first = table.layer_prefix.format(i=0)
-    names = {first + part for part in table.layer.values()}
-    return names | {name for name in table.top.values() if name.startswith(table.root)}
+def _prefixes(name: str, table: NameTable) -> Iterator[str]:
+    """Give what stands in a name before something that the table has under its root."""
+    for theirs in table.top.values():
+        inner = theirs.removeprefix(table.root)
+        if theirs.startswith(table.root) and (name == inner or name.endswith(f".{inner}")):
+            yield name.removesuffix(inner)
+    before, after = table.layer_prefix.removeprefix(table.root).split("{i}")
+    match = re.fullmatch(
+        rf"((?:.*\.)?){re.escape(before)}(?:0|[1-9][0-9]{{0,8}}){re.escape(after)}(.+)", name
+    )
+    if match and match[2] in table.layer.values():
+        yield match[1]
 
 
 def _rename(stored: Collection[str], table: NameTable, prefix: str) -> dict[str, str]:

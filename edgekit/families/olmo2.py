@@ -1,4 +1,4 @@
-"""Answer one question: how does a ``olmo2`` config become a ``DecoderSpec``?
+"""Model family ``olmo2``: from its config to a ``DecoderSpec``.
 
 OLMo 2: norms after each block, and over all heads of queries and of keys.
 """

@@ -1,4 +1,4 @@
-"""Answer one question: how does a ``phi3`` config become a ``DecoderSpec``?
+"""Model family ``phi3``: from its config to a ``DecoderSpec``.
 
 Phi-3, Phi-3.5 and Phi-4-mini: q, k and v in one matrix, gate and up in another; LongRoPE.
 """

@@ -1,4 +1,4 @@
-"""Answer one question: how does a ``qwen2`` config become a ``DecoderSpec``?
+"""Model family ``qwen2``: from its config to a ``DecoderSpec``.
 
 Qwen2, Qwen2.5 and Qwen2.5-Coder: biases on q, k and v only.
 """

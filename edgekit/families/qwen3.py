@@ -1,4 +1,4 @@
-"""Answer one question: how does a ``qwen3`` config become a ``DecoderSpec``?
+"""Model family ``qwen3``: from its config to a ``DecoderSpec``.
 
 Qwen3: each head of queries and keys is normed; the head width is its own.
 """

@@ -1,4 +1,4 @@
-"""Answer one question: by which angles does rope turn each position?
+"""Angles of rotary position encoding: what each position is turned by.
 
 One computation for every exporter and engine, in float64, rounded to float32 at the end.
 """

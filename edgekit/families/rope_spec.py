@@ -1,13 +1,12 @@
-"""Answer one question: which rotary position encoding does a decoder have?
+"""``RopeSpec``: the rotary position encoding of a decoder.
 
 Values only; rope.py computes the angles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +64,6 @@ class LongRopeScaling:
 
 
 Scaling: TypeAlias = Llama3Scaling | YarnScaling | LongRopeScaling
-_KINDS: Final[Mapping[str, Callable[..., Scaling]]] = {
-    "llama3": Llama3Scaling,
-    "yarn": YarnScaling,
-    "longrope": LongRopeScaling,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +81,3 @@ class RopeSpec:
     scaling: Scaling | None = None
     linear_factor: float = 1.0
     rotary_width: int | None = None
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> RopeSpec:
-        """Read the JSON form, as ``dataclasses.asdict`` writes it."""
-        values = dict(data)  # a TypeError or ValueError if it is no mapping
-        if values.get("scaling") is not None:
-            scaling: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v
-                for k, v in dict(values["scaling"]).items()
-            }
-            values["scaling"] = _KINDS[scaling.get("kind", "llama3")](**scaling)
-        return cls(**values)

@@ -1,4 +1,4 @@
-"""Answer one question: how does a ``smollm3`` config become a ``DecoderSpec``?
+"""Model family ``smollm3``: from its config to a ``DecoderSpec``.
 
 SmolLM3: every fourth layer has no position encoding.
 """

@@ -1,4 +1,4 @@
-"""Answer one question: what must an exporter know of a decoder, whatever its family?
+"""``DecoderSpec``: what exporters and engines know of a decoder, whatever its family.
 
 Canonical weight names (N out, M in; every matrix is stored as (N, M), as in Hugging Face):
 ``embed`` (V, C) · ``layers.{i}.attn_norm`` (C,) · ``layers.{i}.q|k|v|o`` · ``layers.{i}.ffn_norm``
@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from edgekit.families.rope_spec import RopeSpec
+from edgekit.typed_values import WrongValuesError, from_plain
 
 MAX_LAYERS: Final = 1024
 MAX_WIDTH: Final = 1 << 24
@@ -224,32 +225,13 @@ class DecoderSpec:
                 caller knows the file and says so.
         """
         try:
-            spec = cls._from_dict(data)
-            fault = find_fault(spec)
-        except (TypeError, LookupError, AttributeError) as error:
-            raise ValueError(f"decoder: {type(error).__name__}: {error}") from error
+            spec = from_plain(cls, data)
+        except WrongValuesError as error:
+            raise ValueError(f"decoder: {error}") from error
+        fault = find_fault(spec)
         if fault:
             raise ValueError(f"decoder: {fault}")
         return spec
-
-    @classmethod
-    def _from_dict(cls, data: Mapping[str, Any]) -> DecoderSpec:
-        local, sliding = data.get("local_rope"), data.get("sliding_layers")
-        growth = data.get("query_scaling")
-        return cls(
-            **{
-                **data,
-                "rope": RopeSpec.from_dict(data["rope"]),
-                "local_rope": None if local is None else RopeSpec.from_dict(local),
-                "sliding_layers": None if sliding is None else tuple(sliding),
-                "no_rope_layers": tuple(data.get("no_rope_layers", ())),
-                "eos_token_ids": tuple(data["eos_token_ids"]),
-                "query_scaling": None if growth is None else QueryScaling(**growth),
-                "norm_placement": NormPlacement(data.get("norm_placement", "before")),
-                "qk_norm": QkNorm(data.get("qk_norm", "none")),
-                "activation": Activation(data.get("activation", "silu")),
-            }
-        )
 
 
 def find_fault(spec: DecoderSpec) -> str | None:

@@ -1,4 +1,4 @@
-"""The float32 value of each stored float type.
+"""Stored float types: the float32 value of each, and float32 rounded to bf16.
 
 Widening is exact for every type of at most 32 bits; float64 is rounded to the nearest float32.
 """
@@ -49,6 +49,14 @@ def to_float32(raw: NDArray[Any], dtype: DType) -> F32Array:
     if dtype is DType.FP8_E8M0:
         return np.take(_E8M0, raw).reshape(raw.shape)
     raise FormatError("tensor holds no floats", got=DTYPES[dtype].safetensors, wanted="a float")
+
+
+def to_bf16(values: F32Array) -> NDArray[np.uint16]:
+    """Round finite float32 to the bits of bf16, ties to even, any shape."""
+    words = np.ascontiguousarray(values, dtype="<f4").view("<u4")
+    # Adding 0x7FFF plus the last kept bit carries exactly when the cut half rounds up.
+    bits: NDArray[np.uint16] = ((words + 0x7FFF + ((words >> 16) & 1)) >> 16).astype("<u2")
+    return bits
 
 
 def _e4m3_values() -> F32Array:

@@ -1,4 +1,4 @@
-"""Answer one question: how are the bytes of a Core ML ``weight.bin`` laid out?
+"""Reader and writer of Core ML's ``weight.bin``.
 
 A 64-byte header, then blobs at 64-byte boundaries: each a 64-byte record (magic, type, size,
 where the data begins), then the data. A program names a blob by the offset of its record.

@@ -1,4 +1,4 @@
-"""Answer one question: which files make a ``.mlpackage``, and how is its model spec read?
+"""Core ML packages (``.mlpackage``): their files, and the model spec inside.
 
 The one door to coremltools for exporter and engines: imported on first use, and quietly, for on
 Linux it logs a line for every missing macOS part. It must not know what a program computes.

@@ -1,4 +1,4 @@
-"""Answer one question: how are bytes at any place of a large file read?
+"""An open file that is read at any place, without a memory map.
 
 Not by a memory map: its pages count as this process's memory until the system wants them back,
 and a file that somebody cuts short while it is mapped ends the process.

@@ -1,4 +1,4 @@
-"""Answer one question: how are 4-bit and 8-bit codes laid out in bytes?
+"""Packing of 4-bit and 8-bit codes into bytes.
 
 MLX (as little-endian uint32 words), ONNX MatMulNBits and Core ML's uint4 hold the same byte
 string: codes along the input dimension, low bits first. Core ML's int4 is that string XOR 0x88.

@@ -361,6 +361,8 @@ def header_end(first: bytes, n_file: int, path: Path) -> int:
 
 
 def _metadata(value: object, path: Path) -> dict[str, str]:
+    if value is None:  # as MLX writes no metadata, and the library of the format reads it
+        return {}
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
         raise FormatError(f"{path}: header: __metadata__", wanted="an object of strings")
     return value

@@ -1,21 +1,23 @@
-"""Answer one question: how does a model on the Hub become a checked folder on this disk?
+"""Download of a model from the Hub into huggingface_hub's cache, each file checked by its hash.
 
-Only the files that edgekit reads are fetched, over plain HTTP with ranges, because the
-downloader of huggingface_hub starts a broken file again from its first byte. A file gets its
-name in the cache only after its hash was compared.
+Only the files that edgekit reads are fetched. huggingface_hub transfers them (``http_get``), with
+its own repeats; edgekit keeps an unfinished file for the next run, because huggingface_hub 2.4
+writes to a new name each time and starts again at the first byte, and compares hashes, which
+huggingface_hub does not. The layout of the cache is huggingface_hub's: blobs by hash, a folder
+per commit, a ref per branch, so that each finds what the other downloaded.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final
 
 from edgekit.errors import CheckpointError, MissingFileError
-from edgekit.hub.cache import RepositoryCache, check_file
 from edgekit.hub.http import (
     HubClient,
     HubNonsenseError,
@@ -25,21 +27,16 @@ from edgekit.hub.http import (
     is_offline,
 )
 from edgekit.hub.listing import COMMIT, HubFile, Listing, fetch_listing
-from edgekit.model_files import INDEX_NAME, WEIGHTS_NAME, read_weight_map
+from edgekit.lazy import require
+from edgekit.model_files import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, read_weight_map
+from edgekit.progress import Progress, ignore_progress
 
-Progress: TypeAlias = Callable[[str, int, int], None]
-_MAX_FUTILE_TRIES: Final = 3
-_RETRY_S: Final = 1.0
-_MAX_RETRY_S: Final = 20.0
-
-
-def ignore_progress(what: str, n_done: int, n_total: int) -> None:
-    """Show nothing."""
+_HASH_CHUNK_BYTES: Final = 4 << 20
 
 
 def cached(source: Source) -> Path | None:
     """Give the folder of a model that is on this disk already; asks nobody."""
-    return RepositoryCache(source).complete_snapshot()
+    return _Cache(source).complete_folder()
 
 
 def download(source: Source, progress: Progress = ignore_progress) -> Path:
@@ -54,23 +51,20 @@ def download(source: Source, progress: Progress = ignore_progress) -> Path:
             or the disk refuses.
         MissingExtraError: huggingface_hub is not installed.
     """
-    cache = RepositoryCache(source)
-    is_commit = COMMIT.fullmatch(source.revision or "") is not None
-    if is_commit and source.revision and cache.all_verified(source.revision):
-        folder = cache.complete_snapshot()
-        if folder is not None:
-            return folder
+    cache = _Cache(source)
+    folder = cache.complete_folder()
+    if folder is not None and folder.name == source.revision and cache.is_finished(folder):
+        return folder
     try:
-        fetch = Fetch.open(source, progress)
+        fetch = Fetch(source, progress)
     except HubUnavailableError:
-        folder = cache.complete_snapshot()
         if folder is None:
             raise
         return folder
     with fetch.writing():
         fetch.fetch(fetch.listing.assets())
         fetch.fetch(fetch.weights())
-        fetch.finish()
+        cache.finish(fetch.folder)
     return fetch.folder
 
 
@@ -80,20 +74,10 @@ class Fetch:
     Attributes:
         hub: Asks the Hub.
         listing: What the commit holds.
-        folder: The snapshot.
+        folder: The files of the commit.
     """
 
-    def __init__(
-        self, hub: HubClient, listing: Listing, cache: RepositoryCache, progress: Progress
-    ) -> None:
-        self.hub = hub
-        self.listing = listing
-        self.folder = cache.snapshot(listing.commit)
-        self._cache = cache
-        self._progress = progress
-
-    @classmethod
-    def open(cls, source: Source, progress: Progress = ignore_progress) -> Fetch:
+    def __init__(self, source: Source, progress: Progress = ignore_progress) -> None:
         """Ask what the revision holds.
 
         Raises:
@@ -105,8 +89,11 @@ class Fetch:
                 got="HF_HUB_OFFLINE is set",
                 do="Unset HF_HUB_OFFLINE, or give the folder of a downloaded model.",
             )
-        hub = HubClient(source)
-        return cls(hub, fetch_listing(hub), RepositoryCache(source), progress)
+        self.hub = HubClient(source)
+        self.listing: Listing = fetch_listing(self.hub)
+        self._cache = _Cache(source)
+        self.folder = self._cache.folder / "snapshots" / self.listing.commit
+        self._progress = progress
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -147,53 +134,103 @@ class Fetch:
         Raises:
             CheckpointError: See ``download``.
         """
-        commit, cache = self.listing.commit, self._cache
-        due = [file for file in files if not cache.is_verified(commit, file)]
+        due = [file for file in files if not self._cache.is_checked(self.folder, file)]
         self._require_space(due)
         for file in due:
-            with cache.lock(file):
+            with self._cache.lock(file):
                 # Another process may have brought it meanwhile.
-                if not cache.is_verified(commit, file):
+                if not self._cache.is_checked(self.folder, file):
                     self._bring(file)
-                    cache.remember(commit, file)
-
-    def finish(self) -> None:
-        """Note that this revision is complete."""
-        self._cache.set_ref(self.listing.commit)
-        self._cache.remember(self.listing.commit, None)
+                    self._cache.note_checked(self.folder, file)
 
     def _bring(self, file: HubFile) -> None:
         blob, place = self._cache.blob(file), self.folder / file.name
         if not blob.is_file() and place.is_file():
-            # A cache without symbolic links keeps the file itself here.
-            self._check(place, file)
+            self._check(place, file)  # a cache without symbolic links keeps the file itself here
             return
         if blob.is_file():
             self._check(blob, file)
         else:
-            partial = self._cache.partial(file)
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            self._transfer(partial, file)
-            self._check(partial, file)
-            partial.replace(blob)
-        self._cache.link(self.listing.commit, file)
+            self._transfer(file)
+            self._check(self._cache.partial(file), file)
+            self._cache.partial(file).replace(blob)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        try:
+            place.symlink_to(os.path.relpath(blob, place.parent))
+        except OSError:
+            blob.replace(place)
+
+    def _transfer(self, file: HubFile) -> None:
+        """Fetch the rest of a file; what a broken connection left stays for the next run."""
+        partial = self._cache.partial(file)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        path = file_path(self.hub.source, self.listing.commit, file.name)
+        hub, progress, n_total = self.hub, self._progress, max(1, file.n_bytes // 10**6)
+
+        class Bar:
+            """Takes the place of tqdm's: reports, and stops what is longer than stated."""
+
+            def __init__(self, *, initial: int = 0, **_: Any) -> None:
+                self._n_done = initial
+
+            def update(self, n_bytes: int) -> None:
+                self._n_done += n_bytes
+                if self._n_done > file.n_bytes:
+                    raise hub.nonsense(
+                        path, f"more than {file.n_bytes} bytes", f"{file.n_bytes} bytes"
+                    )
+                progress(f"download {file.name}", self._n_done // 10**6, n_total)
+
+            def __enter__(self) -> Bar:
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                pass
+
+        with partial.open("ab") as stream:
+            if stream.tell() > file.n_bytes:
+                stream.truncate(0)
+            try:
+                if stream.tell() < file.n_bytes:
+                    hub.download(path, stream, Bar)
+            except HubNonsenseError:
+                partial.unlink()
+                raise
 
     def _check(self, path: Path, file: HubFile) -> None:
-        check_file(
-            path,
-            file,
-            self.hub.source,
-            lambda n_done: self._progress(f"check {file.name}", n_done // 10**6, _mb(file)),
-        )
+        """Compare size and hash of a file with what the Hub states; remove it if they differ."""
+        n_bytes, n_total = path.stat().st_size, max(1, file.n_bytes // 10**6)
+        got: str | int = n_bytes
+        wanted: str | int = file.n_bytes
+        if n_bytes == file.n_bytes:
+            digest = file.hasher()
+            with path.open("rb") as stream:
+                while chunk := stream.read(_HASH_CHUNK_BYTES):
+                    digest.update(chunk)
+                    self._progress(f"check {file.name}", stream.tell() // 10**6, n_total)
+            got, wanted = digest.hexdigest(), file.digest
+        if got != wanted:
+            path.unlink(missing_ok=True)
+            what = "hash" if n_bytes == file.n_bytes else "size in bytes"
+            raise CheckpointError(
+                f"{self.hub.source}: {file.name}: the {what} is not what the Hub states; "
+                "the file was removed",
+                got=got,
+                wanted=wanted,
+                do="Run the command again; if it happens twice, the server or a proxy changes "
+                "the file.",
+            )
 
     def _require_space(self, due: Iterable[HubFile]) -> None:
-        n_missing = 0
-        for file in due:
-            if not self._cache.blob(file).is_file() and not (self.folder / file.name).is_file():
-                n_missing += max(0, file.n_bytes - _size(self._cache.partial(file)))
-        folder = self._cache.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        n_free = shutil.disk_usage(folder).free
+        cache = self._cache
+        n_missing = sum(
+            max(0, file.n_bytes - _identity(cache.partial(file))[0])
+            for file in due
+            if not cache.blob(file).is_file() and not (self.folder / file.name).is_file()
+        )
+        cache.folder.mkdir(parents=True, exist_ok=True)
+        n_free = shutil.disk_usage(cache.folder).free
         if n_missing > n_free:
             raise CheckpointError(
                 f"{self.hub.source}: not enough disk space",
@@ -202,55 +239,101 @@ class Fetch:
                 do="Free some space, or set HF_HOME to a folder on another disk.",
             )
 
-    def _transfer(self, partial: Path, file: HubFile) -> None:
-        """Fetch the rest of a file; a connection that breaks off is continued where it ended."""
-        partial.touch()
-        n_futile = 0
-        while (n_have := _size(partial)) != file.n_bytes:
-            if n_have > file.n_bytes:
-                partial.write_bytes(b"")
-                n_have = 0
+
+class _Cache:
+    """The files of one repository in huggingface_hub's cache, and which of them were checked."""
+
+    def __init__(self, source: Source) -> None:
+        self._revision = source.revision or "main"
+        self._root = _cache_dir()
+        self.folder = self._root / f"models--{source.repo.replace('/', '--')}"
+
+    def blob(self, file: HubFile) -> Path:
+        return self.folder / "blobs" / file.digest
+
+    def partial(self, file: HubFile) -> Path:
+        return self.folder / "blobs" / f"{file.digest}.incomplete"
+
+    def complete_folder(self) -> Path | None:
+        """Give the folder of the revision if all that a model needs is in it."""
+        commit = self._revision
+        if COMMIT.fullmatch(commit) is None:
             try:
-                self._append(partial, file, n_have)
-                if _size(partial) <= n_have:
-                    raise HubUnavailableError(
-                        f"{self.hub.source}: the Hub sends no bytes of {file.name}",
-                        got=f"{n_have} of {file.n_bytes} bytes",
-                        do="Run the command again: what was downloaded is kept.",
-                    )
-            except HubNonsenseError:
-                partial.unlink(missing_ok=True)
-                raise
-            except HubUnavailableError as error:
-                n_futile = 0 if _size(partial) > n_have else n_futile + 1
-                if n_futile == _MAX_FUTILE_TRIES or (error.retry_s or 0) > _MAX_RETRY_S:
-                    raise
-                if n_futile:
-                    time.sleep(_RETRY_S if error.retry_s is None else error.retry_s)
+                commit = (self.folder / "refs" / commit).read_text(encoding="ascii").strip()
+            except (OSError, UnicodeDecodeError):
+                return None
+        folder = self.folder / "snapshots" / commit
+        if COMMIT.fullmatch(commit) is None or not (folder / CONFIG_NAME).is_file():
+            return None
+        names = {WEIGHTS_NAME}
+        if (folder / INDEX_NAME).is_file() and not (folder / WEIGHTS_NAME).is_file():
+            names = set(read_weight_map(folder / INDEX_NAME).values())
+        return folder if all((folder / name).is_file() for name in names) else None
 
-    def _append(self, partial: Path, file: HubFile, n_have: int) -> None:
-        path = file_path(self.hub.source, self.listing.commit, file.name)
-        with self.hub.open(path, start=n_have) as body, partial.open("r+b") as stream:
-            # A server that knows no ranges begins again.
-            stream.seek(body.start)
-            stream.truncate()
-            n_done = body.start
-            for chunk in body.chunks:
-                n_done += len(chunk)
-                if n_done > file.n_bytes:
-                    raise self.hub.nonsense(
-                        path, f"more than {file.n_bytes} bytes", f"{file.n_bytes} bytes"
-                    )
-                stream.write(chunk)
-                self._progress(f"download {file.name}", n_done // 10**6, _mb(file))
+    @contextmanager
+    def lock(self, file: HubFile) -> Iterator[None]:
+        """Let one process at a time download a file, those of huggingface_hub included."""
+        place = self._root / ".locks" / self.folder.name / f"{file.digest}.lock"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with require("huggingface_hub.utils").WeakFileLock(place):
+            yield
+
+    def is_checked(self, folder: Path, file: HubFile) -> bool:
+        """Tell whether a file has not changed since its hash was compared."""
+        return self._record(folder).get(file.name) == [file.digest, *_identity(folder / file.name)]
+
+    def note_checked(self, folder: Path, file: HubFile) -> None:
+        """Note that the hash of a file was compared."""
+        record = self._record(folder)
+        record[file.name] = [file.digest, *_identity(folder / file.name)]
+        self._write(self._record_path(folder), json.dumps(record, indent=1, sort_keys=True))
+
+    def is_finished(self, folder: Path) -> bool:
+        """Tell whether a whole download was checked and has not changed since."""
+        record = self._record(folder)
+        return record.pop("", None) == ["complete"] and all(
+            entry[1:] == [*_identity(folder / name)] for name, entry in record.items()
+        )
+
+    def finish(self, folder: Path) -> None:
+        """Note that this commit is here whole, and is what the branch or tag means now."""
+        record = {**self._record(folder), "": ["complete"]}
+        self._write(self._record_path(folder), json.dumps(record, indent=1, sort_keys=True))
+        if self._revision != folder.name:
+            self._write(self.folder / "refs" / self._revision, folder.name)
+
+    def _record_path(self, folder: Path) -> Path:
+        return self.folder / "edgekit" / f"{folder.name}.json"
+
+    def _record(self, folder: Path) -> dict[str, list[Any]]:
+        try:
+            record = json.loads(self._record_path(folder).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        is_sound = isinstance(record, dict) and all(isinstance(e, list) for e in record.values())
+        return record if is_sound else {}
+
+    def _write(self, path: Path, text: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
 
 
-def _mb(file: HubFile) -> int:
-    return max(1, file.n_bytes // 10**6)
+def _cache_dir() -> Path:
+    """Folder of the cache: HF_HUB_CACHE, else ``hub`` in HF_HOME, as huggingface_hub has it."""
+    stated = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    home = os.environ.get("HF_HOME")
+    if not stated:
+        constants = require("huggingface_hub.constants")
+        stated = str(Path(home) / "hub") if home else constants.HF_HUB_CACHE
+    return Path(os.path.expandvars(stated)).expanduser()
 
 
-def _size(path: Path) -> int:
+def _identity(path: Path) -> tuple[int, int]:
+    """Give size and change time; 0 and -1 for a file that is not there."""
     try:
-        return path.stat().st_size
+        found = path.stat()
     except OSError:
-        return 0
+        return 0, -1
+    return found.st_size, found.st_mtime_ns

@@ -1,8 +1,8 @@
-"""Answer one question: what does the Hub answer to one request?
+"""Requests to the Hugging Face Hub: bytes of one answer, or an error that says what to do.
 
-Every failure leaves here as a ``CheckpointError`` in our words. The settings of huggingface_hub
-(HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE) are read anew each time, because that package reads them
-only once. What a server says is quoted shortly and never with the access token in it.
+Session, token and redirects are huggingface_hub's. The settings HF_ENDPOINT and HF_HUB_OFFLINE are
+read anew each time, because that package reads them only once. What a server says is quoted
+shortly and never with the access token in it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import IO, Any, Final
 from urllib.parse import quote, urlsplit
 
 from edgekit.errors import CheckpointError
@@ -22,17 +22,13 @@ from edgekit.lazy import require
 PACKINGS: Final = ("gzip", "deflate")
 _TRUE: Final = frozenset({"1", "ON", "YES", "TRUE"})
 _MAX_QUOTE: Final = 200
-_MAX_RETRY_S: Final = 86_400
-_RATE_LIMIT: Final = re.compile(r";\s*t=(\d{1,6})")  # the Hub's own header: "api";r=0;t=55
-_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+# Retry-After in seconds, or the Hub's own RateLimit: "api";r=0;t=55
+_WAIT: Final = re.compile(r"(?:^|;\s*t=)(\d{1,6})$")
+_KEPT: Final = "what was downloaded is kept."
 
 
 class HubUnavailableError(CheckpointError):
-    """The Hub cannot be reached, broke off, or has no time; .retry_s is how long it asks for."""
-
-    def __init__(self, what: str, *, got: object, do: str, retry_s: int | None = None) -> None:
-        self.retry_s = retry_s
-        super().__init__(what, got=got, do=do)
+    """The Hub cannot be reached, broke off, or has no time."""
 
 
 class HubNonsenseError(CheckpointError):
@@ -55,19 +51,6 @@ class Source:
         return f"{self.repo}@{self.revision}" if self.revision else self.repo
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
-    """The bytes of an answer as they come in.
-
-    Attributes:
-        start: Offset in the file of the first byte.
-        chunks: The bytes; a broken connection raises ``HubUnavailableError``.
-    """
-
-    start: int
-    chunks: Iterator[bytes]
-
-
 def is_offline() -> bool:
     """Tell whether the user forbids requests (HF_HUB_OFFLINE)."""
     value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
@@ -81,53 +64,74 @@ class HubClient:
         """Read the settings.
 
         Raises:
-            CheckpointError: HF_ENDPOINT is no address.
+            CheckpointError: HF_ENDPOINT is no address, or the token holds odd characters.
             MissingExtraError: huggingface_hub is not installed.
         """
         self.source = source
         self._endpoint = _endpoint()
         self._token = _token()
 
-    def read(self, path: str, *, max_bytes: int, start: int = 0, stop: int | None = None) -> bytes:
-        """Read a whole answer, or bytes ``start:stop`` of a file.
-
-        Raises:
-            HubUnavailableError: See ``open``.
-            CheckpointError: Refused, longer than ``max_bytes``, or not the bytes asked for.
-        """
-        wanted = max_bytes if stop is None else stop - start
-        data = bytearray()
-        with self.open(path, start=start, stop=stop) as body:
-            for chunk in body.chunks:
-                data += chunk
-                if len(data) > wanted:
-                    raise self.nonsense(path, f"more than {wanted} bytes", f"at most {wanted}")
-        if stop is not None and len(data) != wanted:
-            raise self.nonsense(path, f"{len(data)} bytes", f"{wanted}, bytes {start}:{stop}")
-        return bytes(data)
-
-    @contextmanager
-    def open(self, path: str, *, start: int = 0, stop: int | None = None) -> Iterator[Body]:
-        """Ask for a file, from ``start`` on.
+    def read(self, path: str, max_bytes: int) -> bytes:
+        """Read a whole answer.
 
         Args:
             path: Below the endpoint.
-            start: First byte wanted; the body tells where the server really began.
-            stop: End of the part wanted; then nothing but that part is accepted.
+            max_bytes: The most that is read.
 
         Raises:
             HubUnavailableError: Unreachable, broken off, or asked to come back later.
-            CheckpointError: Refused, or nonsense.
+            CheckpointError: Refused, or too long.
         """
-        headers = {"accept-encoding": "identity", "user-agent": "edgekit"}
-        if self._token:
-            headers["authorization"] = f"Bearer {self._token}"
-        if start or stop is not None:
-            headers["range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
-        session = require("huggingface_hub").get_session()
+        return self._get(path, max_bytes, None)
+
+    def read_part(self, path: str, start: int, stop: int) -> bytes:
+        """Read bytes ``start:stop`` of a file, and not one byte more.
+
+        Raises:
+            HubUnavailableError: See ``read``.
+            CheckpointError: Refused, or not the bytes asked for.
+        """
+        data = self._get(path, stop - start, (start, stop))
+        if len(data) != stop - start:
+            raise self.nonsense(path, f"{len(data)} bytes", f"{stop - start} bytes")
+        return data
+
+    def download(self, path: str, stream: IO[bytes], bar: type[Any]) -> None:
+        """Append the rest of a file to what is in ``stream``, with huggingface_hub's ``http_get``.
+
+        A connection that breaks off is continued a few times.
+
+        Args:
+            path: Below the endpoint.
+            stream: The file, at its end.
+            bar: In place of tqdm: told of each piece before it is written.
+
+        Raises:
+            HubUnavailableError: Unreachable, or broken off for good.
+            CheckpointError: Refused.
+        """
+        http_get = require("huggingface_hub.file_download").http_get
+        with self._session(path):
+            try:
+                http_get(
+                    self._endpoint + path,
+                    stream,
+                    resume_size=stream.tell(),
+                    headers=self._headers(),
+                    tqdm_class=bar,
+                )
+            except require("huggingface_hub.errors").HfHubHTTPError as error:
+                answer = error.response
+                raise self._refusal(path, answer.status_code, answer.headers) from error
+
+    def _get(self, path: str, max_bytes: int, part: tuple[int, int] | None) -> bytes:
+        headers = self._headers()
+        if part is not None:
+            headers["range"] = f"bytes={part[0]}-{part[1] - 1}"
         timeout = require("huggingface_hub.constants").HF_HUB_DOWNLOAD_TIMEOUT
+        data = bytearray()
         with (
-            self._door(path),
+            self._session(path) as session,
             session.stream(
                 "GET", self._endpoint + path, headers=headers, timeout=timeout
             ) as response,
@@ -135,18 +139,18 @@ class HubClient:
             status, said = response.status_code, response.headers
             if status not in (200, 206):
                 raise self._refusal(path, status, said)
-            encoding = said.get("content-encoding", "identity").strip().lower()
-            is_packed = encoding != "identity"
-            # Plain bytes were asked for; others unpack to a thousand times their size and more.
-            if is_packed and (status == 206 or encoding not in PACKINGS):
-                raise self.nonsense(path, f"encoding {encoding}", "plain bytes")
-            if status == 200 and stop is not None:
-                raise self.nonsense(path, "the whole file", f"bytes {start}:{stop} of it")
-            first = self._first_byte(path, said) if status == 206 else 0
-            if first not in (start, 0) or (first == 0 and stop is not None and start):
-                raise self.nonsense(path, f"bytes from {first}", f"bytes from {start}")
-            # As they come: gathered into larger pieces, the last piece of a cut answer is lost.
-            yield Body(first, response.iter_bytes() if is_packed else response.iter_raw())
+            stated = said.get("content-range", "")
+            if part is not None and status == 200:
+                raise self.nonsense(path, "the whole file", f"bytes {part[0]}:{part[1]} of it")
+            if part is not None and not stated.startswith(f"bytes {part[0]}-"):
+                raise self.nonsense(path, repr(stated), f"bytes from {part[0]}")
+            for chunk in response.iter_bytes():
+                data += chunk
+                if len(data) > max_bytes:
+                    raise self.nonsense(
+                        path, f"more than {max_bytes} bytes", f"at most {max_bytes}"
+                    )
+        return bytes(data)
 
     def nonsense(self, path: str, got: object, wanted: object) -> HubNonsenseError:
         """Make the error for an answer that no Hub gives."""
@@ -157,84 +161,76 @@ class HubClient:
             do="If HF_ENDPOINT is set, check that a Hub answers there; else try again later.",
         )
 
-    def _first_byte(self, path: str, said: Mapping[str, str]) -> int:
-        match = _CONTENT_RANGE.fullmatch(said.get("content-range", ""))
-        if match is None:
-            raise self.nonsense(path, repr(said.get("content-range")), "a Content-Range header")
-        return int(match[1])
+    def _headers(self) -> dict[str, str]:
+        # Plain bytes: packed ones unpack to a thousand times their size, and have no ranges.
+        headers = {"accept-encoding": "identity", "user-agent": "edgekit"}
+        return headers | ({"authorization": f"Bearer {self._token}"} if self._token else {})
 
     @contextmanager
-    def _door(self, path: str) -> Iterator[None]:
+    def _session(self, path: str) -> Iterator[Any]:
+        """Give huggingface_hub's session for requests about ``path``.
+
+        Answers that are packed twice or tighter than gzip are refused before they are unpacked.
+        """
         errors = require("huggingface_hub.errors")
+        session = require("huggingface_hub").get_session()
+        hooks = session.event_hooks
+
+        def refuse_packed(response: Any) -> None:
+            packing = response.headers.get("content-encoding", "identity").strip().lower()
+            if packing != "identity" and packing not in PACKINGS:
+                raise self.nonsense(path, f"encoding {packing}", "plain bytes")
+
+        session.event_hooks = {**hooks, "response": [*hooks.get("response", ()), refuse_packed]}
         try:
-            yield
-        except CheckpointError:
-            raise
+            yield session
         # HTTPError is that of the HTTP package below, whichever it is.
         except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:
             raise HubUnavailableError(
                 f"{self.source}: the Hub cannot be reached, or broke off ({_file_of(path)})",
                 got=self._clean(f"{type(error).__name__}: {error}"),
-                do="Check the connection and run the command again: what was downloaded is kept.",
+                do=f"Check the connection and run the command again: {_KEPT}",
             ) from error
+        finally:
+            session.event_hooks = hooks
 
     def _refusal(self, path: str, status: int, said: Mapping[str, str]) -> CheckpointError:
         """Put a status other than success into our words."""
-        code = said.get("x-error-code", "")
-        message = said.get("x-error-message", "")
+        code, message = said.get("x-error-code", ""), said.get("x-error-message", "")
         got = self._clean(f"HTTP {status}: {message}" if message else f"HTTP {status}")
+        file = _file_of(path)
         if status == 429 or status >= 500:
-            wait_s = _retry_s(said)
-            when = f"in {wait_s} s" if wait_s is not None else "in a few minutes"
+            wait = _WAIT.search(said.get("retry-after", "") or said.get("ratelimit", ""))
+            when = f"in {wait[1]} s" if wait else "in a few minutes"
             busy = "asks to slow down" if status == 429 else "has a fault"
             token = "" if self._token or status != 429 else " A token in HF_TOKEN may allow more."
             return HubUnavailableError(
-                f"{self.source}: the Hub {busy} ({_file_of(path)})",
+                f"{self.source}: the Hub {busy} ({file})",
                 got=got,
-                do=f"Run the command again {when}: what was downloaded is kept.{token}",
-                retry_s=wait_s,
+                do=f"Run the command again {when}: {_KEPT}{token}",
             )
         if status == 416:
-            n_bytes = said.get("content-range", "").rpartition("/")[2] or "fewer"
-            return self.nonsense(path, f"a file of {n_bytes} bytes", "the size that it lists")
+            return self.nonsense(path, "a shorter file", "the size that it lists")
         if code == "GatedRepo":
-            return CheckpointError(
-                f"{self.source}: access is restricted",
-                got=got,
-                do="Accept the licence on the model's page, then set HF_TOKEN.",
-            )
-        if status == 401 and "credentials" in message.lower():
-            return CheckpointError(
-                f"{self.source}: the Hub does not accept the access token",
-                got=got,
-                do="Set HF_TOKEN to a valid token, or unset it and log out.",
-            )
-        if code == "RevisionNotFound":
-            return CheckpointError(
-                f"{self.source}: no such revision", got=got, wanted="a branch, tag or commit"
-            )
-        if code == "EntryNotFound":
-            return CheckpointError(
-                f"{self.source}: the Hub lists {_file_of(path)} but does not have it", got=got
-            )
-        if status in (401, 404):
-            return CheckpointError(
-                f"{self.source}: no such repository on the Hub, or it is private",
-                got=got,
-                do="Check the spelling, or set HF_TOKEN.",
-            )
-        if status == 403:
-            return CheckpointError(
-                f"{self.source}: access is refused",
-                got=got,
-                do="Set HF_TOKEN to a token that may read this repository.",
-            )
-        return CheckpointError(
-            f"{self.source}: the Hub refuses {_file_of(path)}",
-            got=got,
-            wanted="HTTP 200",
-            do="If HF_ENDPOINT is set, check that a Hub answers there.",
-        )
+            what = "access is restricted"
+            do = "Accept the licence on the model's page, then set HF_TOKEN."
+        elif status == 401 and "credentials" in message.lower():
+            what = "the Hub does not accept the access token"
+            do = "Set HF_TOKEN to a valid token, or unset it and log out."
+        elif code == "RevisionNotFound":
+            what, do = "no such revision", "Name a branch, tag or commit of the repository."
+        elif code == "EntryNotFound":
+            what, do = f"the Hub lists {file} but does not have it", "Choose another revision."
+        elif status in (401, 404):
+            what = "no such repository on the Hub, or it is private"
+            do = "Check the spelling, or set HF_TOKEN."
+        elif status == 403:
+            what = "access is refused"
+            do = "Set HF_TOKEN to a token that may read this repository."
+        else:
+            what = f"the Hub refuses {file}"
+            do = "If HF_ENDPOINT is set, check that a Hub answers there."
+        return CheckpointError(f"{self.source}: {what}", got=got, do=do)
 
     def _clean(self, text: str) -> str:
         """Make a server's words fit to be shown: one short line without the token."""
@@ -287,12 +283,3 @@ def _token() -> str | None:
     if token and not (token.isascii() and token.isprintable()):
         raise CheckpointError("HF_TOKEN holds characters that no token has", do="Copy it again.")
     return token
-
-
-def _retry_s(said: Mapping[str, Any]) -> int | None:
-    """Read how long the server asks to wait; a date instead of seconds counts as unknown."""
-    stated = str(said.get("retry-after", ""))
-    match = _RATE_LIMIT.search(str(said.get("ratelimit", "")))
-    if stated.isascii() and stated.isdigit() and len(stated) <= 6:
-        return min(int(stated), _MAX_RETRY_S)
-    return min(int(match[1]), _MAX_RETRY_S) if match else None

@@ -1,4 +1,4 @@
-"""Answer one question: which files does a revision on the Hub hold, and how are they checked?
+"""The list of files of a revision on the Hub, checked: names, sizes and hashes.
 
 The listing comes from a server and is not trusted: hashes become file names of the cache, so
 their form is checked, and a file name that leaves the folder refuses the whole repository.
@@ -6,6 +6,7 @@ their form is checked, and a file name that leaves the folder refuses the whole 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, Final
 from edgekit.errors import CheckpointError, FormatError, MissingFileError
 from edgekit.hub.http import HubClient, info_path, tree_path
 from edgekit.model_files import (
+    ADDED_TOKENS_NAME,
     ASSET_NAMES,
     CARD_NAME,
     CONFIG_NAME,
@@ -22,6 +24,7 @@ from edgekit.model_files import (
     INDEX_NAME,
     MAX_INDEX_BYTES,
     STAND_INS,
+    TEXT_NAMES,
     WEIGHTS_NAME,
 )
 from edgekit.strict_json import parse_object
@@ -32,6 +35,7 @@ _MAX_LISTING_BYTES: Final = 16 << 20
 _MAX_ASSET_BYTES: Final = 64 << 20
 _MAX_CARD_BYTES: Final = 1 << 20
 _MAX_FILE_BYTES: Final = 1 << 50
+_KNOWN_NAMES: Final = frozenset((*TEXT_NAMES, CARD_NAME, INDEX_NAME))
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -48,6 +52,13 @@ class HubFile:
     name: str
     n_bytes: int
     digest: str
+
+    def hasher(self) -> hashlib._Hash:
+        """Begin the hash whose end is ``digest``."""
+        if len(self.digest) == 64:
+            return hashlib.sha256()
+        # git's name for a file: SHA-1 with the length in front.
+        return hashlib.sha1(b"blob %d\0" % self.n_bytes, usedforsecurity=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +78,7 @@ class Listing:
     def assets(self) -> tuple[HubFile, ...]:
         """Give config, tokenizer, template and card, and the index if it is needed."""
         stand_ins = [name for name, usual in STAND_INS.items() if usual not in self.files]
-        return self._present((*ASSET_NAMES, *stand_ins))
+        return self._present((*ASSET_NAMES, ADDED_TOKENS_NAME, *stand_ins))
 
     def small_files(self) -> tuple[HubFile, ...]:
         """Give the assets that describe the decoder: config, card, and the index if needed."""
@@ -94,7 +105,7 @@ def fetch_listing(hub: HubClient) -> Listing:
         CheckpointError: Refused, nonsense, or a repository with names that leave the folder.
     """
     path = info_path(hub.source)
-    answer = _parse(hub, path, hub.read(path, max_bytes=_MAX_LISTING_BYTES))
+    answer = _parse(hub, path, hub.read(path, _MAX_LISTING_BYTES))
     commit, siblings = answer.get("sha"), answer.get("siblings")
     if not isinstance(commit, str) or COMMIT.fullmatch(commit) is None:
         raise hub.nonsense(path, f"sha {commit!r}", "a commit of 40 hexadecimal digits")
@@ -128,7 +139,7 @@ def _parse(hub: HubClient, path: str, data: bytes) -> dict[str, Any]:
 def _with_hashes(hub: HubClient, commit: str, siblings: list[Any]) -> list[Any]:
     """Ask for the folder listing, because some mirrors leave sizes and hashes out of the info."""
     path = tree_path(hub.source, commit)
-    data = hub.read(path, max_bytes=_MAX_LISTING_BYTES)
+    data = hub.read(path, _MAX_LISTING_BYTES)
     tree = _parse(hub, path, b'{"files":%b}' % data)["files"]
     found: dict[object, dict[str, Any]] = {}
     for entry in tree if isinstance(tree, list) else ():
@@ -148,7 +159,7 @@ def _with_hashes(hub: HubClient, commit: str, siblings: list[Any]) -> list[Any]:
 
 def _is_wanted(name: str) -> bool:
     is_weights = "/" not in name and name.endswith(".safetensors")
-    return is_weights or name in (*ASSET_NAMES, *STAND_INS, CARD_NAME, INDEX_NAME)
+    return is_weights or name in _KNOWN_NAMES
 
 
 def _refuse_escape(hub: HubClient, name: str) -> None:
@@ -178,7 +189,7 @@ def _file(hub: HubClient, path: str, name: str, entry: dict[str, Any]) -> HubFil
     if not isinstance(digest, str) or form.fullmatch(digest) is None:
         raise hub.nonsense(path, f"{name}: hash {digest!r}", "lfs.sha256 or blobId")
     limit = _MAX_FILE_BYTES
-    if name in ASSET_NAMES:
+    if name in TEXT_NAMES:
         limit = _MAX_ASSET_BYTES
     elif name == INDEX_NAME:
         limit = MAX_INDEX_BYTES

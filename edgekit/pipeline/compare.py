@@ -13,13 +13,13 @@ from edgekit.devices.facts import facts_of
 from edgekit.devices.match import Wish
 from edgekit.devices.probe import probe_host
 from edgekit.errors import MeasureError
-from edgekit.export.base import Progress, ignore_progress
 from edgekit.hosted.latency import split_latency
 from edgekit.hosted.recording import RecordingBackend
 from edgekit.pipeline.profile import profile
 from edgekit.pipeline.run import HOST, load, open_profile, plan_run
 from edgekit.profiler.measure import DEFAULT_WORKLOAD
 from edgekit.profiler.projected import memory_budget
+from edgekit.progress import Progress, ignore_progress
 from edgekit.quality.evaluate import NO_TOOLS_NOTE, SuitePlan, run_suites
 from edgekit.quality.pairing import pair_suites
 from edgekit.quality.suites import Item

@@ -16,7 +16,6 @@ from typing import Final
 from edgekit import __version__
 from edgekit.artifact import Artifact, Format
 from edgekit.devices.probe import probe_host
-from edgekit.export.base import Progress
 from edgekit.hosted.recording import RecordingBackend
 from edgekit.pipeline.compare import Comparison, ServerRun, ask_server, join
 from edgekit.pipeline.evaluate import (
@@ -32,6 +31,7 @@ from edgekit.pipeline.profile import profile
 from edgekit.pipeline.run import load
 from edgekit.pipeline.verify import verification_tokens, verify
 from edgekit.profiler.measure import DEFAULT_WORKLOAD
+from edgekit.progress import Progress
 from edgekit.quality.evaluate import NO_TOOLS_NOTE, SuitePlan, run_suites
 from edgekit.quality.verdict import Rule
 from edgekit.records import (

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from edgekit.artifact import MANIFEST_NAME, Artifact
 from edgekit.dtypes import F32Array
 from edgekit.errors import UsageError
-from edgekit.export.base import Progress, ignore_progress
 from edgekit.families import open_model
 from edgekit.pipeline.run import HOST, load
+from edgekit.progress import Progress, ignore_progress
 from edgekit.quality.corpus import make_documents
 from edgekit.quality.divergence import ReferenceRun, measure_divergence, run_reference
 from edgekit.quality.evaluate import NO_TOOLS_NOTE, SuitePlan, run_suites

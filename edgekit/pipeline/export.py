@@ -1,4 +1,4 @@
-"""Answer one question: how does a model become artifacts?
+"""``export``: from a model to artifacts.
 
 Quantize once into a store beside the target, write every format from it, remove the store.
 """
@@ -12,27 +12,24 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from edgekit.artifact import Artifact, Format, Manifest
-from edgekit.checkpoint.reader import Checkpoint
 from edgekit.checkpoint.recipe import check_golden
-from edgekit.checkpoint.remote import HubCheckpoint, needs_download
+from edgekit.checkpoint.remote import needs_download
 from edgekit.checkpoint.repository import recipe_of
 from edgekit.decision import Rejected
 from edgekit.errors import ExportError, UsageError
 from edgekit.export import open_exporter
-from edgekit.export.base import Exporter, ExportOptions, Progress, ignore_progress
+from edgekit.export.base import Exporter, ExportOptions
 from edgekit.export.staging import PARTIAL_PREFIX, write_artifact
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
-from edgekit.model_files import TEKKEN_NAME
 from edgekit.pipeline.preflight import check_room, join_predictions, predict_export
 from edgekit.pipeline.rates import known_rates
+from edgekit.progress import Progress, ignore_progress
 from edgekit.quantize.imports import CHANGES_OF_CODES
 from edgekit.quantize.methods import Method
 from edgekit.quantize.store import quantize_model
 from edgekit.scheme import Scheme
-from edgekit.text.chat import PROBE, ChatTemplate
-from edgekit.text.tokenizer import Tokenizer
-from edgekit.text.tokenizer_file import TOKENIZER_NAME
+from edgekit.text.view import TextView
 
 ALL_FORMATS = tuple(Format)
 
@@ -46,6 +43,7 @@ def export(
     context_length: int | None = None,
     method: str | Method = Method.SEARCH,
     ignore_config_keys: Iterable[str] = (),
+    adapter: str | Path | None = None,
     progress: Progress = ignore_progress,
     warn: Callable[[str], None] = lambda text: None,
 ) -> list[Artifact]:
@@ -62,6 +60,7 @@ def export(
         method: How scales are chosen, ``search`` or ``rtn``.
         ignore_config_keys: Keys of config.json that pass although edgekit does not know them; one
             of a section is written ``section.key``. The manifest's notes name them.
+        adapter: Folder of a LoRA adapter that is merged into the weights (docs/adapters.md).
         progress: Called as ``progress(what, n_done, n_total)``.
         warn: Told what may go wrong, such as memory that is tight.
 
@@ -91,11 +90,14 @@ def export(
             parent,
             context_length=context_length,
             ignore_config_keys=ignore_config_keys,
+            adapter=adapter,
         )
-    source = open_model(model, progress=progress, ignore_config_keys=ignore_config_keys)
+    source = open_model(
+        model, progress=progress, ignore_config_keys=ignore_config_keys, adapter=adapter
+    )
     try:
         _refuse_early(source, exporters, parsed, context_length)
-        check_tokenizer(source.checkpoint)
+        check_text(source.text, source.checkpoint.origin)
         prediction = predict_export(source, parsed, wanted, options, known_rates())
         for warning in check_room(prediction, parent):
             warn(warning)
@@ -133,6 +135,7 @@ def check_export(
     *,
     context_length: int | None = None,
     ignore_config_keys: Iterable[str] = (),
+    adapter: str | Path | None = None,
 ) -> None:
     """Refuse what could not be exported, from config, tokenizer and tensor headers alone.
 
@@ -143,13 +146,14 @@ def check_export(
     """
     wanted, options = parse_formats(formats), ExportOptions(context_length)
     exporters = [open_exporter(fmt) for fmt in wanted]
-    source = open_model(model, headers_only=True, ignore_config_keys=ignore_config_keys)
+    source = open_model(
+        model, headers_only=True, ignore_config_keys=ignore_config_keys, adapter=adapter
+    )
     try:
         for scheme in schemes:
             _refuse_early(source, exporters, scheme, context_length)
-        if isinstance(source.checkpoint, HubCheckpoint):
-            source.checkpoint.fetch_text()
-        check_tokenizer(source.checkpoint)
+        source.checkpoint.fetch_text()
+        check_text(source.text, source.checkpoint.origin)
         predictions = [predict_export(source, scheme, wanted, options) for scheme in schemes]
         n_download = source.checkpoint.weights_bytes if needs_download(model) else 0
         check_room(join_predictions(predictions), Path(out), n_download, source.checkpoint.folder)
@@ -226,21 +230,19 @@ def _refuse_early(
         exporter.positions(source.spec).choose(context_length, exporter.format.value)
 
 
-def check_tokenizer(checkpoint: Checkpoint) -> None:
-    """Refuse a damaged or wrong tokenizer or template now; the device would get it.
+def check_text(view: TextView, origin: str) -> None:
+    """Refuse a tokenizer or template that is not the one that the model's recipe names.
+
+    Args:
+        view: The model's text files.
+        origin: What the user named.
 
     Raises:
-        CheckpointError: See above; the message says which file, and what is wrong.
+        CheckpointError: See above; or the files do not fit the model (``SourceModel.text``).
     """
-    files = checkpoint.text_files
-    if not any(map(files.has, (TOKENIZER_NAME, TEKKEN_NAME))):
-        return
-    tokenizer, template = Tokenizer.open(files), ChatTemplate.open(files)
-    if template.sources:
-        template.encode(PROBE, tokenizer)
-    recipe = recipe_of(checkpoint.origin)
-    if recipe is not None:
-        check_golden(recipe, files)
+    recipe = recipe_of(origin)
+    if recipe is not None and view.tokenizer is not None:
+        check_golden(recipe, view.files)
 
 
 def _store_folder(parent: Path) -> tempfile.TemporaryDirectory[str]:

@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Final
 
 from edgekit.artifact import Artifact, Format
+from edgekit.checkpoint.assets import read_text
 from edgekit.checkpoint.config import IGNORE_OPTION
 from edgekit.checkpoint.gguf.file import is_gguf
 from edgekit.checkpoint.reader import open_checkpoint
 from edgekit.checkpoint.remote import needs_download, open_headers
 from edgekit.errors import UsageError
-from edgekit.export.base import ExportOptions, Progress, ignore_progress
+from edgekit.export.base import ExportOptions
 from edgekit.export.optimum import check_request, write_optimum_artifact
 from edgekit.export.optimum_env import Tell, open_environment
-from edgekit.pipeline.export import check_export, check_tokenizer, export, parse_formats
+from edgekit.export.optimum_model import read_rows, translate_config
+from edgekit.pipeline.export import check_export, check_text, export, parse_formats
+from edgekit.progress import Progress, ignore_progress
 from edgekit.quantize.model import Source
 from edgekit.scheme import Scheme
 
@@ -43,6 +46,7 @@ def export_by_route(
     context_length: int | None,
     method: str | None,
     ignore_config_keys: Sequence[str] = (),
+    adapter: Path | None = None,
     tell: Tell,
     progress: Progress,
 ) -> list[Artifact]:
@@ -68,6 +72,7 @@ def export_by_route(
                 out,
                 context_length=context_length,
                 ignore_config_keys=ignore_config_keys,
+                adapter=adapter,
             )
         return [
             artifact
@@ -80,6 +85,7 @@ def export_by_route(
                 context_length=context_length,
                 method=method or "search",
                 ignore_config_keys=ignore_config_keys,
+                adapter=adapter,
                 progress=progress,
                 warn=tell,
             )
@@ -101,6 +107,13 @@ def export_by_route(
             got=", ".join(ignore_config_keys),
             wanted="none",
             do="optimum reads config.json by itself and refuses no key.",
+        )
+    if adapter is not None:
+        raise UsageError(
+            "--adapter with --via optimum",
+            got=adapter,
+            wanted="none",
+            do="Merge it with peft (merge_and_unload, save_pretrained) and name the merged folder.",
         )
     chosen = list(dict.fromkeys(Scheme.parse(text) for text in schemes or ["fp32"]))
     return [
@@ -149,7 +162,8 @@ def export_via_optimum(
             check_request(headers, parsed, options)
     with open_checkpoint(model, progress) as checkpoint:
         check_request(checkpoint, parsed, options)
-        check_tokenizer(checkpoint)
+        rows = read_rows(translate_config(checkpoint.config, str(checkpoint.folder)))
+        check_text(read_text(checkpoint, rows), checkpoint.origin)
         environment = open_environment(tell, progress)
         progress("hash the model", 0, 1)
         name = checkpoint.name.rpartition("/")[2]

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgekit.artifact import Artifact
-from edgekit.export.base import Progress
 from edgekit.pipeline.verify import CHECKS
+from edgekit.progress import Progress
 from edgekit.quality.evaluate import SuitePlan
 from edgekit.quality.suites import SUITES, Item
 from edgekit.runtime.base import GenerateOptions

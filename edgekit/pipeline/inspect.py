@@ -43,6 +43,7 @@ def inspect(
     find_rates: Callable[[], Rates | None] = lambda: None,
     *,
     ignore_config_keys: Iterable[str] = (),
+    adapter: str | Path | None = None,
 ) -> Inspection:
     """Look at a model and ask every format about it; reads no weights.
 
@@ -51,13 +52,16 @@ def inspect(
         find_rates: Gives the rates of this machine for the predicted times, or None; called only
             for a model that some format can hold, because it may take half a minute.
         ignore_config_keys: Keys of config.json that pass although edgekit does not know them.
+        adapter: Folder of a LoRA adapter that would be merged into the weights.
 
     Raises:
         CheckpointError: No such model, or it is damaged or not supported.
         FormatError: A weight file is damaged.
         UsageError: A key to ignore is not there, or edgekit computes with it.
     """
-    source = open_model(model, headers_only=True, ignore_config_keys=ignore_config_keys)
+    source = open_model(
+        model, headers_only=True, ignore_config_keys=ignore_config_keys, adapter=adapter
+    )
     try:
         summary, spec = summarize(source), source.spec
         support = {

@@ -22,7 +22,7 @@ from edgekit.checkpoint.reader import open_checkpoint
 from edgekit.dtypes import DType, F32Array
 from edgekit.errors import ArtifactError, CheckpointError, ExportError, UsageError
 from edgekit.export import open_exporter
-from edgekit.export.base import ExportOptions, Progress, ignore_progress
+from edgekit.export.base import ExportOptions
 from edgekit.export.optimum import check_request, write_optimum_artifact
 from edgekit.export.optimum_env import OptimumEnvironment, Tell, open_environment
 from edgekit.export.optimum_model import check_model_type, translate_config
@@ -35,6 +35,7 @@ from edgekit.formats.safetensors import SafetensorsWriter
 from edgekit.lazy import load_object
 from edgekit.model_files import CONFIG_NAME, WEIGHTS_NAME
 from edgekit.pipeline.verify import CHECKS, open_check_decoder, read_spec, refuse_traced
+from edgekit.progress import Progress, ignore_progress
 from edgekit.quantize.model import QuantizedTensor, Source
 from edgekit.records import VerifyRecord
 from edgekit.runtime import open_decoder
@@ -296,7 +297,7 @@ def _source_config(artifact: Artifact) -> dict[str, Any]:
 
 def _open_source(artifact: Artifact) -> SourceModel:
     try:
-        return open_model(artifact.manifest.source)
+        return open_model(artifact.manifest.source, adapter=artifact.manifest.adapter or None)
     except CheckpointError as error:
         raise ArtifactError(
             f"the model that {artifact.path} was made from cannot be opened",

@@ -1,4 +1,4 @@
-"""Answer one question: what will an export take, before it starts?
+"""Prediction of an export: its disk, memory and time, before it starts.
 
 Sizes and memory follow from shapes and schemes; times, and the memory of the process itself,
 from the rates of this machine. Everything here is computed and nothing was measured on the model.
@@ -24,8 +24,8 @@ from edgekit.export.staging import existing_parent
 from edgekit.families.base import SourceModel
 from edgekit.model_files import CONFIG_NAME
 from edgekit.pipeline.rates import Rates
-from edgekit.quantize.footprint import PlannedModel, largest_handled_bytes
 from edgekit.quantize.imports import expected_plan
+from edgekit.quantize.memory_estimate import PlannedModel, largest_handled_bytes
 from edgekit.scheme import Scheme
 from edgekit.units import format_bytes
 
@@ -84,21 +84,18 @@ def predict_export(
         ExportError: A format cannot hold it.
     """
     checkpoint = source.checkpoint
-    model = PlannedModel.of(
-        source.spec,
-        scheme,
-        expected_plan(source, scheme),
-        dict(checkpoint.assets),
-        checkpoint.text_files.read_object(CONFIG_NAME),
-    )
+    plans = expected_plan(source, scheme)
+    entries = tuple(item.entry("" if item.scheme.is_quantized else None) for item in plans)
+    config = checkpoint.text_files.read_object(CONFIG_NAME)
+    model = PlannedModel(source.spec, scheme, entries, config)
     extra = checkpoint.assets_bytes + _ENTRY_BYTES * len(model.entries)
     wanted = list(formats)
-    footprints = {
+    estimates = {
         form: open_exporter(form).predict(model, options or ExportOptions()) for form in wanted
     }
-    sizes = {form: footprint.disk_bytes + extra for form, footprint in footprints.items()}
+    sizes = {form: estimate.disk_bytes + extra for form, estimate in estimates.items()}
     store_bytes = sum(_stored_bytes(e.shape, Scheme.parse(e.scheme)) for e in model.entries)
-    held = [largest_handled_bytes(model.entries), *(f.memory_bytes for f in footprints.values())]
+    held = [largest_handled_bytes(model.entries), *(f.memory_bytes for f in estimates.values())]
     return ExportPrediction(
         scheme=str(scheme),
         artifact_bytes={form.value: size for form, size in sizes.items()},

@@ -5,9 +5,9 @@ from __future__ import annotations
 from edgekit.artifact import Artifact
 from edgekit.devices.match import Wish
 from edgekit.devices.probe import probe_host
-from edgekit.export.base import Progress, ignore_progress
 from edgekit.pipeline.run import HOST, open_profile, plan_run
 from edgekit.profiler.measure import DEFAULT_N_LOADS, DEFAULT_WORKLOAD, profile_artifact
+from edgekit.progress import Progress, ignore_progress
 from edgekit.records import ProfileRecord, Workload
 
 

@@ -19,9 +19,9 @@ from typing import Any, Final
 
 from edgekit.devices.probe import probe_host
 from edgekit.errors import MeasureError
-from edgekit.export.base import Progress, ignore_progress
 from edgekit.paths import cache_dir
 from edgekit.profiler.isolate import Failed, Job, run_isolated
+from edgekit.progress import Progress, ignore_progress
 
 _TASK: Final = "edgekit.pipeline.rates_task:rates_task"
 _TIMEOUT_S: Final = 600.0

@@ -26,9 +26,10 @@ from edgekit.dtypes import DType
 from edgekit.export import open_exporter
 from edgekit.export.staging import write_artifact
 from edgekit.families import open_model
+from edgekit.formats.floats import to_bf16
 from edgekit.formats.safetensors import SafetensorsWriter
 from edgekit.lazy import require
-from edgekit.quantize.footprint import handled_bytes
+from edgekit.quantize.memory_estimate import handled_bytes
 from edgekit.quantize.store import StoredModel, quantize_model
 from edgekit.scheme import Scheme
 from edgekit.tensors import TensorInfo
@@ -206,8 +207,8 @@ def _write_model(folder: Path, sizes: tuple[int, ...]) -> Path:
         shapes[f"{at}mlp.down_proj"] = (width, ffn)
         shapes |= dict.fromkeys((f"{at}input_layernorm", f"{at}post_attention_layernorm"), (width,))
     infos = [TensorInfo(f"{name}.weight", shape, DType.BF16) for name, shape in shapes.items()]
-    values = np.random.default_rng(0).standard_normal(_N_RANDOM, dtype=np.float32) / 32
-    bits = (values.view("<u4") >> 16).astype("<u2")
+    values = np.random.default_rng(0).standard_normal(_N_RANDOM, dtype=np.float32)
+    bits = to_bf16(values * np.float32(1 / 32))
     with SafetensorsWriter(folder / "model.safetensors", infos) as writer:
         for info in infos:
             writer.append(info.name, np.resize(bits, info.shape))

@@ -17,8 +17,8 @@ from edgekit.artifact import Artifact, Format
 from edgekit.dtypes import F32Array
 from edgekit.errors import ArtifactError, CheckpointError, FormatError, UsageError
 from edgekit.export import open_exporter
-from edgekit.export.base import Progress, ignore_progress
 from edgekit.families.spec import DecoderSpec
+from edgekit.progress import Progress, ignore_progress
 from edgekit.quality.evaluate import SuitePlan
 from edgekit.quantize.model import ModelTensor, QuantizedTensor, combine_hashes
 from edgekit.records import VerifyRecord

@@ -16,7 +16,6 @@ from edgekit.artifact import MANIFEST_NAME, Artifact
 from edgekit.devices.facts import facts_of
 from edgekit.devices.profile import HOST_ID, DeviceProfile
 from edgekit.errors import MeasureError
-from edgekit.export.base import Progress, ignore_progress
 from edgekit.profiler import memory
 from edgekit.profiler.isolate import Failed, Finished, Job, run_isolated
 from edgekit.profiler.memory import MemoryPeak, MemoryUse
@@ -25,7 +24,7 @@ from edgekit.profiler.pagecache import drop_from_cache
 from edgekit.profiler.projected import memory_budget
 from edgekit.profiler.roofline import roofline_metrics
 from edgekit.profiler.speed import RunTimes, check_workload
-from edgekit.profiler.stats import mad, median
+from edgekit.progress import Progress, ignore_progress
 from edgekit.records import (
     EngineInfo,
     HostFacts,
@@ -36,6 +35,7 @@ from edgekit.records import (
     from_data,
     to_data,
 )
+from edgekit.statistics import mad, median
 
 DEFAULT_WORKLOAD: Final = Workload(n_prompt_tokens=64, n_new_tokens=32, n_repeats=5, n_warmup=1)
 DEFAULT_N_LOADS: Final = 5

@@ -11,8 +11,8 @@ from typing import Final
 
 from edgekit.profiler.memory import MemoryPeak, MemoryUse
 from edgekit.profiler.speed import RunTimes
-from edgekit.profiler.stats import bootstrap_interval, median, quantile
 from edgekit.records import Kind, Metric, Workload
+from edgekit.statistics import bootstrap_interval, median, quantile
 
 _ITL: Final = (("itl_p50_s", 0.50), ("itl_p95_s", 0.95), ("itl_p99_s", 0.99))
 

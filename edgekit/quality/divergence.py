@@ -14,8 +14,8 @@ import numpy as np
 
 from edgekit.dtypes import F32Array, F64Array
 from edgekit.errors import MeasureError
-from edgekit.quality.statistics import block_bootstrap_mean
 from edgekit.records import Divergence
+from edgekit.statistics import block_bootstrap_mean
 
 Logits: TypeAlias = Callable[[Sequence[int]], F32Array]
 """Token ids (T,) to logits (T, V)."""

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
-from typing import Final, TypeAlias
+from typing import Final
 
 from edgekit.errors import UsageError
-from edgekit.quality.statistics import wilson_interval
+from edgekit.progress import Progress
 from edgekit.quality.suites import SUITES, Answer, Item, load_suite, parse_tool_calls
 from edgekit.records import ItemOutcome, SuiteRecord
 from edgekit.runtime.base import ChatBackend, GenerateOptions, TokenEvent
 from edgekit.runtime.exchange import Exchange
+from edgekit.statistics import wilson_interval
 
 DEFAULT_SEED: Final = 20261
-Progress: TypeAlias = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

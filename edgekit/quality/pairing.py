@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgekit.errors import MeasureError
-from edgekit.quality.statistics import mcnemar_p_value, paired_difference_interval
 from edgekit.records import PairedRecord, SuiteRecord
+from edgekit.statistics import mcnemar_p_value, paired_difference_interval
 
 
 def pair_suites(

@@ -1,4 +1,4 @@
-"""Answer one question: which integer grid can every format hold exactly?
+"""The integer grid that every format holds exactly.
 
 A weight is ``(code - zero_point) * scale`` with the zero point in the middle (8 or 128). The
 scale has at most 8 significant bits and lies in fp16's range, so the scale and
@@ -17,7 +17,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.dtypes import Bits, F32Array
+from edgekit.dtypes import Bits, DType, F32Array, zero_point
+from edgekit.formats.floats import to_bf16, to_float32
 
 N_SIGNIFICANT_BITS: Final = 8
 SCALE_STEP: Final = 2.0**-24  # fp16's smallest subnormal: no scale lies between its multiples
@@ -26,11 +27,6 @@ LARGEST_WEIGHT: Final = 65280.0  # 255 * 2**8, the largest fp16 number of 8 sign
 _SUBNORMAL_BELOW: Final = SCALE_STEP * 2 ** (N_SIGNIFICANT_BITS - 1)
 # 1.5 * 2**23: adding it rounds a small float32 to the nearest integer in its low mantissa bits.
 ROUNDER: Final = np.float32(12582912.0)
-
-
-def zero_point(bits: Bits) -> int:
-    """Give the code that stands for 0.0: 8 or 128."""
-    return 1 << (bits - 1)
 
 
 def largest_scale(bits: Bits) -> float:
@@ -54,10 +50,7 @@ def round_scales(scales: NDArray[np.floating], bits: Bits) -> F32Array:
     """
     exact = np.abs(scales).astype(np.float32)
     np.clip(exact, np.float32(SCALE_STEP), np.float32(largest_scale(bits)), out=exact)
-    words = exact.view(np.uint32)
-    # Nearest-even to the upper 16 bits of a float32: sign, exponent, 7 stored + 1 hidden bit.
-    half_or_less = np.uint32(0x7FFF) + ((words >> np.uint32(16)) & np.uint32(1))
-    rounded: F32Array = ((words + half_or_less) & np.uint32(0xFFFF0000)).view(np.float32)
+    rounded = to_float32(to_bf16(exact), DType.BF16)
     subnormal = np.rint(exact * np.float32(1 / SCALE_STEP)) * np.float32(SCALE_STEP)
     rounded = np.where(exact < np.float32(_SUBNORMAL_BELOW), subnormal, rounded)
     return np.where(np.asarray(scales) < 0, -rounded, rounded).astype(np.float32, copy=False)

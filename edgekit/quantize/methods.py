@@ -1,4 +1,4 @@
-"""Answer one question: which codes and scales stand for a block of weights?
+"""Quantization methods: from blocks of weights to codes and scales.
 
 ``RTN`` puts the largest weight of a group on the end of the grid and rounds the rest.
 ``SEARCH`` also tries nearby scales and one least-squares refit and keeps, per group, the scale
@@ -18,16 +18,16 @@ from typing import Final, cast
 
 import numpy as np
 
-from edgekit.dtypes import Bits, F32Array, U8Array
+from edgekit.dtypes import Bits, F32Array, U8Array, zero_point
 from edgekit.errors import QuantError
-from edgekit.quantize.grid import LARGEST_WEIGHT, ROUNDER, round_scales, zero_point
+from edgekit.quantize.grid import LARGEST_WEIGHT, ROUNDER, round_scales
 from edgekit.scheme import Scheme
 
 # Where the largest weight falls, in steps from zero, when rounding to nearest.
-_NEAREST_REACH: Final[dict[Bits, float]] = {4: 8.0, 8: 127.0}
+_NEAREST_CLIP_LEVEL: Final[dict[Bits, float]] = {4: 8.0, 8: 127.0}
 # Less than 8 leaves the end of the 4-bit grid unused, more clips. Wider or finer sets gain
 # under 0.2 % RMS (measured).
-_SEARCH_REACHES: Final = (7.0, 7.25, 7.5, 7.75, 8.25, 8.5, 8.75)
+_SEARCH_CLIP_LEVELS: Final = (7.0, 7.25, 7.5, 7.75, 8.25, 8.5, 8.75)
 _BLOCK_ELEMENTS: Final = 1 << 17  # 512 KiB of float32: fastest of 2**13 .. 2**17 (measured)
 
 
@@ -112,12 +112,14 @@ def _choose_scales(weights: F32Array, extreme: F32Array, bits: Bits, method: Met
     """Give the scale of each group; weights (G, groups), extreme (groups,)."""
     # Codes reach one step further down, so a 4-bit scale takes the sign that uses that step.
     anchor = -extreme if bits == 4 else np.abs(extreme)
-    best = round_scales(anchor / np.float32(_NEAREST_REACH[bits]), bits)
+    best = round_scales(anchor / np.float32(_NEAREST_CLIP_LEVEL[bits]), bits)
     if method is Method.RTN or bits == 8:
         return best
     error = _squared_error(weights, best, bits)
-    for reach in _SEARCH_REACHES:
-        _keep_better(best, error, weights, round_scales(anchor / np.float32(reach), bits), bits)
+    for clip_level in _SEARCH_CLIP_LEVELS:
+        _keep_better(
+            best, error, weights, round_scales(anchor / np.float32(clip_level), bits), bits
+        )
     # For fixed steps the error is a parabola in the scale, so the grid point nearest to its
     # minimum is at least as good as the scale that gave the steps.
     steps = _to_steps(weights, best, bits)

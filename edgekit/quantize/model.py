@@ -1,4 +1,4 @@
-"""Answer one question: what does an exporter receive?
+"""Quantized models and tensors, as exporters read them.
 
 A ``QuantizedModel`` holds integer codes and scales, never the float matrix they came from, so
 that quantizing once is a matter of types. Tensors live on disk and are read one at a time.
@@ -14,8 +14,8 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from edgekit.artifact import TensorEntry
-from edgekit.dtypes import Bits, F32Array, U8Array
+from edgekit.artifact import EndToken, TensorEntry
+from edgekit.dtypes import Bits, F32Array, U8Array, zero_point
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.packing import pack_codes
 from edgekit.scheme import Scheme
@@ -48,7 +48,7 @@ class QuantizedTensor:
     @property
     def zero_point(self) -> int:
         """The code that stands for 0.0: 8 or 128."""
-        return 1 << (self.bits - 1)
+        return zero_point(self.bits)
 
     @property
     def scheme(self) -> Scheme:
@@ -103,16 +103,22 @@ class Source:
         origin: What the user named.
         sha256: Hash of config and weights.
         notes: What was left out, ignored or changed while reading, one sentence each.
+        adapter: Folder of the adapter that was merged into the weights; empty without one.
+        adapter_sha256: Hash of the adapter's config and tensors.
+        ends: Tokens that end an answer.
     """
 
     name: str
     origin: str
     sha256: str
     notes: tuple[str, ...] = ()
+    adapter: str = ""
+    adapter_sha256: str = ""
+    ends: tuple[EndToken, ...] = ()
 
 
-class QuantizedModel(Protocol):
-    """The one thing every exporter reads."""
+class ModelOutline(Protocol):
+    """A model whose tensors can be listed: what is known before it is quantized."""
 
     @property
     def spec(self) -> DecoderSpec:
@@ -125,23 +131,27 @@ class QuantizedModel(Protocol):
         ...
 
     @property
-    def source(self) -> Source:
-        """Where the weights came from."""
-        ...
-
-    @property
     def entries(self) -> tuple[TensorEntry, ...]:
-        """Every tensor in file order, with its scheme, the reason, and its hash."""
-        ...
-
-    @property
-    def assets(self) -> Mapping[str, Path]:
-        """Tokenizer, chat template and config files to carry along, by file name."""
+        """Every tensor in file order, with its scheme, the reason, and its hash if it is known."""
         ...
 
     @property
     def config(self) -> Mapping[str, Any]:
         """The config.json of the source; empty if there is none."""
+        ...
+
+
+class QuantizedModel(ModelOutline, Protocol):
+    """A model whose tensors can be read; what every exporter writes."""
+
+    @property
+    def source(self) -> Source:
+        """Where the weights came from."""
+        ...
+
+    @property
+    def assets(self) -> Mapping[str, Path]:
+        """Tokenizer, chat template and config files to carry along, by file name."""
         ...
 
     def get(self, name: str) -> ModelTensor:

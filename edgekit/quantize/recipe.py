@@ -1,4 +1,4 @@
-"""Answer one question: which tensor gets which scheme, and why?
+"""The plan of a quantization: which tensor gets which scheme, and why.
 
 Matrices get the scheme asked for. The embedding and ``lm_head`` keep 8 bits when the rest gets
 4: their error goes straight into the first activation or the logits, and no later layer can
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from edgekit.artifact import TensorEntry
 from edgekit.errors import QuantError
 from edgekit.families.spec import DecoderSpec
 from edgekit.scheme import FP32, GROUPS, Scheme
@@ -31,6 +32,11 @@ class TensorPlan:
     reason: str
     keeps_codes: bool = False
     imported: str | None = None
+
+    def entry(self, sha256: str | None) -> TensorEntry:
+        """Give what a manifest says of the tensor, once its codes are known by their hash."""
+        scheme = str(self.scheme)
+        return TensorEntry(self.name, self.shape, scheme, self.reason, sha256, self.imported)
 
 
 def plan(spec: DecoderSpec, scheme: Scheme) -> tuple[TensorPlan, ...]:

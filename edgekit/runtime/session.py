@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 
 from edgekit.artifact import MANIFEST_NAME, Artifact
 from edgekit.dtypes import F32Array
-from edgekit.errors import ArtifactError, FormatError, UsageError
+from edgekit.errors import ArtifactError, CheckpointError, FormatError, UsageError
 from edgekit.files import read_inside
 from edgekit.records import EngineInfo
 from edgekit.runtime import open_decoder
@@ -32,7 +32,9 @@ from edgekit.runtime.sampling import Pick, Sampler
 from edgekit.runtime.stopping import StopMatcher
 from edgekit.strict_json import MAX_OBJECT_BYTES, parse_object
 from edgekit.text.chat import ChatTemplate
+from edgekit.text.files import TextFiles
 from edgekit.text.tokenizer import StreamDecoder, Tokenizer
+from edgekit.text.tokenizer_file import has_tokenizer
 
 TOOL_MARKERS: Final = ("[TOOL_CALLS]", "<tool_call>")
 """Special tokens that stay in the text, so that a reader can find the calls after them."""
@@ -54,7 +56,7 @@ class Session:
 
     Args:
         decoder: The engine; the session closes it.
-        tokenizer: Text to ids and back.
+        tokenizer: Text to ids and back; None for a model without one, which takes ids alone.
         template: How messages become a prompt.
         eos_ids: Tokens that end an answer.
     """
@@ -62,7 +64,7 @@ class Session:
     def __init__(
         self,
         decoder: Decoder,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         template: ChatTemplate,
         eos_ids: Iterable[int],
     ) -> None:
@@ -70,8 +72,8 @@ class Session:
         self._tokenizer = tokenizer
         self._template = template
         self._eos_ids = frozenset(eos_ids)
-        ids = {marker: tokenizer.token_id(marker) for marker in TOOL_MARKERS}
-        self._markers = {i: marker for marker, i in ids.items() if i is not None}
+        found = ((tokenizer.token_id(marker), marker) for marker in TOOL_MARKERS if tokenizer)
+        self._markers = {i: marker for i, marker in found if i is not None}
         self._turn = 0  # the engine has one cache: it belongs to the latest request
 
     @property
@@ -86,7 +88,18 @@ class Session:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer."""
+        """The tokenizer.
+
+        Raises:
+            CheckpointError: The model has none.
+        """
+        if self._tokenizer is None:
+            raise CheckpointError(
+                f"{self._template.where.parent}: no tokenizer, so no text goes in or out",
+                got="a model that was exported without tokenizer files",
+                do="Give token ids (Session.logits, Session.generate), or put the tokenizer files "
+                "beside the model's weights and export it again.",
+            )
         return self._tokenizer
 
     @property
@@ -102,24 +115,25 @@ class Session:
     @cached_property
     def offers_tools(self) -> bool:
         """Whether tools given to the model come out in its prompt."""
-        return self._template.offers_tools(self._tokenizer)
+        return self._tokenizer is not None and self._template.offers_tools(self._tokenizer)
 
     def count_tokens(self, text: str) -> int:
         """Count the tokens of a plain text."""
-        return len(self._tokenizer.encode(text, allow_special=False))
+        return len(self.tokenizer.encode(text, allow_special=False))
 
     def encode(self, text: str) -> list[int]:
         """Give the ids of a plain text as a prompt: the begin token where the model wants one.
 
         Names of special tokens in the text stay text.
         """
-        around = self._tokenizer.encode("", allow_special=True, add_special=True)
-        begin = around[:1] if around[:1] == [self._tokenizer.bos_id] else []
-        return begin + self._tokenizer.encode(text, allow_special=False)
+        tokenizer = self.tokenizer
+        around = tokenizer.encode("", allow_special=True, add_special=True)
+        begin = around[:1] if around[:1] == [tokenizer.bos_id] else []
+        return begin + tokenizer.encode(text, allow_special=False)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Give the text of ids, special tokens left out."""
-        return self._tokenizer.decode(token_ids)
+        return self.tokenizer.decode(token_ids)
 
     def logits(self, token_ids: Sequence[int]) -> F32Array:
         """Run a fresh sequence and give the logits after each token.
@@ -145,6 +159,8 @@ class Session:
     ) -> Iterator[TokenEvent]:
         """Continue a text or a list of ids; nothing runs until the first event is asked for.
 
+        Without a tokenizer, ids can be continued; the events then hold no text.
+
         Args:
             prompt: Plain text (special tokens in it stay text), or ids.
             options: How to continue.
@@ -168,7 +184,7 @@ class Session:
         Raises:
             CheckpointError: The model has no chat template, or it refuses the messages.
         """
-        return self._template.encode(messages, self._tokenizer, tools)
+        return self._template.encode(messages, self.tokenizer, tools)
 
     def stream_chat(
         self,
@@ -224,6 +240,8 @@ class Session:
     def _start(self, prompt: list[int], options: GenerateOptions) -> Iterator[TokenEvent]:
         """Check the request now, run it later."""
         sampler = Sampler(options)
+        if options.stop and self._tokenizer is None:
+            raise UsageError("stop strings for a model without a tokenizer", wanted="none")
         if not prompt:
             raise UsageError("the prompt is empty", got="0 tokens", wanted="at least 1")
         if len(prompt) > self.context_length:
@@ -266,17 +284,18 @@ class Session:
             next_ids = [pick.token_id]
 
     def _event(self, index: int, pick: Pick, text: str, finish: Finish | None) -> TokenEvent:
-        top = tuple(TokenLogprob(i, self._tokenizer.token_text(i), value) for i, value in pick.top)
+        name = self._tokenizer.token_text if self._tokenizer else lambda token_id: ""
+        top = tuple(TokenLogprob(i, name(i), value) for i, value in pick.top)
         return TokenEvent(index, pick.token_id, text, time.monotonic(), pick.logprob, top, finish)
 
 
 class _TextStream:
-    """Turns token ids into text that will not be taken back."""
+    """Turns token ids into text that will not be taken back; without a tokenizer, into none."""
 
     def __init__(
-        self, tokenizer: Tokenizer, markers: Mapping[int, str], stops: Sequence[str]
+        self, tokenizer: Tokenizer | None, markers: Mapping[int, str], stops: Sequence[str]
     ) -> None:
-        self._decoder = StreamDecoder(tokenizer)
+        self._decoder = StreamDecoder(tokenizer) if tokenizer else None
         self._markers = markers
         self._stops = StopMatcher(stops)
         self._has_call = False
@@ -292,6 +311,8 @@ class _TextStream:
 
     def add(self, token_id: int) -> str:
         """Take a token and give the text that became final with it."""
+        if self._decoder is None:
+            return ""
         marker = self._markers.get(token_id)
         if marker is None:
             return self._stops.feed(self._decoder.push(token_id))
@@ -300,7 +321,7 @@ class _TextStream:
 
     def end(self) -> str:
         """No more tokens: give what was held back, up to a stop string in it."""
-        shown = self._stops.feed(self._decoder.finish())
+        shown = self._stops.feed(self._decoder.finish() if self._decoder else "")
         return shown if self._stops.is_stopped else shown + self._stops.flush()
 
 
@@ -324,14 +345,17 @@ def open_session(
 ) -> Session:
     """Load an artifact with its tokenizer and chat template; arguments as ``open_decoder``.
 
+    An artifact without a tokenizer gives a session that takes token ids.
+
     Raises:
         UsageError: See ``open_decoder``.
         MissingExtraError: See ``open_decoder``.
         EngineLoadError: See ``open_decoder``.
-        CheckpointError: The tokenizer or chat template is absent or damaged.
+        CheckpointError: The tokenizer or chat template is damaged.
     """
-    tokenizer = Tokenizer.open(artifact.path)
-    template = ChatTemplate.open(artifact.path)
+    files = TextFiles.of_folder(artifact.path)
+    tokenizer = Tokenizer.open(files) if has_tokenizer(files) else None
+    template = ChatTemplate.open(files)
     eos_ids = read_eos_ids(artifact)
     decoder = open_decoder(
         artifact,

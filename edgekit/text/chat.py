@@ -1,7 +1,8 @@
-"""Answer one question: how do chat messages become a prompt, as text and as token ids?"""
+"""Chat templates: messages to a prompt, as text and as token ids."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -9,16 +10,18 @@ from typing import Any, Final
 
 from edgekit.errors import CheckpointError
 from edgekit.lazy import require
-from edgekit.model_files import TEMPLATES_FOLDER
+from edgekit.model_files import (
+    OLD_TEMPLATE_NAME,
+    TEMPLATE_NAME,
+    TEMPLATES_FOLDER,
+    TOKENIZER_CONFIG_NAME,
+)
 from edgekit.text.escaping import Names, encode_guarded, find_foreign_spans, has_names
 from edgekit.text.files import TextFiles
 from edgekit.text.template_checks import check_prompt
 from edgekit.text.tokenizer import Tokenizer
-from edgekit.text.tokenizer_file import TOKENIZER_CONFIG_NAME, read_named_tokens
+from edgekit.text.tokenizer_file import read_named_tokens
 
-TEMPLATE_NAME: Final = "chat_template.jinja"
-# Where processors of multimodal models kept their template; the tokenizer's own comes first.
-OLD_TEMPLATE_NAME: Final = "chat_template.json"
 # The least that a chat template must be able to write.
 PROBE: Final[tuple[Mapping[str, str], ...]] = ({"role": "user", "content": "Hello"},)
 _PROBE_TOOL: Final[Mapping[str, Any]] = {
@@ -30,6 +33,8 @@ _PROBE_TOOL: Final[Mapping[str, Any]] = {
     },
 }
 _REASONING_KEYS: Final = ("reasoning_content", "thinking", "reasoning")
+_LINE_END: Final = re.compile(r"\r\n?")
+_NOTHING: Final = "{{ '' }}"
 MAX_TEMPLATE_BYTES: Final = 1 << 18
 # What Python itself raises when a template misuses the values it is given.
 _TEMPLATE_FAULTS: Final = (
@@ -58,7 +63,8 @@ class ChatTemplate:
     ) -> None:
         """Keep template texts; see ``open``."""
         self.where = where
-        self.sources = dict(sources)
+        # Jinja reads every line end as a line feed; other runtimes keep what is written.
+        self.sources = {name: _LINE_END.sub("\n", text) for name, text in sources.items()}
         self._named_tokens = dict(named_tokens)
         # With or without tools and opening: cases in which a prompt was found whole.
         self._proven: set[tuple[bool, bool]] = set()
@@ -88,6 +94,23 @@ class ChatTemplate:
             if entry is not None:
                 return cls(files.path(name), _sources(entry, files.path(name)), named_tokens)
         return cls(files.path(TOKENIZER_CONFIG_NAME), {}, named_tokens)
+
+    @property
+    def single_text(self) -> str | None:
+        """One template that writes what these do, for runtimes that read only one; or None.
+
+        With tools it is ``tool_use``, without them ``default``.
+        """
+        default, with_tools = self.sources.get("default"), self.sources.get("tool_use")
+        if default is None or with_tools is None:
+            return default
+        # Jinja drops the last line end of a template, which here would stand in its middle.
+        default, with_tools = default.removesuffix("\n"), with_tools.removesuffix("\n")
+        # The empty expressions keep the tags from taking white space of the templates.
+        return (
+            f"{{% if tools %}}{_NOTHING}{with_tools}{_NOTHING}"
+            f"{{% else %}}{_NOTHING}{default}{_NOTHING}{{% endif %}}"
+        )
 
     def render(
         self,

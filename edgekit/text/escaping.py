@@ -1,4 +1,4 @@
-"""Answer one question: how does somebody's text stay text inside a chat prompt?
+"""Escaping of special tokens: text of a message stays text inside a chat prompt.
 
 A message may contain the name of a special token, such as ``[INST]`` or ``</s>``. The prompt
 is rendered a second time with two free characters around such texts; where they come out shows

@@ -1,4 +1,4 @@
-"""Answer one question: what may a chat template from an unknown author do?
+"""The sandbox that chat templates run in: a budget of work, time and memory.
 
 Templates run in Jinja's immutable sandbox with the names and filters that transformers gives
 them, on a budget: every loop step, call and result is charged, and what would grow beyond the

@@ -1,4 +1,4 @@
-"""Answer one question: what does Mistral's tekken.json say as a tokenizer.json?
+"""Mistral's tekken.json, converted to a tokenizer.json.
 
 The file holds ranked byte strings and a split pattern, as tiktoken does, and control tokens that
 come before them. The pieces of text between control tokens are merged by rank; the merges are

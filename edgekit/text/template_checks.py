@@ -1,4 +1,4 @@
-"""Answer one question: does a prompt hold what the template was given?
+"""Checks that a rendered prompt holds what the chat template was given.
 
 A template that leaves out the question or the tools, or does not open the answer, gives a prompt
 that looks fine and a model that seems stupid. Each is found by rendering once more with a small

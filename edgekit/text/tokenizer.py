@@ -1,4 +1,4 @@
-"""Answer one question: which token ids does a text have, and which text do ids have?
+"""Tokenizer: text to token ids and token ids to text.
 
 The only owner of the ``tokenizers`` package. Text of a user is encoded with
 ``allow_special=False``: a special token's name in it stays ordinary text.
@@ -7,6 +7,7 @@ The only owner of the ``tokenizers`` package. Text of a user is encoded with
 from __future__ import annotations
 
 import copy
+import json
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ _WHITE_SPACE: Final = frozenset(
     "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000\u2000\u2001\u2002\u2003\u2004\u2005"
     "\u2006\u2007\u2008\u2009\u200a"
 )
+_PLAIN: Final = {"content", "special"}  # the keys of a token that a file gives as its text
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -38,6 +40,8 @@ class Tokenizer:
         special_tokens: Text of every special token to its id.
         named_tokens: Role to text, such as ``bos_token`` to ``<s>``.
         added_tokens: Text of every token that is matched before the text is split, to its id.
+        invented_tokens: Tokens that a file or the tokenizer's class names, and that no file gives
+            an id: they get the next free ones, as in transformers.
     """
 
     def __init__(self, file: TokenizerFile) -> None:
@@ -45,7 +49,14 @@ class Tokenizer:
         self.path = file.path
         self.named_tokens = dict(file.named_tokens)
         self._file = file
-        self._aware = self._load()
+        self._aware = self._read()
+        listed = {token["content"] for token in file.listed.values()}
+        names = (str(token["content"]) for token in file.named)
+        self.invented_tokens = frozenset(
+            name for name in names if name not in listed and self.token_id(name) is None
+        )
+        with _mapped_errors(self.path):
+            _add_tokens(self._aware, file)
         added = self._aware.get_added_tokens_decoder()
         self.added_tokens: Mapping[str, int] = {
             token.content: token_id for token_id, token in added.items()
@@ -84,6 +95,47 @@ class Tokenizer:
             view.special_tokens = {**self.special_tokens, **more}
             self._views[key] = view
         return self._views[key]
+
+    @cached_property
+    def file_text(self) -> str:
+        """The tokenizer.json that says all of this by itself: with every added token in it.
+
+        It is the model's own file, unchanged, where that says it already.
+        """
+        parsed = json.loads(self._file.text)
+        tokens = [
+            {"id": token_id, "content": token.content}
+            | {flag: getattr(token, flag) for flag in TOKEN_FLAGS}
+            for token_id, token in sorted(_added(self._aware).items())
+        ]
+        stated = sorted(parsed.get("added_tokens") or [], key=lambda token: int(token["id"]))
+        if stated == tokens:
+            return self._file.text
+        return json.dumps(parsed | {"added_tokens": tokens}, ensure_ascii=False)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether ``file_text`` is not what the model has as tokenizer.json."""
+        return self._file.is_changed or self.file_text is not self._file.text
+
+    @property
+    def stated_roles(self) -> frozenset[str]:
+        """The roles of ``named_tokens`` that a file names, and not only the tokenizer's class."""
+        return self._file.stated_roles
+
+    @cached_property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Text of every token to its id, added tokens included."""
+        return dict(self._aware.get_vocab(with_added_tokens=True))
+
+    @property
+    def moved_tokens(self) -> Mapping[str, tuple[int, int]]:
+        """Added tokens whose id is not the one that a file states: text to stated and given id."""
+        return {
+            token["content"]: (stated, self.added_tokens[token["content"]])
+            for stated, token in self._file.listed.items()
+            if self.added_tokens.get(token["content"], stated) != stated
+        }
 
     @property
     def vocab_size(self) -> int:
@@ -220,6 +272,13 @@ class Tokenizer:
         return {}
 
     def _load(self) -> Any:
+        tokenizer = self._read()
+        with _mapped_errors(self.path):
+            _add_tokens(tokenizer, self._file)
+        return tokenizer
+
+    def _read(self) -> Any:
+        """Load the tokenizer.json; the tokens that other files name are not in it yet."""
         library = require("tokenizers")
         self._refuse(find_excess_before(self._file.text))
         with _mapped_errors(self.path):
@@ -227,8 +286,6 @@ class Tokenizer:
             # Truncation and padding are settings of somebody's training run.
             tokenizer.no_truncation()
             tokenizer.no_padding()
-            _set_flags(tokenizer, self._file.added_tokens)
-            _make_special(tokenizer, self._file.special_names)
             excess = find_excess(tokenizer)
         self._refuse(excess)
         return tokenizer
@@ -281,9 +338,41 @@ class StreamDecoder:
         return self._tokenizer.decode(ids, skip_special=self._skip_special)
 
 
+def _added(tokenizer: Any) -> dict[int, Any]:
+    """Give id to token for the tokens that are matched before a text is split."""
+    return dict(tokenizer.get_added_tokens_decoder())
+
+
+def _add_tokens(tokenizer: Any, file: TokenizerFile) -> None:
+    """Add the tokens that other files name, in transformers' order, which gives them their ids.
+
+    A token that the tokenizer has keeps its id and gets the flags. New ones get the next free id,
+    whatever id the file states.
+    """
+    new_token = require("tokenizers").AddedToken
+    stated = {token_id: new_token(**token) for token_id, token in file.listed.items()}
+    if not file.is_list_whole:
+        stated.update(_added(tokenizer))
+    wanted = [stated[token_id] for token_id in sorted(stated)]
+    own = {token.content for token in (*stated.values(), *_added(tokenizer).values())}
+    # transformers takes a text and an object with flags for different tokens: the latter of the
+    # two gives the flags.
+    once: dict[tuple[str, bool], Any] = {}
+    for entry in file.named:
+        if entry["content"] not in own:
+            once.setdefault((entry["content"], entry.keys() == _PLAIN), new_token(**entry))
+    wanted += once.values()
+    roles = set(file.named_tokens.values())
+    for token in wanted:
+        token.special = token.special or token.content in roles
+    wanted += [new_token(text, special=True) for text in file.reset]
+    if wanted:
+        tokenizer.add_tokens(wanted)
+
+
 def _make_special(tokenizer: Any, names: Iterable[str]) -> None:
     """Have the library count tokens as special; texts that are no token are left alone."""
-    added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    added = {token.content: token for token in _added(tokenizer).values()}
     flags = {}
     for name in names:
         old = added.get(name)
@@ -294,7 +383,7 @@ def _make_special(tokenizer: Any, names: Iterable[str]) -> None:
 def _set_flags(tokenizer: Any, flags: Mapping[str, Mapping[str, bool]]) -> None:
     """Change how added tokens are matched; a text that is no token would get a new id: left out."""
     library = require("tokenizers")
-    added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    added = {token.content: token for token in _added(tokenizer).values()}
     for name, wanted in flags.items():
         old = added.get(name)
         has_them = old is not None and all(getattr(old, flag) == wanted[flag] for flag in wanted)

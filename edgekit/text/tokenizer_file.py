@@ -1,58 +1,93 @@
-"""Answer one question: what do the tokenizer files of a model folder say, taken together?
+"""The tokenizer files of a model, merged into one tokenizer.json.
 
-tokenizer.json is not the whole truth: transformers lets tokenizer_config.json overrule parts of
-it (but not ``add_bos_token``), and token ids shall be those of transformers. A folder that holds
-Mistral's tekken.json alone is read as well. Nothing here encodes.
+tokenizer.json is not the whole truth: transformers lets tokenizer_config.json overrule parts of it
+(but not ``add_bos_token``), and adds the tokens that tokenizer_config.json, added_tokens.json and
+special_tokens_map.json name; token ids shall be those of transformers. A model that has another
+kind of tokenizer file alone (tekken.json, tokenizer.model, vocab.json with merges.txt) is read as
+well. Nothing here encodes.
 
-Source: transformers 5.23, tokenization_utils_tokenizers.py (TokenizersBackend), models/llama and
-models/code_llama (their tokenizer classes), models/auto/tokenization_auto.py.
+Source: transformers 5.23, tokenization_utils_base.py (``_from_pretrained``: which file counts),
+tokenization_utils_tokenizers.py (``TokenizersBackend``), models/llama and models/code_llama.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from edgekit.errors import CheckpointError, MissingFileError
-from edgekit.model_files import CONFIG_NAME, TEKKEN_NAME
+from edgekit.model_files import (
+    ADDED_TOKENS_NAME,
+    CONFIG_NAME,
+    MERGES_NAME,
+    SENTENCEPIECE_NAME,
+    SPECIAL_MAP_NAME,
+    TEKKEN_NAME,
+    TOKENIZER_CONFIG_NAME,
+    TOKENIZER_NAME,
+    VOCAB_NAME,
+)
+from edgekit.text.byte_files import Naming, convert_vocab
 from edgekit.text.files import TextFiles
+from edgekit.text.sentencepiece import convert_sentencepiece, llama_parts
 from edgekit.text.tekken import TEKKEN_ROLES, convert_tekken
+from edgekit.text.tokenizer_class import CODE_LLAMA, DEFAULT_ROLES, LLAMA, QWEN2, tokenizer_class
 
-TOKENIZER_NAME: Final = "tokenizer.json"
-TOKENIZER_CONFIG_NAME: Final = "tokenizer_config.json"
-SPECIAL_MAP_NAME: Final = "special_tokens_map.json"
 TOKEN_FLAGS: Final = ("special", "single_word", "lstrip", "rstrip", "normalized")
 MAX_TOKENIZER_BYTES: Final = 64 << 20
-_REBUILDING: Final = ("LlamaTokenizer", "CodeLlamaTokenizer")
-# For these transformers takes tokenizer.json as it is, whatever class the folder names.
-_AS_IT_IS: Final = frozenset(
-    ("ministral", "ministral3", "mistral", "mistral3", "mixtral", "phi3", "pixtral", "qwen2")
+TOKENIZER_SOURCES: Final[tuple[tuple[str, ...], ...]] = (
+    (TOKENIZER_NAME,),
+    (TEKKEN_NAME,),
+    (SENTENCEPIECE_NAME,),
+    (VOCAB_NAME, MERGES_NAME),
 )
-_EXTRA_KEYS: Final = ("additional_special_tokens", "extra_special_tokens")
+"""The files that make a tokenizer; the first of them that a model has counts."""
+_STANDARD_ROLES: Final = (
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
+)  # fmt: skip
+_MAX_DIGITS: Final = 9
+_EXTRA: Final = "extra_special_tokens"
+_OLD_EXTRA: Final = "additional_special_tokens"
+_LISTED: Final = "added_tokens_decoder"
+
+NewToken: TypeAlias = Mapping[str, Any]
+"""Content of a token that is added, and those flags that are stated, by their names."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFile:
-    """What a model folder says about its tokenizer.
+    """What the files of a model say about its tokenizer.
 
     Attributes:
         path: The file it came from.
-        text: A tokenizer.json for the tokenizers library.
-        is_changed: Whether the text is not what lies in the folder as tokenizer.json.
+        text: A tokenizer.json for the tokenizers library; tokens that only other files name are
+            not in it.
+        is_changed: Whether the text is not what the model has as tokenizer.json.
         named_tokens: Role to text, such as ``bos_token`` to ``<s>``.
-        special_names: Texts that the config calls special, whatever tokenizer.json says.
-        added_tokens: Text of added tokens to the flags that the config gives them.
+        stated_roles: The roles that a file names, and not only the tokenizer's class.
+        listed: Stated id to token, for tokens that other files list.
+        is_list_whole: Whether the list replaces what tokenizer.json says of its added tokens.
+        named: Tokens that have a role or are called special, in the order of being added.
+        reset: Texts of tokens that the class makes special without any other flag.
     """
 
     path: Path
     text: str
     is_changed: bool
     named_tokens: Mapping[str, str]
-    special_names: tuple[str, ...]
-    added_tokens: Mapping[str, Mapping[str, bool]]
+    stated_roles: frozenset[str]
+    listed: Mapping[int, NewToken]
+    is_list_whole: bool
+    named: tuple[NewToken, ...]
+    reset: tuple[str, ...]
+
+
+def has_tokenizer(files: TextFiles) -> bool:
+    """Tell whether a model has the files of a tokenizer."""
+    return any(all(map(files.has, names)) for names in TOKENIZER_SOURCES)
 
 
 def read_tokenizer_file(source: str | Path | TextFiles) -> TokenizerFile:
@@ -62,35 +97,53 @@ def read_tokenizer_file(source: str | Path | TextFiles) -> TokenizerFile:
         source: A model folder, or its text files.
 
     Raises:
-        MissingFileError: Neither tokenizer.json nor tekken.json.
+        MissingFileError: No tokenizer file of any kind.
         CheckpointError: A file is damaged.
     """
     files = TextFiles.of(source)
+    names = next((n for n in TOKENIZER_SOURCES if all(map(files.has, n))), None)
+    if names is None:
+        raise MissingFileError(
+            f"{files.where}: no tokenizer",
+            wanted=f"one of {describe_sources()}",
+            do="Put the tokenizer files of the model beside its weights.",
+        )
     config = files.read_object(TOKENIZER_CONFIG_NAME)
-    named = read_named_tokens(files)
-    if not is_tekken(files):
-        path = files.path(TOKENIZER_NAME)
-        original = _read_text(files, TOKENIZER_NAME)
-        text = _as_its_class_does(original, config, files)
+    path = files.path(names[0])
+    original = _read_text(files, TOKENIZER_NAME) if names[0] == TOKENIZER_NAME else ""
+    class_name = _class_of(files, config, original)
+    stated = _Stated.read(files, config, class_name)
+    pieces: tuple[NewToken, ...] = ()
+    named_tokens = stated.named_tokens(files, class_name)
+    ids = {str(token["content"]): token_id for token_id, token in stated.listed.items()}
+    naming = Naming(class_name, named_tokens, ids)
+    if names[0] == TOKENIZER_NAME:
+        text = _as_its_class_does(original, config, class_name, path)
+    elif names[0] == TEKKEN_NAME:
+        text = convert_tekken(_read_text(files, TEKKEN_NAME), path)
+    elif names[0] == SENTENCEPIECE_NAME:
+        data = files.read(SENTENCEPIECE_NAME, MAX_TOKENIZER_BYTES) or b""
+        text, pieces = convert_sentencepiece(data, path, naming, config)
     else:
-        path = files.path(TEKKEN_NAME)
-        original, text = "", convert_tekken(_read_text(files, TEKKEN_NAME), path)
-    special = list(named.values())
-    for key in _EXTRA_KEYS:
-        special += _names(config.get(key))
+        vocab, merges = _read_text(files, VOCAB_NAME), _read_text(files, MERGES_NAME)
+        text = convert_vocab(vocab, merges, path, naming, config)
+    named = (*stated.with_defaults(class_name).values(), *pieces, *stated.extra)
     return TokenizerFile(
         path=path,
         text=text,
         is_changed=text != original,
-        named_tokens=named,
-        special_names=tuple(dict.fromkeys(special)),
-        added_tokens=_added_tokens(config),
+        named_tokens=named_tokens,
+        stated_roles=frozenset(stated.roles),
+        listed=stated.listed,
+        is_list_whole=stated.is_list_whole,
+        named=named,
+        reset=tuple(token["content"] for token in named) if class_name == QWEN2 else (),
     )
 
 
-def is_tekken(files: TextFiles) -> bool:
-    """Tell whether Mistral's tekken.json is the only tokenizer of a model."""
-    return not files.has(TOKENIZER_NAME) and files.has(TEKKEN_NAME)
+def describe_sources() -> str:
+    """Name the files that make a tokenizer, for a message."""
+    return ", ".join(" with ".join(names) for names in TOKENIZER_SOURCES)
 
 
 def read_named_tokens(files: TextFiles) -> dict[str, str]:
@@ -99,76 +152,183 @@ def read_named_tokens(files: TextFiles) -> dict[str, str]:
     Raises:
         CheckpointError: A file is damaged.
     """
-    named = dict(TEKKEN_ROLES) if is_tekken(files) else {}
-    for name in (SPECIAL_MAP_NAME, TOKENIZER_CONFIG_NAME):
-        for role, value in files.read_object(name).items():
-            text = value.get("content") if isinstance(value, dict) else value
-            if role.endswith("_token") and isinstance(text, str):
-                named[role] = text
-    return named
+    config = files.read_object(TOKENIZER_CONFIG_NAME)
+    class_name = _class_of(files, config, _read_text(files, TOKENIZER_NAME))
+    return _Stated.read(files, config, class_name).named_tokens(files, class_name)
 
 
-def _names(value: Any) -> list[str]:
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    texts = [item.get("content") if isinstance(item, dict) else item for item in items]
-    return [text for text in texts if isinstance(text, str)]
+@dataclass(frozen=True, slots=True)
+class _Stated:
+    """Tokens that the files beside tokenizer.json name.
+
+    Where tokenizer_config.json lists the added tokens, neither special_tokens_map.json nor
+    added_tokens.json counts; else the former wins over tokenizer_config.json.
+    """
+
+    roles: Mapping[str, NewToken]
+    absent_roles: frozenset[str]
+    extra: tuple[NewToken, ...]
+    listed: Mapping[int, NewToken]
+    is_list_whole: bool
+
+    @classmethod
+    def read(cls, files: TextFiles, config: Mapping[str, Any], class_name: str) -> _Stated:
+        merged = dict(config)
+        # The list's new name wins; an empty list under either name is a list.
+        extra = config.get(_EXTRA) or config.get(_OLD_EXTRA, config.get(_EXTRA))
+        named_extra = _named_extra(extra)
+        is_list_whole = isinstance(config.get(_LISTED), dict)
+        special_map = {} if is_list_whole else files.read_object(SPECIAL_MAP_NAME)
+        merged |= {key: _called_special(value) for key, value in special_map.items()}
+        named_extra |= _named_extra(special_map.get(_EXTRA))
+        if isinstance(special_map.get(_EXTRA), list):
+            extra = [*_as_list(extra), *map(_called_special, special_map[_EXTRA])]
+        roles = {role: token for role, token in _roles(merged) if token is not None} | named_extra
+        if is_list_whole:
+            listed = _listed(config[_LISTED], files.path(TOKENIZER_CONFIG_NAME))
+        else:
+            # An object in tokenizer_config.json is not read yet where this is decided.
+            special = {token["content"] for token in _tokens(extra)} | {
+                roles[role]["content"]
+                for role in _STANDARD_ROLES
+                if role in roles and (isinstance(merged.get(role), str) or role in special_map)
+            }
+            listed = _legacy_list(files, special)
+        if not isinstance(extra, list):
+            extra = merged.get(_OLD_EXTRA)
+        by_text = {token["content"]: token for token in listed.values()}
+        roles = {
+            role: by_text.get(token["content"], token) if role in _STANDARD_ROLES else token
+            for role, token in roles.items()
+        }
+        absent = frozenset(role for role, token in _roles(merged) if token is None)
+        return cls(roles, absent, _tokens(extra), listed, is_list_whole)
+
+    def with_defaults(self, class_name: str) -> dict[str, NewToken]:
+        """Give the roles with those of the class; null in a file means that there is none."""
+        defaults = {
+            role: _special(text)
+            for role, text in DEFAULT_ROLES.get(class_name, {}).items()
+            if role not in self.absent_roles
+        }
+        found = {**defaults, **self.roles}
+        order = [role for role in _STANDARD_ROLES if role in found]
+        return {role: found[role] for role in dict.fromkeys((*order, *found))}
+
+    def named_tokens(self, files: TextFiles, class_name: str) -> dict[str, str]:
+        """Give role to text."""
+        named = dict(TEKKEN_ROLES) if _is_tekken(files) else {}
+        roles = self.with_defaults(class_name).items()
+        return named | {role: str(token["content"]) for role, token in roles}
 
 
-def _added_tokens(config: Mapping[str, Any]) -> dict[str, dict[str, bool]]:
-    listed = config.get("added_tokens_decoder")
-    entries = listed.values() if isinstance(listed, dict) else ()
-    return {
-        entry["content"]: {flag: entry.get(flag) is True for flag in TOKEN_FLAGS}
-        for entry in entries
-        if isinstance(entry, dict) and isinstance(entry.get("content"), str) and entry["content"]
-    }
+def _is_tekken(files: TextFiles) -> bool:
+    return not files.has(TOKENIZER_NAME) and files.has(TEKKEN_NAME)
 
 
-def _class_name(config: Mapping[str, Any]) -> str:
-    return str(config.get("tokenizer_class") or "").removesuffix("Fast")
+def _class_of(files: TextFiles, config: Mapping[str, Any], text: str) -> str:
+    model = files.read_object(CONFIG_NAME)
+    named = config.get("tokenizer_class") or model.get("tokenizer_class")
+    model_type = model.get("model_type")
+    return tokenizer_class(
+        named if isinstance(named, str) else None,
+        model_type if isinstance(model_type, str) else None,
+        is_byte_level='"ByteLevel"' in text,
+    )
 
 
-def _as_its_class_does(text: str, config: Mapping[str, Any], files: TextFiles) -> str:
+def _roles(merged: Mapping[str, Any]) -> Iterator[tuple[str, NewToken | None]]:
+    """Give each ``..._token`` with its token; None where the file says that there is none."""
+    for role, value in merged.items():
+        if role.endswith("_token") and (value is None or _token(value) is not None):
+            yield role, _token(value)
+
+
+def _token(value: Any) -> NewToken | None:
+    """Read a token written as its text, or as an object with flags."""
+    if isinstance(value, str):
+        return _special(value) if value else None
+    content = value.get("content") if isinstance(value, dict) else None
+    if not isinstance(content, str) or not content:
+        return None
+    return {"content": content} | {f: value[f] for f in TOKEN_FLAGS if type(value.get(f)) is bool}
+
+
+def _special(text: str) -> NewToken:
+    return {"content": text, "special": True}
+
+
+def _called_special(value: Any) -> Any:
+    return {**value, "special": True} if isinstance(value, dict) else value
+
+
+def _named_extra(value: Any) -> dict[str, NewToken]:
+    """Read special tokens that are given by name; they become roles."""
+    items = value.items() if isinstance(value, dict) else ()
+    return {role: token for role, entry in items if (token := _token(entry)) is not None}
+
+
+def _tokens(values: Any) -> tuple[NewToken, ...]:
+    return tuple(token for value in _as_list(values) if (token := _token(value)) is not None)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else []
+
+
+def _listed(entries: Mapping[str, Any], path: Path) -> dict[int, NewToken]:
+    """Read ``added_tokens_decoder``: id, written as a text, to token."""
+    listed: dict[int, NewToken] = {}
+    for key, value in entries.items():
+        token = _token(value) if isinstance(value, dict) else None
+        if not key.isascii() or not key.isdecimal() or len(key) > _MAX_DIGITS:
+            raise _not_listed(path, key, "an id")
+        if token is not None:
+            listed[int(key)] = token
+    return listed
+
+
+def _legacy_list(files: TextFiles, special: set[str]) -> dict[int, NewToken]:
+    """Read added_tokens.json: text to id."""
+    listed: dict[int, NewToken] = {}
+    path = files.path(ADDED_TOKENS_NAME)
+    for text, token_id in files.read_object(ADDED_TOKENS_NAME).items():
+        if type(token_id) is not int or not 0 <= token_id < 10**_MAX_DIGITS:
+            raise _not_listed(path, token_id, "an id for each token")
+        if text:
+            is_special = text in special
+            listed[token_id] = {
+                "content": text, "special": is_special, "normalized": not is_special
+            }  # fmt: skip
+    return listed
+
+
+def _not_listed(path: Path, got: Any, wanted: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: added tokens", got=repr(got)[:80], wanted=wanted, do="Download the model again."
+    )
+
+
+def _as_its_class_does(text: str, config: Mapping[str, Any], name: str, path: Path) -> str:
     """Put in what a tokenizer class of transformers builds in place of tokenizer.json's own.
 
     The classes for Llama 2 take only vocabulary, merges and what goes around a text from the
     file; how spaces are written depends on ``legacy`` and ``add_prefix_space``.
     """
-    name = _class_name(config)
-    if name not in _REBUILDING or '"ByteLevel"' in text:
-        return text
-    if files.read_object(CONFIG_NAME).get("model_type") in _AS_IT_IS:
+    if name not in (LLAMA, CODE_LLAMA) or '"ByteLevel"' in text:
         return text
     try:
         parsed = json.loads(text)
-        model = parsed["model"]
-        has_prefix = config.get("add_prefix_space") is not False
-        is_legacy = name == "LlamaTokenizer" and config.get("legacy", False) is True
-        scheme = ("always" if is_legacy else "first") if has_prefix else "never"
-        decoders: list[dict[str, Any]] = [
-            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-            {"type": "ByteFallback"},
-            {"type": "Fuse"},
-        ]
-        if has_prefix or name == "CodeLlamaTokenizer":
-            decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-        wanted: dict[str, Any] = {
-            "normalizer": None,
-            "pre_tokenizer": {
-                "type": "Metaspace",
-                "replacement": "▁",
-                "prepend_scheme": scheme,
-                "split": False,
-            },
-            "decoder": {"type": "Sequence", "decoders": decoders},
-            "model": model | {"fuse_unk": True, "byte_fallback": True, "dropout": None},
+        wanted = {
+            **llama_parts(config, name),
+            "model": parsed["model"] | {"fuse_unk": True, "byte_fallback": True, "dropout": None},
         }
         if all(parsed.get(key) == value for key, value in wanted.items()):
             return text
         return json.dumps(parsed | wanted, ensure_ascii=False)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(
-            f"{files.path(TOKENIZER_NAME)}: tokenizer",
+            f"{path}: tokenizer",
             got=str(error)[:200],
             wanted="a tokenizer.json of the tokenizers library",
             do="Download the model again.",
@@ -176,10 +336,4 @@ def _as_its_class_does(text: str, config: Mapping[str, Any], files: TextFiles) -
 
 
 def _read_text(files: TextFiles, name: str) -> str:
-    text = files.read_text(name, MAX_TOKENIZER_BYTES)
-    if text is None:
-        raise MissingFileError(
-            f"{files.path(name)}: no such file",
-            do="edgekit reads fast tokenizers; save one as tokenizer.json.",
-        )
-    return text
+    return files.read_text(name, MAX_TOKENIZER_BYTES) or ""

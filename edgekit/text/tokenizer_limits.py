@@ -1,4 +1,4 @@
-"""Answer one question: may a tokenizer.json from an unknown author be run on a text?
+"""Checks that refuse a tokenizer.json which would take endless time or memory on a text.
 
 The library reads such a file safely, but runs what it says without any limit: a few replacements
 that each double the text fill the memory, and a regular expression of repeats inside repeats takes

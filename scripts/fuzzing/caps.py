@@ -20,6 +20,10 @@ tensors of a GGUF file | edgekit.formats.gguf.MAX_TENSORS
 keys of a GGUF file | edgekit.formats.gguf.MAX_KEYS
 text in a GGUF file, bytes | edgekit.formats.gguf.MAX_STRING_BYTES
 items of all arrays of a GGUF file | edgekit.formats.gguf.MAX_ITEMS
+one array of a GGUF file that is read, bytes | edgekit.formats.gguf.MAX_ARRAY_BYTES
+tokens of a GGUF file | edgekit.checkpoint.gguf.tokenizer.MAX_TOKENS
+token of a GGUF file, bytes | edgekit.checkpoint.gguf.tokenizer.MAX_TOKEN_BYTES
+parts of a split GGUF file | edgekit.checkpoint.gguf.file._MAX_PARTS
 values of a GGUF tensor | edgekit.formats.gguf._MAX_ELEMENTS
 layers of a decoder | edgekit.families.spec.MAX_LAYERS
 width, heads, vocabulary of a decoder | edgekit.families.spec.MAX_WIDTH
@@ -33,7 +37,6 @@ work of a chat template, units | edgekit.text.sandbox._MAX_UNITS
 time of a chat template, seconds | edgekit.text.sandbox._MAX_S
 integer in a chat template, bits | edgekit.text.sandbox._MAX_INT_BITS
 manifest of an artifact, bytes | edgekit.artifact.MAX_MANIFEST_BYTES
-index of a store, bytes | edgekit.quantize.store._MAX_INDEX_BYTES
 model spec of a Core ML package, bytes | edgekit.formats.mlpackage._MAX_SPEC_BYTES
 device profile, bytes | edgekit.devices.profile.MAX_PROFILE_BYTES
 event of a server's stream, bytes | edgekit.runtime.server_sse.MAX_EVENT_BYTES

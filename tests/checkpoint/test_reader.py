@@ -205,11 +205,11 @@ def test_files_that_are_not_read_are_named(tmp_path, name):
 def test_an_adapter_beside_the_weights_is_named_and_never_taken_for_them(tmp_path, name):
     folder = write_tiny_checkpoint(tmp_path / "m")
     shutil.copy(folder / "model.safetensors", folder / name)
-    (note,) = open_checkpoint(folder).notes
+    (note,) = open_model(folder).checkpoint.notes
     assert note.startswith(f"{name} lies beside the weights and was not merged")
     assert note.endswith(f"--adapter {folder}")
     (folder / "model.safetensors").rename(folder / "other.safetensors")
-    assert len(open_checkpoint(folder).notes) == 2
+    assert len(open_model(folder).checkpoint.notes) == 2
     (folder / "other.safetensors").unlink()
     with pytest.raises(MissingFileError) as caught:
         open_checkpoint(folder)
@@ -231,6 +231,17 @@ def test_a_cache_snapshot_opens_as_a_folder_and_so_does_a_link_into_its_blobs(tm
     assert by_snapshot.sha256() == by_links.sha256()
     (tmp_path / "short").symlink_to(snapshot)
     assert open_checkpoint(tmp_path / "short").sha256() == by_links.sha256()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_link_to_a_file_that_is_gone_is_named(tmp_path, name):
+    folder = write_tiny_checkpoint(tmp_path / "m")
+    (folder / name).unlink()
+    (folder / name).symlink_to("../../blobs/0123")
+    with pytest.raises(MissingFileError, match=r"cp -rL") as caught:
+        open_checkpoint(folder)
+    assert caught.value.got == name
+    assert caught.value.wanted == f"the files themselves; {name} leads to ../../blobs/0123"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -275,9 +286,11 @@ def test_a_folder_without_config_is_named_for_what_it_is(tmp_path):
     adapter.mkdir()
     config = {"peft_type": "LORA", "base_model_name_or_path": "owner/base"}
     (adapter / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(MissingFileError, match="holds an adapter, not a model") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"an adapter of PEFT \(LORA\), not a model"
+    ) as caught:
         open_checkpoint(adapter)
-    assert caught.value.wanted == "the model that it belongs to, owner/base"
+    assert caught.value.got == "changes to owner/base"
     assert caught.value.do == f"Run: edgekit export owner/base --adapter {adapter}"
     inner = write_tiny_checkpoint(tmp_path / "models--a--b" / "snapshots" / "1")
     with pytest.raises(MissingFileError) as caught:

@@ -15,8 +15,7 @@ from edgekit.errors import ExportError, FormatError, UsageError
 from edgekit.export.base import ExportOptions
 from edgekit.export.mlx import MlxExporter
 from edgekit.export.mlx_arrays import narrow
-from edgekit.export.mlx_config import make_config
-from edgekit.export.mlx_models import MODEL_FILES, choose_file
+from edgekit.export.mlx_models import MODEL_FILES, choose_file, make_config
 from edgekit.export.staging import write_artifact
 from edgekit.formats.floats import to_float32
 from edgekit.quantize.model import FloatTensor, QuantizedTensor

@@ -16,12 +16,12 @@ import safetensors.numpy
 from edgekit.artifact import Artifact
 from edgekit.decision import Accepted, Rejected
 from edgekit.errors import ExportError, UsageError
-from edgekit.export.base import ExportOptions, ignore_progress
+from edgekit.export.base import ExportOptions
 from edgekit.export.onnx import OnnxExporter
-from edgekit.export.onnx_layout import plan_arrays, write_weights
-from edgekit.export.onnx_tables import make_tables
+from edgekit.export.onnx_weights import make_tables, plan_arrays, write_weights
 from edgekit.export.staging import write_artifact
 from edgekit.families.rope import rope_tables
+from edgekit.progress import ignore_progress
 from edgekit.quantize.model import FloatTensor, QuantizedTensor
 from edgekit.scheme import FP32, Scheme
 from tests.export.memory_model import TINY_SPEC, MemoryModel, memory_model, tiny_spec

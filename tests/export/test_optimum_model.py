@@ -11,7 +11,6 @@ from edgekit.errors import UnsupportedArchError, UsageError
 from edgekit.export.optimum_model import (
     check_floats,
     check_model_type,
-    end_tokens,
     trained_length,
     translate_config,
     write_input_folder,
@@ -138,14 +137,3 @@ def test_the_input_folder_holds_config_and_links_and_nothing_else(tmp_path):
     assert config["rope_scaling"]["rope_type"] == "yarn"
     assert "auto_map" not in config
     assert "rope_parameters" not in config
-
-
-def test_end_tokens_come_from_both_files_each_once(tmp_path):
-    model = write_tiny_checkpoint(tmp_path / "m", eos_token_id=[2, 5])
-    path = model / "generation_config.json"
-    path.write_text(json.dumps({"eos_token_id": 7}))
-    with open_checkpoint(model) as checkpoint:
-        assert end_tokens(checkpoint) == [7, 2, 5]
-    path.unlink()
-    with open_checkpoint(model) as checkpoint:
-        assert end_tokens(checkpoint) == [2, 5]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
+import transformers
 from transformers import CONFIG_MAPPING
 
 import edgekit
 from edgekit.checkpoint.config import RawConfig
+from edgekit.checkpoint.config_keys import is_never_read
 from edgekit.errors import CheckpointError, UnknownKeyError, UnsupportedArchError, UsageError
 from edgekit.families import FAMILIES, open_model
 from edgekit.families.defaults import DEFAULTS
@@ -17,6 +21,7 @@ from edgekit.lazy import load_object
 from tests.builders import write_tiny_checkpoint
 from tests.tiny_families import TINY_CONFIGS
 
+TRANSFORMERS = Path(transformers.__file__).parent
 # Keys that published or fine-tuned models carry and that nothing reads which computes logits.
 HARMLESS = {
     "SmolLM2, nanotron, transformers.js": {
@@ -63,7 +68,7 @@ HARMLESS = {
     "off, whatever it is": {"qk_layernorm": False, "use_alibi": False, "parallel_attn": False},
     "empty, whatever it is": {"adapters": [], "extra": {}, "variant": ""},
     "a factor of one": {"emb_scale": 1, "logit_scale": 1.0, "depth_multiplier": 1},
-    "none of them": {"num_experts": 0, "n_shared_experts": 0, "router_softcap": 0.0},
+    "none of them": {"n_routed_experts": 0, "n_shared_experts": 0, "router_softcap": 0.0},
     "on as usual": {"is_causal": True, "use_rope": True, "position_embedding_type": "rope"},
     "quantized by nothing": {"quantization_config": {}, "quantization": None},
     "settings of a training run": {"learning_rate": 2e-5, "per_device_batch_size": 4, "seed": 1},
@@ -79,7 +84,7 @@ HARMFUL = {
     "logit_scale": (0.5, "logit_scale = 0.5"),
     "use_rope": (False, "use_rope = False"),
     "causal_mask": (False, "causal_mask = False"),
-    "num_experts": (8, "num_experts = 8"),
+    "n_routed_experts": (8, "n_routed_experts = 8"),
     "qk_layernorm": (True, "qk_layernorm = True"),
     "position_embedding_type": ("alibi", "position_embedding_type = 'alibi'"),
     "linear_impl_type": ("QNN_w4a16", "linear_impl_type = 'QNN_w4a16'"),
@@ -302,3 +307,63 @@ def test_a_config_of_nothing_but_its_model_type_is_the_default_model(model_type)
     )
     width = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
     assert spec.head_width == width
+
+
+# What model code reads although no logit depends on it: how it is computed, training, padding,
+# where an image goes, and a loss.
+READ_IN_VAIN = {
+    "_attn_implementation", "_attn_implementation_internal", "attention_dropout", "resid_pdrop",
+    "pad_token_id", "use_cache", "initializer_range", "image_token_id", "video_token_id",
+    "output_router_logits", "router_aux_loss_coef",
+}  # fmt: skip
+# Of parts that a decoder which edgekit takes does not have.
+READ_ELSEWHERE = {
+    "qwen2_vl": {"vision_config"},
+    "granitemoehybrid": {
+        "mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_head", "mamba_d_conv",
+        "mamba_expand", "mamba_chunk_size", "mamba_conv_bias", "mamba_proj_bias",
+        "time_step_limit", "time_step_min", "time_step_max", "num_experts_per_tok",
+        "intermediate_size",
+        "layers_block_type",  # another name of layer_types, which counts first
+    },
+}  # fmt: skip
+SHARED_CODE = ("masking_utils.py", "cache_utils.py", "modeling_rope_utils.py")
+MODULE_OF = {"gemma3_text": "gemma3"}
+
+
+def keys_that_code_reads(*files):
+    text = "\n".join((TRANSFORMERS / file).read_text(encoding="utf-8") for file in files)
+    by_name = re.findall(r"config\.([a-z_]\w*)", text)
+    return {*by_name, *re.findall(r"(?:get|has)attr\(\s*(?:self\.)?config,\s*[\"'](\w+)", text)}
+
+
+def code_of(model_type):
+    module = MODULE_OF.get(model_type, model_type)
+    return TRANSFORMERS / f"models/{module}/modeling_{module}.py"
+
+
+IN_CODE = [name for name in TINY_CONFIGS if code_of(TINY_CONFIGS[name]["model_type"]).is_file()]
+
+
+@pytest.mark.parametrize("model_type", sorted({TINY_CONFIGS[n]["model_type"] for n in IN_CODE}))
+def test_no_key_that_model_code_reads_passes_by_its_name(model_type):
+    keys = keys_that_code_reads(code_of(model_type), *SHARED_CODE)
+    assert len(keys) > 20
+    assert {key for key in keys if is_never_read(key)} <= READ_IN_VAIN
+
+
+@pytest.mark.parametrize("name", IN_CODE)
+def test_no_key_that_model_code_reads_passes_with_any_value(tmp_path, name):
+    folder = write_tiny_checkpoint(tmp_path / "m", name)
+    text = (folder / "config.json").read_text()
+    passed = set()
+    model_type = TINY_CONFIGS[name]["model_type"]
+    for key in keys_that_code_reads(code_of(model_type), *SHARED_CODE):
+        try:
+            open_model(edit(folder, **{key: "unheard of"})).close()
+        except (CheckpointError, UsageError):
+            pass
+        else:
+            passed.add(key)
+        (folder / "config.json").write_text(text)
+    assert passed <= READ_IN_VAIN | READ_ELSEWHERE.get(model_type, set())

@@ -198,7 +198,7 @@ def test_a_rope_type_that_is_not_computed_is_refused_by_name(tmp_path, kind):
                            "long_factor": [1] * 16}}, "short_factor holds something else"),
         ({"rope_theta": -1}, "rope_theta is -1.0"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu' (edgekit supports silu"),
-        ({"quantization_config": {"quant_method": "aqlm"}}, "quant_method is 'aqlm' (edgekit"),
+        ({"quantization_config": {"quant_method": "aqlm"}}, "quant_method is 'aqlm'"),
         ({"num_key_value_heads": 3}, "4 is no multiple of num_key_value_heads 3"),
         ({"head_dim": 31}, "head_dim is 31"),
         ({"head_dim": None, "hidden_size": 130}, "hidden_size 130 is no multiple"),

@@ -9,7 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from edgekit.checkpoint.reader import Checkpoint
 from edgekit.families import open_model
+from edgekit.pipeline.export import export
 from tests.builders import write_tiny_checkpoint
 from tests.families.test_families import edit_config, edit_weights, refusal
 
@@ -82,6 +84,30 @@ def test_the_head_that_is_stored_decides_and_not_the_flag(tmp_path, said, change
         assert "lm_head" not in source.tensors
     assert [n for n in source.checkpoint.notes if note is None or not n.startswith(note)] == []
     assert len(source.checkpoint.notes) == (note is not None)
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_headers_alone_leave_the_head_to_the_export(tmp_path, monkeypatch, said):
+    folder, _ = made(tmp_path, other_head, tie_word_embeddings=said)
+    monkeypatch.setattr(Checkpoint, "has_weights", False)
+    source = open_model(folder, headers_only=True)
+    assert source.spec.is_tied is said
+    notes = ["lm_head.weight is stored beside the embedding; an export compares them, and uses it"]
+    assert [n.partition(" if it differs")[0] for n in source.checkpoint.notes] == notes[: int(said)]
+
+
+@pytest.mark.parametrize("change", [other_head, same_head])
+def test_a_head_of_codes_is_compared_by_its_values(tmp_path, change):
+    made(tmp_path, change, tie_word_embeddings=False)
+    (artifact,) = export(tmp_path / "m", "mlx", "int8", tmp_path / "out")
+    source = open_model(artifact.path)
+    assert source.spec.is_tied is (change is same_head)
+    if change is other_head:
+        config = json.loads((artifact.path / "config.json").read_text())
+        edit_config(artifact.path, tie_word_embeddings=True)
+        assert config["tie_word_embeddings"] is False
+        source = open_model(artifact.path)
+        assert not source.spec.is_tied and source.tensor("lm_head").prequantized is not None
 
 
 def test_an_untied_model_without_embedding_is_refused(tmp_path):
@@ -198,7 +224,7 @@ def test_any_prefix_of_all_names_is_found(tmp_path, prefix, is_said, head):
     for name, tensor in source.tensors.items():
         np.testing.assert_array_equal(tensor.read(), plain.tensor(name).read())
     assert len(source.checkpoint.notes) == is_said
-    assert all("tensor names begin with" in note for note in source.checkpoint.notes)
+    assert all("tensor names " in note for note in source.checkpoint.notes)
 
 
 def test_the_decoder_is_found_among_towers_with_layers_of_their_own(tmp_path):
@@ -230,9 +256,9 @@ LAYER = "model.layers.0."
         (f"{LAYER}self_attn.rotary_emb.cos_cached", "rotary tables"),
         (f"{LAYER}self_attn.masked_bias", "attention masks"),
         (f"{LAYER}self_attn.bias", "attention masks"),
-        (f"{LAYER}self_attn.k_scale", "scales of a quantized KV cache"),
-        (f"{LAYER}self_attn.v_proj.output_scale", "scales of a quantized KV cache"),
-        (f"{LAYER}self_attn.q_proj.input_scale", "scales of quantized activations"),
+        (f"{LAYER}self_attn.prob_output_scale", "scales of a quantized KV cache"),
+        (f"{LAYER}self_attn.k_zero_point", "zero points of a quantized KV cache"),
+        (f"{LAYER}self_attn.q_proj.input_scale_inv", "scales of quantized activations"),
         (f"{LAYER}mlp.up_proj.weight.exp_avg", "an optimizer"),
         ("optimizer.state.0.exp_avg", "an optimizer"),
         ("vision_tower.patch_conv.weight", "the vision tower"),
@@ -254,6 +280,14 @@ def test_tensors_that_the_decoder_does_not_need_are_left_out_aloud(tmp_path, nam
     ((found, count),) = source.left_out.items()
     assert (found.startswith(kind), count) == (True, 1)
     assert source.checkpoint.notes == [f"left out: {name} ({found})"]
+
+
+@pytest.mark.parametrize("name", ["k_scale", "v_proj.output_scale", "q_proj.input_scale"])
+def test_scales_of_engines_are_left_out_aloud(tmp_path, name):
+    name = f"{LAYER}self_attn.{name}"
+    source = open_model(made(tmp_path, lambda t: t.update({name: np.ones(1, np.float32)}))[0])
+    (note,) = source.checkpoint.notes
+    assert note.endswith(f"(1 scales left out, such as {name})")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Answer one question: how is a GGUF file written, without edgekit?"""
+"""A GGUF file written without edgekit and without the gguf package."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
-TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8, "Q6_K": 14, "I32": 26, "BF16": 30}
+TYPES = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "Q4_K": 12, "Q6_K": 14, "IQ2_XS": 17,
+    "I32": 26, "BF16": 30, "MXFP4": 39,
+}  # fmt: skip
 
 
 def text(value: str) -> bytes:

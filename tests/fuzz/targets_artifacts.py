@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import json
 import math
-import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,7 +15,9 @@ import numpy as np
 
 from edgekit.artifact import Artifact, FileEntry, Format, Manifest, TensorEntry
 from edgekit.devices.profile import load_profile, parse_profile
-from edgekit.families import open_model
+from edgekit.errors import FormatError
+from edgekit.families.rope_spec import LongRopeScaling, RopeSpec
+from edgekit.families.spec import DecoderSpec
 from edgekit.formats.mil_blob import BlobWriter
 from edgekit.formats.mlpackage import (
     BLOB_FILE_NAME,
@@ -26,10 +27,9 @@ from edgekit.formats.mlpackage import (
     weights_path,
 )
 from edgekit.paths import device_profiles_dir
-from edgekit.quantize.store import INDEX_NAME, StoredModel, quantize_model
 from edgekit.runtime.mil_program import StoredWeight, read_program
 from edgekit.scheme import Scheme
-from tests.builders import write_tiny_checkpoint
+from edgekit.strict_json import parse_object
 from tests.fuzz.contract import Target, join_parts, mutate_part, promise, split_parts
 from tests.fuzz.mutate import mutate_bytes, mutate_json, mutate_words
 from tests.fuzz.targets_formats import mutate_blob
@@ -119,43 +119,21 @@ def mutate_profile(data: bytes, rng: Random) -> bytes:
     return mutate_words(data, rng, _TOML)
 
 
-@functools.cache
-def _store() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="edgekit-fuzz-store-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    write_tiny_checkpoint(
-        folder / "m", "llama", hidden_size=32, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=16, vocab_size=288,
-    )  # fmt: skip
-    source = open_model(folder / "m")
-    quantize_model(source, Scheme.parse("int4"), folder / "store").close()
-    source.close()
-    return folder / "store"
-
-
-def run_store(data: bytes, folder: Path) -> None:
-    """A store that opens gives every tensor with the shape that its index says."""
-    place = folder / "store"
-    if not place.exists():
-        shutil.copytree(_store(), place)
-    (place / INDEX_NAME).write_bytes(data)
-    model = StoredModel.open(place)
+def run_decoder(data: bytes, folder: Path) -> None:
+    """The decoder of a manifest, where one is read, makes sense whatever was written down."""
     try:
-        check_spec(model.spec)
-        for asset in model.assets.values():
-            promise(asset.resolve().parent == (place / "assets").resolve(), "an asset elsewhere")
-        for text in (model.source.name, model.source.origin, model.source.sha256):
-            text.encode("utf-8")
-        for entry in model.entries:
-            tensor = model.get(entry.name)
-            values = tensor.dequantize() if hasattr(tensor, "dequantize") else tensor.values
-            promise(values.shape == entry.shape, "another shape than the index says")
-    finally:
-        model.close()
+        spec = DecoderSpec.from_dict(parse_object(data, "manifest.json"))
+    except ValueError as error:
+        raise FormatError("decoder", got=error) from error
+    check_spec(spec)
+    promise(DecoderSpec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec, "not kept")
 
 
-def seeds_store() -> list[bytes]:
-    return [(_store() / INDEX_NAME).read_bytes()]
+def seeds_decoder() -> list[bytes]:
+    base = DecoderSpec("llama", 2, 64, 4, 2, 16, 128, 320, 256, 1e-5, RopeSpec(1e4), True)
+    long = LongRopeScaling((1.0,) * 8, (2.0,) * 8, 64, 1.1)
+    longer = replace(base, rope=RopeSpec(1e4, long), local_rope=RopeSpec(1e5), sliding_window=8)
+    return [json.dumps(spec.as_dict()).encode() for spec in (base, longer)]
 
 
 def run_package(data: bytes, folder: Path) -> None:
@@ -327,6 +305,6 @@ def mutate_package(data: bytes, rng: Random) -> bytes:
 TARGETS = (
     Target("manifest", run_manifest, seeds_manifest, mutate_json),
     Target("profile", run_profile, seeds_profile, mutate_profile),
-    Target("store", run_store, seeds_store, mutate_json),
+    Target("decoder", run_decoder, seeds_decoder, mutate_json),
     Target("coreml-package", run_package, seeds_package, mutate_package),
 )

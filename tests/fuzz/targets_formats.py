@@ -13,8 +13,10 @@ import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
+from tokenizers import pre_tokenizers
 
 from edgekit.checkpoint.gguf.file import GgufCheckpoint
+from edgekit.checkpoint.gguf.tokenizer import has_tokenizer, text_contents
 from edgekit.checkpoint.remote import RemoteFile
 from edgekit.dtypes import DTYPES
 from edgekit.errors import CheckpointError, FormatError
@@ -22,6 +24,9 @@ from edgekit.families import open_family
 from edgekit.formats.gguf import GgufArray, GgufFile
 from edgekit.formats.mil_blob import BlobReader, BlobType, BlobWriter
 from edgekit.formats.safetensors import SafetensorsFile, header_end
+from edgekit.text.chat import ChatTemplate
+from edgekit.text.files import TextFiles
+from edgekit.text.tokenizer import Tokenizer
 from tests.formats.gguf_writer import gguf_bytes, q4_0_bytes, q8_0_bytes
 from tests.fuzz.contract import Target, promise
 from tests.fuzz.mutate import mutate_bytes, mutate_fields, mutate_json
@@ -140,6 +145,67 @@ def run_gguf(data: bytes, folder: Path) -> None:
         open_family(checkpoint).spec.weight_shapes()
 
 
+def run_gguf_tokenizer(data: bytes, folder: Path) -> None:
+    """A vocabulary that is taken makes a tokenizer that keeps every id below its number."""
+    path = folder / "x.gguf"
+    path.write_bytes(data)
+    with GgufFile(path) as file:
+        if not has_tokenizer(file):
+            return
+        contents = text_contents(file)
+        n_tokens = len(file.texts("tokenizer.ggml.tokens"))
+    files = TextFiles.of_contents(path, contents)
+    tokenizer = Tokenizer.open(files)
+    for text in ("", "Hello, wörld 12", "<s> a </s>", "  the\n"):
+        for allow_special in (True, False):
+            try:
+                ids = tokenizer.encode(text, allow_special=allow_special)
+            except CheckpointError:
+                continue  # a name of a special token that cannot be written as text
+            promise(all(0 <= i < n_tokens for i in ids), "an id without a token")
+            tokenizer.decode(ids, skip_special=False).encode("utf-8")
+    ends = json.loads(contents["generation_config.json"]).get("eos_token_id", [])
+    ends = ends if isinstance(ends, list) else [ends]
+    promise(all(0 <= i < n_tokens for i in ends), "an end id without a token")
+    ChatTemplate.open(files)
+
+
+def seeds_gguf_tokenizer() -> list[bytes]:
+    byte_level = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<|bos|>", "<|im_end|>", *byte_level, "th", "the", "<|tool|>", "<think>"]
+    types = [3, 3, *[1] * 256, 1, 1, 3, 4]
+    bpe = {
+        "general.architecture": "llama",
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": ["t h", "th e"],
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.chat_template": "{{ messages[0].content }}",
+    }
+    pieces = ["<unk>", "<s>", "</s>", "<0x0A>", "▁", "a", "t", "h", "▁t", "th", "▁th", "  "]
+    sentencepiece = {
+        "general.architecture": "gemma2",
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.scores": [-float(i) for i in range(len(pieces))],
+        "tokenizer.ggml.token_type": [2, 3, 3, 6, 1, 1, 1, 1, 1, 1, 1, 4],
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+    llama = {**sentencepiece, "general.architecture": "llama"}
+    return [gguf_bytes(keys, {}) for keys in (bpe, sentencepiece, llama)]
+
+
+def mutate_gguf_tokenizer(data: bytes, rng: Random) -> bytes:
+    """Change numbers of the header, or a few bytes: of texts, types and scores."""
+    if rng.random() < 0.5:
+        return mutate_gguf(data, rng)
+    return mutate_bytes(data, rng)
+
+
 def _compare_with_reference(file: GgufFile, path: Path) -> None:
     import gguf
 
@@ -201,9 +267,23 @@ def seeds_gguf() -> list[bytes]:
     small = {"general.architecture": "llama", "is_it": True, "n": 3, "t": ["é", ""]}
     q6_k = ("Q6_K", (2, 256), bytes(range(210)) * 2)
     half = ("F16", (2, 3), np.arange(6, dtype="<f2").tobytes())
+    more = {
+        name: (name, (2, 256), rng.integers(0, 256, 2 * size).astype(np.uint8).tobytes())
+        for name, size in (("Q4_1", 160), ("Q4_K", 144), ("IQ2_XS", 74), ("MXFP4", 136))
+    }
+    ropes = {f"rope_factors_{length}.weight": floats(8) for length in ("long", "short")}
+    gemma = {key.replace("llama.", "gemma3."): value for key, value in metadata.items()} | {
+        "general.architecture": "gemma3",
+        "gemma3.attention.sliding_window": 16,
+        "gemma3.rope.scaling.type": "yarn",
+        "gemma3.rope.scaling.factor": 4.0,
+        "split.count": 0,
+    }
     return [
         gguf_bytes(metadata, tensors),
         gguf_bytes(small, {"output.weight": q6_k, "half": half, "rope_freqs.weight": floats(16)}),
+        gguf_bytes({"general.architecture": "phi3"}, {**more, **ropes}),
+        gguf_bytes(gemma, tensors),
         gguf_bytes({}, {}, version=2),
     ]
 
@@ -308,5 +388,12 @@ def mutate_blob(data: bytes, rng: Random) -> bytes:
 TARGETS = (
     Target("safetensors", run_safetensors, seeds_safetensors, mutate_safetensors),
     Target("gguf", run_gguf, seeds_gguf, mutate_gguf),
+    Target(
+        "gguf-tokenizer",
+        run_gguf_tokenizer,
+        seeds_gguf_tokenizer,
+        mutate_gguf_tokenizer,
+        memory_bytes=64 << 20,
+    ),
     Target("coreml-weights", run_blob, seeds_blob, mutate_blob),
 )

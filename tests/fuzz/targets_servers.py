@@ -112,7 +112,7 @@ class FixedHub(HubClient):
         self._token = None
         self._answers = iter(answers)
 
-    def read(self, path: str, *, max_bytes: int, start: int = 0, stop: int | None = None) -> bytes:
+    def read(self, path: str, max_bytes: int) -> bytes:
         data = next(self._answers)
         if len(data) > max_bytes:
             raise self.nonsense(path, f"{len(data)} bytes", max_bytes)

@@ -1,4 +1,4 @@
-"""Answer one question: what do the tests of Hub models share?"""
+"""What the tests of Hub models share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ WANTED = {
     SHARD,
     "model-00002-of-00002.safetensors",
 }
-DOWNLOAD = "from edgekit.hub.download import *; print(download(Source('owner/name')))"
+CHUNK_BYTES = 100  # huggingface_hub writes in pieces of 10 MB; an unfinished piece is lost
+DOWNLOAD = f"""
+import huggingface_hub.constants
+from edgekit.hub.download import *
+huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = {CHUNK_BYTES}
+print(download(Source('owner/name')))
+"""
 _COMMAND = "from edgekit.cli import main; main()"
 
 

@@ -15,7 +15,6 @@ import edgekit
 from edgekit.artifact import MANIFEST_NAME, Artifact, FileEntry, Format, Manifest, hash_file
 from edgekit.errors import ArtifactError, FormatError, UsageError
 from edgekit.export import open_exporter
-from edgekit.export.base import ignore_progress
 from edgekit.pipeline.greedy import compare_greedy
 from edgekit.pipeline.verify import (
     is_verified,
@@ -23,6 +22,7 @@ from edgekit.pipeline.verify import (
     verification_tokens,
     verify,
 )
+from edgekit.progress import ignore_progress
 from edgekit.quantize.model import QuantizedTensor, combine_hashes
 from tests.builders import write_tiny_checkpoint
 

@@ -9,10 +9,10 @@ import pytest
 from edgekit.errors import UsageError
 from edgekit.quality import evaluate
 from edgekit.quality.evaluate import SuitePlan, ask, run_suites
-from edgekit.quality.statistics import wilson_interval
 from edgekit.quality.suites import SUITES
 from edgekit.records import EngineInfo
 from edgekit.runtime.base import Finish, TokenEvent
+from edgekit.statistics import wilson_interval
 
 PLAN = SuitePlan(n_items=3, seed=5)
 ITEMS = PLAN.make_items(None)

@@ -6,8 +6,8 @@ import pytest
 
 from edgekit.errors import MeasureError
 from edgekit.quality.pairing import pair_suite, pair_suites
-from edgekit.quality.statistics import mcnemar_p_value, paired_difference_interval
 from edgekit.records import ItemOutcome, SuiteRecord
+from edgekit.statistics import mcnemar_p_value, paired_difference_interval
 
 
 def run_of(marks: str, suite: str = "s", first: int = 0) -> SuiteRecord:

@@ -335,7 +335,23 @@ class TestArtifact:
         with pytest.raises(ArtifactError, match="cannot be read"):
             open_session(artifact, engine="fake")
 
-    def test_an_absent_tokenizer_is_an_error(self, artifact):
-        (artifact.path / "tokenizer.json").unlink()
-        with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
-            open_session(artifact, engine="fake")
+    def test_without_a_tokenizer_ids_are_answered_and_text_is_an_error(self, artifact):
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (artifact.path / name).unlink()
+        with open_session(artifact) as session:
+            assert session.logits([1, 5]).shape == (2, VOCAB)
+            events = list(session.generate([1, 5], max_tokens=3, n_logprobs=2))
+            assert [event.text for event in events] == [""] * len(events)
+            assert all(token.text == "" for event in events for token in event.top)
+            assert not session.offers_tools
+            for ask in (
+                lambda: session.generate("text"),
+                lambda: session.chat([{"role": "user", "content": "hi"}]),
+                lambda: session.count_tokens("a"),
+                lambda: session.decode([1]),
+            ):
+                with pytest.raises(CheckpointError, match="no tokenizer") as caught:
+                    ask()
+                assert "Give token ids" in caught.value.do
+            with pytest.raises(UsageError, match="stop strings"):
+                session.generate([1], stop=("a",))

@@ -37,10 +37,10 @@ from edgekit.checkpoint.reader import Checkpoint
 from edgekit.errors import CheckpointError, MissingFileError
 from edgekit.formats.gguf import GgufFile, GgufTensor
 from edgekit.formats.gguf_blocks import NOT_FLOATS
-from edgekit.model_files import CONFIG_NAME, TEXT_NAMES
+from edgekit.model_files import CONFIG_NAME, TEXT_NAMES, TOKENIZER_NAME
 from edgekit.tensors import LazyTensor
 from edgekit.text.files import TextFiles
-from edgekit.text.tokenizer_file import MAX_TOKENIZER_BYTES, TOKENIZER_NAME
+from edgekit.text.tokenizer_file import MAX_TOKENIZER_BYTES
 
 SUFFIX: Final = ".gguf"
 _PART: Final = re.compile(r"(?P<name>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")

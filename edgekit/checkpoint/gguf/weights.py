@@ -120,7 +120,11 @@ class _Floats:
         """Read rows ``start:stop`` of the first axis as float32."""
         if len(self.info.shape) == 1:
             return self.read()[start:stop]
-        return self._changed(dequantize(self.rows.stored.kind, self.rows.raw(start, stop)))
+        n_inner = self.rows.stored.n_rows // self.info.shape[0]  # 1 for a matrix
+        values = dequantize(
+            self.rows.stored.kind, self.rows.raw(start * n_inner, stop * n_inner)
+        ).reshape(stop - start, *self.info.shape[1:])
+        return self._changed(values)
 
     def _changed(self, values: F32Array) -> F32Array:
         if self.undo.shift:

@@ -6,11 +6,10 @@ which layout it has:
 - pack-quantized: ``X.weight_packed`` holds integer codes in int32 words along the input, low bits
   first, each moved up by half its range; codes of 3, 5, 6 and 7 bits run on across words (older
   versions start each word with a new code). ``X.weight_shape`` is the shape before packing.
-- int-quantized and naive-quantized: ``X.weight`` holds int8 codes.
-- float-quantized: ``X.weight`` is FP8 (fp8.py).
+- int-quantized and naive-quantized: ``X.weight`` holds int8 codes (int8.py).
+- float-quantized and mxfp8-quantized: ``X.weight`` is FP8 (fp8.py).
 - nvfp4-pack-quantized, mxfp4-pack-quantized, mxfp6-pack-quantized: ``X.weight_packed`` holds
   bytes of E2M1 floats, two to a byte, or of E2M3 floats, four to three bytes.
-- mxfp8-quantized: ``X.weight`` is FP8, ``X.weight_scale`` exponents.
 
 ``X.weight_scale`` has a scale for a tensor, a row, a group of a row or a block; ``X.weight_g_idx``
 the group of each input, where inputs were moved; ``X.weight_zero_point`` the zero points, packed
@@ -42,11 +41,12 @@ from edgekit.checkpoint.prequantized.tensor import (
     PrequantizedTensor,
     make_prequantized,
     put_together,
+    read_order,
     take_part,
     unpack_words,
     whole_groups,
 )
-from edgekit.dtypes import DType, F32Array, I64Array, U8Array
+from edgekit.dtypes import DType, F32Array, U8Array
 from edgekit.errors import CheckpointError
 from edgekit.formats.safetensors import SafetensorsTensor
 from edgekit.tensors import LazyTensor, TensorInfo
@@ -136,40 +136,6 @@ class _Packed:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Bytes:
-    """Unpacked int8 codes beside their scales."""
-
-    stored: SafetensorsTensor
-    stored_scales: SafetensorsTensor
-    stored_zeros: SafetensorsTensor | None
-    bits: int = 8
-
-    def codes(self, start: int, stop: int) -> U8Array:
-        # Flipping the sign bit moves zero to the middle.
-        codes: U8Array = self.stored.raw_rows(start, stop).view(np.uint8) ^ np.uint8(128)
-        return codes
-
-    def scales(self, start: int, stop: int) -> F32Array:
-        return self._rows(self.stored_scales, start, stop)
-
-    def biases(self, start: int, stop: int) -> F32Array | None:
-        return None
-
-    def zeros(self, start: int, stop: int) -> F32Array | None:
-        if self.stored_zeros is None:
-            return None
-        if self.stored_zeros.info.dtype is DType.INT8:
-            zeros = self.stored_zeros.raw().astype(np.float32)
-        else:
-            zeros = self.stored_zeros.read()
-        return _spread(zeros, start, stop) + np.float32(128)
-
-    @staticmethod
-    def _rows(tensor: SafetensorsTensor, start: int, stop: int) -> F32Array:
-        return _spread(tensor.read(), start, stop)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class _SmallFloats:
     """E2M1 or E2M3 floats beside their scales."""
 
@@ -186,13 +152,6 @@ class _SmallFloats:
         if self.divisor is not None:
             scales = scales / self.divisor.read().reshape(())
         return scale_groups(values, scales, self.group)
-
-
-def _spread(values: F32Array, start: int, stop: int) -> F32Array:
-    """Give the rows of scales that are one for each row, or one for all."""
-    if values.size == 1:
-        return np.full((stop - start, 1), values.reshape(()), np.float32)
-    return values.reshape(len(values), -1)[start:stop]
 
 
 def read_schemes(section: RawConfig) -> Settings:
@@ -276,12 +235,7 @@ def join_packed(
             is_float = tensor.info.dtype is DType.UINT8 and has_floats
             join = _join_floats if is_float else _join_codes
             joined[weight] = join(weight, tensors, settings, reads=reads)
-        elif name.endswith(".weight") and tensor.info.dtype is DType.INT8:
-            joined[weight] = _join_bytes(weight, tensors, settings, reads=reads)
-            used.add(name)
-        else:
-            continue
-        used |= {f"{weight}{part}" for part in _PARTS}
+            used |= {f"{weight}{part}" for part in _PARTS}
     return put_together(tensors, joined, used)
 
 
@@ -323,7 +277,10 @@ def _join_codes(
             do="Config and weights must come from the same model; download both again.",
         )
     zeros = _take_zeros(weight, tensors, fitting, (n_rows, n_groups), bits, reads=reads)
-    columns = _take_order(weight, tensors, n_cols, group, reads=reads)
+    columns = None
+    if reads and f"{weight}_g_idx" in tensors:
+        index = take_part(tensors, f"{weight}_g_idx", "I32 or I64", (n_cols,))
+        columns = read_order(index, n_groups, group)
     reasons = ["inputs in another order (actorder)"] if columns is not None else []
     reasons += ["zero points of their own (asymmetric)"] if zeros is not None else []
     return make_prequantized(
@@ -389,66 +346,6 @@ def _take_zeros(
             do="Config and weights must come from the same model; download both again.",
         )
     return tensor
-
-
-def _take_order(
-    weight: str,
-    tensors: Mapping[str, SafetensorsTensor],
-    n_cols: int,
-    group: int,
-    *,
-    reads: bool,
-) -> I64Array | None:
-    """Read the group of each input; None where they lie one after the other."""
-    name = f"{weight}_g_idx"
-    if name not in tensors or not reads:
-        return None
-    groups = take_part(tensors, name, "I32 or I64", (n_cols,)).raw().astype(np.int64)
-    if (groups == -1).any() or (groups == np.arange(n_cols) // group).all():
-        return None  # -1: not filled in, because nothing was moved
-    n_groups = n_cols // group
-    outside = (groups < 0) | (groups >= n_groups)
-    if outside.any():
-        raise CheckpointError(
-            f"{name}: groups of inputs",
-            got=int(groups[outside][0]),
-            wanted=f"0 .. {n_groups - 1}",
-            do=DOWNLOAD_AGAIN,
-        )
-    return groups
-
-
-def _join_bytes(
-    weight: str, tensors: Mapping[str, SafetensorsTensor], settings: Settings, *, reads: bool
-) -> PrequantizedTensor | DecodedTensor:
-    stored = take_part(tensors, weight, "I8", (None, None))
-    n_rows, n_cols = stored.info.shape
-    name = f"{weight}_scale"
-    shape = tensors[name].info.shape if name in tensors else ()
-    # One scale for all, for each row, or for each group of a row.
-    n_groups = shape[1] if len(shape) == 2 else 1
-    group = whole_groups(n_cols, n_groups)
-    fits = shape in ((), (1,), (1, 1), (n_rows,), (n_rows, n_groups)) and group > 0
-    scales = take_part(tensors, name, "floats", shape if fits else (n_rows, 1))
-    name = f"{weight}_zero_point"
-    schemes = [scheme for scheme in settings.schemes if not scheme.is_float]
-    zeros = None
-    if name in tensors or (schemes and not any(scheme.is_symmetric for scheme in schemes)):
-        zeros = take_part(tensors, name, "I8 or F32 or F16 or BF16", scales.info.shape)
-        if reads and not zeros.raw().any():
-            zeros = None
-    columns = _take_order(weight, tensors, n_cols, group, reads=reads)
-    reasons = ["inputs in another order (actorder)"] if columns is not None else []
-    reasons += ["zero points of their own (asymmetric)"] if zeros is not None else []
-    return make_prequantized(
-        TensorInfo(weight, (n_rows, n_cols), scales.info.dtype),
-        bits=8,
-        group=group,
-        origin=METHOD,
-        rows=_Bytes(stored, scales, zeros),
-        columns=columns,
-        reason=", ".join(reasons),
-    )
 
 
 def _join_floats(

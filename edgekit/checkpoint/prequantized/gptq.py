@@ -30,11 +30,12 @@ from edgekit.checkpoint.prequantized.tensor import (
     PrequantizedTensor,
     make_prequantized,
     put_together,
+    read_order,
     take_part,
     unpack_words,
     whole_groups,
 )
-from edgekit.dtypes import F32Array, I64Array, U8Array
+from edgekit.dtypes import F32Array, U8Array
 from edgekit.errors import CheckpointError
 from edgekit.formats.floats import to_float32
 from edgekit.formats.safetensors import SafetensorsTensor
@@ -266,7 +267,10 @@ def _join(
         )
     columns = None
     if reads and f"{module}.g_idx" in tensors:
-        columns = _read_order(tensors[f"{module}.g_idx"], n_groups, group, settings)
+        columns = read_order(tensors[f"{module}.g_idx"], n_groups, group)
+        # Some programs leave zeros where inputs are in order, and engines read them so.
+        if columns is not None and not settings.moves_inputs and not columns.any():
+            columns = None
     packing = _Packing(bits, bits in _PLANES if settings.has_planes else bits in _ALWAYS_PLANES)
     zeros = _take_zeros(module, tensors, n_groups, n_rows, bits)
     added: _Added = settings.offset
@@ -313,27 +317,6 @@ def _count_inputs(
             do=DOWNLOAD_AGAIN,
         )
     return n_cols, bits
-
-
-def _read_order(
-    tensor: SafetensorsTensor, n_groups: int, group: int, settings: Settings
-) -> I64Array | None:
-    """Read the group of each input; None where they lie one after the other."""
-    groups = tensor.raw().astype(np.int64)
-    outside = (groups < 0) | (groups >= n_groups)
-    if outside.any():
-        raise CheckpointError(
-            f"{tensor.info.name}: groups of inputs",
-            got=int(groups[outside][0]),
-            wanted=f"0 .. {n_groups - 1}",
-            do=DOWNLOAD_AGAIN,
-        )
-    if (groups == np.arange(len(groups)) // group).all():
-        return None
-    # Some programs leave zeros where inputs are in order, and engines read them so.
-    if not settings.moves_inputs and not groups.any():
-        return None
-    return groups
 
 
 def _take_zeros(

@@ -2,7 +2,7 @@
 
 Each method has a file of its own; the tables here say which file reads which name. Config first
 (``account_for_quantization``), then the tensors (``join_parts``). Methods whose tensors tell
-everything (FP8, NVFP4, bitsandbytes) are read whether or not config.json names them.
+everything (FP8, int8, NVFP4, bitsandbytes, HQQ) are read whether or not config.json names them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from edgekit.checkpoint.config import RawConfig
@@ -19,11 +20,15 @@ from edgekit.checkpoint.prequantized import (
     compressed_tensors,
     fp8,
     gptq,
+    hqq,
+    int8,
     mlx,
     nvfp4,
 )
 from edgekit.checkpoint.prequantized.mlx import MLX_KEY
 from edgekit.checkpoint.prequantized.tensor import DecodedTensor
+from edgekit.dtypes import DTYPES, DType
+from edgekit.errors import CheckpointError
 from edgekit.formats.safetensors import SafetensorsTensor
 from edgekit.tensors import LazyTensor
 
@@ -79,6 +84,10 @@ METHODS: Final[Mapping[str, Method]] = {
     ),
     bitsandbytes.METHOD: Method(bitsandbytes.account_for_bitsandbytes),
     nvfp4.METHOD: Method(nvfp4.account_for_modelopt),
+    hqq.METHOD: Method(hqq.account_for_hqq),
+    # Which modules and which types show in the tensors.
+    "torchao": Method(lambda section: section.ignore(section)),
+    "quanto": Method(lambda section: section.ignore(section)),
     **dict.fromkeys(fp8.METHODS, Method(fp8.account_for_fp8)),
 }
 _CODEBOOKS: Final = "its weights are entries of learned codebooks"
@@ -98,6 +107,19 @@ REFUSED: Final[Mapping[str, str]] = {
     "bitnet": "its layers compute with activations of 8 bits, as the model was trained",
     "mxfp4": "it stores the experts of a mixture of experts, which edgekit does not compute",
 }
+# AutoGPTQ's, and AutoAWQ's of before; ModelOpt's, whose tensors tell all that counts.
+_FILES_BESIDE: Final = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+# What torchao and quanto call the parts of a weight -> the usual names.
+_ENDINGS: Final[Mapping[str, str]] = {
+    "._weight_qdata": ".weight",
+    "._weight_scale": ".weight_scale",
+    "._weight_zero_point": ".weight_zero_point",
+    ".weight._data": ".weight",
+    ".weight._data._data": ".weight",
+    ".weight._scale": ".weight_scale",
+}
+_CODES: Final = ("._weight_qdata", ".weight._data", ".weight._data._data")
+_UNPACKED: Final = (DType.INT8, DType.FP8_E4M3, DType.FP8_E5M2)
 # Scales that engines use which compute with quantized activations or caches; edgekit's do not.
 _OF_ENGINES: Final = (
     ".activation_scale", ".input_scale", ".input_global_scale", ".input_zero_point",
@@ -150,6 +172,8 @@ def _method_name(section: Mapping[str, Any]) -> str:
         isinstance(producer, Mapping) and producer.get("name") == nvfp4.METHOD
     ):
         return nvfp4.METHOD
+    if "w_bit" in section:
+        return awq.AWQ
     if "config_groups" in section:
         return compressed_tensors.METHOD
     if section.get("load_in_4bit") or section.get("load_in_8bit"):
@@ -160,12 +184,23 @@ def _method_name(section: Mapping[str, Any]) -> str:
     return "not named"
 
 
+def read_beside(folder: Path) -> RawConfig | None:
+    """Read the file in which older programs say beside config.json how they quantized.
+
+    Raises:
+        CheckpointError: It cannot be read, or is not a JSON object.
+    """
+    path = next((folder / name for name in _FILES_BESIDE if (folder / name).is_file()), None)
+    return None if path is None else RawConfig.open(path)
+
+
 def join_parts(
     tensors: _Tensors,
     config: Mapping[str, Any],
     *,
     reads: bool = True,
     notes: list[str] | None = None,
+    section_beside: RawConfig | None = None,
 ) -> dict[str, LazyTensor]:
     """Put codes, values and scales together under the weights' names; others pass through.
 
@@ -174,20 +209,34 @@ def join_parts(
         config: config.json, accounted for; a wrapper's section may lie in its ``text_config``.
         reads: Whether the tensors can be read; if not, no value is checked.
         notes: What is read as floats, and what is left out, is added here, a sentence each.
+        section_beside: What ``read_beside`` gave; it counts where config.json has no section.
 
     Raises:
         CheckpointError: Parts are missing or do not fit together or the config.
+        UnknownKeyError: Keys of ``section_beside`` that are not known.
     """
     packing = _find_section(config, MLX_KEY)
     section = packing or _find_section(config, KEY) or _find_section(config, _OLD_KEY)
+    if section is None and section_beside is not None:
+        section = section_beside
+        name = _method_name(section)
+        if name in METHODS:
+            METHODS[name].account(section)
+            section.ignore([_METHOD_KEY])
+            section.finish()
+    tensors = _usual_names(tensors)
     weights: dict[str, LazyTensor] = dict(tensors)
+    name = "int8"
     if section is not None:
-        method = METHODS.get(mlx.ORIGIN if packing is not None else _method_name(section))
+        name = mlx.ORIGIN if packing is not None else _method_name(section)
+        method = METHODS.get(name)
         if method is not None and method.join is not None:
             weights = method.join(tensors, section, reads)
     for joined, used in (
         bitsandbytes.join_bitsandbytes(weights, reads=reads),
+        hqq.join_hqq(weights, reads=reads),
         nvfp4.join_nvfp4(weights),
+        int8.join_int8(weights, name, reads=reads),
         fp8.join_fp8(weights, section, reads=reads),
     ):
         weights = {n: t for n, t in weights.items() if n not in used} | joined
@@ -198,6 +247,27 @@ def join_parts(
         found = [*_describe(weights), *_describe_engines(section or {}, left_out)]
         notes += [note for note in found if note not in notes]
     return weights
+
+
+def _usual_names(tensors: _Tensors) -> dict[str, SafetensorsTensor]:
+    """Bring the names that torchao and quanto have for codes and scales to the usual ones.
+
+    Raises:
+        CheckpointError: Codes that are packed for one engine's kernels.
+    """
+    found: dict[str, SafetensorsTensor] = {}
+    for name, tensor in tensors.items():
+        end = next((end for end in _ENDINGS if name.endswith(end)), "")
+        if end in _CODES and (tensor.info.dtype not in _UNPACKED or len(tensor.info.shape) != 2):
+            raise CheckpointError(
+                f"{name}: packed codes",
+                got=f"{DTYPES[tensor.info.dtype].safetensors} of shape {list(tensor.info.shape)}",
+                wanted="a matrix of int8 or FP8",
+                do="How these are packed depends on the engine. Take the model before "
+                "quantization, or one with 8-bit weights.",
+            )
+        found[name.removesuffix(end) + _ENDINGS[end] if end else name] = tensor
+    return found
 
 
 def _describe(weights: Mapping[str, LazyTensor]) -> list[str]:
@@ -227,7 +297,8 @@ def _describe_engines(section: Mapping[str, Any], left_out: list[str]) -> list[s
         what.append("keys and values")
     if not what and not left_out:
         return []
-    scales = f" ({len(left_out)} scales left out, such as {left_out[0]})" if left_out else ""
+    n, first = len(left_out), left_out[0] if left_out else ""
+    scales = f" ({n} scales of activations left out, such as {first})" if n else ""
     return [
         f"the source quantizes {' and '.join(what or ['activations'])} while it runs; that is not "
         f"kept{scales}"

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.dtypes import DTYPES, Bits, F32Array, I64Array, U8Array
+from edgekit.dtypes import DTYPES, Bits, F32Array, I64Array, U8Array, zero_point
 from edgekit.errors import CheckpointError
 from edgekit.formats.packing import unpack_codes
 from edgekit.formats.safetensors import SafetensorsTensor
@@ -155,7 +155,7 @@ class PrequantizedTensor:
     @property
     def zero_point(self) -> int:
         """The code in the middle: 8 or 128."""
-        return 1 << (self.bits - 1)
+        return zero_point(self.bits)
 
     def codes(self, start: int, stop: int) -> U8Array:
         """Read codes of rows ``start:stop``, shape (stop - start, M)."""
@@ -340,6 +340,33 @@ def take_part(
             return tensor
         got = f"{kind.safetensors} of shape {list(found)}"
     raise CheckpointError(name, got=got, wanted=f"{wanted} of shape [{sizes}]", do=DOWNLOAD_AGAIN)
+
+
+def read_order(tensor: SafetensorsTensor, n_groups: int, group: int) -> I64Array | None:
+    """Read the group of each input; None where they lie one after the other.
+
+    Args:
+        tensor: Integers, (M,).
+        n_groups: Groups of a row.
+        group: Inputs of a group, of which the last may have fewer.
+
+    Raises:
+        CheckpointError: An input is in no group.
+    """
+    groups = tensor.raw().astype(np.int64)
+    if (groups == np.arange(len(groups)) // group).all():
+        return None
+    if (groups == -1).all():
+        return None  # not filled in, because nothing was moved
+    outside = (groups < 0) | (groups >= n_groups)
+    if outside.any():
+        raise CheckpointError(
+            f"{tensor.info.name}: groups of inputs",
+            got=int(groups[outside][0]),
+            wanted=f"0 .. {n_groups - 1}",
+            do=DOWNLOAD_AGAIN,
+        )
+    return groups
 
 
 def put_together(

@@ -10,7 +10,9 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
+
+from edgekit.strict_json import refuse_constant
 
 __all__ = [
     "TOOL_CALLS_TAG",
@@ -187,12 +189,7 @@ def is_same_value(got: object, wanted: object) -> bool:
     return got == wanted
 
 
-def _refuse_constant(text: str) -> NoReturn:
-    message = f"{text} is not JSON"
-    raise ValueError(message)
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_DECODER = json.JSONDecoder(parse_constant=refuse_constant)
 
 
 def load_json(text: str) -> tuple[bool, Any]:

@@ -289,6 +289,18 @@ def test_reading_some_rows_reads_little_more_of_the_file(tmp_path, monkeypatch):
     assert read == [64 * 144]  # one head
 
 
+def test_a_tensor_of_three_axes_keeps_its_shape(tmp_path):
+    values = np.arange(24, dtype="<f4").reshape(2, 3, 4)
+
+    def change(tensors):
+        tensors["experts"] = ("F32", values.shape, values.tobytes())
+
+    path, _, _ = write_gguf(tmp_path / "m", "F16", change=change)
+    tensor = GgufCheckpoint(path).weights()["experts"]
+    np.testing.assert_array_equal(tensor.read(), values)
+    np.testing.assert_array_equal(tensor.read_rows(1, 2), values[1:])
+
+
 @pytest.mark.parametrize("scale", [0.5, float("nan")])
 def test_a_second_scale_beside_a_tensor_multiplies_it(tmp_path, scale):
     def change(tensors):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -182,3 +184,11 @@ def test_config_keys_that_are_not_supported_are_named(tmp_path, keys, words):
     folder, _ = write_awq(tmp_path / "m", config=awq_config(Grid(), **keys))
     with pytest.raises(CheckpointError, match=words):
         open_model(folder)
+
+
+def test_the_section_may_lie_in_a_file_beside_the_config(tmp_path):
+    """AutoAWQ wrote quant_config.json once, with other names of the keys."""
+    folder, wanted = write_awq(tmp_path / "m", config={"quantization_config": None})
+    section = {"zero_point": True, "q_group_size": 32, "w_bit": 4, "version": "GEMM"}
+    (folder / "quant_config.json").write_text(json.dumps(section))
+    np.testing.assert_array_equal(open_model(folder).tensor("layers.0.up").read(), wanted[UP])

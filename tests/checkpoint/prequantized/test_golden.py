@@ -1,4 +1,4 @@
-"""Claims: what compressed-tensors and bitsandbytes store reads as those libraries read it.
+"""Claims: what other libraries store reads as those libraries read it.
 
 The files come from scripts/golden_prequantized.py.
 """
@@ -44,6 +44,18 @@ LABELS = {
     "compressed-tensors-packed-int6": ("compressed-tensors int6-g32", False),
     "compressed-tensors-packed-int8-channel": ("compressed-tensors int8-g96", True),
     "compressed-tensors-packed-int8-channel-asymmetric": ("compressed-tensors int8-g96", False),
+    "hqq-int1-axis1": ("hqq int1-g32", False),
+    "hqq-int2-axis1": ("hqq int2-g32", False),
+    "hqq-int3-axis0": ("hqq int3-g32", False),
+    "hqq-int3-axis1": ("hqq int3-g32", False),
+    "hqq-int4-axis0": ("hqq int4-g32", False),
+    "hqq-int4-axis1": ("hqq int4-g32", False),
+    "hqq-int8-axis1": ("hqq int8-g32", False),
+    "quanto-fp8": ("fp8 e4m3 by row", False),
+    "quanto-int8": ("quanto int8-g96", True),
+    "torchao-fp8": ("fp8 e4m3 by row", False),
+    "torchao-int4-unpacked": ("torchao int8-g32", True),
+    "torchao-int8": ("torchao int8-g96", True),
 }
 
 
@@ -85,7 +97,7 @@ def test_weights_read_as_their_library_reads_them(name):
 TELL_ALL = [
     name
     for name, (label, _) in LABELS.items()
-    if label.startswith(("bitsandbytes", "fp8")) and "block 16x36" not in label
+    if label.startswith(("bitsandbytes", "fp8", "hqq")) and "block 16x36" not in label
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -465,3 +467,16 @@ def test_fp16_from_codes_that_cannot_be_kept_says_so(tmp_path):
     wanted = "dequantized from gptq int3-g32: fp16 was asked for"
     assert entries["layers.0.up"].reason == wanted
     assert entries["embed"].reason == "as asked"
+
+
+def test_the_section_may_lie_in_a_file_beside_the_config(tmp_path):
+    """AutoGPTQ wrote quantize_config.json, and nothing into config.json."""
+    folder, made = write_gptq(tmp_path / "m", Grid(4, 64))
+    sections = {}
+    edit_config(folder, lambda c: sections.update(c.pop("quantization_config")))
+    del sections["quant_method"]
+    (folder / "quantize_config.json").write_text(json.dumps(sections))
+    check_read(folder, made, "gptq int4-g64")
+    (folder / "quantize_config.json").write_text(json.dumps({**sections, "rotation": "hadamard"}))
+    with pytest.raises(UnknownKeyError, match="rotation"):
+        open_model(folder)

@@ -1,0 +1,119 @@
+"""A checkpoint together with an adapter that is to be merged into its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from types import MappingProxyType
+from typing import Final
+
+from edgekit.checkpoint.adapter import Adapter
+from edgekit.checkpoint.reader import Checkpoint
+from edgekit.model_files import CONFIG_NAME, GENERATION_NAME, TEMPLATES_FOLDER
+from edgekit.tensors import LazyTensor
+from edgekit.text.files import TextFiles
+
+_TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+_TEMPLATE_KEY: Final = "chat_template"
+# A tokenizer is all of these together; those of two models must not be mixed.
+_TOKENIZER_FILES: Final = frozenset({
+    "tokenizer.json", _TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json",
+    "tekken.json", "vocab.json", "merges.txt", "tokenizer.model",
+})  # fmt: skip
+_VOCABULARIES: Final = frozenset({"tokenizer.json", "tekken.json", "tokenizer.model", "vocab.json"})
+_TEMPLATE_FILES: Final = frozenset({"chat_template.jinja", "chat_template.json"})
+
+
+class AdaptedCheckpoint(Checkpoint):
+    """A checkpoint whose weights an adapter changes; ``families/adapted.py`` merges them."""
+
+    def __init__(self, base: Checkpoint, adapter: Adapter) -> None:
+        """Put the two together; both are closed with this one.
+
+        Args:
+            base: The model that the adapter belongs to.
+            adapter: The adapter.
+        """
+        self._base, self._adapter = base, adapter
+        self.adapter = adapter
+        self.name = base.name if adapter.is_inside else f"{base.name}-{adapter.name}"
+        self.folder, self.origin, self.config = base.folder, base.origin, base.config
+        self.has_weights, self.tensors = base.has_weights, base.tensors
+        self.notes, self.assets = base.notes, base.assets
+
+    def fetch_text(self) -> None:
+        """Bring the base's tokenizer and chat template to this disk."""
+        self._base.fetch_text()
+
+    @property
+    def text_files(self) -> TextFiles:
+        """The tokenizer and template of the adapter where it has them, else those of the base."""
+        return overlay_text(self._base.text_files, self._adapter.text_files)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all tensors of the base as stored."""
+        return self._base.weights_bytes
+
+    @property
+    def assets_bytes(self) -> int:
+        """Bytes of the files that go into every artifact as they are."""
+        return self._base.assets_bytes
+
+    def weights(self) -> dict[str, LazyTensor]:
+        """Give the base's weights, the adapter's own tensors left out; see ``Checkpoint``."""
+        if not self._adapter.is_inside:
+            return self._base.weights()
+        return {
+            name: tensor
+            for name, tensor in self._base.weights().items()
+            if name not in self._adapter.tensors
+        }
+
+    def sha256(self) -> str:
+        """Hash the base and the adapter."""
+        both = f"{self._base.sha256()} {self._adapter.sha256()}"
+        return hashlib.sha256(both.encode()).hexdigest()
+
+    def close(self) -> None:
+        """Let go of both; safe to call twice."""
+        self._adapter.close()
+        self._base.close()
+
+
+def overlay_text(base: TextFiles, adapter: TextFiles) -> TextFiles:
+    """Take an adapter's tokenizer and its chat template, each whole, in place of the base's.
+
+    A template belongs to the tokenizer that it was trained with only if the adapter has one: where
+    it has none, the base's stays.
+
+    Args:
+        base: Text files of the model.
+        adapter: Text files beside the adapter.
+    """
+    own = {n: s for n, s in adapter.sources.items() if n not in (CONFIG_NAME, GENERATION_NAME)}
+    if not own:
+        return base
+    kept = dict(base.sources)
+    has_template = _has_template(adapter)
+    if own.keys() & _VOCABULARIES:
+        kept = {name: source for name, source in kept.items() if name not in _TOKENIZER_FILES}
+    if has_template:
+        kept = {name: source for name, source in kept.items() if not _is_template(name)}
+    files = TextFiles(base.where, MappingProxyType({**kept, **own}))
+    said = base.read_object(_TOKENIZER_CONFIG).get(_TEMPLATE_KEY)
+    if has_template or said is None or _has_template(files):
+        return files
+    config = {**files.read_object(_TOKENIZER_CONFIG), _TEMPLATE_KEY: said}
+    data = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    return TextFiles(base.where, MappingProxyType({**files.sources, _TOKENIZER_CONFIG: data}))
+
+
+def _has_template(files: TextFiles) -> bool:
+    return any(map(_is_template, files.names())) or bool(
+        files.read_object(_TOKENIZER_CONFIG).get(_TEMPLATE_KEY)
+    )
+
+
+def _is_template(name: str) -> bool:
+    return name in _TEMPLATE_FILES or name.startswith(f"{TEMPLATES_FOLDER}/")

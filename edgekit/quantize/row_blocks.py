@@ -1,0 +1,96 @@
+"""Quantization of a tensor in blocks of rows, so that its floats are never all in memory.
+
+Rows are read, quantized and let go a row block at a time, on as many threads as asked for (numpy
+releases the interpreter lock). Rows are independent, so neither choice changes the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, cast
+
+import numpy as np
+
+from edgekit.dtypes import Bits, F32Array
+from edgekit.errors import QuantError
+from edgekit.quantize.methods import Method, quantize_rows, round_floats
+from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor
+from edgekit.quantize.recipe import TensorPlan
+from edgekit.tensors import LazyTensor
+
+BLOCK_ELEMENTS: Final = 1 << 22  # 16 MiB of float32 a thread: large reads, small memory
+
+
+def quantize_tensor(
+    source: LazyTensor,
+    plan: TensorPlan,
+    method: Method = Method.SEARCH,
+    *,
+    n_threads: int = 1,
+    n_block_elements: int = BLOCK_ELEMENTS,
+) -> ModelTensor:
+    """Read a tensor and bring it to its planned scheme.
+
+    Args:
+        source: Float tensor of shape ``plan.shape``.
+        plan: Name, shape and scheme.
+        method: How scales are chosen.
+        n_threads: Row blocks in work at the same time, at least 1.
+        n_block_elements: Values of a row block; one row at least.
+
+    Returns:
+        Codes and scales for an integer scheme, else rounded floats.
+
+    Raises:
+        QuantError: The shape is not the planned one, or a weight cannot be held (methods.py).
+    """
+    if source.info.shape != plan.shape:
+        raise QuantError(f"{plan.name}: shape", got=source.info.shape, wanted=plan.shape)
+    if not plan.scheme.is_quantized:
+        return _round_tensor(source, plan, n_threads, n_block_elements)
+    n_rows, n_cols = plan.shape
+    group = cast(int, plan.scheme.group)
+    codes = np.empty((n_rows, n_cols), dtype=np.uint8)
+    scales = np.empty((n_rows, n_cols // group), dtype=np.float32)
+
+    def fill(part: slice) -> None:
+        rows = source.read_rows(part.start, part.stop)
+        codes[part], scales[part] = quantize_rows(
+            rows, plan.scheme, method, name=plan.name, first_row=part.start
+        )
+
+    _run_all(fill, row_blocks(plan.shape, n_block_elements), n_threads)
+    return QuantizedTensor(plan.name, cast(Bits, plan.scheme.bits), group, codes, scales)
+
+
+def row_blocks(shape: tuple[int, ...], n_block_elements: int = BLOCK_ELEMENTS) -> Iterator[slice]:
+    """Cut the first axis into row blocks of about ``n_block_elements`` values, in order."""
+    n_row_elements = max(1, int(np.prod(shape[1:], dtype=np.int64)))
+    n_block_rows = max(1, n_block_elements // n_row_elements)
+    for start in range(0, shape[0], n_block_rows):
+        yield slice(start, min(start + n_block_rows, shape[0]))
+
+
+def _round_tensor(
+    source: LazyTensor, plan: TensorPlan, n_threads: int, n_block_elements: int
+) -> FloatTensor:
+    values: F32Array = np.empty(plan.shape, dtype=np.float32)
+
+    def fill(part: slice) -> None:
+        rows = source.read_rows(part.start, part.stop)
+        values[part] = round_floats(rows, plan.scheme, name=plan.name, first_row=part.start)
+
+    _run_all(fill, row_blocks(plan.shape, n_block_elements), n_threads)
+    return FloatTensor(plan.name, plan.scheme, values)
+
+
+def _run_all(work: Callable[[slice], None], parts: Iterator[slice], n_threads: int) -> None:
+    """Do all parts; of several errors, the one of the first part is raised."""
+    if n_threads == 1:
+        for part in parts:
+            work(part)
+        return
+    with ThreadPoolExecutor(n_threads) as pool:
+        for _ in pool.map(work, parts):
+            pass
