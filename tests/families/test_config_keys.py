@@ -180,6 +180,7 @@ def test_ignored_keys_are_written_into_the_manifest(tmp_path):
         folder, "onnx", "int8", tmp_path / "out", ignore_config_keys=["trick"]
     )
     assert "config key trick = 1: ignored as asked" in artifact.manifest.notes
+    assert artifact.manifest.ignored_config_keys == ("trick",)
 
 
 @pytest.mark.parametrize(
