@@ -204,6 +204,14 @@ def test_one_language_model_among_the_architectures_is_enough(tmp_path):
     open_model(write_tiny_checkpoint(tmp_path / "m", "llama", architectures=names))
 
 
+@pytest.mark.parametrize("part", ["_loss", "drop_", "a_", "_scale", "n_"])
+@pytest.mark.parametrize("value", [1, False, "x"])
+def test_a_name_without_end_is_refused_at_once(tmp_path, part, value):
+    key = part * 100_000 + "-"
+    folder = write_tiny_checkpoint(tmp_path / "m", "llama", **{key: value})
+    assert refusal(folder, UnknownKeyError).keys == (key,)
+
+
 def test_layers_that_all_see_everything_need_no_mention(tmp_path):
     kinds = ["full_attention"] * 2
     open_model(write_tiny_checkpoint(tmp_path / "m", "llama", layer_types=kinds))
