@@ -83,8 +83,9 @@ class Manifest:
     ``weights_sha256`` is the hash over all quantized tensors: equal for two artifacts exactly
     when they hold the same codes and scales. ``decoder`` is ``DecoderSpec.as_dict()``; of a graph
     that optimum wrote, only its sizes and end tokens are known. ``notes`` says in one sentence each
-    what was left out, ignored or changed on the way from the source. ``adapter`` is the folder of
-    the adapter that was merged into the weights, ``adapter_sha256`` its hash; empty without one.
+    what was left out, ignored or changed on the way from the source; ``ignored_config_keys`` are
+    the keys of its config that passed because the user said so. ``adapter`` is the folder of the
+    adapter that was merged into the weights, ``adapter_sha256`` its hash; empty without one.
     ``end_tokens`` are those of the decoder, with where each comes from.
     """
 
@@ -103,6 +104,7 @@ class Manifest:
     tool_versions: Mapping[str, str]
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    ignored_config_keys: tuple[str, ...] = ()
     adapter: str = ""
     adapter_sha256: str = ""
     end_tokens: tuple[EndToken, ...] = ()

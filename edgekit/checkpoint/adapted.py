@@ -40,6 +40,7 @@ class AdaptedCheckpoint(Checkpoint):
         self.folder, self.origin, self.config = base.folder, base.origin, base.config
         self.has_weights, self.tensors = base.has_weights, base.tensors
         self.notes, self.assets = base.notes, base.assets
+        self.ignored_config_keys = base.ignored_config_keys
 
     def fetch_text(self) -> None:
         """Bring the base's tokenizer and chat template to this disk."""

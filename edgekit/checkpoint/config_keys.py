@@ -102,6 +102,7 @@ CHANGES: Final[Mapping[str, str]] = {
     "rope_interleaved": "rope would turn neighbours instead of halves",
 }
 
+_MAX_NAME_CHARS: Final = 100  # so that no pattern takes long on a name that is none
 _FACTOR: Final = re.compile(
     r"(.*[_.])?(factor|multiplier|mult|scale|scaling|gain|alpha|ratio|temp(erature)?|divisor|mod)"
     r"(_emb|_depth|_width)?"
@@ -119,7 +120,8 @@ _NEVER: Final = re.compile("|".join(f"(?:{pattern})" for pattern in NEVER_READ))
 
 def is_never_read(key: str) -> bool:
     """Tell whether no computation of logits depends on a key of a config, by its name."""
-    return key not in CHANGES and _NEVER.fullmatch(key) is not None
+    is_name = len(key) <= _MAX_NAME_CHARS and key not in CHANGES
+    return is_name and _NEVER.fullmatch(key) is not None
 
 
 def asks_for_nothing(key: str, value: object) -> bool:
@@ -132,6 +134,8 @@ def asks_for_nothing(key: str, value: object) -> bool:
     """
     if value is None or value in ("", [], {}):
         return True
+    if len(key) > _MAX_NAME_CHARS:
+        return False
     for pattern, usual in USUAL_VALUES.items():
         if re.fullmatch(pattern, key):
             values = value if isinstance(value, list) else [value]

@@ -47,10 +47,12 @@ class Checkpoint:
         has_weights: Whether the tensors can be read, and not only listed.
         notes: What is left out, ignored or changed while reading, one sentence each, for the user.
         adapter: The adapter that is to be merged into the weights, or None.
+        ignored_config_keys: Keys that the user wants ignored, whatever their value is.
     """
 
     has_weights = True
     adapter: Adapter | None = None
+    ignored_config_keys: tuple[str, ...] = ()
 
     def __init__(self, model: str | Path, folder: Path) -> None:
         """Open the folder of a model; see ``open_checkpoint``."""

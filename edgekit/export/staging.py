@@ -72,6 +72,7 @@ def write_artifact(
                 **written.tool_versions,
             },
             settings=written.settings,
+            ignored_config_keys=model.source.ignored_config_keys,
             adapter=model.source.adapter,
             adapter_sha256=model.source.adapter_sha256,
             notes=(*model.source.notes, *decision.notes, *([cut] if cut else [])),

@@ -127,15 +127,21 @@ def open_model(
 def _open_checkpoint(
     model: str | Path, progress: Progress, ignore_keys: Iterable[str], *, headers_only: bool
 ) -> Checkpoint:
+    ignore_keys = tuple(ignore_keys)
     packaged = find_packaged(model)
-    if packaged is not None:
-        return _open_packaged(str(model), packaged, ignore_keys)
-    if is_gguf(model):
-        return GgufCheckpoint(model, ignore_keys)
+    if packaged is not None or is_gguf(model):
+        checkpoint: Checkpoint = (
+            GgufCheckpoint(model, ignore_keys)
+            if packaged is None
+            else _open_packaged(str(model), packaged, ignore_keys)
+        )
+        checkpoint.ignored_config_keys = ignore_keys
+        return checkpoint
     with offering_package(model):
         checkpoint = open_headers(model) if headers_only else open_checkpoint(model, progress)
     try:
         checkpoint.config.ignore_as_asked(ignore_keys)
+        checkpoint.ignored_config_keys = ignore_keys
     except BaseException:
         checkpoint.close()
         raise

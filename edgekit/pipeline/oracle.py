@@ -297,7 +297,11 @@ def _source_config(artifact: Artifact) -> dict[str, Any]:
 
 def _open_source(artifact: Artifact) -> SourceModel:
     try:
-        return open_model(artifact.manifest.source, adapter=artifact.manifest.adapter or None)
+        return open_model(
+            artifact.manifest.source,
+            adapter=artifact.manifest.adapter or None,
+            ignore_config_keys=artifact.manifest.ignored_config_keys,
+        )
     except CheckpointError as error:
         raise ArtifactError(
             f"the model that {artifact.path} was made from cannot be opened",

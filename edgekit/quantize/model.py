@@ -103,6 +103,7 @@ class Source:
         origin: What the user named.
         sha256: Hash of config and weights.
         notes: What was left out, ignored or changed while reading, one sentence each.
+        ignored_config_keys: Keys of the config that passed because the user said so.
         adapter: Folder of the adapter that was merged into the weights; empty without one.
         adapter_sha256: Hash of the adapter's config and tensors.
         ends: Tokens that end an answer.
@@ -112,6 +113,7 @@ class Source:
     origin: str
     sha256: str
     notes: tuple[str, ...] = ()
+    ignored_config_keys: tuple[str, ...] = ()
     adapter: str = ""
     adapter_sha256: str = ""
     ends: tuple[EndToken, ...] = ()

@@ -115,6 +115,7 @@ def quantize_model(
         checkpoint.origin,
         checkpoint.sha256(),
         (*checkpoint.notes, *view.notes),
+        ignored_config_keys=checkpoint.ignored_config_keys,
         adapter=str(adapter.folder) if adapter is not None else "",
         adapter_sha256=adapter.sha256() if adapter is not None else "",
         ends=view.ends,

@@ -79,4 +79,5 @@ def _describe(summary: ModelSummary) -> str:
 def _said(summary: ModelSummary) -> Iterator[str]:
     for label, n in summary.prequantized.items():
         yield f"{n} matrices already quantized: {label}"
-    yield from summary.notes
+    # The corpus leaves tokenizers out.
+    yield from (note for note in summary.notes if not note.startswith("no tokenizer"))

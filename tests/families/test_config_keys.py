@@ -180,6 +180,7 @@ def test_ignored_keys_are_written_into_the_manifest(tmp_path):
         folder, "onnx", "int8", tmp_path / "out", ignore_config_keys=["trick"]
     )
     assert "config key trick = 1: ignored as asked" in artifact.manifest.notes
+    assert artifact.manifest.ignored_config_keys == ("trick",)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +202,14 @@ def test_a_classification_head_is_refused_in_those_words(tmp_path, name):
 def test_one_language_model_among_the_architectures_is_enough(tmp_path):
     names = ["LlamaForSequenceClassification", "LlamaForCausalLM"]
     open_model(write_tiny_checkpoint(tmp_path / "m", "llama", architectures=names))
+
+
+@pytest.mark.parametrize("part", ["_loss", "drop_", "a_", "_scale", "n_"])
+@pytest.mark.parametrize("value", [1, False, "x"])
+def test_a_name_without_end_is_refused_at_once(tmp_path, part, value):
+    key = part * 100_000 + "-"
+    folder = write_tiny_checkpoint(tmp_path / "m", "llama", **{key: value})
+    assert refusal(folder, UnknownKeyError).keys == (key,)
 
 
 def test_layers_that_all_see_everything_need_no_mention(tmp_path):
