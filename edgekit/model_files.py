@@ -59,8 +59,8 @@ ADAPTER_CONFIG_NAME: Final = "adapter_config.json"
 ADAPTER_WEIGHTS_NAMES: Final = ("adapter_model.safetensors", "adapters.safetensors")
 MAX_INDEX_BYTES: Final = 16 << 20
 PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+INDEX_SUFFIX: Final = ".safetensors.index.json"
 _SUFFIX: Final = ".safetensors"
-_INDEX_SUFFIX: Final = ".safetensors.index.json"
 _SHARD: Final = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors")
 # mlx-lm keeps earlier states of a training as 0000100_adapters.safetensors.
 _ADAPTER: Final = re.compile(r"adapter_model.*\.safetensors|(\d+_)?adapters\.safetensors")
@@ -77,11 +77,13 @@ class WeightFiles:
         names: Files, in the order in which they are read.
         index: The index that says which file holds which tensor; None if there is none.
         note: What is unusual about the choice, for the user; None if nothing is.
+        is_counted: Whether names or index say how many files there are.
     """
 
     names: tuple[str, ...]
     index: str | None = None
     note: str | None = None
+    is_counted: bool = True
 
 
 def choose_weight_files(
@@ -105,7 +107,7 @@ def choose_weight_files(
     tensors = sorted(name for name in names if name.endswith(_SUFFIX))
     if WEIGHTS_NAME in tensors:
         return WeightFiles((WEIGHTS_NAME,), None, _note_unread(tensors, (WEIGHTS_NAME,)))
-    indices = sorted(name for name in names if name.endswith(_INDEX_SUFFIX))
+    indices = sorted(name for name in names if name.endswith(INDEX_SUFFIX))
     if INDEX_NAME in indices or len(indices) == 1:
         index = INDEX_NAME if INDEX_NAME in indices else indices[0]
         shards = tuple(sorted(set(read_map(index).values())))
@@ -131,7 +133,8 @@ def choose_weight_files(
     plain = tuple(name for name in tensors if not _MISTRAL_OWN.fullmatch(name))
     if not plain:
         raise _no_weights(names, tensors, where)
-    return WeightFiles(plain, None, f"read as the weights: {_listed(plain)} (no {WEIGHTS_NAME})")
+    note = f"read as the weights: {_listed(plain)} (no {WEIGHTS_NAME})"
+    return WeightFiles(plain, None, note, is_counted=False)
 
 
 def _require_all(
@@ -159,14 +162,6 @@ def _note_unread(tensors: list[str], read: tuple[str, ...]) -> str | None:
 
 def _no_weights(names: Collection[str], tensors: list[str], where: object) -> MissingFileError:
     """Say what lies there in place of the weights, and what to do with it."""
-    if tensors:
-        return MissingFileError(
-            f"{where}: no weights in the layout of transformers",
-            got=f"{_listed(tensors)}, Mistral's own layout",
-            wanted=f"{WEIGHTS_NAME} or {INDEX_NAME}",
-            do="Take the files in the layout of transformers, which most such repositories hold "
-            "too, or convert these with transformers.",
-        )
     pickles = sorted(name for name in names if name.endswith(PICKLES))
     if pickles:
         return MissingFileError(
@@ -175,6 +170,14 @@ def _no_weights(names: Collection[str], tensors: list[str], where: object) -> Mi
             wanted=f"{WEIGHTS_NAME} or {INDEX_NAME}",
             do="Save the model as safetensors, with transformers: "
             "AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained(FOLDER)",
+        )
+    if tensors:
+        return MissingFileError(
+            f"{where}: no weights in the layout of transformers",
+            got=f"{_listed(tensors)}, Mistral's own layout",
+            wanted=f"{WEIGHTS_NAME} or {INDEX_NAME}",
+            do="Take the files in the layout of transformers, which most such repositories hold "
+            "too, or convert these with transformers.",
         )
     ggufs = sorted(name for name in names if name.endswith(".gguf"))
     if ggufs:

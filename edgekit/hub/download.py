@@ -28,7 +28,7 @@ from edgekit.hub.http import (
 )
 from edgekit.hub.listing import COMMIT, HubFile, Listing, fetch_listing
 from edgekit.lazy import require
-from edgekit.model_files import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, read_weight_map
+from edgekit.model_files import CONFIG_NAME, choose_weight_files, read_weight_map
 from edgekit.progress import Progress, ignore_progress
 
 _HASH_CHUNK_BYTES: Final = 4 << 20
@@ -108,25 +108,26 @@ class Fetch:
             ) from error
 
     def weights(self) -> tuple[HubFile, ...]:
-        """Give the weight files: the single one, or those that the index names.
+        """Give the weight files, as a folder of the same names would be read.
 
         Raises:
-            MissingFileError: The repository lacks a file that the index names.
-            CheckpointError: The index is damaged.
+            MissingFileError: The repository lacks a file of the model.
+            CheckpointError: The index is damaged, or several sets of files could be the model.
         """
-        files = self.listing.files
-        if WEIGHTS_NAME in files:
-            return (files[WEIGHTS_NAME],)
-        names = sorted(set(read_weight_map(self.folder / INDEX_NAME).values()))
-        missing = [name for name in names if name not in files]
-        if missing:
-            raise MissingFileError(
-                f"{self.hub.source}: {len(missing)} of {len(names)} weight files are missing",
-                got=f"no {', '.join(missing[:8])}",
-                wanted=f"every file that {INDEX_NAME} names",
-                do="The repository is incomplete; choose another revision.",
+        try:
+            chosen = choose_weight_files(
+                self.listing.names,
+                lambda index: read_weight_map(self.folder / index),
+                self.hub.source,
             )
-        return tuple(files[name] for name in names)
+        except MissingFileError as error:
+            raise MissingFileError(
+                error.what,
+                got=error.got,
+                wanted=error.wanted,
+                do="The repository is incomplete; choose another revision.",
+            ) from error
+        return tuple(self.listing.files[name] for name in chosen.names)
 
     def fetch(self, files: Iterable[HubFile]) -> None:
         """Bring files here that are not here yet, and check every one that was not checked.
@@ -265,10 +266,14 @@ class _Cache:
         folder = self.folder / "snapshots" / commit
         if COMMIT.fullmatch(commit) is None or not (folder / CONFIG_NAME).is_file():
             return None
-        names = {WEIGHTS_NAME}
-        if (folder / INDEX_NAME).is_file() and not (folder / WEIGHTS_NAME).is_file():
-            names = set(read_weight_map(folder / INDEX_NAME).values())
-        return folder if all((folder / name).is_file() for name in names) else None
+        here = [path.name for path in folder.iterdir() if path.is_file()]
+        try:
+            chosen = choose_weight_files(
+                here, lambda index: read_weight_map(folder / index), self.folder
+            )
+        except MissingFileError:
+            return None
+        return folder if chosen.is_counted else None
 
     @contextmanager
     def lock(self, file: HubFile) -> Iterator[None]:

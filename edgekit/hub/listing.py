@@ -21,11 +21,12 @@ from edgekit.model_files import (
     CARD_NAME,
     CONFIG_NAME,
     GENERATION_NAME,
-    INDEX_NAME,
+    INDEX_SUFFIX,
     MAX_INDEX_BYTES,
     STAND_INS,
     TEXT_NAMES,
     WEIGHTS_NAME,
+    choose_weight_files,
 )
 from edgekit.strict_json import parse_object
 
@@ -35,7 +36,7 @@ _MAX_LISTING_BYTES: Final = 16 << 20
 _MAX_ASSET_BYTES: Final = 64 << 20
 _MAX_CARD_BYTES: Final = 1 << 20
 _MAX_FILE_BYTES: Final = 1 << 50
-_KNOWN_NAMES: Final = frozenset((*TEXT_NAMES, CARD_NAME, INDEX_NAME))
+_KNOWN_NAMES: Final = frozenset((*TEXT_NAMES, CARD_NAME))
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -75,6 +76,11 @@ class Listing:
     files: Mapping[str, HubFile]
     pickles: tuple[str, ...]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the files that could matter, those that are never read included."""
+        return (*self.files, *self.pickles)
+
     def assets(self) -> tuple[HubFile, ...]:
         """Give config, tokenizer, template and card, and the index if it is needed."""
         stand_ins = [name for name, usual in STAND_INS.items() if usual not in self.files]
@@ -87,7 +93,7 @@ class Listing:
     def _present(self, names: Iterable[str]) -> tuple[HubFile, ...]:
         wanted = [*names, CARD_NAME]
         if WEIGHTS_NAME not in self.files:
-            wanted.append(INDEX_NAME)
+            wanted += [name for name in self.files if name.endswith(INDEX_SUFFIX)]
         return tuple(
             self.files[name]
             for name in wanted
@@ -158,7 +164,7 @@ def _with_hashes(hub: HubClient, commit: str, siblings: list[Any]) -> list[Any]:
 
 
 def _is_wanted(name: str) -> bool:
-    is_weights = "/" not in name and name.endswith(".safetensors")
+    is_weights = "/" not in name and name.endswith((".safetensors", INDEX_SUFFIX))
     return is_weights or name in _KNOWN_NAMES
 
 
@@ -191,7 +197,7 @@ def _file(hub: HubClient, path: str, name: str, entry: dict[str, Any]) -> HubFil
     limit = _MAX_FILE_BYTES
     if name in TEXT_NAMES:
         limit = _MAX_ASSET_BYTES
-    elif name == INDEX_NAME:
+    elif name.endswith(INDEX_SUFFIX):
         limit = MAX_INDEX_BYTES
     if not isinstance(n_bytes, int) or isinstance(n_bytes, bool) or not 0 <= n_bytes <= limit:
         raise hub.nonsense(path, f"{name}: size {n_bytes!r}", f"a size of 0 .. {limit} bytes")
@@ -205,11 +211,14 @@ def _require_model(hub: HubClient, listing: Listing) -> None:
             wanted="a model in the layout of transformers",
             do="Name the repository of the original weights.",
         )
-    if WEIGHTS_NAME not in listing.files and INDEX_NAME not in listing.files:
-        pickles = ", ".join(listing.pickles[:4])
+    if any(name.endswith(INDEX_SUFFIX) for name in listing.files):
+        return  # which files it names is known when it is here
+    try:
+        choose_weight_files(listing.names, lambda index: {}, hub.source)
+    except MissingFileError as error:
         raise MissingFileError(
             f"{hub.source}: the repository holds no weights that edgekit reads",
-            got=f"{pickles} (pickle files are never read)" if pickles else None,
-            wanted=f"{WEIGHTS_NAME} or {INDEX_NAME}",
+            got=error.got,
+            wanted=error.wanted,
             do="Choose a revision or repository with safetensors.",
-        )
+        ) from error

@@ -13,6 +13,7 @@ import huggingface_hub
 import pytest
 
 from edgekit.checkpoint.reader import open_checkpoint
+from edgekit.checkpoint.remote import open_headers
 from edgekit.hub.download import Source, download
 from tests.builders import write_tiny_checkpoint
 from tests.hub.hub_case import (
@@ -33,6 +34,25 @@ def test_only_what_edgekit_reads_is_fetched(hub, tmp_path):
     folder = download(OWNER)
     assert hub.fetched() == WANTED == {path.name for path in folder.iterdir()}
     with open_checkpoint(folder) as got, open_checkpoint(hub.folder) as same:
+        assert got.sha256() == same.sha256()
+
+
+def test_weights_under_other_names_are_fetched_as_a_folder_of_them_is_read(hub, monkeypatch):
+    (hub.folder / "model.safetensors.index.json").unlink()
+    for path in (download(OWNER), open_headers("owner/name").folder):
+        with open_checkpoint(path) as got, open_checkpoint(hub.folder) as same:
+            assert got.sha256() == same.sha256()
+            assert got.notes == same.notes != []
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert download(OWNER)
+
+
+def test_an_index_of_another_name_is_fetched(hub):
+    index = hub.folder / "model.safetensors.index.json"
+    index.rename(hub.folder / "weights.safetensors.index.json")
+    with open_headers("owner/name") as listed, open_checkpoint(hub.folder) as same:
+        assert listed.tensors.keys() == same.tensors.keys()
+    with open_checkpoint(download(OWNER)) as got, open_checkpoint(hub.folder) as same:
         assert got.sha256() == same.sha256()
 
 
