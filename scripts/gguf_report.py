@@ -84,9 +84,10 @@ def main() -> int:
     for name, table in tables().items():
         pattern = re.escape(_MARKED).replace(r"\{name\}", name).replace(r"\{text\}", ".*?")
         marked = _MARKED.format(name=name, text=table)
-        page, n_found = re.subn(pattern, lambda _, new=marked: new, page, flags=re.DOTALL)
-        if n_found != 1:
+        found = re.findall(pattern, page, flags=re.DOTALL)
+        if len(found) != 1:
             raise SystemExit(f"{PAGE}: no single place for the table {name}")
+        page = page.replace(found[0], marked)
     PAGE.write_text(page, encoding="utf-8")
     print(PAGE)
     return 0
@@ -269,7 +270,7 @@ def measure(path: Path) -> dict[str, Any]:
         path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
     ).eval()
 
-    def logits_of(token_ids: list[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def logits_of(token_ids: list[int]) -> Any:
         with torch.inference_mode():
             return model(torch.tensor([token_ids])).logits[0].numpy()
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import random
 from typing import Final
 
-WORDS: Final = (
-    "the of and to in is you that it he was for on are as with his they I at be this have from or "
-    "one had by word but not what all were we when your can said there use an each which she do "
-    "how their if will up other about out many then them these so some her would make like him"
-).split()
+_WORDS: Final = """
+the of and to in is you that it he was for on are as with his they I at be this have from or
+one had by word but not what all were we when your can said there use an each which she do
+how their if will up other about out many then them these so some her would make like him
+"""
+WORDS: Final = tuple(_WORDS.split())
 SCRIPTS: Final = (
     "Привет, мир!", "中文分词没有空格", "日本語のテキスト、カタカナ", "한국어 텍스트입니다", "العربية نص",
     "עברית טקסט", "हिन्दी में पाठ", "ภาษาไทยไม่มีช่องว่าง", "ελληνικό κείμενο", "Tiếng Việt có dấu",
