@@ -12,7 +12,9 @@ the adapter beside the weights ("applied") and after merge_and_unload() ("merged
 import argparse
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import peft
@@ -32,7 +34,7 @@ BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 ROWS = (0, 1, 17, 40, 63)
 N_TOKENS = 64
 # Adapters on every linear layer of a real model; what LoraConfig gets beside that.
-REAL = {
+REAL: Final[Mapping[str, Mapping[str, Any]]] = {
     "LoRA": {},
     "rsLoRA": {"use_rslora": True},
     "DoRA": {"use_dora": True},
@@ -99,7 +101,7 @@ def write_golden(name: str, folder: Path) -> str:
     return f"| `{name}` | {case.base} | " + " | ".join(f"{error:.1g}" for error in errors) + " |"
 
 
-def compare_real(base: Path, name: str, options: dict, folder: Path) -> str:
+def compare_real(base: Path, name: str, options: Mapping[str, Any], folder: Path) -> str:
     """Let PEFT make an adapter of a real model, with random numbers; give a row of errors."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
