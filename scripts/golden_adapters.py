@@ -1,6 +1,7 @@
 """Write the logits of PEFT that merged adapters are compared with, and docs/adapters.md's table.
 
-    PYTHONPATH=. python scripts/golden_adapters.py
+    PYTHONPATH=. python scripts/golden_adapters.py                 the goldens and the table
+    PYTHONPATH=. python scripts/golden_adapters.py --model FOLDER  print rows for a real model
 
 Needs torch, transformers and peft beside the development packages. The models and adapters are
 random and written on the spot (tests/tiny_adapters.py). PEFT must find exactly the tensors that it
@@ -8,9 +9,12 @@ would save itself; its logits go to tests/golden/adapters/NAME.npz, in float32, 
 the adapter beside the weights ("applied") and after merge_and_unload() ("merged").
 """
 
+import argparse
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import peft
@@ -29,13 +33,28 @@ DOC = ROOT / "docs" / "adapters.md"
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 ROWS = (0, 1, 17, 40, 63)
 N_TOKENS = 64
+# Adapters on every linear layer of a real model; what LoraConfig gets beside that.
+REAL: Final[Mapping[str, Mapping[str, Any]]] = {
+    "LoRA": {},
+    "rsLoRA": {"use_rslora": True},
+    "DoRA": {"use_dora": True},
+    "LoRA, `lm_head` saved": {"modules_to_save": ["lm_head"]},
+}
 
 
 def main() -> None:
-    """Write every golden and the table."""
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="folder of a model that transformers opens")
+    model = parser.parse_args().model
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
+    if model is not None:
+        for name, options in REAL.items():
+            with tempfile.TemporaryDirectory() as folder:
+                print(compare_real(model, name, options, Path(folder)))
+        return
     OUT.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in ADAPTERS:
@@ -44,7 +63,7 @@ def main() -> None:
             print(rows[-1])
     text = DOC.read_text(encoding="utf-8")
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    head = "| adapter | base | applied by PEFT | merged by PEFT | PEFT's two differ by |"
+    head = "| adapter | base | edgekit and applied | edgekit and merged | applied and merged |"
     table = "\n".join([head, "|---|---|---|---|---|", *rows])
     DOC.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
 
@@ -80,6 +99,35 @@ def write_golden(name: str, folder: Path) -> str:
     pairs = ((ours, shown), (ours, also), (shown, also))
     errors = [float(np.abs(one - other).max()) / std for one, other in pairs]
     return f"| `{name}` | {case.base} | " + " | ".join(f"{error:.1g}" for error in errors) + " |"
+
+
+def compare_real(base: Path, name: str, options: Mapping[str, Any], folder: Path) -> str:
+    """Let PEFT make an adapter of a real model, with random numbers; give a row of errors."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    config = peft.LoraConfig(
+        r=16, lora_alpha=32, target_modules="all-linear", init_lora_weights=False, **options
+    )
+    adapted = peft.get_peft_model(model, config).eval()
+    with torch.no_grad():
+        for part, values in adapted.named_parameters():
+            if "lora_B" in part:
+                values.mul_(0.02)
+            if "magnitude" in part:
+                values.mul_(1 + 0.05 * torch.randn_like(values))
+            if "modules_to_save" in part:
+                values.add_(0.01 * torch.randn_like(values))
+    adapted.save_pretrained(folder)
+    applied = run(adapted)
+    merged = run(adapted.merge_and_unload().eval())
+    source = open_model(base, adapter=folder)
+    ours = ReferenceDecoder.from_source(source).forward(
+        golden_ids()[:N_TOKENS], n_past=0, n_logits=N_TOKENS
+    )
+    source.close()
+    pairs = ((ours, applied), (ours, merged), (applied, merged))
+    errors = [float(np.abs(one - other).max() / applied.std()) for one, other in pairs]
+    return f"| {name} | {base.name} | " + " | ".join(f"{error:.1g}" for error in errors) + " |"
 
 
 def check_names(loaded: peft.PeftModel, adapter: Path, *, is_resized: bool) -> None:

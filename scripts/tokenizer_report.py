@@ -82,6 +82,34 @@ the assistant said; templates cannot.
 `tekken.json` as the only tokenizer of a folder is read and becomes a `tokenizer.json` in the
 artifact (`edgekit/text/tekken.py`).
 
+## Several files, one tokenizer
+
+A tokenizer is the sum of `tokenizer.json`, `tokenizer_config.json`, `added_tokens.json`,
+`special_tokens_map.json`, `generation_config.json`, `config.json` and the chat template. edgekit
+reads them together (`edgekit/text/view.py`) and writes what they say into every file of an
+artifact.
+
+- **Added tokens** have the ids, flags and roles of transformers, whichever file names them:
+  `added_tokens_decoder` replaces `added_tokens.json` and `special_tokens_map.json`, which otherwise
+  count before the config; a token without an id gets the next free one. The artifact's
+  `tokenizer.json` holds them all (`tests/text/test_added_tokens.py`).
+- **An answer ends** at any id that `generation_config.json` or `config.json` states, at the
+  tokenizer's `eos_token`, and at the token that the chat template writes after what the assistant
+  said, which is found by rendering a chat. Each is in the manifest with where it comes from; one
+  that no file states as an id is told at export. White space, and a token that only begins the
+  next turn, end nothing.
+- **Refused at export**: an `eos_token` that is no token, a template that writes ids without a row
+  in the embedding, a vocabulary with such ids. Told: added tokens without a row that nothing needs,
+  and a model without a tokenizer, whose artifact takes token ids.
+- **Without tokenizer.json**: `tekken.json`; `tokenizer.model` of Llama 2's kind (byte-pair
+  merges, bytes for what is unknown, text as it is); `vocab.json` with `merges.txt` of the classes
+  `GPT2Tokenizer` and `Qwen2Tokenizer`. They become a `tokenizer.json`. Other kinds are
+  refused: there the tokenizers library would split some texts otherwise.
+- **The same in stock runtimes**: prompt ids, end tokens and the answer are equal in
+  onnxruntime-genai, mlx-lm, transformers and edgekit (`tests/contract/test_stock_text.py`). So an
+  artifact has one template in one place, with line feeds, which is how Jinja reads every line end;
+  two templates (`default` and `tool_use`) become one that chooses.
+
 ## Recipes
 
 {n_golden} of {n_recipes} recipes hold token ids of their real vocabulary; `edgekit export NAME`
@@ -103,8 +131,8 @@ the vocabulary.
   is what the model was trained with.
 - `add_bos_token` and `add_eos_token` change nothing where there is a tokenizer.json, as in
   transformers 5; neither does `clean_up_tokenization_spaces`.
-- A token that only the config names gets a new id from transformers. edgekit leaves it text,
-  because the model has no row for it.
+- A `tokenizer.model` alone in a folder whose class is not `LlamaTokenizer` gets a space in front of
+  a text where the file says so; transformers 5.23 leaves it out there.
 - Sentencepiece writes two leading spaces of a text as two; tokenizer.json with a space in front
   of the first word loses one, in transformers and here.
 - Templates in `additional_chat_templates/` are read in a local folder and not fetched from the

@@ -45,13 +45,13 @@ def read_text(
         config_ends = read_end_ids(checkpoint.config, CONFIG_NAME)
     generation = checkpoint.text_files.read_object(GENERATION_NAME)
     stated = {
-        GENERATION_NAME: read_end_ids(generation, GENERATION_NAME),
+        GENERATION_NAME: read_end_ids(generation, checkpoint.text_files.path(GENERATION_NAME)),
         CONFIG_NAME: config_ends,
     }
     return read_text_view(checkpoint.text_files, n_rows, stated)
 
 
-def read_end_ids(values: Mapping[str, Any], where: str) -> tuple[int, ...]:
+def read_end_ids(values: Mapping[str, Any], where: str | Path) -> tuple[int, ...]:
     """Read ``eos_token_id``: one id, a list of them, or none.
 
     Raises:
@@ -61,7 +61,9 @@ def read_end_ids(values: Mapping[str, Any], where: str) -> tuple[int, ...]:
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(token_id) is int and token_id >= 0 for token_id in ids):
         raise CheckpointError(
-            f"{where}: eos_token_id", got=repr(value)[:80], wanted="a token id or a list of them"
+            f"{where}: eos_token_id is {repr(value)[:80]}",
+            wanted="a token id or a list of them",
+            do="Compare it with the model's original file.",
         )
     return tuple(dict.fromkeys(ids))
 

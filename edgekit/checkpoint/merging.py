@@ -48,25 +48,63 @@ class MergedTensor:
         return self.change.apply(self.stored.read_rows(start, stop), start, stop)
 
 
+class LatestMatrices:
+    """Keeps the thin matrices of the weight that was read last, and no others.
+
+    A weight is read some rows at a time, and the weights one after the other: so each thin matrix
+    is read once and no more than those of one weight are in memory.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._lock = threading.Lock()
+        self._tensors: tuple[LazyTensor, ...] = ()
+        self._values: tuple[F32Array, ...] = ()
+
+    def read(self, *tensors: LazyTensor) -> tuple[F32Array, ...]:
+        """Give the values of tensors, read now unless they were asked for last."""
+        with self._lock:
+            is_same = len(tensors) == len(self._tensors) and all(
+                one is other for one, other in zip(tensors, self._tensors, strict=True)
+            )
+            if not is_same:
+                self._values = tuple(tensor.read() for tensor in tensors)
+                self._tensors = tensors
+            return self._values
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LowRank:
     """Adds ``scale * left @ right``.
 
     Attributes:
-        left: (N, r).
-        right: (r, M).
+        left: (N, r), or (r, N) where ``is_transposed``.
+        right: (r, M), or (M, r) where ``is_transposed``.
         scale: Factor of the product.
+        is_transposed: Whether both are stored the other way round.
         row_lengths: (N,); DoRA: each row gets this length after the sum. None: it keeps its own.
+        latest: Keeps the matrices between two calls.
     """
 
-    left: F32Array
-    right: F32Array
+    left: LazyTensor
+    right: LazyTensor
     scale: float
-    row_lengths: F32Array | None = None
+    is_transposed: bool
+    row_lengths: F32Array | None
+    latest: LatestMatrices
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the product, (N, M)."""
+        rows, columns = self.left.info.shape, self.right.info.shape
+        return (rows[1], columns[0]) if self.is_transposed else (rows[0], columns[1])
 
     def apply(self, values: F32Array, start: int, stop: int) -> F32Array:
         """Add the product's rows, and set the rows' lengths."""
-        delta = self.left[start:stop] @ self.right
+        left, right = self.latest.read(self.left, self.right)
+        if self.is_transposed:
+            left, right = left.T, right.T
+        delta: F32Array = left[start:stop] @ right
         delta *= np.float32(self.scale)
         delta += values
         if self.row_lengths is not None:

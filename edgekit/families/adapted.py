@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from edgekit.checkpoint.adapter import Adapter, ModuleChange
-from edgekit.checkpoint.merging import ColumnLengths, LowRank, MergedTensor, Offset, Rows
+from edgekit.checkpoint.merging import (
+    ColumnLengths,
+    LatestMatrices,
+    LowRank,
+    MergedTensor,
+    Offset,
+    Rows,
+)
 from edgekit.errors import CheckpointError
 from edgekit.families.left_out import UNUSED, kind_outside
 from edgekit.families.names import NameTable, align
@@ -59,10 +66,11 @@ def merge_adapter(
     is_tied = head not in weights and embed in weights
     if is_tied and trained & {embed, head} and not adapter.keeps_tie:
         weights[head] = weights[embed]
+    latest = LatestMatrices()
     for target in targets:
         if target.weight == head and head not in weights:
             continue
-        faults += _merge_module(target, weights, is_embedding=target.weight == embed)
+        faults += _merge_module(target, weights, latest, is_embedding=target.weight == embed)
     if faults:
         more = f" and {len(faults) - _MAX_LISTED} more" if len(faults) > _MAX_LISTED else ""
         raise CheckpointError(
@@ -108,7 +116,11 @@ def _find_targets(
 
 
 def _merge_module(
-    target: _Target, weights: dict[str, LazyTensor], *, is_embedding: bool
+    target: _Target,
+    weights: dict[str, LazyTensor],
+    latest: LatestMatrices,
+    *,
+    is_embedding: bool,
 ) -> Iterator[str]:
     """Apply one module's change to its weight and bias; give what does not fit."""
     change, module = target.change, target.module
@@ -122,35 +134,25 @@ def _merge_module(
     if stored is None:
         return
     if change.a is not None and change.b is not None:
-        n_rows, n_cols = stored.info.shape if len(stored.info.shape) == 2 else (0, 0)
-        left, right = change.b.read(), change.a.read()
-        if change.is_embedding:
-            left, right = right.T, left.T
-        elif change.is_transposed and is_embedding:
-            left, right = right, left
-        elif change.is_transposed:
-            left, right = left.T, right.T
-        if (left.shape[0], right.shape[1]) != (n_rows, n_cols):
-            yield (
-                f"{module} changes a matrix of {[left.shape[0], right.shape[1]]} (the model's has "
-                f"{list(stored.info.shape)})"
-            )
+        shape = stored.info.shape
+        # PEFT's embedding has A (r, V) and B (C, r); mlx-lm's has them as they are multiplied.
+        is_swapped = change.is_embedding or (change.is_transposed and is_embedding)
+        left, right = (change.a, change.b) if is_swapped else (change.b, change.a)
+        needs_transpose = change.is_embedding or (change.is_transposed and not is_embedding)
+        lengths = None if change.magnitude is None else change.magnitude.read().reshape(-1)
+        row_lengths = None if change.is_embedding else lengths
+        product = LowRank(left, right, change.scale, needs_transpose, row_lengths, latest)
+        if product.shape != shape:
+            yield f"{module} changes a matrix of {list(product.shape)} (the model's: {list(shape)})"
             return
-        product = LowRank(left, right, change.scale)
-        if change.magnitude is None:
-            weights[target.weight] = MergedTensor(stored, product)
+        wanted = shape[1 if change.is_embedding else 0]
+        if lengths is not None and len(lengths) != wanted:
+            yield f"{module} has {len(lengths)} magnitudes (the model's weight wants {wanted})"
+        elif lengths is not None and change.is_embedding:
+            columns = ColumnLengths(stored, product, lengths)
+            weights[target.weight] = MergedTensor(stored, columns)
         else:
-            lengths = change.magnitude.read().reshape(-1)
-            wanted = n_cols if change.is_embedding else n_rows
-            if len(lengths) != wanted:
-                yield f"{module} has {len(lengths)} magnitudes (the model's weight wants {wanted})"
-            elif change.is_embedding:
-                weights[target.weight] = MergedTensor(
-                    stored, ColumnLengths(stored, product, lengths)
-                )
-            else:
-                merged = LowRank(left, right, change.scale, lengths)
-                weights[target.weight] = MergedTensor(stored, merged)
+            weights[target.weight] = MergedTensor(stored, product)
     if change.rows is not None:
         rows = change.rows.read()
         if rows.shape[1:] != stored.info.shape[1:] or max(change.row_ids) >= stored.info.shape[0]:

@@ -147,7 +147,8 @@ class SourceModel:
         spec = family.read_spec(checkpoint.config)
         self._config_ends = spec.eos_token_ids
         generation = checkpoint.text_files.read_object(GENERATION_NAME)
-        ends = (*read_end_ids(generation, GENERATION_NAME), *spec.eos_token_ids)
+        where = checkpoint.text_files.path(GENERATION_NAME)
+        ends = (*read_end_ids(generation, where), *spec.eos_token_ids)
         spec = replace(spec, eos_token_ids=tuple(dict.fromkeys(ends)))
         checkpoint.notes += checkpoint.config.notes
         stored = {plain_name(name): tensor for name, tensor in checkpoint.weights().items()}

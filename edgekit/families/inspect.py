@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from edgekit.artifact import EndToken
+from edgekit.checkpoint.gguf.file import GgufCheckpoint
 from edgekit.errors import CheckpointError
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
@@ -150,7 +151,9 @@ def summarize(source: SourceModel) -> ModelSummary:
         kv_bytes_per_token={"fp32": 4 * n_kv_values, "fp16": 2 * n_kv_values},
         left_out=dict(source.left_out),
         n_sliding_layers=sum(spec.attention(i).window is not None for i in range(spec.n_layers)),
-        license=_read_license(checkpoint.folder / "README.md"),
+        license=checkpoint.license
+        if isinstance(checkpoint, GgufCheckpoint)
+        else _read_license(checkpoint.folder / "README.md"),
         prequantized=dict(prequantized),
         decoded=dict(decoded),
         notes=(*checkpoint.notes, *notes),

@@ -27,6 +27,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 _BPE: Final = 2
 _MAX_PIECES: Final = 1 << 20
 _MAX_PIECE_CHARS: Final = 256
+_MAX_SPLIT_WORK: Final = 1 << 28  # characters copied while merges are derived
 # Which fields of the messages are read; sizes of those that are not varints or bytes.
 _FIXED_BYTES: Final[Mapping[int, int]] = {1: 8, 5: 4}
 
@@ -187,6 +188,8 @@ def read_sentencepiece(data: bytes) -> SentencePieceModel:
             trainer = dict(_fields(_bytes(value)))
         elif number == 3:
             normalizer = dict(_fields(_bytes(value)))
+    if sum(len(text) ** 2 for text, _ in pieces) > _MAX_SPLIT_WORK:
+        raise ValueError("pieces that are too long")
     if not pieces or len({text for text, _ in pieces}) < len(pieces):
         raise ValueError("no pieces, or a piece that stands twice")
     return SentencePieceModel(

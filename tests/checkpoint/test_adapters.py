@@ -14,6 +14,7 @@ import safetensors.numpy
 from edgekit.checkpoint.adapter import Adapter
 from edgekit.errors import CheckpointError, FormatError, MissingFileError
 from edgekit.families import open_model
+from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.pipeline.export import export
 from edgekit.runtime.reference import ReferenceDecoder
 from tests.builders import write_tiny_checkpoint
@@ -97,6 +98,24 @@ def test_rows_are_the_rows_of_the_whole(tmp_path):
             n = len(whole)
             parts = [tensor.read_rows(i, min(i + 50, n)) for i in range(0, n, 50)]
             np.testing.assert_allclose(np.concatenate(parts), whole, rtol=2e-6, atol=1e-6)
+
+
+def test_no_weight_and_no_thin_matrix_is_read_before_it_is_asked_for(tmp_path, monkeypatch):
+    base, adapter = write_tiny_adapter(tmp_path, "lora_untied")
+    read = []
+
+    def read_bits(self, info, begin, shape):
+        read.append(info.name)
+        return original(self, info, begin, shape)
+
+    original = SafetensorsFile.read_bits
+    monkeypatch.setattr(SafetensorsFile, "read_bits", read_bits)
+    source = open_model(base, adapter=adapter)
+    read.clear()  # embedding and head were compared
+    for first in range(0, 128, 32):
+        source.tensor("layers.0.q").read_rows(first, first + 32)
+    parts = [f"{PREFIX}{Q}.lora_B.weight", f"{PREFIX}{Q}.lora_A.weight"]
+    assert read == [f"{Q}.weight", *parts, *[f"{Q}.weight"] * 3]
 
 
 RENAMED = {
@@ -296,7 +315,7 @@ def drop(part):
         ),
         (
             lambda t: t.update({f"{PREFIX}{Q}.lora_A.weight": np.ones((4, 64), np.float32)}),
-            f"{Q} changes a matrix of [128, 64] (the model's has [128, 128])",
+            f"{Q} changes a matrix of [128, 64] (the model's: [128, 128])",
         ),
         (
             lambda t: t.update({f"{PREFIX}{Q}.lora_A.weight": np.ones((8, 128), np.float32)}),

@@ -376,3 +376,24 @@ def test_no_key_that_model_code_reads_passes_with_any_value(tmp_path, name):
             passed.add(key)
         (folder / "config.json").write_text(text)
     assert passed <= READ_IN_VAIN | READ_ELSEWHERE.get(model_type, set())
+
+
+def test_text_keys_that_a_saver_repeats_beside_the_text_config_do_not_count(tmp_path):
+    folder = write_tiny_checkpoint(tmp_path / "m", "qwen2_5_vl")
+    plain = open_model(folder).spec
+    config = json.loads((folder / "config.json").read_text())
+    repeated = {key: value for key, value in config["text_config"].items() if key != "model_type"}
+    config = {**repeated, "hidden_size": 999, **config, "video_token_id": 8}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert open_model(folder).spec == plain
+
+
+@pytest.mark.parametrize("kind", ["yarn", "linear"])
+def test_a_scaled_rope_of_an_images_three_positions_is_scaled_for_a_text(tmp_path, kind):
+    rope = {"type": kind, "factor": 4.0, "original_max_position_embeddings": 64}
+    if kind == "linear":
+        del rope["original_max_position_embeddings"]
+    theirs = {**rope, "mrope_section": [4, 6, 6]}
+    spec = open_model(write_tiny_checkpoint(tmp_path / "m", "qwen2_vl", rope_scaling=theirs)).spec
+    plain = write_tiny_checkpoint(tmp_path / "n", "qwen2", rope_scaling=rope, rope_theta=1e6)
+    assert spec.rope == open_model(plain).spec.rope

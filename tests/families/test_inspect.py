@@ -65,3 +65,26 @@ def test_the_license_comes_from_the_front_matter_only(tmp_path, card, wanted):
     if card is not None:
         (folder / "README.md").write_text(card)
     assert inspect_model(folder).license == wanted
+
+
+def test_end_tokens_are_named_with_where_they_come_from(tmp_path):
+    folder = write_tiny_checkpoint(tmp_path / "m", "llama")
+    (end,) = inspect_model(folder).end_tokens
+    assert (end.id, end.text) == (2, "</s>")
+    assert end.origins == (
+        "generation_config.json eos_token_id",
+        "config.json eos_token_id",
+        "eos_token of the tokenizer",
+        "chat template after an answer",
+    )
+
+
+def test_what_the_text_files_lack_is_told(tmp_path):
+    folder = write_tiny_checkpoint(tmp_path / "m", "llama")
+    config = folder / "tokenizer_config.json"
+    config.write_text(config.read_text().replace('"eos_token": "</s>"', '"eos_token": "<never>"'))
+    notes = inspect_model(folder).notes
+    assert any("no export" in note and "'<never>'" in note for note in notes)
+    for path in (folder / "tokenizer.json", config):
+        path.unlink()
+    assert any(note.startswith("no tokenizer: ") for note in inspect_model(folder).notes)

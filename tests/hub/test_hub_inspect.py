@@ -150,7 +150,7 @@ def test_an_fp8_model_is_inspected_by_its_headers(hub):
     config["quantization_config"] = {"quant_method": "fp8", "activation_scheme": "static"}
     (hub.folder / "config.json").write_text(json.dumps(config))
     found = inspect("owner/name").summary
-    assert found.dtypes == inspect(hub.folder).summary.dtypes == ("fp8_e4m3", "bf16")
+    assert found.dtypes == inspect(hub.folder).summary.dtypes == ("fp8 e4m3", "bf16")
     n_header = int.from_bytes(path.read_bytes()[:8], "little")
     assert [a.n_sent for a in hub.asked("model.safetensors")] == [8, n_header]
 

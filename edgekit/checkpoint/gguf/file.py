@@ -45,6 +45,7 @@ from edgekit.text.tokenizer_file import MAX_TOKENIZER_BYTES
 SUFFIX: Final = ".gguf"
 _PART: Final = re.compile(r"(?P<name>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
 _MAX_PARTS: Final = 1 << 10
+_MAX_LICENSE: Final = 80
 _FROM_BESIDE: Final = frozenset(TEXT_NAMES) - {CONFIG_NAME}
 # What a converter stores although it follows from the settings.
 _COMPUTED: Final = ("rope_freqs", "attn_rot_embd")
@@ -98,6 +99,12 @@ class GgufCheckpoint(Checkpoint):
     def weights_bytes(self) -> int:
         """Bytes of all tensors as stored."""
         return sum(tensor.n_bytes for part in self._parts for tensor in part.tensors.values())
+
+    @property
+    def license(self) -> str:
+        """The license that the metadata name; empty if they do not."""
+        value = self._parts[0].metadata.get("general.license", "")
+        return value[:_MAX_LICENSE] if isinstance(value, str) and value.isprintable() else ""
 
     def weights(self) -> dict[str, LazyTensor]:
         """Give the weights by Hugging Face's names; nothing is read yet."""

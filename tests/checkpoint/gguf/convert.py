@@ -169,7 +169,13 @@ def _write_parameters(
     if config.get("head_dim") and model_type not in ("granite", "phi3"):
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])
-    if model_type not in ("gemma", "gemma2") and rope["rope_theta"] is not None:
+    if rope["rope_type"] == "dynamic":  # Hunyuan's: another base, and that is all
+        width = config["head_dim"]
+        writer.add_rope_freq_base(rope["rope_theta"] * rope["alpha"] ** (width / (width - 2)))
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+        writer.add_rope_scaling_factor(1)
+        writer.add_rope_scaling_orig_ctx_len(256 * 1024)
+    elif model_type not in ("gemma", "gemma2") and rope["rope_theta"] is not None:
         writer.add_rope_freq_base(rope["rope_theta"])
     if model_type in _MOVES_ROWS:
         writer.add_vocab_size(config["vocab_size"])

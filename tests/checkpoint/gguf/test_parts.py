@@ -10,6 +10,7 @@ import pytest
 
 from edgekit.errors import CheckpointError, MissingFileError
 from edgekit.families import open_model
+from edgekit.families.inspect import inspect_model
 from edgekit.pipeline.export import export
 from edgekit.text.tokenizer import Tokenizer
 from tests.builders import write_tiny_checkpoint
@@ -130,6 +131,13 @@ def test_the_files_beside_a_file_with_a_tokenizer_do_not_count(tmp_path):
     source = open_model(path)
     assert source.spec.eos_token_ids == (1,)
     assert Tokenizer.open(source.checkpoint.text_files).token_id("<|im_end|>") == 1
+
+
+def test_the_license_is_that_of_the_file(tmp_path):
+    path = write_model(tmp_path, **{"general.license": "apache-2.0"})
+    (path.parent / "README.md").write_text("---\nlicense: of-another-model\n---\n")
+    assert inspect_model(path).license == "apache-2.0"
+    assert inspect_model(write_model(tmp_path / "other")).license == ""
 
 
 @pytest.mark.parametrize(
