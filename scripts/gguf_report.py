@@ -184,7 +184,11 @@ def real_table(found: dict[str, Any]) -> str:
             f"{nats['edgekit']:.0f} with edgekit's ids, {nats['transformers']:.0f} with those of "
             "transformers",
         ),
-        ("prompt ids through the template", f"{found['prompts']} of {len(PROMPTS)} equal"),
+        (
+            "prompt ids through the template",
+            f"{found['prompts']['transformers']} of {len(PROMPTS)} equal (one has a number after "
+            f"two spaces), {found['prompts']['transformers_digits']} with single digits cut off",
+        ),
         ("end ids", f"{found['end_ids']['edgekit']}, transformers {found['end_ids']['theirs']}"),
         (
             "logits of the fp32 ONNX export",
@@ -229,6 +233,34 @@ def own_encoder(path: Path) -> Any:
     return encode
 
 
+def compare_prompts(
+    template: ChatTemplate, tokenizer: Tokenizer, theirs: Any, digits: Any
+) -> dict[str, Any]:
+    """Count the prompts that both readings of transformers give; keep those of the second."""
+
+    def encode(other: Any, messages: list[dict[str, str]]) -> list[int]:
+        given = other.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        return [int(token_id) for token_id in given]
+
+    mine = [template.encode(messages, tokenizer) for messages in PROMPTS]
+    golden = [{"messages": m, "ids": encode(digits, m)} for m in PROMPTS]
+    return {
+        "transformers": sum(encode(theirs, m) == ids for m, ids in zip(PROMPTS, mine, strict=True)),
+        "transformers_digits": sum(g["ids"] == ids for g, ids in zip(golden, mine, strict=True)),
+        "golden": golden,
+    }
+
+
+def with_digits(theirs: Any) -> Any:
+    """Have a tokenizer of transformers cut off single digits first."""
+    from tokenizers import pre_tokenizers
+
+    cut = pre_tokenizers.Digits(individual_digits=True)
+    backend = theirs.backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence([cut, backend.pre_tokenizer])
+    return theirs
+
+
 def measure(path: Path) -> dict[str, Any]:
     """Compare everything that the page says of the file."""
     import torch
@@ -241,12 +273,9 @@ def measure(path: Path) -> dict[str, Any]:
     files = source.checkpoint.text_files
     tokenizer, template = Tokenizer.open(files), ChatTemplate.open(files)
     theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    digits = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    backend = digits.backend_tokenizer
-    from tokenizers import pre_tokenizers
-
-    cut = pre_tokenizers.Digits(individual_digits=True)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([cut, backend.pre_tokenizer])
+    digits = with_digits(
+        transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    )
     encode_own, texts = own_encoder(path), varied_texts()
     mine = [tokenizer.encode(text, allow_special=True) for text in texts]
 
@@ -259,13 +288,7 @@ def measure(path: Path) -> dict[str, Any]:
         "transformers": n_equal(lambda t: theirs.encode(t, add_special_tokens=False)),
         "transformers_digits": n_equal(lambda t: digits.encode(t, add_special_tokens=False)),
     }
-    prompts = [
-        (
-            template.encode(messages, tokenizer),
-            theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"],
-        )
-        for messages in PROMPTS
-    ]
+    prompts = compare_prompts(template, tokenizer, theirs, digits)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
     ).eval()
@@ -327,7 +350,7 @@ def measure(path: Path) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "ids": ids,
         "likelihood": likelihood,
-        "prompts": sum(a == b for a, b in prompts),
+        "prompts": {key: prompts[key] for key in ("transformers", "transformers_digits")},
         "end_ids": {
             "edgekit": list(source.spec.eos_token_ids),
             "theirs": ends if isinstance(ends, list) else [ends],
@@ -340,9 +363,7 @@ def measure(path: Path) -> dict[str, Any]:
         },
         "answers": answers,
         "golden_texts": [{"text": t, "ids": encode_own(t)} for t in texts[::EVERY]],
-        "golden_prompts": [
-            {"messages": m, "ids": b} for m, (_, b) in zip(PROMPTS, prompts, strict=True)
-        ],
+        "golden_prompts": prompts["golden"],
         "golden_logits": golden_logits,
     }
 
