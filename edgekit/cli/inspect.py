@@ -80,7 +80,6 @@ def command(
             (f"KV cache per 1,000 tokens, {t}", format_bytes(1000 * n))
             for t, n in summary.kv_bytes_per_token.items()
         ],
-        *[("note", note) for note in summary.notes],
         ("end tokens", _ends(summary)),
         ("licence", summary.license or "not stated"),
         *[

@@ -164,13 +164,18 @@ def check_export(
 def describe_import(manifest: Manifest) -> list[str]:
     """Say in lines what became of codes that the source held already; none for a float source."""
     kept = Counter(tensor.imported for tensor in manifest.tensors if tensor.imported)
-    lines = [f"{n} matrices imported as they are from {label}" for label, n in kept.items()]
+    lines = [f"{_matrices(n)} imported as they are from {label}" for label, n in kept.items()]
     for what in CHANGES_OF_CODES:
         changed = [tensor for tensor in manifest.tensors if tensor.reason.startswith(what)]
         if changed:
             first = changed[0]
-            lines.append(f"{len(changed)} matrices {what}, such as {first.name}: {first.reason}")
+            reason = first.reason.removeprefix(f"{what}: ")
+            lines.append(f"{_matrices(len(changed))} {what}, such as {first.name}: {reason}")
     return lines
+
+
+def _matrices(n: int) -> str:
+    return f"{n} matrix" if n == 1 else f"{n} matrices"
 
 
 def artifact_name(source: SourceModel, fmt: Format, scheme: Scheme) -> str:

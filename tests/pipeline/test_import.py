@@ -75,7 +75,7 @@ def test_lines_count_what_became_of_the_codes(tmp_path):
     folder, _ = write_coded(tmp_path / "m", grid, gptq_parts, gptq_config(grid))
     (artifact,) = export(folder, "mlx", "int4", tmp_path / "out")
     (line,) = describe_import(artifact.manifest)
-    assert line.startswith("14 matrices requantized, such as layers.0.q: requantized: ")
+    assert line.startswith("14 matrices requantized, such as layers.0.q: ")
     (artifact,) = export(folder, "mlx", "fp16", tmp_path / "out")
     (line,) = describe_import(artifact.manifest)
     assert line.startswith("14 matrices dequantized, such as layers.0.q: dequantized from gptq")
