@@ -15,7 +15,6 @@ import hashlib
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,7 +31,8 @@ from edgekit.checkpoint.gguf.architectures import (
 )
 from edgekit.checkpoint.gguf.rope import TABLES
 from edgekit.checkpoint.gguf.tokenizer import has_tokenizer, text_contents, why_unreadable
-from edgekit.checkpoint.gguf.weights import CODES, FLOATS, open_weight, original_float_type
+from edgekit.checkpoint.gguf.weights import open_weight, original_float_type
+from edgekit.checkpoint.prequantized.tensor import describe_decoded
 from edgekit.checkpoint.reader import Checkpoint
 from edgekit.errors import CheckpointError, MissingFileError
 from edgekit.formats.gguf import GgufFile, GgufTensor
@@ -226,7 +226,6 @@ def _read_weights(
     weights: dict[str, LazyTensor] = {}
     head_width = head_width_of(config)
     left_out: list[str] = []
-    as_floats: Counter[str] = Counter()
     for name, tensor in stored.items():
         named = name_weight(architecture, name)
         match = LAYER_NAME.fullmatch(name)
@@ -240,13 +239,9 @@ def _read_weights(
             raise CheckpointError(f"{tensor.file.path}: two tensors are {ours}", got=name)
         undo = architecture.undo(part, head_width, _scale_of(name, stored))
         weights[ours] = open_weight(tensor, ours, undo)
-        if tensor.kind.name not in (*CODES, *FLOATS):
-            as_floats[tensor.kind.name] += 1
     if left_out:
         notes.append(f"left out: {_listed(left_out)}")
-    if as_floats:
-        kinds = ", ".join(f"{n} of type {kind}" for kind, n in sorted(as_floats.items()))
-        notes.append(f"tensors read as floats: {kinds}")
+    notes += describe_decoded(weights)
     return weights
 
 

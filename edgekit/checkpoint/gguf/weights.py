@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from edgekit.checkpoint.prequantized.tensor import PrequantizedTensor
+from edgekit.checkpoint.prequantized.tensor import DecodedTensor, PrequantizedTensor
 from edgekit.dtypes import Bits, DType, F32Array, I64Array, U8Array
 from edgekit.errors import CheckpointError
 from edgekit.formats.floats import to_float32
@@ -134,7 +134,26 @@ class _Floats:
         return values
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _FloatRows:
+    """The same values by rows; satisfies ``FloatRows``."""
+
+    floats: _Floats
+
+    def read(self, start: int, stop: int) -> F32Array:
+        """Read rows ``start:stop`` as float32."""
+        return self.floats.read_rows(start, stop)
+
+
+def _bits_of(kind: str) -> int:
+    """Give the bits of a value, which the names of ggml's types state: ``Q4_1``, ``IQ2_XS``."""
+    return int(next(char for char in kind if char.isdigit()))
+
+
 _AS_IT_IS: Final = Undo()
+# Why codes are read as floats.
+_OTHER_CODES: Final = f"edgekit keeps the codes of {' and '.join(CODES)}"
+_CHANGED_CODES: Final = "llama.cpp's converter changed the values before it quantized them"
 
 
 def open_weight(stored: GgufTensor, name: str, undo: Undo = _AS_IT_IS) -> LazyTensor:
@@ -172,7 +191,12 @@ def open_weight(stored: GgufTensor, name: str, undo: Undo = _AS_IT_IS) -> LazyTe
         bits = CODES[kind]
         group = stored.kind.n_values
         return PrequantizedTensor(info, bits, group, f"gguf {kind}", _Blocks(rows, bits))
-    return _Floats(TensorInfo(name, stored.shape, FLOATS.get(kind, DType.FP32)), rows, undo)
+    info = TensorInfo(name, stored.shape, FLOATS.get(kind, DType.FP32))
+    floats = _Floats(info, rows, undo)
+    if kind in FLOATS or len(stored.shape) != 2:
+        return floats
+    reason = _OTHER_CODES if is_plain else _CHANGED_CODES
+    return DecodedTensor(info, f"gguf {kind}", reason, _bits_of(kind), _FloatRows(floats))
 
 
 def original_float_type(weights: Iterable[LazyTensor]) -> str | None:

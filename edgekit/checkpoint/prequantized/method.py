@@ -7,7 +7,6 @@ everything (FP8, int8, NVFP4, bitsandbytes, HQQ) are read whether or not config.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from edgekit.checkpoint.prequantized import (
     nvfp4,
 )
 from edgekit.checkpoint.prequantized.mlx import MLX_KEY
-from edgekit.checkpoint.prequantized.tensor import DecodedTensor
+from edgekit.checkpoint.prequantized.tensor import describe_decoded
 from edgekit.dtypes import DTYPES, DType
 from edgekit.errors import CheckpointError
 from edgekit.formats.safetensors import SafetensorsTensor
@@ -244,7 +243,7 @@ def join_parts(
     for name in left_out:
         del weights[name]
     if notes is not None:
-        found = [*_describe(weights), *_describe_engines(section or {}, left_out)]
+        found = [*describe_decoded(weights), *_describe_engines(section or {}, left_out)]
         notes += [note for note in found if note not in notes]
     return weights
 
@@ -268,20 +267,6 @@ def _usual_names(tensors: _Tensors) -> dict[str, SafetensorsTensor]:
             )
         found[name.removesuffix(end) + _ENDINGS[end] if end else name] = tensor
     return found
-
-
-def _describe(weights: Mapping[str, LazyTensor]) -> list[str]:
-    """Say what is read as floats, a sentence for each way in which it is stored."""
-    decoded = [tensor for tensor in weights.values() if isinstance(tensor, DecodedTensor)]
-    counts = Counter(tensor.label for tensor in decoded)
-    lines = []
-    for label, n in counts.items():
-        first = next(tensor for tensor in decoded if tensor.label == label)
-        lines.append(
-            f"{n} matrices are stored as {label} and read as floats, such as {first.info.name}: "
-            f"{first.reason}"
-        )
-    return lines
 
 
 def _describe_engines(section: Mapping[str, Any], left_out: list[str]) -> list[str]:

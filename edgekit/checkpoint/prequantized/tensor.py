@@ -8,6 +8,7 @@ a source packs its parts is the business of that method's own file.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
@@ -125,6 +126,21 @@ class DecodedTensor:
         # What is not finite is found by who reads (families/base.py), without numpy's warnings.
         with np.errstate(invalid="ignore", over="ignore"):
             return self.rows.read(start, stop)
+
+
+def describe_decoded(weights: Mapping[str, LazyTensor]) -> list[str]:
+    """Say what is read as floats, a sentence for each way in which it is stored."""
+    decoded = [tensor for tensor in weights.values() if isinstance(tensor, DecodedTensor)]
+    counts = Counter(tensor.label for tensor in decoded)
+    lines = []
+    for label, n in counts.items():
+        first = next(tensor for tensor in decoded if tensor.label == label)
+        stored = "1 matrix is" if n == 1 else f"{n} matrices are"
+        lines.append(
+            f"{stored} stored as {label} and read as floats, such as {first.info.name}: "
+            f"{first.reason}"
+        )
+    return lines
 
 
 @dataclass(frozen=True, slots=True, eq=False)

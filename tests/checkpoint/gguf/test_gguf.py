@@ -267,7 +267,12 @@ def test_a_matrix_of_any_type_reads_as_floats_in_its_own_rows(tmp_path, name):
         np.testing.assert_array_equal(tensor.read_rows(start, stop), wanted[start:stop])
     is_plain = name in FLOATS
     assert source.checkpoint.notes == (
-        [] if is_plain else [f"tensors read as floats: 1 of type {name}"]
+        []
+        if is_plain
+        else [
+            f"1 matrix is stored as gguf {name} and read as floats, such as "
+            "model.layers.0.self_attn.q_proj.weight: edgekit keeps the codes of Q4_0 and Q8_0"
+        ]
     )
 
 
