@@ -20,6 +20,7 @@ from edgekit.strict_json import read_object
 _T = TypeVar("_T")
 _D = TypeVar("_D")
 _REQUIRED: Final = object()
+_MAX_INTEGER: Final = (1 << 63) - 1  # what a manifest can hold
 _JSON_NAMES: Final[Mapping[type, str]] = {
     int: "an integer",
     float: "a number",
@@ -165,7 +166,8 @@ class RawConfig(Mapping[str, Any]):
             return kind()
         accepted = (int, float) if kind is float else kind
         is_other = not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool)
-        if is_other or (kind is float and abs(value) > sys.float_info.max):
+        limit = {int: _MAX_INTEGER, float: sys.float_info.max}.get(kind)
+        if is_other or (limit is not None and abs(value) > limit):
             self.report(f"{key} is {_quote(value)} (wanted {_JSON_NAMES[kind]})")
             return kind()
         return float(value) if kind is float else value
@@ -208,7 +210,7 @@ class RawConfig(Mapping[str, Any]):
         self._use(key)
         value = self._values.get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        if not all(type(i) is int and 0 <= i <= _MAX_INTEGER for i in ids):
             self.report(f"{key} is {_quote(value)} (wanted a token id or a list of them)")
             return ()
         return tuple(dict.fromkeys(ids))

@@ -41,6 +41,7 @@ from edgekit.records import VerifyRecord
 from edgekit.runtime import open_decoder
 from edgekit.scheme import FP32
 from edgekit.tensors import TensorInfo
+from edgekit.text.view import NO_TOKENIZER
 
 OPTIMUM: Final = "optimum"
 _SAME_SCALE: Final = 1e-6  # float32 has no closer number
@@ -152,7 +153,9 @@ def run_oracle(
         finally:
             decoder.close()
         versions = environment.tool_versions
-        notes = "".join(f"; {note}" for note in traced.manifest.notes)
+        # The folder that was traced holds weights alone.
+        said = [n for n in traced.manifest.notes if not n.startswith(NO_TOKENIZER)]
+        notes = "".join(f"; {note}" for note in said)
         title = f"optimum-onnx {versions['optimum-onnx']}, transformers {versions['transformers']}"
         title += notes
         return OracleRun(ids, logits, title)

@@ -23,6 +23,7 @@ from edgekit.text.tokenizer_file import describe_sources, has_tokenizer
 _ANSWER: Final = "The quick answer is 42"
 _MAX_NAMED: Final = 6
 TEMPLATE_ORIGIN: Final = "chat template after an answer"
+NO_TOKENIZER: Final = "no tokenizer"  # how the note about one that is missing begins
 TOKENIZER_ORIGIN: Final = "eos_token of the tokenizer"
 
 
@@ -66,7 +67,7 @@ def read_text_view(source: TextFiles, n_rows: int, stated: Mapping[str, Sequence
     if not has_tokenizer(source):
         told = _join((i, f"{name} eos_token_id") for name, ids in stated.items() for i in ids)
         note = (
-            f"no tokenizer: {source.where} has none of {describe_sources()}; "
+            f"{NO_TOKENIZER}: {source.where} has none of {describe_sources()}; "
             "the artifact takes and gives token ids, not text"
         )
         return TextView(source, None, template, _named(told, None), (note,))

@@ -60,7 +60,7 @@ def write(name: str, text: str) -> Callable[[Path], object]:
 
 # name: (shards, what goes wrong, words that the message must hold)
 MODELS: dict[str, tuple[int, Callable[[Path], object], tuple[str, ...]]] = {
-    "missing shard": (3, lambda m: (m / SHARD).unlink(), (SHARD, "Download")),
+    "missing shard": (3, lambda m: (m / SHARD).unlink(), (SHARD, "download")),
     "truncated shard": (3, cut(SHARD, 64), (SHARD, "Download")),
     "truncated weights": (1, cut(WEIGHTS, 1), (WEIGHTS, "Download")),
     "empty weights": (1, write(WEIGHTS, ""), (WEIGHTS,)),

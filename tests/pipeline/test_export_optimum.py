@@ -86,7 +86,8 @@ def test_a_mixture_that_edgekit_refuses_becomes_an_artifact(moe_model, moe_artif
     assert checked["top1_agreement"] == 1.0
     moe_artifact.check_files()
     assert names(moe_artifact.path) == [
-        "config.json", MANIFEST_NAME, "model.onnx", "tokenizer.json", "tokenizer_config.json",
+        "config.json", "generation_config.json", MANIFEST_NAME, "model.onnx", "tokenizer.json",
+        "tokenizer_config.json",
     ]  # fmt: skip
     assert names(moe_artifact.path.parent) == ["moe-onnx-fp32-optimum"]
 
@@ -288,6 +289,8 @@ def test_an_export_that_is_ended_takes_optimum_with_it(way, home, moe_model, tmp
     with subprocess.Popen(
         [sys.executable, "-m", "edgekit", "export", moe_model, "--via", "optimum", "--out", out],
         env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        # A shell that starts this in the background has its children ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         assert wait_until(lambda: tracing(process.pid), 60)
         children = tracing(process.pid)
