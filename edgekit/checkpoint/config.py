@@ -21,6 +21,7 @@ _T = TypeVar("_T")
 _D = TypeVar("_D")
 _REQUIRED: Final = object()
 _MAX_INTEGER: Final = (1 << 63) - 1  # what a manifest can hold
+_MAX_TOKEN_ID: Final = (1 << 31) - 1
 _JSON_NAMES: Final[Mapping[type, str]] = {
     int: "an integer",
     float: "a number",
@@ -210,7 +211,7 @@ class RawConfig(Mapping[str, Any]):
         self._use(key)
         value = self._values.get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(type(i) is int and 0 <= i <= _MAX_INTEGER for i in ids):
+        if not all(type(i) is int and 0 <= i <= _MAX_TOKEN_ID for i in ids):
             self.report(f"{key} is {_quote(value)} (wanted a token id or a list of them)")
             return ()
         return tuple(dict.fromkeys(ids))

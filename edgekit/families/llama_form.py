@@ -166,8 +166,10 @@ def _read_activation(config: RawConfig, key: str) -> Activation:
 
 def _read_pad(config: RawConfig) -> int | None:
     # Llama 1 and 2 write -1 for "none".
-    pad = config.take("pad_token_id", int, None)
-    return None if pad is None or pad < 0 else pad
+    if config.get("pad_token_id") == -1:
+        config.ignore(["pad_token_id"])
+        return None
+    return next(iter(config.take_ids("pad_token_id")), None)
 
 
 def _read_head_width(config: RawConfig, hidden_width: int, n_heads: int) -> int:

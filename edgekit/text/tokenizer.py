@@ -51,10 +51,11 @@ class Tokenizer:
         self._file = file
         self._aware = self._read()
         listed = {token["content"] for token in file.listed.values()}
-        names = (str(token["content"]) for token in file.named)
+        names = [str(token["content"]) for token in file.named]
         self.invented_tokens = frozenset(
             name for name in names if name not in listed and self.token_id(name) is None
         )
+        self._refuse_shared_ids([*listed, *names])
         with _mapped_errors(self.path):
             _add_tokens(self._aware, file)
         added = self._aware.get_added_tokens_decoder()
@@ -102,7 +103,8 @@ class Tokenizer:
 
         It is the model's own file, unchanged, where that says it already.
         """
-        parsed = json.loads(self._file.text)
+        with _mapped_errors(self.path):
+            parsed = json.loads(self._file.text)
         tokens = [
             {"id": token_id, "content": token.content}
             | {flag: getattr(token, flag) for flag in TOKEN_FLAGS}
@@ -289,6 +291,19 @@ class Tokenizer:
             excess = find_excess(tokenizer)
         self._refuse(excess)
         return tokenizer
+
+    def _refuse_shared_ids(self, names: Iterable[str]) -> None:
+        """Refuse two added tokens of one id: no file of an artifact could say which is meant."""
+        name_of: dict[int, str] = {}
+        for name in dict.fromkeys(names):
+            token_id = self.token_id(name)
+            if token_id is not None and name_of.setdefault(token_id, name) != name:
+                raise CheckpointError(
+                    f"{self.path}: two tokens have one id",
+                    got=f"{name_of[token_id]!r} and {name!r} are {token_id}",
+                    wanted="an id of its own for each token",
+                    do="Take the tokenizer files of the original model.",
+                )
 
     def _refuse(self, excess: str | None) -> None:
         if excess:

@@ -22,6 +22,7 @@ from random import Random
 from typing import Any, Final
 
 import atheris
+import tokenizers  # noqa: F401 - before memory is measured: its code is not an input's
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]

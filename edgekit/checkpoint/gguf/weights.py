@@ -127,10 +127,12 @@ class _Floats:
         return self._changed(values)
 
     def _changed(self, values: F32Array) -> F32Array:
-        if self.undo.shift:
-            values -= np.float32(self.undo.shift)
-        if self.undo.factor != 1:
-            values *= np.float32(self.undo.factor)
+        # What is not finite is found by who reads (families/base.py), without numpy's warnings.
+        with np.errstate(invalid="ignore", over="ignore"):
+            if self.undo.shift:
+                values -= np.float32(self.undo.shift)
+            if self.undo.factor != 1:
+                values *= np.float32(self.undo.factor)
         return values
 
 
