@@ -60,6 +60,12 @@ def locate(model: str | Path) -> Path | Source:
             wanted="the folder that holds config.json",
             do=f"Use {folder.parent}.",
         )
+    if folder.suffix == ".gguf":
+        raise CheckpointError(
+            f"{text}: no such file",
+            wanted="a GGUF file",
+            do="Compare the path; of a split file, name the first part.",
+        )
     if "/" not in text and "\\" not in text:
         return _named(text)
     source = None if isinstance(model, Path) else _hub_id(text)

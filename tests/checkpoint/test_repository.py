@@ -110,3 +110,9 @@ def test_a_folder_is_preferred_to_a_hub_id_of_the_same_name(bundled, tmp_path, m
 def test_a_recipe_gives_its_repository_and_revision():
     found = locate("mistral-7b-instruct-v0.3")
     assert found == Source("mistralai/Mistral-7B-Instruct-v0.3", "main")
+
+
+@pytest.mark.parametrize("name", ["not-here.gguf", "folder/not-here.gguf"])
+def test_a_gguf_file_that_is_not_there_is_no_name_of_a_model(name):
+    with pytest.raises(CheckpointError, match=rf"^{name}: no such file; wanted a GGUF file"):
+        repository.locate(name)
