@@ -298,6 +298,7 @@ def _read_yarn(section: RawConfig, context: RopeContext) -> YarnScaling:
         attention_factor = _mscale(factor, 1.0)
         if scale and scale_all:
             attention_factor = _mscale(factor, scale) / _mscale(factor, scale_all)
+    _check_positive(section, attention_factor=attention_factor)
     is_truncated = section.take("truncate", bool, default=True)
     return YarnScaling(factor, fast, slow, original, attention_factor, is_truncated)
 
@@ -317,6 +318,7 @@ def _read_longrope(section: RawConfig, context: RopeContext) -> LongRopeScaling:
         attention_factor = 1.0
         if factor > 1 and original > 1:
             attention_factor = math.sqrt(1 + math.log(factor) / math.log(original))
+    _check_positive(section, attention_factor=attention_factor)
     for name in ("short_mscale", "long_mscale"):
         section.expect(name, None, None)
     return LongRopeScaling(short, long, original, attention_factor)
