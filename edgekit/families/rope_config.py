@@ -163,7 +163,8 @@ def effective_length(
             continue
         if not isinstance(original, int) or not isinstance(factor, int | float):
             continue  # absent: it is the ratio of the two lengths; wrong: reported elsewhere
-        if 1 <= factor * original <= _MAX_POSITIONS:
+        is_usable = 0 < original <= _MAX_POSITIONS and 0 < factor <= _MAX_POSITIONS
+        if is_usable and 1 <= factor * original <= _MAX_POSITIONS:
             longest = max(longest, int(factor * original))
     return longest
 
