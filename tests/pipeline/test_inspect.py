@@ -46,7 +46,7 @@ def test_the_command_names_limits_and_what_is_left_out(edgekit_cli, tmp_path):
     said = edgekit_cli("inspect", folder, "--no-measure")
     assert said.code == 0
     assert "24 keys in 2 layers" in said.out
-    assert "the vision tower" in said.out
+    assert "the vision tower" in said.err
     data = edgekit_cli("inspect", folder, "--no-measure", "--json").data
     assert data["support"]["coreml"]["fp32"]["is_possible"] is False
     assert data["n_sliding_layers"] == 2

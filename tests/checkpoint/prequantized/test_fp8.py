@@ -221,7 +221,7 @@ def test_forms_of_fp8_read_as_values_times_scales(tmp_path, form):
         np.testing.assert_array_equal(tensor.read(), values)
         np.testing.assert_array_equal(tensor.read_rows(37, 60), values[37:60])
         assert tensor.decoded.label.startswith(label)
-    assert "are stored as fp8" in source.checkpoint.notes[0]
+    assert "stored as fp8" in source.checkpoint.notes[0]
     assert any("left out" in note for note in source.checkpoint.notes) == (
         parts is with_input_scale
     )
