@@ -42,8 +42,9 @@ optimum: $(DEV_INSTALLED)
 real-model: $(DEV_INSTALLED)
 	"$(BIN)/python" scripts/real_model.py
 
+# Two processes, each with whole files: what a file's tests share is made once.
 test: optimum real-model
-	"$(BIN)/python" -m pytest
+	"$(BIN)/python" -m pytest -n 2 --dist loadfile
 
 bench: $(DEV_INSTALLED)
 	"$(BIN)/python" scripts/benchmark.py
