@@ -280,11 +280,7 @@ TARGETS = (
         cpu_s=25.0,
     ),
     Target(
-        "vocabulary",
-        run_vocabulary,
-        seeds_vocabulary,
-        mutate_vocabulary,
-        memory_bytes=128 << 20,  # the library's table of ids goes up to the largest, 2^24
+        "vocabulary", run_vocabulary, seeds_vocabulary, mutate_vocabulary, memory_bytes=64 << 20
     ),
     Target(
         "sentencepiece",
