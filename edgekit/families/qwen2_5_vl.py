@@ -1,38 +1,12 @@
-"""The text decoder of Qwen2.5-VL, a ``qwen2_5_vl`` checkpoint; it is Qwen2.
-
-A text has one position where an image has three (time, row, column), so its rope is the plain one.
-The vision tower is left out.
-"""
+"""The text decoder of Qwen2.5-VL, a ``qwen2_5_vl`` checkpoint; read as Qwen2-VL's."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Final
 
-from edgekit.checkpoint.config import RawConfig
-from edgekit.families import qwen2
 from edgekit.families.base import Family
 from edgekit.families.llama_form import NAMES
-from edgekit.families.multimodal import VISION_KEYS, read_text_spec
-from edgekit.families.spec import DecoderSpec
+from edgekit.families.qwen2_vl import read_wrapper
 
-_TEXT: Final = "qwen2_5_vl_text"
-_THETA: Final = 1e6  # transformers' default when the key is absent
-
-
-def read_spec(config: RawConfig) -> DecoderSpec:
-    """Account for every key of a qwen2_5_vl config and of its ``text_config``, if it has one.
-
-    Raises:
-        CheckpointError: Keys are missing or wrong; all are named.
-        UnknownKeyError: Keys that could change the result and are not known.
-        UnsupportedArchError: A rope type that edgekit does not compute.
-    """
-    config.ignore(VISION_KEYS)
-    read = partial(qwen2.read_spec, defaults=_TEXT, default_theta=_THETA)
-    if config.get("text_config") is None:
-        return read(config)
-    return read_text_spec(config, {_TEXT: read}, _TEXT)
-
-
-FAMILY: Final = Family("qwen2_5_vl", read_spec, (NAMES,))
+FAMILY: Final = Family("qwen2_5_vl", partial(read_wrapper, text_type="qwen2_5_vl_text"), (NAMES,))

@@ -1,4 +1,4 @@
-"""The text decoder of Qwen2-VL, a ``qwen2_vl`` checkpoint; it is Qwen2.
+"""The text decoder of Qwen2-VL, a ``qwen2_vl`` checkpoint, and of Qwen2.5-VL; it is Qwen2.
 
 A text has one position where an image has three (time, row, column), so its rope is the plain one.
 The vision tower is left out.
@@ -16,12 +16,15 @@ from edgekit.families.llama_form import NAMES
 from edgekit.families.multimodal import VISION_KEYS, read_text_spec
 from edgekit.families.spec import DecoderSpec
 
-_TEXT: Final = "qwen2_vl_text"
 _THETA: Final = 1e6  # transformers' default when the key is absent
 
 
-def read_spec(config: RawConfig) -> DecoderSpec:
-    """Account for every key of a qwen2_vl config and of its ``text_config``, if it has one.
+def read_wrapper(config: RawConfig, text_type: str) -> DecoderSpec:
+    """Account for every key of a config and of its ``text_config``, if it has one.
+
+    Args:
+        config: The outer config.
+        text_type: ``model_type`` of the text decoder, for the defaults.
 
     Raises:
         CheckpointError: Keys are missing or wrong; all are named.
@@ -29,10 +32,10 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
     config.ignore(VISION_KEYS)
-    read = partial(qwen2.read_spec, defaults=_TEXT, default_theta=_THETA)
+    read = partial(qwen2.read_spec, defaults=text_type, default_theta=_THETA)
     if config.get("text_config") is None:
         return read(config)
-    return read_text_spec(config, {_TEXT: read}, _TEXT)
+    return read_text_spec(config, {text_type: read}, text_type)
 
 
-FAMILY: Final = Family("qwen2_vl", read_spec, (NAMES,))
+FAMILY: Final = Family("qwen2_vl", partial(read_wrapper, text_type="qwen2_vl_text"), (NAMES,))
