@@ -6,8 +6,8 @@ import openai
 import pytest
 
 from edgekit.errors import ServerError
-from edgekit.export.onnx import OnnxExporter
-from edgekit.export.staging import write_artifact
+from edgekit.exporters.onnx.exporter import OnnxExporter
+from edgekit.exporters.staging import write_artifact
 from edgekit.families import open_model
 from edgekit.hosted.http_server import ModelServer
 from edgekit.hosted.latency import split_latency
