@@ -8,7 +8,7 @@ where it wants a bias that the decoder has not, there are zeros.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -229,4 +229,20 @@ def _decode_codes(
             f"{where}: {entry.name}: biases",
             wanted=f"-{tensor.zero_point} times the scales (symmetric codes)",
         )
+    _check_with_mlx(tensor, arrays, where)
     return tensor
+
+
+def _check_with_mlx(
+    tensor: QuantizedTensor, arrays: Sequence[NDArray[Any]], where: str
+) -> None:
+    """Refuse codes that mlx's own ``dequantize`` turns into other weights than we do."""
+    mx = require("mlx.core", package="mlx")
+    for rows in row_blocks(tensor.shape):
+        words, scales, biases = (mx.array(array[rows]) for array in arrays)
+        theirs = mx.dequantize(words, scales, biases, tensor.group, tensor.bits)
+        ours = replace(tensor, codes=tensor.codes[rows], scales=tensor.scales[rows]).dequantize()
+        if not np.array_equal(np.array(theirs), ours):
+            raise FormatError(
+                f"{where}: {tensor.name}: mlx.core.dequantize", got="other weights than our reading"
+            )

@@ -1,12 +1,14 @@
-"""Answer one question: which codes and scales does an ONNX artifact really hold?
+"""The weights that an ONNX artifact really holds, read back with the onnx library.
 
-The schemes are read from the nodes of the graph on disk. The graph must then equal, node by
-node and initializer by initializer, the one this exporter writes for those schemes; only then
-are bytes taken from the weight file, one tensor at a time.
+``onnx.checker`` looks at the file first. The schemes are read from the nodes of the graph, which
+must then be the graph that this exporter writes for them, node by node; only where the weights lie
+is the file's own word. They are read there, by onnx's own helper, as onnxruntime would: an entry
+that points elsewhere gives the weights of elsewhere. One array is in memory at a time.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, cast
@@ -19,15 +21,16 @@ from edgekit.dtypes import Bits
 from edgekit.errors import FormatError, UsageError
 from edgekit.exporters.onnx.graph import GraphBuilder
 from edgekit.exporters.onnx.weights import (
-    WEIGHTS_NAME,
     Content,
+    Linear,
     Stored,
+    make_tables,
     plan_arrays,
-    read_offsets,
+    plan_linears,
 )
 from edgekit.families.spec import DecoderSpec
+from edgekit.files import open_inside
 from edgekit.formats.packing import unpack_codes
-from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.lazy import require
 from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor
 from edgekit.scheme import FP16, Scheme
@@ -35,54 +38,67 @@ from edgekit.scheme import FP16, Scheme
 GRAPH_NAME: Final = "model.onnx"
 _MAX_GRAPH_BYTES: Final = 64 << 20
 _AGAIN: Final = "Export the model again."
+_NORM: Final = "SimplifiedLayerNormalization"
+_PLACE_KEYS: Final = ("location", "offset", "length")
+_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,17}")  # as every reader of the format understands it
+# Angles and factors are computed anew; another libm may round the last digit otherwise.
+_TABLE_ERROR: Final = 1e-6
 
 
 def recover_tensors(artifact: Artifact) -> Iterator[ModelTensor]:
     """Re-read every tensor of an ONNX artifact in file order.
 
-    Exact: integer tensors come back with the codes and scales that were written.
+    Exact: integer tensors come back with the codes and scales that onnxruntime will load.
 
     Raises:
         FormatError: The files are not what this exporter writes.
     """
     path = artifact.path / GRAPH_NAME
-    graph = read_graph(path).graph
+    model = read_graph(path)
     n_positions = artifact.manifest.context_length
-    with SafetensorsFile(artifact.path / WEIGHTS_NAME) as weights:
-        try:
-            spec = _read_spec(artifact)
-            schemes = _read_schemes(graph, spec, artifact, path)
-            arrays = plan_arrays(spec, schemes, n_positions)
-            offsets = read_offsets(weights, arrays)
-            wanted = GraphBuilder(spec, schemes, arrays, offsets, n_positions).build()
-        except (KeyError, TypeError, ValueError) as error:
-            # What is no number in the manifest shows where it is first used as one.
-            raise FormatError(
-                f"{artifact.path}: decoder in the manifest",
-                got=f"{type(error).__name__}: {error}",
-                do=_AGAIN,
-            ) from error
-        _check_equal(graph, wanted.graph, path)
-        for name in spec.weight_shapes():
-            yield _read_tensor(weights, arrays, name, schemes[name], spec)
+    try:
+        spec = _read_spec(artifact)
+        schemes = _read_schemes(model.graph, spec, artifact, path)
+        arrays = plan_arrays(spec, schemes, n_positions)
+        linears = plan_linears(spec, schemes)
+        nowhere = dict.fromkeys((stored.info.name for stored in arrays), 0)
+        wanted = GraphBuilder(spec, schemes, arrays, nowhere, n_positions).build()
+    except (KeyError, TypeError, ValueError) as error:
+        # What is no number in the manifest shows where it is first used as one.
+        raise FormatError(
+            f"{artifact.path}: decoder in the manifest",
+            got=f"{type(error).__name__}: {error}",
+            do=_AGAIN,
+        ) from error
+    _check_equal(model, wanted, path)
+    weights = _ExternalArrays(model.graph, path)
+    weights.check_places()
+    _run_checker(path)
+    _check_tables(weights, spec, n_positions)
+    _check_aliases(weights, linears)
+    for name in spec.weight_shapes():
+        yield _read_tensor(weights, arrays, name, schemes[name], spec)
 
 
 def read_graph(path: Path) -> Any:
     """Read a graph file as ``onnx.ModelProto``, leaving the weights on disk.
 
     Raises:
-        FormatError: No such file, or not an ONNX model.
+        FormatError: No such file, no plain file, or not an ONNX model.
     """
     decode_error = require("google.protobuf.message", package="protobuf").DecodeError
     try:
-        if path.stat().st_size > _MAX_GRAPH_BYTES:
-            raise FormatError(
-                f"{path}: graph size",
-                got=f"{path.stat().st_size} bytes",
-                wanted=f"at most {_MAX_GRAPH_BYTES}",
-                do=_AGAIN,
-            )
-        return require("onnx").load_model(path, load_external_data=False)
+        with open_inside(path) as stream:
+            n_bytes = stream.seek(0, 2)
+            if n_bytes > _MAX_GRAPH_BYTES:
+                raise FormatError(
+                    f"{path}: graph size",
+                    got=f"{n_bytes} bytes",
+                    wanted=f"at most {_MAX_GRAPH_BYTES}",
+                    do=_AGAIN,
+                )
+            stream.seek(0)
+            return require("onnx").load_model_from_string(stream.read())
     except (OSError, decode_error) as error:
         raise FormatError(f"{path} is not an ONNX model", got=error, do=_AGAIN) from error
 
@@ -139,22 +155,210 @@ def _scheme(text: str, name: str, path: Path) -> Scheme:
 
 
 def _check_equal(found: Any, wanted: Any, path: Path) -> None:
-    """Refuse a graph that differs from the one this exporter writes, naming what differs."""
+    """Refuse a graph that differs from the one this exporter writes, naming what differs.
+
+    Where an initializer lies is left out: it is read where the file says.
+    """
+    found, wanted = _without_places(found), _without_places(wanted)
     for kind in ("initializer", "node", "input", "output"):
-        have = {item.name: item for item in getattr(found, kind)}
-        want = {item.name: item for item in getattr(wanted, kind)}
+        have = {item.name: item for item in getattr(found.graph, kind)}
+        want = {item.name: item for item in getattr(wanted.graph, kind)}
         differing = [name for name in want if have.get(name) != want[name]]
         differing += [name for name in have if name not in want]
-        if differing or len(have) != len(getattr(found, kind)):
+        if differing or len(have) != len(getattr(found.graph, kind)):
             raise FormatError(
                 f"{path}: {kind} differs from what the exporter writes",
                 got=", ".join(differing[:5]) or "a name twice",
                 do=_AGAIN,
             )
+    if found != wanted:
+        # Functions, operator sets, sparse weights, the order of the nodes and the like.
+        fields = [
+            field.name
+            for part, other in ((found, wanted), (found.graph, wanted.graph))
+            for field in part.DESCRIPTOR.fields
+            if field.name != "graph" and getattr(part, field.name) != getattr(other, field.name)
+        ]
+        raise FormatError(
+            f"{path}: differs from what the exporter writes", got=", ".join(fields), do=_AGAIN
+        )
+
+
+def _without_places(model: Any) -> Any:
+    copy = type(model)()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        del tensor.external_data[:]
+    return copy
+
+
+def _run_checker(path: Path) -> None:
+    """Let the format's own checker look at the file, with the places of its weights.
+
+    Raises:
+        FormatError: It refuses the file.
+    """
+    _declare_runtime_operators()
+    checker = require("onnx.checker")
+    try:
+        checker.check_model(str(path))
+    except (checker.ValidationError, ValueError, RuntimeError, OSError) as error:
+        raise FormatError(f"{path}: onnx.checker", got=error, do=_do(error)) from error
+
+
+def _declare_runtime_operators() -> None:
+    """Tell onnx of the operator that onnxruntime keeps in onnx's own domain.
+
+    Source:
+        onnxruntime 1.32, docs of the contrib operators: SimplifiedLayerNormalization.
+    """
+    defs = require("onnx.defs")
+    if defs.has(_NORM):
+        return
+    schema = defs.OpSchema
+    value, types = schema.FormalParameter, schema.AttrType
+    integer, number = types.INT, types.FLOAT
+    attributes = {"axis": integer, "epsilon": number, "stash_type": integer}
+    defs.register_schema(
+        schema(
+            _NORM,
+            "",
+            1,
+            inputs=[value("X", "T"), value("scale", "T")],
+            outputs=[value("Y", "T")],
+            type_constraints=[("T", ["tensor(float)"], "")],
+            attributes=[
+                schema.Attribute(name, kind, "", required=False)
+                for name, kind in attributes.items()
+            ],
+        )
+    )
+
+
+def _do(error: Exception) -> str:
+    """Say what to do about a file that onnx will not read."""
+    if "link" in str(error):
+        return "Copy the artifact (cp -rL): onnx reads no weights through links."
+    return _AGAIN
+
+
+class _ExternalArrays:
+    """The weights of a graph, read by onnx's helper where the graph says that they lie.
+
+    Args:
+        graph: Whose initializers have the names, types and shapes that the exporter writes.
+        path: Its file; the weights lie in the same folder.
+    """
+
+    def __init__(self, graph: Any, path: Path) -> None:
+        self._path = path
+        external = require("onnx").TensorProto.EXTERNAL
+        self._tensors = {t.name: t for t in graph.initializer if t.data_location == external}
+
+    def check_places(self) -> None:
+        """Refuse places that are not inside a file of the folder, before anything is read.
+
+        Raises:
+            FormatError: See above; the message names the initializer.
+        """
+        sizes: dict[str, int] = {}
+        dtype_of = require("onnx.helper").tensor_dtype_to_np_dtype
+        for name, tensor in self._tensors.items():
+            place = self._place(tensor)
+            location = place["location"]
+            if location not in sizes:
+                sizes[location] = self._file_size(name, location)
+            offset, length = int(place["offset"]), int(place["length"])
+            n_bytes = int(dtype_of(tensor.data_type).itemsize)
+            for size in tensor.dims:
+                n_bytes *= size
+            if length != n_bytes or offset + length > sizes[location]:
+                raise FormatError(
+                    f"{self._path}: {name} lies outside {location}",
+                    got=f"bytes {offset} to {offset + length} of {sizes[location]}",
+                    wanted=f"{n_bytes} bytes inside the file",
+                    do=_AGAIN,
+                )
+
+    def place(self, name: str) -> dict[str, str]:
+        """Give location, offset and length of an array, as the file says them."""
+        return self._place(self._tensors[name])
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Read one array, in the shape that the graph says.
+
+        Raises:
+            FormatError: onnx cannot read it.
+        """
+        copy = type(self._tensors[name])()
+        copy.CopyFrom(self._tensors[name])
+        helper = require("onnx.external_data_helper")
+        refused = require("onnx.checker").ValidationError
+        try:
+            helper.load_external_data_for_tensor(copy, str(self._path.parent))
+            array: NDArray[Any] = require("onnx.numpy_helper").to_array(copy)
+        except (refused, OSError, RuntimeError, ValueError, TypeError) as error:
+            raise FormatError(f"{self._path}: {name}: onnx", got=error, do=_do(error)) from error
+        return array
+
+    def _place(self, tensor: Any) -> dict[str, str]:
+        said = [(entry.key, entry.value) for entry in tensor.external_data]
+        place = dict(said)
+        if (
+            sorted(key for key, _ in said) != sorted(_PLACE_KEYS)
+            or _NUMBER.fullmatch(place["offset"]) is None
+            or _NUMBER.fullmatch(place["length"]) is None
+        ):
+            raise FormatError(
+                f"{self._path}: where {tensor.name} lies",
+                got=", ".join(f"{key} {value}" for key, value in said) or "nothing",
+                wanted="location, offset and length, once each",
+                do=_AGAIN,
+            )
+        return place
+
+    def _file_size(self, name: str, location: str) -> int:
+        # onnxruntime would follow any path; an artifact is one folder.
+        try:
+            if not location or "\0" in location or Path(location).name != location:
+                raise OSError("not the name of a file in the folder of the artifact")  # noqa: TRY301
+            with open_inside(self._path.parent / location) as stream:
+                return stream.seek(0, 2)
+        except OSError as error:
+            raise FormatError(
+                f"{self._path}: {name} lies in {location!r}", got=error, do=_AGAIN
+            ) from error
+
+
+def _check_tables(weights: _ExternalArrays, spec: DecoderSpec, n_positions: int) -> None:
+    """Refuse rotary angles and factors of queries that are not those of the decoder."""
+    for name, wanted in make_tables(spec, n_positions).items():
+        if not np.allclose(weights.read(name), wanted, rtol=_TABLE_ERROR, atol=_TABLE_ERROR):
+            raise FormatError(
+                f"table {name} in the weights",
+                got="other numbers",
+                wanted="those that the decoder in the manifest gives",
+                do=_AGAIN,
+            )
+
+
+def _check_aliases(weights: _ExternalArrays, linears: tuple[Linear, ...]) -> None:
+    """Refuse a tied output matrix whose codes are not those of the embedding."""
+    for linear in linears:
+        ours, theirs = f"{linear.name}.codes", f"{linear.stored}.codes"
+        if ours == theirs or linear.scheme.group is None:
+            continue
+        is_same = weights.place(ours) == weights.place(theirs) or np.array_equal(
+            weights.read(ours).ravel(), weights.read(theirs).ravel()
+        )
+        if not is_same:
+            raise FormatError(
+                f"{ours} and {theirs}", got="different codes", wanted="one matrix", do=_AGAIN
+            )
 
 
 def _read_tensor(
-    weights: SafetensorsFile,
+    weights: _ExternalArrays,
     arrays: tuple[Stored, ...],
     name: str,
     scheme: Scheme,
@@ -167,8 +371,8 @@ def _read_tensor(
         if name in stored.sources:
             before = stored.sources[: stored.sources.index(name)]
             start = sum(shapes[source][0] for source in before)
-            tensor = weights.tensors[stored.info.name]
-            found[stored.content] = tensor.raw_rows(start, start + shapes[name][0])
+            whole = weights.read(stored.info.name).reshape(stored.info.shape)
+            found[stored.content] = whole[start : start + shapes[name][0]]
     if scheme.group is None:
         return FloatTensor(name, scheme, _checked_floats(found[Content.VALUES], name, scheme))
     bits = cast(Bits, scheme.bits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -121,13 +122,42 @@ def move_weights(graph):
     tensor.external_data[0].value = "../weights.safetensors"
 
 
-def swap_arrays(graph):
-    gate = next(t for t in graph.initializer if t.name == "layers.0.gate.codes")
-    up = next(t for t in graph.initializer if t.name == "layers.0.up.codes")
-    gate.external_data[1].value, up.external_data[1].value = (
-        up.external_data[1].value,
-        gate.external_data[1].value,
-    )
+def initializer(graph, name):
+    return next(t for t in graph.initializer if t.name == name)
+
+
+def say(name, key, value):
+    """Let the graph say something else of where a weight lies; None takes the entry out."""
+
+    def change(graph):
+        tensor = initializer(graph, name)
+        entries = [(e.key, e.value) for e in tensor.external_data if e.key != key]
+        del tensor.external_data[:]
+        for k, v in entries + ([] if value is None else [(key, str(value))]):
+            tensor.external_data.add(key=k, value=v)
+
+    return change
+
+
+def say_twice(graph):
+    initializer(graph, "embed.codes").external_data.add(key="offset", value="0")
+
+
+def swap_places(first, second):
+    def change(graph):
+        ours, theirs = initializer(graph, first), initializer(graph, second)
+        ours.external_data[1].value, theirs.external_data[1].value = (
+            theirs.external_data[1].value,
+            ours.external_data[1].value,
+        )
+
+    return change
+
+
+def another_head(graph):
+    """The tied output matrix gets codes of its own, those of the embedding one byte later."""
+    entry = initializer(graph, "lm_head.codes").external_data[1]
+    entry.value = str(int(entry.value) + 1)
 
 
 DAMAGE = {
@@ -143,7 +173,23 @@ DAMAGE = {
     "a node twice": lambda g: g.node.append(g.node[3]),
     "an output gone": lambda g: g.output.pop(),
     "weights elsewhere": move_weights,
-    "weights swapped": swap_arrays,
+    "weights under an absolute path": say("embed.codes", "location", "/etc/passwd"),
+    "weights in a folder below": say("embed.codes", "location", "sub/weights.safetensors"),
+    "weights in no file": say("embed.codes", "location", ""),
+    "weights in a file that is not there": say("embed.codes", "location", "other.bin"),
+    "weights beyond the file": say("embed.codes", "offset", 10**9),
+    "a negative offset": say("embed.codes", "offset", -64),
+    "an offset that readers read differently": say("embed.codes", "offset", " 1_000"),
+    "no offset": say("embed.codes", "offset", None),
+    "no length": say("embed.codes", "length", None),
+    "a length of another size": say("embed.codes", "length", 64),
+    "a length of the whole address space": say("embed.codes", "length", 10**17),
+    "an entry that nobody knows": say("embed.codes", "basepath", "/"),
+    "an entry twice": say_twice,
+    "an output matrix that is not the embedding": another_head,
+    "rotary angles of elsewhere": swap_places("rope.cos", "rope.sin"),
+    "a sparse weight": lambda g: g.sparse_initializer.add(),
+    "a type more": lambda g: g.value_info.add(name="layers.0.o.out"),
 }
 
 
@@ -151,8 +197,48 @@ DAMAGE = {
 def test_a_changed_graph_is_a_format_error(tmp_path, change):
     artifact = export(memory_model(), tmp_path / "a")
     damage_graph(artifact, change)
-    with pytest.raises(FormatError, match=r"model\.onnx|weights\.safetensors"):
+    with pytest.raises(
+        FormatError, match=r"model\.onnx|weights\.safetensors|rope\.cos|lm_head\.codes"
+    ):
         recover(artifact)
+
+
+def test_weights_are_read_where_the_graph_says(tmp_path):
+    """As onnxruntime does; the header of the weight file has no say in it."""
+    model = memory_model()
+    artifact = export(model, tmp_path / "a")
+    damage_graph(artifact, swap_places("layers.0.gate.codes", "layers.0.up.codes"))
+    found = {tensor.name: tensor for tensor in recover(artifact)}
+    for ours, theirs in (("layers.0.gate", "layers.0.up"), ("layers.0.up", "layers.0.gate")):
+        np.testing.assert_array_equal(found[ours].codes, model.tensors[theirs].codes)
+        np.testing.assert_array_equal(found[ours].scales, model.tensors[ours].scales)
+
+
+def test_whatever_else_is_in_the_model_is_a_format_error(tmp_path):
+    artifact = export(memory_model(), tmp_path / "a")
+    proto = graph_of(artifact)
+    proto.functions.add(name="MatMulNBits", domain="com.microsoft")
+    (artifact.path / "model.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(FormatError, match="differs from what the exporter writes") as caught:
+        recover(artifact)
+    assert caught.value.got == "functions"
+
+
+def test_a_pipe_is_a_format_error_and_nobody_waits(tmp_path):
+    artifact = export(memory_model(), tmp_path / "a")
+    for name in ("weights.safetensors", "model.onnx"):
+        (artifact.path / name).unlink()
+        os.mkfifo(artifact.path / name)
+        with pytest.raises(FormatError, match="not a plain file"):
+            recover(artifact)
+
+
+def test_what_the_checker_of_onnx_refuses_is_a_format_error(tmp_path):
+    artifact = export(memory_model(), tmp_path / "a")
+    os.link(artifact.path / "weights.safetensors", tmp_path / "another name")
+    with pytest.raises(FormatError, match=r"onnx\.checker") as caught:
+        recover(artifact)
+    assert caught.value.do.startswith("Copy the artifact")
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "weights.safetensors"])
