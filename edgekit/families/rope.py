@@ -82,7 +82,7 @@ def _scale_llama3(inv_freq: F64Array, scaling: Llama3Scaling) -> F64Array:
 
 
 def _scale_yarn(inv_freq: F64Array, scaling: YarnScaling, theta: float) -> F64Array:
-    """Slow channels that hardly rotate by ``factor``, keep those that rotate often, ramp between."""
+    """Slow channels that hardly rotate, by ``factor``; keep the fast ones; ramp between."""
     width = 2 * len(inv_freq)
 
     def channel_of(n_rotations: float) -> float:

@@ -127,7 +127,7 @@ def test_worked_longrope():
         assert rope_tables(rope, 4, 1, is_long=is_long)[0].tolist() == [[1.25, 1.25]]
 
 
-def test_worked_query_factors():
+def test_worked_attention_temperatures():
     factors = attention_temperatures(QueryScaling(0.5, 3), 10)
     wanted = [1.0] * 3 + [1 + 0.5 * math.log(2)] * 3 + [1 + 0.5 * math.log(3)] * 3
     np.testing.assert_allclose(factors[:9], wanted, rtol=1e-7)
