@@ -238,30 +238,205 @@ class ComparisonRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class VerifyRecord:
-    """Whether artifacts hold the same weights, and how far their logits lie apart.
+class WeightsCheck:
+    """The weights of an artifact as its format's own library reads them from disk.
 
-    ``n_codes_differing`` and ``n_scales_differing`` count against the first artifact.
+    Attributes:
+        library: Which library, with its version.
+        weights_sha256: Hash over all integer tensors; empty if there are none.
+        n_tensors: Tensors read.
+        n_codes: Integer codes among them.
+        n_codes_differing, n_scales_differing: Against the first artifact of the same scheme.
+        compared_with: Name of that artifact; empty for the first itself.
     """
 
-    artifact: str
-    format: str
-    scheme: str
+    library: str
     weights_sha256: str
     n_tensors: int
     n_codes: int
     n_codes_differing: int
     n_scales_differing: int
-    max_logit_error: float | None = None
-    logit_tolerance: float | None = None
-    tolerance_name: str = ""
-    top1_agreement: float | None = None
-    note: str = ""
+    compared_with: str = ""
 
     @property
-    def is_identical(self) -> bool:
+    def is_met(self) -> bool:
         """True when no code and no scale differs."""
         return self.n_codes_differing == 0 and self.n_scales_differing == 0
+
+
+@dataclass(frozen=True, slots=True)
+class LogitsCheck:
+    """How far the logits of a graph are from those of another computation over the same weights.
+
+    Attributes:
+        engine: What ran the graph.
+        arithmetic: Its number type, such as ``fp32``.
+        n_tokens: Tokens whose logits were compared.
+        max_error: Largest difference of any logit.
+        limit: Largest difference allowed.
+        tolerance: Name of the limit.
+        reason: Why the limit is what it is.
+        top1_agreement: Fraction of tokens with the same most likely next token.
+        compared_with: What gave the other logits.
+    """
+
+    engine: str
+    arithmetic: str
+    n_tokens: int
+    max_error: float
+    limit: float
+    tolerance: str
+    reason: str
+    top1_agreement: float
+    compared_with: str
+
+    @property
+    def is_met(self) -> bool:
+        """True when no logit is further off than the limit."""
+        return self.max_error <= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A greedy answer: which prompt, the ids of prompt and answer, its text and why it ended.
+
+    ``finish`` is ``stop`` (an end token, which is the last id), ``length`` or ``tool_calls``.
+    """
+
+    prompt: str
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    text: str
+    finish: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDifference:
+    """The first token at which two greedy answers to one prompt part.
+
+    Attributes:
+        prompt: Name of the prompt.
+        index: Which token of the answer, from 0.
+        before: The end of the answer up to there, as text.
+        wanted, got: The two tokens as text; ``wanted`` is that of the computation compared with.
+        margin: How far apart the logits of the two tokens are in the reference: near 0 is a tie.
+        limit: Largest margin that the arithmetic of the two explains; None: any.
+    """
+
+    prompt: str
+    index: int
+    before: str
+    wanted: str
+    got: str
+    margin: float
+    limit: float | None
+
+    @property
+    def is_met(self) -> bool:
+        """True when the difference of arithmetic explains that the answers part here."""
+        return self.limit is None or self.margin <= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class RunCheck:
+    """An artifact as its default engine runs it, against the reference over the same weights.
+
+    Attributes:
+        engine: The engine, with its version.
+        arithmetic: Number type of its sums: ``fp32``, ``fp16``, ``bf16`` or ``int8`` activations.
+        n_read: Tokens of texts that were read.
+        n_written: Tokens of its own greedy answers, each with the reference's logits beside it.
+        kl_mean: KL(reference || engine) in nats per token over all of them.
+        kl_max: The largest of a single token.
+        limit: Largest mean allowed.
+        tolerance: Name of the limit.
+        reason: Why the limit is what it is.
+        top1_agreement: Fraction of tokens with the same most likely next token.
+        answers: Its greedy answers.
+        differences: Where they part from the reference's.
+        problems: One sentence each: a prompt whose ids are not those of the other artifacts.
+    """
+
+    engine: str
+    arithmetic: str
+    n_read: int
+    n_written: int
+    kl_mean: float
+    kl_max: float
+    limit: float
+    tolerance: str
+    reason: str
+    top1_agreement: float
+    answers: tuple[Answered, ...] = ()
+    differences: tuple[AnswerDifference, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def is_met(self) -> bool:
+        """True when the divergence is within its limit, and what must be equal is."""
+        is_near = self.kl_mean <= self.limit
+        return is_near and not self.problems and all(d.is_met for d in self.differences)
+
+
+@dataclass(frozen=True, slots=True)
+class StockCheck:
+    """The same prompts in the runtime that others use for the format.
+
+    Attributes:
+        runtime: Its name, with its version where it is installed.
+        not_run: Why it was not run; empty if it was.
+        failure: How it failed; empty if it did not.
+        n_prompts: Prompts asked.
+        problems: One sentence each: other prompt ids, other end tokens, another reason to end,
+            another text for the same tokens.
+        answers: Its answers.
+        differences: Where they part from those of edgekit's default engine.
+    """
+
+    runtime: str
+    not_run: str = ""
+    failure: str = ""
+    n_prompts: int = 0
+    problems: tuple[str, ...] = ()
+    answers: tuple[Answered, ...] = ()
+    differences: tuple[AnswerDifference, ...] = ()
+
+    @property
+    def is_met(self) -> bool | None:
+        """None when it was not run: nothing is known then."""
+        if self.not_run:
+            return None
+        return not (self.failure or self.problems) and all(d.is_met for d in self.differences)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyRecord:
+    """What was found about one artifact; a check that was not asked for is None."""
+
+    artifact: str
+    format: str
+    scheme: str
+    weights: WeightsCheck
+    logits: LogitsCheck | None = None
+    run: RunCheck | None = None
+    stock: StockCheck | None = None
+
+    @property
+    def is_met(self) -> bool:
+        """True when no check that was made found a fault."""
+        checks = (self.weights, self.logits, self.run, self.stock)
+        return not any(check is not None and check.is_met is False for check in checks)
+
+
+@dataclass(frozen=True, slots=True)
+class OracleRecord:
+    """One artifact against the graph of another exporter over the same weights."""
+
+    artifact: str
+    format: str
+    scheme: str
+    weights_sha256: str
+    logits: LogitsCheck
 
 
 @dataclass(frozen=True, slots=True)

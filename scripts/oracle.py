@@ -28,6 +28,7 @@ from edgekit.optimum import check as optimum_check
 from edgekit.optimum.environment import REQUIREMENTS, OptimumEnvironment, open_environment
 from edgekit.pipeline.export import export
 from edgekit.pipeline.export_optimum import export_via_optimum
+from edgekit.pipeline.agreement import FLOAT_FACTOR
 from edgekit.pipeline.oracle import compare_with_oracle
 from edgekit.runtime import open_decoder
 from tests.builders import write_tiny_checkpoint
@@ -103,13 +104,13 @@ def compare_family(member: str, folder: Path) -> dict[str, Any]:
             print(row)
             return row
         for record in records:
-            distance = record.max_logit_error or 0.0
+            logits = record.logits
             row["cells"][f"{record.format} {scheme}"] = {
-                "error": distance / ((record.logit_tolerance or 1.0) / 2e-4),
-                "top1": record.top1_agreement,
-                "n_tokens": int(record.note.split()[1]),
+                "error": logits.max_error / (logits.limit / FLOAT_FACTOR),
+                "top1": logits.top1_agreement,
+                "n_tokens": logits.n_tokens,
             }
-            row["note"] = record.note.partition("; ")[2].partition("; ")[2]
+            row["note"] = logits.compared_with.partition("; ")[2]
     print(row)
     return row
 

@@ -22,7 +22,7 @@ from edgekit.decision import Rejected
 from edgekit.exporters import open_exporter
 from edgekit.families import open_model
 from edgekit.pipeline.export import export
-from edgekit.pipeline.verify import open_check_decoder
+from edgekit.pipeline.agreement import open_float_decoder
 from edgekit.scheme import Scheme
 from tests.builders import write_tiny_checkpoint
 from tests.golden.tokens import CHUNKS, N_TOKENS, ROWS, golden_ids
@@ -99,7 +99,7 @@ def measure(artifact: Artifact, name: str) -> dict[str, Any]:
 
 def run(artifact: Artifact, lengths: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Feed the golden tokens in pieces; give all logits, float32 (T, V)."""
-    decoder = open_check_decoder(artifact)
+    decoder = open_float_decoder(artifact)
     ids, start, parts = golden_ids(), 0, []
     try:
         for length in lengths:

@@ -58,7 +58,7 @@ def command(
             tell=output.message,
         )
     written = write_report(data, out)
-    shown = ("decision", "weights", "speed", "memory", "fidelity", "suites")
+    shown = ("decision", "weights", "logits", "run", "speed", "memory", "fidelity", "suites")
 
     def show(console: Console) -> None:
         print_report(data, console, keys=shown)

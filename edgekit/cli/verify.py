@@ -1,7 +1,8 @@
-"""`edgekit verify`: do artifacts hold the same weights, and do their engines agree?"""
+"""`edgekit verify`: are artifacts right, as they lie on disk and as they run?"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,16 +13,30 @@ from edgekit.cli.output import Output
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from edgekit.records import OracleRecord
+
 
 def command(
     artifacts: ArtifactsArg,
-    with_logits: Annotated[
-        bool, typer.Option("--logits/--no-logits", help="Also run each engine on the same tokens.")
-    ] = True,
-    n_tokens: Annotated[int, typer.Option("--tokens", min=2, help="Tokens to compare.")] = 192,
+    n_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--tokens", min=2, help="Tokens to compare logits on; default 192, of large models 64."
+        ),
+    ] = None,
     n_prompts: Annotated[
-        int, typer.Option("--greedy", min=0, help="Prompts whose greedy answers must be identical.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            "--prompts", min=0, help="Questions to answer greedily; default 4, of large models 2."
+        ),
+    ] = None,
+    weights_only: Annotated[
+        bool, typer.Option("--weights-only", help="Check a alone: run nothing.")
+    ] = False,
+    stock: Annotated[
+        bool,
+        typer.Option("--stock", help="Also ask onnxruntime-genai and mlx-lm, where installed."),
+    ] = False,
     oracle: Annotated[
         str | None,
         typer.Option(
@@ -30,49 +45,64 @@ def command(
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Re-read every ARTIFACT from disk and compare codes, scales, logits and greedy text.
+    """Check ARTIFACTs of one model: a) weights, b) logits in float32, c) answers as they run.
+
+    a) Codes and scales, re-read with each format's own library, are equal in every format and are
+    what the manifest says. b) Each graph gives the logits of a plain numpy computation over these
+    weights. c) So does each artifact as `edgekit run` runs it, as nearly as its engine rounds.
 
     Exit code 1 when anything differs by more than its named tolerance.
 
     Example: edgekit verify artifacts/pocket-*-int4-g32
     """
     from edgekit.artifact import Artifact
-    from edgekit.pipeline.greedy import compare_greedy
+    from edgekit.errors import UsageError
     from edgekit.pipeline.oracle import check_oracle, compare_with_oracle
-    from edgekit.pipeline.verify import is_verified, verification_tokens, verify
+    from edgekit.pipeline.verify import usual_plan, verification_tokens, verify
     from edgekit.records import to_data
     from edgekit.report.terminal import print_table
-    from edgekit.report.verification import oracle_table, weights_table
+    from edgekit.report.verification import (
+        detail_lines,
+        oracle_table,
+        verdict,
+        verification_tables,
+    )
 
     output = Output(is_json=as_json)
+    if weights_only and (stock or n_tokens is not None or n_prompts is not None):
+        raise UsageError(
+            "--weights-only runs nothing",
+            got="--stock, --tokens or --prompts beside it",
+            do="Leave one of them out.",
+        )
     opened = [Artifact.open(path) for path in artifacts]
+    plan = usual_plan(opened[0])
+    plan = replace(
+        plan,
+        n_tokens=plan.n_tokens if n_tokens is None else n_tokens,
+        n_prompts=plan.n_prompts if n_prompts is None else n_prompts,
+        asks_stock=stock,
+    )
     if oracle is not None:
         check_oracle(oracle, opened)
     with output.progress() as progress:
-        needs_tokens = with_logits or oracle is not None
-        token_ids = verification_tokens(opened[0], n_tokens) if needs_tokens else None
-        records = verify(opened, token_ids=token_ids if with_logits else None, progress=progress)
-        judged = (
-            compare_with_oracle(opened, token_ids, tell=output.message, progress=progress)
-            if oracle is not None and token_ids is not None
-            else ()
-        )
-        greedy = compare_greedy(opened, n_prompts, progress) if n_prompts else None
-    is_good = is_verified((*records, *judged)) and (greedy is None or greedy.is_identical)
-    data = {
-        "records": to_data(records),
-        "greedy": to_data(greedy),
-        "oracle": to_data(judged),
-        "is_verified": is_good,
-    }
+        records = verify(opened, None if weights_only else plan, progress=progress)
+        judged: tuple[OracleRecord, ...] = ()
+        if oracle is not None:
+            token_ids = verification_tokens(opened[0], plan.n_tokens)
+            judged = compare_with_oracle(opened, token_ids, tell=output.message, progress=progress)
+    is_good = all(r.is_met for r in records) and all(r.logits.is_met for r in judged)
+    data = {"records": to_data(records), "oracle": to_data(judged), "is_verified": is_good}
 
     def show(console: Console) -> None:
-        print_table(weights_table(records), console)
+        for table in verification_tables(records):
+            print_table(table, console)
         if judged:
             print_table(oracle_table(judged), console)
-        if greedy is not None:
-            console.print(greedy.sentence, markup=False)
-        console.print("verified" if is_good else "NOT verified", markup=False)
+        for line in detail_lines(records):
+            console.print(f"- {line}", markup=False)
+        console.print()
+        console.print(verdict(records, judged), markup=False)
 
     output.result(data, show)
     if not is_good:

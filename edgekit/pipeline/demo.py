@@ -29,7 +29,7 @@ from edgekit.pipeline.export import export
 from edgekit.pipeline.hosting import hosted
 from edgekit.pipeline.profile import profile
 from edgekit.pipeline.run import load
-from edgekit.pipeline.verify import verification_tokens, verify
+from edgekit.pipeline.verify import VerifyPlan, verify
 from edgekit.profiler.measure import DEFAULT_WORKLOAD
 from edgekit.progress import Progress
 from edgekit.quality.evaluate import NO_TOOLS_NOTE, SuitePlan, run_suites
@@ -122,8 +122,7 @@ def run_demo(
         f"2 of 5: verify; {big.manifest.n_parameters:,} parameters, {plan.n_items} items of each "
         f"suite: all of it takes about {size.minutes} minutes on two cores"
     )
-    tokens = verification_tokens(small[0], size.n_verify)
-    verifications = verify(small, token_ids=tokens, progress=progress)
+    verifications = verify(small, VerifyPlan(size.n_verify, n_prompts=0), progress=progress)
     tell("3 of 5: measure speed and memory")
     profiles = [
         profile(artifact, workload=size.workload, n_loads=DEMO_LOADS, progress=progress)

@@ -34,10 +34,16 @@ from edgekit.model_files import CONFIG_NAME, WEIGHTS_NAME
 from edgekit.optimum.environment import OptimumEnvironment, Tell, open_environment
 from edgekit.optimum.model import check_model_type, translate_config
 from edgekit.optimum.route import check_request, write_optimum_artifact
-from edgekit.pipeline.verify import CHECKS, open_check_decoder, read_spec, refuse_traced
+from edgekit.pipeline.agreement import (
+    arithmetic_of,
+    compare_logits,
+    open_float_decoder,
+    read_spec,
+    refuse_traced,
+)
 from edgekit.progress import Progress, ignore_progress
 from edgekit.quantize.model import QuantizedTensor, Source
-from edgekit.records import VerifyRecord
+from edgekit.records import OracleRecord
 from edgekit.runtime import open_decoder
 from edgekit.scheme import FP32
 from edgekit.tensors import TensorInfo
@@ -87,7 +93,7 @@ def compare_with_oracle(
     *,
     tell: Tell = lambda text: None,
     progress: Progress = ignore_progress,
-) -> tuple[VerifyRecord, ...]:
+) -> tuple[OracleRecord, ...]:
     """Run artifacts of one model against optimum's graph over their weights.
 
     One graph is traced for each scheme, over the weights of its first artifact; that the others
@@ -178,33 +184,22 @@ def _scratch(n_bytes: int) -> Iterator[Path]:
         ) from error
 
 
-def _compare(artifact: Artifact, oracle: OracleRun) -> VerifyRecord:
-    decoder = open_check_decoder(artifact)
+def _compare(artifact: Artifact, oracle: OracleRun) -> OracleRecord:
+    decoder = open_float_decoder(artifact)
     try:
         ids = oracle.token_ids
         got = decoder.forward(ids, n_past=0, n_logits=len(ids))
     finally:
         decoder.close()
-    if got.shape != oracle.logits.shape:
-        raise ArtifactError(
-            f"{artifact.path}: logits", got=got.shape, wanted=f"{oracle.logits.shape} as optimum"
-        )
-    tolerance = CHECKS[artifact.format].tolerance
-    entries = artifact.manifest.tensors
-    return VerifyRecord(
-        artifact=artifact.name,
-        format=artifact.format.value,
-        scheme=artifact.manifest.scheme,
-        weights_sha256=artifact.manifest.weights_sha256,
-        n_tensors=len(entries),
-        n_codes=sum(int(np.prod(e.shape)) for e in entries if e.sha256 is not None),
-        n_codes_differing=0,
-        n_scales_differing=0,
-        max_logit_error=float(np.abs(got - oracle.logits).max()),
-        logit_tolerance=tolerance.factor * float(oracle.logits.std()),
-        tolerance_name=tolerance.name,
-        top1_agreement=float((got.argmax(-1) == oracle.logits.argmax(-1)).mean()),
-        note=f"over {len(ids)} tokens; {oracle.title}",
+    arithmetic = arithmetic_of(decoder.info, artifact)
+    return OracleRecord(
+        artifact.name,
+        artifact.format.value,
+        artifact.manifest.scheme,
+        artifact.manifest.weights_sha256,
+        compare_logits(
+            decoder.info.engine, arithmetic, artifact, got, oracle.logits, oracle.title
+        ),
     )
 
 

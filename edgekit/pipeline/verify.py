@@ -1,83 +1,97 @@
-"""Answer one question: do artifacts hold the same weights, and do their engines agree?
+"""Whether artifacts hold the same weights, and run as they should: what ``edgekit verify`` does.
 
-Weights: every artifact is re-read from disk with its format's own library, and codes and scales
-are counted against the first. Logits: each artifact runs on its engine with float activations,
-against a plain numpy forward over the recovered weights.
+Three checks. Weights: every artifact is re-read from disk with its format's own library; codes and
+scales are counted against the first, and against its manifest. Logits: each graph runs with float
+activations, against a plain numpy forward over the recovered weights. As run: each artifact runs as
+``edgekit run`` runs it, against the same forward. ``stock.py`` adds the runtimes of others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from importlib.metadata import version
+from typing import Final
 
 import numpy as np
 
-from edgekit.artifact import Artifact, Format
-from edgekit.dtypes import F32Array
-from edgekit.errors import ArtifactError, CheckpointError, FormatError, UsageError
+from edgekit.artifact import Artifact, Format, TensorEntry
+from edgekit.errors import CheckpointError, FormatError, UsageError
 from edgekit.exporters import open_exporter
-from edgekit.families.spec import DecoderSpec
+from edgekit.pipeline.agreement import (
+    REFERENCE,
+    DefaultRun,
+    Reference,
+    arithmetic_of,
+    compare_logits,
+    compare_run,
+    make_prompts,
+    open_float_decoder,
+    read_spec,
+    refuse_traced,
+    run_by_default,
+)
+from edgekit.pipeline.stock import check_stock
 from edgekit.progress import Progress, ignore_progress
 from edgekit.quality.evaluate import SuitePlan
 from edgekit.quantize.model import ModelTensor, QuantizedTensor, combine_hashes
-from edgekit.records import VerifyRecord
-from edgekit.runtime import open_decoder
-from edgekit.runtime.base import Decoder
-from edgekit.runtime.reference import ReferenceDecoder
+from edgekit.records import LogitsCheck, VerifyRecord, WeightsCheck
 from edgekit.text.chat import ChatTemplate
 from edgekit.text.tokenizer import Tokenizer
 
-
-@dataclass(frozen=True, slots=True)
-class Tolerance:
-    """Largest logit error allowed, as a multiple of the logits' standard deviation."""
-
-    name: str
-    factor: float
-    reason: str
-
-
-FLOAT_TOLERANCE: Final = Tolerance(
-    "float32-sums", 2e-4, "float32 sums in another order; weights are exactly equal"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """How a format is run for verification: engine, its options, and what may differ."""
-
-    engine: str
-    options: Mapping[str, Any]
-    tolerance: Tolerance
-
-
-CHECKS: Final[dict[Format, Check]] = {
-    Format.ONNX: Check("onnxruntime", {"activation": "fp32"}, FLOAT_TOLERANCE),
-    Format.MLX: Check("mlx", {"activation": "fp32"}, FLOAT_TOLERANCE),
-    Format.COREML: Check("mil", {"arithmetic": "fp32"}, FLOAT_TOLERANCE),
+_LARGE: Final = 500_000_000
+LIBRARIES: Final[Mapping[Format, str]] = {
+    Format.ONNX: "onnx",
+    Format.MLX: "mlx",
+    Format.COREML: "coremltools",
 }
+"""The library of each format, by its package."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyPlan:
+    """How much is run.
+
+    Attributes:
+        n_tokens: Tokens of texts whose logits are compared.
+        n_prompts: Suite questions that are answered greedily.
+        n_new_tokens: Most tokens of an answer.
+        asks_stock: Whether the stock runtimes that are installed answer them too.
+    """
+
+    n_tokens: int = 192
+    n_prompts: int = 4
+    n_new_tokens: int = 32
+    asks_stock: bool = False
+
+
+def usual_plan(artifact: Artifact) -> VerifyPlan:
+    """Give a plan that takes minutes: large models do less, engines on a CPU are slow on them."""
+    if artifact.manifest.n_parameters < _LARGE:
+        return VerifyPlan()
+    return VerifyPlan(n_tokens=64, n_prompts=2, n_new_tokens=16)
 
 
 def verify(
     artifacts: Sequence[Artifact],
+    plan: VerifyPlan | None = None,
     *,
-    token_ids: Sequence[int] | None = None,
     progress: Progress = ignore_progress,
 ) -> tuple[VerifyRecord, ...]:
-    """Compare artifacts of one model: codes and scales, then logits on the same tokens.
+    """Compare artifacts of one model: weights, logits, and each as it runs by default.
 
     Artifacts are compared within each scheme, against the first of that scheme.
 
     Args:
         artifacts: At least one; all exported from the same weights.
-        token_ids: What to run; None skips the logits.
+        plan: How much to run; None checks the weights alone.
         progress: Called as ``progress(what, n_done, n_total)``.
 
     Raises:
         UsageError: None given, or they come from different models.
         ArtifactError: A file changed since the export.
-        FormatError: A file is not what its exporter writes.
+        FormatError: A file is not what its exporter writes, or the manifest claims something else.
+        NoFitError: No engine of this machine runs one of them.
         EngineError: An engine failed on the tokens.
     """
     _refuse_mixed(artifacts)
@@ -85,43 +99,80 @@ def verify(
     for artifact in artifacts:
         groups.setdefault(artifact.manifest.scheme, []).append(artifact)
     return tuple(
-        record for group in groups.values() for record in _verify_scheme(group, token_ids, progress)
+        record for group in groups.values() for record in _verify_scheme(group, plan, progress)
     )
 
 
 def _verify_scheme(
-    artifacts: Sequence[Artifact], token_ids: Sequence[int] | None, progress: Progress
+    artifacts: Sequence[Artifact], plan: VerifyPlan | None, progress: Progress
 ) -> list[VerifyRecord]:
-    hashes: list[dict[str, str]] = []
+    entries: list[tuple[TensorEntry, ...]] = []
     for index, artifact in enumerate(artifacts):
         progress(f"re-read {artifact.name}", index, len(artifacts))
         artifact.check_files()
-        hashes.append(_hash_tensors(artifact))
+        entries.append(_recovered_entries(artifact))
+        _check_tensors(artifact, entries[-1])
     records = [
-        _compare_weights(artifacts[0], hashes[0], artifact, own)
-        for artifact, own in zip(artifacts, hashes, strict=True)
+        VerifyRecord(
+            artifact.name,
+            artifact.format.value,
+            artifact.manifest.scheme,
+            _compare_weights(artifacts[0], entries[0], artifact, own),
+        )
+        for artifact, own in zip(artifacts, entries, strict=True)
     ]
-    if token_ids is not None:
-        reference = reference_decoder(artifacts[0])
-        wanted = reference.forward(token_ids, n_past=0, n_logits=len(token_ids))
-        reference.close()
-        for index, artifact in enumerate(artifacts):
-            progress(f"run {artifact.name}", index, len(artifacts))
-            records[index] = _compare_logits(records[index], artifact, token_ids, wanted)
+    if plan is not None:
+        records = _run_all(artifacts, records, plan, progress)
     progress("verify", len(artifacts), len(artifacts))
     return records
 
 
-def is_verified(records: Sequence[VerifyRecord]) -> bool:
-    """Say whether no code or scale differs and every logit error is within its tolerance."""
-    return all(
-        record.is_identical
-        and (
-            record.max_logit_error is None
-            or record.logit_tolerance is None
-            or record.max_logit_error <= record.logit_tolerance
-        )
-        for record in records
+def _run_all(
+    artifacts: Sequence[Artifact],
+    records: Sequence[VerifyRecord],
+    plan: VerifyPlan,
+    progress: Progress,
+) -> list[VerifyRecord]:
+    """Run artifacts of one scheme; those with the same weights share one reference."""
+    token_ids = verification_tokens(artifacts[0], plan.n_tokens)
+    prompts = make_prompts(plan.n_prompts)
+    prompt_ids: dict[str, tuple[int, ...]] = {}
+    done: dict[int, VerifyRecord] = {}
+    for weights in dict.fromkeys(record.weights.weights_sha256 for record in records):
+        same = [i for i, record in enumerate(records) if record.weights.weights_sha256 == weights]
+        progress(f"reference of {artifacts[same[0]].name}", 0, 1)
+        reference = Reference(artifacts[same[0]], token_ids)
+        for index in same:
+            artifact = artifacts[index]
+            run = run_by_default(artifact, token_ids, prompts, plan.n_new_tokens, progress)
+            prompt_ids = prompt_ids or {a.prompt: a.prompt_ids for a in run.answers}
+            progress(f"compare {artifact.name}", 0, 1)
+            done[index] = replace(
+                records[index],
+                logits=_check_logits(artifact, run, token_ids, reference),
+                run=compare_run(run, reference, prompt_ids),
+            )
+            if plan.asks_stock:
+                stock = check_stock(artifact, run, prompts, plan.n_new_tokens, reference, progress)
+                done[index] = replace(done[index], stock=stock)
+        reference.close()
+    return [done[index] for index in range(len(records))]
+
+
+def _check_logits(
+    artifact: Artifact, run: DefaultRun, token_ids: Sequence[int], reference: Reference
+) -> LogitsCheck:
+    """Run with float activations, unless the default run just did."""
+    info, got = run.session.info, run.read
+    if run.arithmetic != "fp32":
+        decoder = open_float_decoder(artifact)
+        try:
+            info = decoder.info
+            got = decoder.forward(token_ids, n_past=0, n_logits=len(token_ids))
+        finally:
+            decoder.close()
+    return compare_logits(
+        info.engine, arithmetic_of(info, artifact), artifact, got, reference.read, REFERENCE
     )
 
 
@@ -150,55 +201,6 @@ def verification_tokens(artifact: Artifact, n_tokens: int) -> list[int]:
     return ids[:limit]
 
 
-def reference_decoder(artifact: Artifact) -> ReferenceDecoder:
-    """Open a plain numpy forward over the weights recovered from an artifact."""
-    tensors: dict[str, ModelTensor] = {
-        t.name: t for t in open_exporter(artifact.format).recover(artifact)
-    }
-
-    def weights(name: str) -> F32Array:
-        tensor = tensors[name]
-        return tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor.values
-
-    return ReferenceDecoder(read_spec(artifact), weights, model=artifact.name)
-
-
-def read_spec(artifact: Artifact) -> DecoderSpec:
-    """Give the decoder that a manifest describes.
-
-    Raises:
-        ArtifactError: It describes none.
-    """
-    try:
-        return DecoderSpec.from_dict(artifact.manifest.decoder)
-    except ValueError as error:
-        raise ArtifactError(
-            f"{artifact.path}: decoder in the manifest", got=error, do="Export the model again."
-        ) from error
-
-
-def open_check_decoder(artifact: Artifact) -> Decoder:
-    """Open an artifact on the engine, and with the settings, that verification uses."""
-    check = CHECKS[artifact.format]
-    return open_decoder(artifact, engine=check.engine, options=check.options)
-
-
-def refuse_traced(artifacts: Sequence[Artifact]) -> None:
-    """Refuse graphs that optimum wrote: their weights carry no names to compare by.
-
-    Raises:
-        UsageError: See above.
-    """
-    for artifact in artifacts:
-        if artifact.is_traced:
-            raise UsageError(
-                f"{artifact.path}: the graph is optimum's",
-                wanted="artifacts that edgekit wrote",
-                do="It was compared with transformers when it was exported; the manifest has the "
-                "figures under settings.checked_against_transformers.",
-            )
-
-
 def _refuse_mixed(artifacts: Sequence[Artifact]) -> None:
     if not artifacts:
         raise UsageError("nothing to verify", wanted="at least one artifact")
@@ -213,54 +215,75 @@ def _refuse_mixed(artifacts: Sequence[Artifact]) -> None:
         )
 
 
-def _hash_tensors(artifact: Artifact) -> dict[str, str]:
-    """Re-read an artifact and check its tensors against its own manifest."""
-    expected = {entry.name: entry for entry in artifact.manifest.tensors}
-    found = {
-        tensor.name: tensor.sha256() if isinstance(tensor, QuantizedTensor) else ""
+def _recovered_entries(artifact: Artifact) -> tuple[TensorEntry, ...]:
+    """Re-read an artifact and describe its tensors as they lie in its files."""
+    return tuple(
+        TensorEntry(tensor.name, tensor.shape, str(tensor.scheme), "", _hash(tensor))
         for tensor in open_exporter(artifact.format).recover(artifact)
-    }
-    if found.keys() != expected.keys():
-        odd = sorted(found.keys() ^ expected.keys())
+    )
+
+
+def _hash(tensor: ModelTensor) -> str | None:
+    return tensor.sha256() if isinstance(tensor, QuantizedTensor) else None
+
+
+def _check_tensors(artifact: Artifact, found: Sequence[TensorEntry]) -> None:
+    """Refuse tensors that are not those which the manifest lists, or not those of its decoder.
+
+    Raises:
+        FormatError: See above.
+    """
+    shapes = read_spec(artifact).weight_shapes()
+    listed = {e.name: (e.shape, e.scheme, e.sha256) for e in artifact.manifest.tensors}
+    own = {e.name: (e.shape, e.scheme, e.sha256) for e in found}
+    odd = sorted(own.keys() ^ listed.keys() | own.keys() ^ shapes.keys())
+    if odd:
         raise FormatError(
             f"{artifact.path}: tensors", got=", ".join(odd[:5]), wanted="those of the manifest"
         )
-    return found
+    for index, title in enumerate(("shapes", "schemes", "weights")):
+        wrong = [name for name in own if own[name][index] != listed[name][index]]
+        if index == 0:
+            wrong += [name for name in own if own[name][0] != shapes[name]]
+        if wrong:
+            raise FormatError(
+                f"{artifact.path}: {title} on disk are not those of its manifest",
+                got=", ".join(wrong[:5]),
+                do="Export the model again.",
+            )
+    if combine_hashes(found) != artifact.manifest.weights_sha256:
+        raise FormatError(
+            f"{artifact.path}: weights_sha256 in the manifest",
+            got=artifact.manifest.weights_sha256[:12],
+            wanted=combine_hashes(found)[:12],
+            do="Export the model again.",
+        )
 
 
 def _compare_weights(
-    first: Artifact, first_hashes: Mapping[str, str], artifact: Artifact, own: Mapping[str, str]
-) -> VerifyRecord:
-    if own.keys() != first_hashes.keys():
-        odd = sorted(own.keys() ^ first_hashes.keys())
+    first: Artifact,
+    first_entries: Sequence[TensorEntry],
+    artifact: Artifact,
+    entries: Sequence[TensorEntry],
+) -> WeightsCheck:
+    wanted = {entry.name: entry.sha256 for entry in first_entries}
+    own = {entry.name: entry.sha256 for entry in entries}
+    if own.keys() != wanted.keys():
+        odd = sorted(own.keys() ^ wanted.keys())
         raise FormatError(
             f"{artifact.path}: tensors", got=", ".join(odd[:5]), wanted=f"those of {first.path}"
         )
-    n_codes = sum(
-        int(np.prod(entry.shape)) for entry in artifact.manifest.tensors if entry.sha256 is not None
-    )
-    different = {name for name, digest in own.items() if digest != first_hashes[name]}
+    different = {name for name, digest in own.items() if digest != wanted[name]}
     codes, scales = _count_differences(first, artifact, different) if different else (0, 0)
-    entries = [
-        replace(entry, sha256=own[entry.name] or None) for entry in artifact.manifest.tensors
-    ]
-    manifest_hash = combine_hashes(entries)
-    if manifest_hash != artifact.manifest.weights_sha256:
-        raise FormatError(
-            f"{artifact.path}: weights on disk are not those of its manifest",
-            got=manifest_hash[:12],
-            wanted=artifact.manifest.weights_sha256[:12],
-            do="Export the model again.",
-        )
-    return VerifyRecord(
-        artifact=artifact.name,
-        format=artifact.format.value,
-        scheme=artifact.manifest.scheme,
-        weights_sha256=manifest_hash,
-        n_tensors=len(own),
-        n_codes=n_codes,
+    package = LIBRARIES[artifact.format]
+    return WeightsCheck(
+        library=f"{package} {version(package)}",
+        weights_sha256=combine_hashes(entries),
+        n_tensors=len(entries),
+        n_codes=sum(int(np.prod(e.shape)) for e in entries if e.sha256 is not None),
         n_codes_differing=codes,
         n_scales_differing=scales,
+        compared_with="" if artifact is first else first.name,
     )
 
 
@@ -280,22 +303,3 @@ def _count_differences(first: Artifact, second: Artifact, names: set[str]) -> tu
 def _collect(artifact: Artifact, names: set[str]) -> dict[str, QuantizedTensor]:
     recovered = open_exporter(artifact.format).recover(artifact)
     return {t.name: t for t in recovered if isinstance(t, QuantizedTensor) and t.name in names}
-
-
-def _compare_logits(
-    record: VerifyRecord, artifact: Artifact, token_ids: Sequence[int], wanted: F32Array
-) -> VerifyRecord:
-    decoder = open_check_decoder(artifact)
-    try:
-        got = decoder.forward(token_ids, n_past=0, n_logits=len(token_ids))
-    finally:
-        decoder.close()
-    tolerance = CHECKS[artifact.format].tolerance
-    return replace(
-        record,
-        max_logit_error=float(np.abs(got - wanted).max()),
-        logit_tolerance=tolerance.factor * float(wanted.std()),
-        tolerance_name=tolerance.name,
-        note=tolerance.reason,
-        top1_agreement=float((got.argmax(-1) == wanted.argmax(-1)).mean()),
-    )

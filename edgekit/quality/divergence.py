@@ -67,12 +67,8 @@ def measure_divergence(logits: Logits, reference: ReferenceRun) -> Divergence:
     nll = 0.0
     for ids, wanted in zip(reference.documents, reference.log_probs, strict=True):
         got = _log_softmax(logits(ids)[:-1]).astype(np.float64)
-        if got.shape != wanted.shape:
-            raise MeasureError("logits to compare", got=got.shape, wanted=wanted.shape)
         expected = wanted.astype(np.float64)
-        divergence = (np.exp(expected) * (expected - got)).sum(axis=-1)  # (T - 1,)
-        # Rounding can push an exact zero a little below it.
-        divergence = np.maximum(divergence, 0.0)
+        divergence = _divergence(expected, got)  # (T - 1,)
         kl_sums.append(float(divergence.sum()))
         kl_tokens.append(divergence)
         n_same += int((got.argmax(axis=-1) == expected.argmax(axis=-1)).sum())
@@ -93,6 +89,25 @@ def measure_divergence(logits: Logits, reference: ReferenceRun) -> Divergence:
         perplexity=float(np.exp(nll / n_tokens)),
         reference_perplexity=reference.perplexity,
     )
+
+
+def token_divergence(wanted: F32Array, got: F32Array) -> F64Array:
+    """Give KL(wanted || got) of each row of logits (T, V), in nats.
+
+    Raises:
+        MeasureError: The shapes differ, or a logit is not finite.
+    """
+    expected, found = (_log_softmax(rows).astype(np.float64) for rows in (wanted, got))
+    return _divergence(expected, found)
+
+
+def _divergence(expected: F64Array, got: F64Array) -> F64Array:
+    """KL of log-probabilities (T, V), for each row."""
+    if got.shape != expected.shape:
+        raise MeasureError("logits to compare", got=got.shape, wanted=expected.shape)
+    divergence: F64Array = (np.exp(expected) * (expected - got)).sum(axis=-1)
+    # Rounding can push an exact zero a little below it.
+    return np.maximum(divergence, 0.0)
 
 
 def _log_softmax(logits: F32Array) -> F32Array:

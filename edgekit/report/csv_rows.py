@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterator
 from typing import Final
 
-from edgekit.records import Kind, Metric, ReportData
+from edgekit.records import Kind, Metric, ReportData, VerifyRecord
 
 COLUMNS: Final = (
     "candidate",
@@ -120,32 +120,36 @@ def _rows(data: ReportData) -> Iterator[tuple[object, ...]]:
                 f"McNemar p = {pair.p_value:.4g}",
             )
     for record in data.verifications:
-        yield (
-            record.artifact,
-            "verify",
-            "codes_differing",
-            record.n_codes_differing,
-            Kind.MEASURED.value,
-            None,
-            None,
-            record.n_codes,
-            "",
-            "",
-            record.note,
-        )
-        yield (
-            record.artifact,
-            "verify",
-            "scales_differing",
-            record.n_scales_differing,
-            Kind.MEASURED.value,
-            None,
-            None,
-            None,
-            "",
-            "",
-            "",
-        )
+        for name, value, n_values, limit, note in _verify_values(record):
+            yield (
+                record.artifact,
+                "verify",
+                name,
+                value,
+                Kind.MEASURED.value,
+                None,
+                None,
+                n_values,
+                "",
+                "",
+                f"{note}, at most {limit:.3g}" if note else "",
+            )
+
+
+def _verify_values(
+    record: VerifyRecord,
+) -> Iterator[tuple[str, float, int | None, float, str]]:
+    """Give name, value, number of samples, limit, and the name of the limit."""
+    weights, logits, run = record.weights, record.logits, record.run
+    yield "codes_differing", weights.n_codes_differing, weights.n_codes, 0, ""
+    yield "scales_differing", weights.n_scales_differing, None, 0, ""
+    if logits is not None:
+        yield "max_logit_error", logits.max_error, logits.n_tokens, logits.limit, logits.tolerance
+    if run is not None:
+        n_tokens = run.n_read + run.n_written
+        yield "run_kl_mean_nats", run.kl_mean, n_tokens, run.limit, run.tolerance
+        yield "run_top1_agreement", run.top1_agreement, n_tokens, 0, ""
+
 
 
 def _metric_row(candidate: str, group: str, metric: Metric) -> tuple[object, ...]:

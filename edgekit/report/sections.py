@@ -20,7 +20,7 @@ from edgekit.records import (
     SuiteRecord,
 )
 from edgekit.report.table import Cell, Table, make_table
-from edgekit.report.verification import weights_table
+from edgekit.report.verification import verification_tables
 from edgekit.units import format_bytes, format_pct, format_rate, format_seconds
 
 SUB_KINDS: Final = ("n_context_tokens", "n_steps", "kind")
@@ -42,7 +42,7 @@ def build_tables(data: ReportData) -> tuple[Table, ...]:
 def _all_tables(data: ReportData) -> Iterator[Table]:
     for comparison in data.comparisons:
         yield criteria_table(comparison)
-    yield weights_table(data.verifications)
+    yield from verification_tables(data.verifications)
     yield speed_table(data.profiles)
     yield itl_table(data.profiles)
     yield memory_table(data.profiles)

@@ -42,10 +42,11 @@ class ReferenceDecoder:
 
     Args:
         spec: The decoder.
-        weights: Canonical name to float32 array; each is asked for once and kept.
+        weights: Canonical name to float32 array.
         dtype: Number type of all arithmetic, np.float32 or np.float64.
         model: Name shown in records.
         context_length: Most positions; None takes the model's own.
+        keeps_weights: Ask for each weight once and keep it, or anew at each use.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class ReferenceDecoder:
         dtype: FloatType = np.float32,
         model: str = "model",
         context_length: int | None = None,
+        keeps_weights: bool = True,
     ) -> None:
         if context_length is not None and not 1 <= context_length <= spec.context_length:
             raise UsageError(
@@ -67,6 +69,7 @@ class ReferenceDecoder:
         self._dtype = dtype
         self._model = model
         self._context_length = context_length or spec.context_length
+        self._keeps_weights = keeps_weights
         self._weights: dict[str, FloatArray] = {}
         self._cache = [self._empty_cache() for _ in range(spec.n_layers)]
         self._capacity = 0
@@ -260,9 +263,12 @@ class ReferenceDecoder:
         return capped
 
     def _weight(self, name: str) -> FloatArray:
-        if name not in self._weights:
-            self._weights[name] = np.asarray(self._read(name), dtype=self._dtype)
-        return self._weights[name]
+        kept = self._weights.get(name)
+        if kept is None:
+            kept = np.asarray(self._read(name), dtype=self._dtype)
+            if self._keeps_weights:
+                self._weights[name] = kept
+        return kept
 
     def _empty_cache(self, capacity: int = 0) -> _LayerCache:
         shape = (self._spec.n_kv_heads, capacity, self._spec.head_width)

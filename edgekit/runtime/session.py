@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 from edgekit.artifact import MANIFEST_NAME, Artifact
 from edgekit.dtypes import F32Array
@@ -38,6 +38,7 @@ from edgekit.text.tokenizer_file import has_tokenizer
 
 TOOL_MARKERS: Final = ("[TOOL_CALLS]", "<tool_call>")
 """Special tokens that stay in the text, so that a reader can find the calls after them."""
+OnLogits: TypeAlias = Callable[[F32Array], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Session:
         tokenizer: Text to ids and back; None for a model without one, which takes ids alone.
         template: How messages become a prompt.
         eos_ids: Tokens that end an answer.
+        on_logits: Told the logits (V,) that each token of an answer is picked from.
     """
 
     def __init__(
@@ -67,11 +69,13 @@ class Session:
         tokenizer: Tokenizer | None,
         template: ChatTemplate,
         eos_ids: Iterable[int],
+        on_logits: OnLogits | None = None,
     ) -> None:
         self._decoder = decoder
         self._tokenizer = tokenizer
         self._template = template
         self._eos_ids = frozenset(eos_ids)
+        self._on_logits = on_logits
         found = ((tokenizer.token_id(marker), marker) for marker in TOOL_MARKERS if tokenizer)
         self._markers = {i: marker for i, marker in found if i is not None}
         self._turn = 0  # the engine has one cache: it belongs to the latest request
@@ -270,6 +274,8 @@ class Session:
                 )
             logits = self._decoder.forward(next_ids, n_past=n_past, n_logits=1)[0]
             n_past += len(next_ids)
+            if self._on_logits is not None:
+                self._on_logits(logits)
             pick = sampler.pick(logits)
             is_end = pick.token_id in self._eos_ids and not options.ignore_eos
             shown = "" if is_end else text.add(pick.token_id)
@@ -342,6 +348,7 @@ def open_session(
     n_threads: int | None = None,
     context_length: int | None = None,
     options: Mapping[str, Any] | None = None,
+    on_logits: OnLogits | None = None,
 ) -> Session:
     """Load an artifact with its tokenizer and chat template; arguments as ``open_decoder``.
 
@@ -364,7 +371,7 @@ def open_session(
         context_length=context_length,
         options=options,
     )
-    return Session(decoder, tokenizer, template, eos_ids)
+    return Session(decoder, tokenizer, template, eos_ids, on_logits)
 
 
 def read_eos_ids(artifact: Artifact) -> frozenset[int]:

@@ -15,8 +15,8 @@ from edgekit.errors import ArtifactError, ExportError, UnsupportedArchError, Usa
 from edgekit.families import open_model
 from edgekit.pipeline import oracle
 from edgekit.pipeline.oracle import OracleRun, check_oracle, compare_with_oracle
-from edgekit.pipeline.verify import is_verified, open_check_decoder
-from edgekit.records import VerifyRecord
+from edgekit.pipeline.agreement import open_float_decoder
+from edgekit.records import LogitsCheck, OracleRecord
 from tests.builders import write_tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("optimum_environment")
@@ -27,8 +27,8 @@ def of_kind(artifacts: dict[str, Artifact], kind: str) -> list[Artifact]:
     return [artifacts[f"{f.value}-{kind}"] for f in Format]
 
 
-def relative_error(record: VerifyRecord) -> float:
-    return record.max_logit_error / record.logit_tolerance
+def relative_error(record: OracleRecord) -> float:
+    return record.logits.max_error / record.logits.limit
 
 
 def test_three_formats_and_two_schemes_equal_optimums_graph(tiny_artifacts):
@@ -39,10 +39,10 @@ def test_three_formats_and_two_schemes_equal_optimums_graph(tiny_artifacts):
         ("onnx", "int4-g32"), ("mlx", "int4-g32"), ("coreml", "int4-g32"), ("onnx", "int8-g32"),
     ]  # fmt: skip
     assert all(0 < relative_error(record) < 1 for record in records)
-    assert all(record.top1_agreement >= 0.99 for record in records)
-    assert {record.tolerance_name for record in records} == {"float32-sums"}
-    assert {record.note for record in records} == {
-        "over 200 tokens; optimum-onnx 0.1.0, transformers 4.57.6"
+    assert all(record.logits.top1_agreement >= 0.99 for record in records)
+    assert {record.logits.tolerance for record in records} == {"float32-sums"}
+    assert {(record.logits.n_tokens, record.logits.compared_with) for record in records} == {
+        (200, "optimum-onnx 0.1.0, transformers 4.57.6")
     }
     assert [r.weights_sha256 for r in records] == [a.manifest.weights_sha256 for a in artifacts]
     # One trace for each scheme, not one for each artifact.
@@ -61,8 +61,8 @@ def test_families_that_need_translation_equal_it_too(member, scheme, n_tokens, t
     (artifact,) = edgekit.export(model, "onnx", scheme, tmp_path)
     (record,) = compare_with_oracle([artifact], IDS)
     assert 0 < relative_error(record) < 1
-    assert record.note.startswith(f"over {n_tokens} tokens; ")
-    assert ("LongRoPE" in record.note) is (member == "phi3")
+    assert record.logits.n_tokens == n_tokens
+    assert ("LongRoPE" in record.logits.compared_with) is (member == "phi3")
 
 
 def test_the_checkpoint_for_the_oracle_is_the_source_itself_when_nothing_is_rounded(tmp_path):
@@ -120,16 +120,16 @@ def test_a_scale_that_edgekit_rounds_goes_into_an_embedding_of_its_own(tmp_path)
 
 def test_logits_that_are_not_those_of_the_oracle_are_not_verified(tiny_artifacts):
     artifact = tiny_artifacts["onnx-int4"]
-    decoder = open_check_decoder(artifact)
+    decoder = open_float_decoder(artifact)
     logits = decoder.forward(IDS, n_past=0, n_logits=len(IDS))
     decoder.close()
     same = oracle._compare(artifact, OracleRun(tuple(IDS), logits, "itself"))
-    assert (same.max_logit_error, same.top1_agreement) == (0, 1)
-    assert is_verified([same])
+    assert (same.logits.max_error, same.logits.top1_agreement) == (0, 1)
+    assert same.logits.is_met
     changed = logits.copy()
-    changed[150, 9] += same.logit_tolerance * 1.01
+    changed[150, 9] += same.logits.limit * 1.01
     other = oracle._compare(artifact, OracleRun(tuple(IDS), changed, "one logit off"))
-    assert not is_verified([other])
+    assert not other.logits.is_met
     narrow = OracleRun(tuple(IDS), logits[:, :-1], "another vocabulary")
     with pytest.raises(ArtifactError, match=r"got \(200, 384\); wanted \(200, 383\)"):
         oracle._compare(artifact, narrow)
@@ -141,7 +141,7 @@ def test_the_command_shows_a_table_and_its_json_a_record(tiny_artifacts, edgekit
     assert said.code == 0, said.err
     (record,) = said.data["oracle"]
     assert record["artifact"] == "tiny mlx int4-g32"
-    assert record["max_logit_error"] <= record["logit_tolerance"]
+    assert record["logits"]["max_error"] <= record["logits"]["limit"]
     assert said.data["is_verified"] is True
     plain = edgekit_cli("verify", path, "--tokens", 32, "--json")
     assert plain.data["oracle"] == []
@@ -150,11 +150,9 @@ def test_the_command_shows_a_table_and_its_json_a_record(tiny_artifacts, edgekit
 def test_a_missed_tolerance_ends_with_exit_code_1(tiny_artifacts, edgekit_cli, monkeypatch):
     def wrong(artifacts, token_ids, **_):
         return tuple(
-            VerifyRecord(
-                artifact=a.name, format=a.format.value, scheme=a.manifest.scheme,
-                weights_sha256="", n_tensors=1, n_codes=0, n_codes_differing=0,
-                n_scales_differing=0, max_logit_error=1.0, logit_tolerance=0.1,
-                tolerance_name="float32-sums", top1_agreement=0.5, note="over 32 tokens",
+            OracleRecord(
+                a.name, a.format.value, a.manifest.scheme, "",
+                LogitsCheck("mlx", "fp32", 32, 1.0, 0.1, "float32-sums", "why", 0.5, "optimum"),
             )
             for a in artifacts
         )  # fmt: skip

@@ -233,9 +233,7 @@ def _decode_codes(
     return tensor
 
 
-def _check_with_mlx(
-    tensor: QuantizedTensor, arrays: Sequence[NDArray[Any]], where: str
-) -> None:
+def _check_with_mlx(tensor: QuantizedTensor, arrays: Sequence[NDArray[Any]], where: str) -> None:
     """Refuse codes that mlx's own ``dequantize`` turns into other weights than we do."""
     mx = require("mlx.core", package="mlx")
     for rows in row_blocks(tensor.shape):

@@ -321,7 +321,7 @@ class _ExternalArrays:
         # onnxruntime would follow any path; an artifact is one folder.
         try:
             if not location or "\0" in location or Path(location).name != location:
-                raise OSError("not the name of a file in the folder of the artifact")  # noqa: TRY301
+                raise OSError("not the name of a file in the folder of the artifact")
             with open_inside(self._path.parent / location) as stream:
                 return stream.seek(0, 2)
         except OSError as error:
