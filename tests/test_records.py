@@ -99,6 +99,8 @@ def test_what_is_not_finite_is_never_written(value):
 
 
 def test_a_metric_is_found_by_its_name():
-    record = records.VerifyRecord("a", "onnx", "int4", "", 1, 1, 0, 0)
-    assert record.is_identical
-    assert not dataclasses.replace(record, n_scales_differing=1).is_identical
+    weights = records.WeightsCheck("onnx 1.23", "", 1, 1, 0, 0)
+    assert weights.is_met
+    wrong = dataclasses.replace(weights, n_scales_differing=1)
+    assert not wrong.is_met
+    assert not records.VerifyRecord("a", "onnx", "int4", wrong).is_met

@@ -197,9 +197,7 @@ def _compare(artifact: Artifact, oracle: OracleRun) -> OracleRecord:
         artifact.format.value,
         artifact.manifest.scheme,
         artifact.manifest.weights_sha256,
-        compare_logits(
-            decoder.info.engine, arithmetic, artifact, got, oracle.logits, oracle.title
-        ),
+        compare_logits(decoder.info.engine, arithmetic, artifact, got, oracle.logits, oracle.title),
     )
 
 

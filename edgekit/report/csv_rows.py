@@ -151,7 +151,6 @@ def _verify_values(
         yield "run_top1_agreement", run.top1_agreement, n_tokens, 0, ""
 
 
-
 def _metric_row(candidate: str, group: str, metric: Metric) -> tuple[object, ...]:
     samples = " ".join(repr(sample) for sample in metric.samples)
     return (

@@ -116,10 +116,11 @@ def stock_table(records: Sequence[VerifyRecord]) -> Table:
     ]
     return make_table(
         "stock",
-        "Stock runtimes: prompt ids, end tokens, text and answers against edgekit's",
+        "Stock runtimes against the default engine",
         ("artifact", "runtime", "result"),
         rows,
-        caption="Each in a process of its own, with its own tokenizer, template and loop.",
+        caption="Prompt ids, end tokens, answers, their text and why they end. Each runtime has a "
+        "process of its own, and its own tokenizer, template and loop.",
     )
 
 

@@ -139,7 +139,7 @@ def test_verify_says_yes_and_no_by_its_exit_code(edgekit_cli, tiny_model, tiny_a
     said = edgekit_cli("verify", *pair, "--tokens", "16", "--json")
     assert (said.code, said.data["is_verified"]) == (0, True)
     (other,) = edgekit.export(tiny_model, "mlx", "int4", tmp_path, method="rtn")
-    said = edgekit_cli("verify", pair[0], other.path, "--no-logits")
+    said = edgekit_cli("verify", pair[0], other.path, "--weights-only")
     assert said.code == 1
     assert "NOT verified" in said.out
 

@@ -134,7 +134,7 @@ def test_a_template_that_leaves_out_the_tools_is_loud_where_tools_are_asked_for(
     assert "leaves out the tools" in said.parts()["what"]
     said = edgekit_cli(*asked, "multi_step", "--reference", tiny_model)
     assert said.code == 0
-    assert edgekit_cli("verify", artifact, "--greedy", 1).code == 0
+    assert edgekit_cli("verify", artifact, "--prompts", 1).code == 0
 
 
 def test_the_same_commands_work_with_a_right_template(edgekit_cli, monkeypatch, artifact):

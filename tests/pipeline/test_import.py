@@ -11,7 +11,7 @@ from edgekit.artifact import Format, Manifest
 from edgekit.exporters import open_exporter
 from edgekit.pipeline.export import describe_import, export
 from edgekit.pipeline.inspect import inspect
-from edgekit.pipeline.verify import verification_tokens, verify
+from edgekit.pipeline.verify import VerifyPlan, verify
 from tests.checkpoint.prequantized.folders import (
     Grid,
     gptq_config,
@@ -52,9 +52,9 @@ def test_every_format_holds_the_imported_codes(coded_embedding, tmp_path, form):
 
 def test_all_formats_agree_on_weights_and_logits(coded_embedding, tmp_path):
     artifacts = export(coded_embedding[0], "all", "int4", tmp_path)
-    for record in verify(artifacts, token_ids=verification_tokens(artifacts[0], 16)):
-        assert record.is_identical
-        assert record.max_logit_error <= record.logit_tolerance
+    for record in verify(artifacts, VerifyPlan(n_tokens=16, n_prompts=1, n_new_tokens=4)):
+        assert record.weights.is_met
+        assert record.logits.is_met
 
 
 def test_the_commands_say_what_was_imported(edgekit_cli, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import edgekit
 from edgekit.families.inspect import inspect_model
 from edgekit.pipeline.evaluate import evaluate
-from edgekit.pipeline.verify import verify
+from edgekit.pipeline.verify import VerifyPlan, verify
 from edgekit.quality.evaluate import SuitePlan
 from edgekit.runtime import open_decoder
 from edgekit.runtime.base import Finish, GenerateOptions
@@ -88,11 +88,9 @@ def test_a_quantized_export_answers_and_ends_its_turn(real_artifacts, golden, fo
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_the_formats_hold_the_same_codes_and_give_the_same_logits(real_artifacts, golden, kind):
     trio = [real_artifacts[f"{form}-{kind}"] for form in FORMATS]
-    records = verify(trio, token_ids=golden["texts"][0]["ids"])
+    records = verify(trio, VerifyPlan(n_tokens=64, n_prompts=0))
     assert len(records) == len(trio)
-    for record in records:
-        assert record.is_identical
-        assert record.max_logit_error <= record.logit_tolerance
+    assert all(record.is_met for record in records)
 
 
 def test_a_suite_runs_to_its_end(real_artifacts):

@@ -11,14 +11,18 @@ from edgekit.records import (
     HostFacts,
     ItemOutcome,
     Kind,
+    LogitsCheck,
     Metric,
     PairedRecord,
     ProfileRecord,
     QualityRecord,
     ReportData,
+    RunCheck,
+    StockCheck,
     SuiteRecord,
     Verdict,
     VerifyRecord,
+    WeightsCheck,
     Workload,
 )
 
@@ -57,10 +61,19 @@ def example_report(text: str = "pocket") -> ReportData:
         comparisons=(_comparison(text),),
         verifications=(
             VerifyRecord(
-                f"{text} onnx", "onnx", "int4-g32", "ab" * 32, 20, 123456, 0, 0,
-                1.5e-5, 3e-4, "float32-sums", 1.0, "sums in another order",
+                f"{text} onnx", "onnx", "int4-g32",
+                WeightsCheck("onnx 1.23", "ab" * 32, 20, 123456, 0, 0),
+                LogitsCheck("onnxruntime", "fp32", 96, 1.5e-5, 3e-4, "float32-sums",
+                            "sums in another order", 1.0, "the plain numpy forward"),
+                RunCheck("onnxruntime (1.32)", "int8", 96, 12, 0.0123, 0.4, 0.01,
+                         "int8-activations", "activations are rounded", 0.95),
+                StockCheck("onnxruntime-genai", failure=f"crashed: {text}"),
             ),
-            VerifyRecord(f"{text} mlx", "mlx", "int4-g32", "cd" * 32, 20, 123456, 7, 1),
+            VerifyRecord(
+                f"{text} mlx", "mlx", "int4-g32",
+                WeightsCheck("mlx 0.32", "cd" * 32, 20, 123456, 7, 1, f"{text} onnx"),
+                stock=StockCheck("mlx-lm", not_run="not installed"),
+            ),
         ),
         notes=(f"A note on {text}.",),
     )  # fmt: skip
