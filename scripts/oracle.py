@@ -26,9 +26,9 @@ from edgekit.errors import EdgekitError
 from edgekit.families import FAMILIES
 from edgekit.optimum import check as optimum_check
 from edgekit.optimum.environment import REQUIREMENTS, OptimumEnvironment, open_environment
+from edgekit.pipeline.agreement import FLOAT_FACTOR
 from edgekit.pipeline.export import export
 from edgekit.pipeline.export_optimum import export_via_optimum
-from edgekit.pipeline.agreement import FLOAT_FACTOR
 from edgekit.pipeline.oracle import compare_with_oracle
 from edgekit.runtime import open_decoder
 from tests.builders import write_tiny_checkpoint

@@ -21,8 +21,8 @@ from edgekit.artifact import Artifact, Format
 from edgekit.decision import Rejected
 from edgekit.exporters import open_exporter
 from edgekit.families import open_model
-from edgekit.pipeline.export import export
 from edgekit.pipeline.agreement import open_float_decoder
+from edgekit.pipeline.export import export
 from edgekit.scheme import Scheme
 from tests.builders import write_tiny_checkpoint
 from tests.golden.tokens import CHUNKS, N_TOKENS, ROWS, golden_ids

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from edgekit.artifact import Artifact
+from edgekit.errors import EngineCrashError
 from edgekit.pipeline.agreement import (
     DefaultRun,
     Reference,
@@ -25,6 +26,7 @@ from edgekit.quality.suites import Item
 from edgekit.records import AnswerDifference, Answered, EngineInfo, StockCheck
 from edgekit.runtime.stock import STOCK_RUNTIMES
 
+_MAX_SHOWN: Final = 400
 _TIMEOUT_S: Final = 3600.0
 _NO_CORE_ML: Final = "needs macOS; edgekit ran the package in an interpreter of its own"
 _IS_CORE_ML: Final = "edgekit's default engine is Core ML itself"
@@ -76,7 +78,8 @@ def check_stock(
         ),
     )
     if isinstance(outcome, Failed):
-        return StockCheck(runtime.title, failure=f"{outcome.kind.value}: {outcome.reason}")
+        reason = outcome.reason.removeprefix(f"{EngineCrashError.__name__}: ")
+        return StockCheck(runtime.title, failure=f"{outcome.kind.value}: {reason}"[:_MAX_SHOWN])
     said = list(outcome.result["answers"])
     answers = tuple(
         Answered(

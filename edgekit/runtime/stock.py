@@ -6,17 +6,29 @@ artifact: tokenizer, chat template, end tokens, weights and the loop are the run
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, TypeAlias
 
 from edgekit.artifact import Format
+from edgekit.errors import EngineCrashError
 from edgekit.lazy import require
 
 Report: TypeAlias = Callable[..., None]
+_FOREIGN_ERRORS: Final = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    ImportError,
+    OSError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +76,11 @@ def ask_genai(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
         ``end_ids``, and ``answers``: for each prompt its own ``prompt_ids`` of the messages (None
         if there are none), the ``ids`` and ``text`` of the answer, and ``finish``.
     """
+    with _told("onnxruntime-genai"):
+        return _ask_genai(request, report)
+
+
+def _ask_genai(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
     genai = require("onnxruntime_genai", package="onnxruntime-genai")
     model = genai.Model(str(request["path"]))
     tokenizer = genai.Tokenizer(model)
@@ -94,6 +111,11 @@ def ask_genai(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
 
 def ask_mlx_lm(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Let mlx-lm answer the prompts of a request; as ``ask_genai``."""
+    with _told("mlx-lm"):
+        return _ask_mlx_lm(request, report)
+
+
+def _ask_mlx_lm(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
     os.environ["HF_HUB_OFFLINE"] = "1"
     mlx_lm = require("mlx_lm", package="mlx-lm")
     model, tokenizer = mlx_lm.load(str(request["path"]))
@@ -113,6 +135,16 @@ def ask_mlx_lm(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
         text = "".join(response.text for response in responses)
         answers.append(_answer(own, ids, text, str(responses[-1].finish_reason)))
     return {"end_ids": sorted(int(i) for i in tokenizer.eos_token_ids), "answers": answers}
+
+
+@contextlib.contextmanager
+def _told(runtime: str) -> Iterator[None]:
+    """Tell in a line what a runtime raised; its traceback says nothing of the artifact."""
+    try:
+        yield
+    except _FOREIGN_ERRORS as error:
+        text = " ".join(str(error).split())
+        raise EngineCrashError(runtime, got=f"{type(error).__name__}: {text}") from error
 
 
 def _answer(

@@ -14,8 +14,8 @@ from edgekit.artifact import Artifact, Format
 from edgekit.errors import ArtifactError, ExportError, UnsupportedArchError, UsageError
 from edgekit.families import open_model
 from edgekit.pipeline import oracle
-from edgekit.pipeline.oracle import OracleRun, check_oracle, compare_with_oracle
 from edgekit.pipeline.agreement import open_float_decoder
+from edgekit.pipeline.oracle import OracleRun, check_oracle, compare_with_oracle
 from edgekit.records import LogitsCheck, OracleRecord
 from tests.builders import write_tiny_checkpoint
 
