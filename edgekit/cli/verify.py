@@ -60,13 +60,7 @@ def command(
     from edgekit.pipeline.oracle import check_oracle, compare_with_oracle
     from edgekit.pipeline.verify import usual_plan, verification_tokens, verify
     from edgekit.records import to_data
-    from edgekit.report.terminal import print_table
-    from edgekit.report.verification import (
-        detail_lines,
-        oracle_table,
-        verdict,
-        verification_tables,
-    )
+    from edgekit.report.terminal import print_verification
 
     output = Output(is_json=as_json)
     if weights_only and (stock or n_tokens is not None or n_prompts is not None):
@@ -95,14 +89,7 @@ def command(
     data = {"records": to_data(records), "oracle": to_data(judged), "is_verified": is_good}
 
     def show(console: Console) -> None:
-        for table in verification_tables(records):
-            print_table(table, console)
-        if judged:
-            print_table(oracle_table(judged), console)
-        for line in detail_lines(records):
-            console.print(f"- {line}", markup=False)
-        console.print()
-        console.print(verdict(records, judged), markup=False)
+        print_verification(records, judged, console)
 
     output.result(data, show)
     if not is_good:

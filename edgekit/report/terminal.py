@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from edgekit.lazy import require
-from edgekit.records import Choice, ReportData
+from edgekit.records import Choice, OracleRecord, ReportData, VerifyRecord
 from edgekit.report.sections import build_tables
 from edgekit.report.table import Cell, Table
+from edgekit.report.verification import detail_lines, oracle_table, verdict, verification_tables
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +34,23 @@ def print_report(
     for table in build_tables(data):
         if keys is None or table.key.startswith(keys):
             print_table(table, console)
+
+
+def print_verification(
+    records: Sequence[VerifyRecord], oracle: Sequence[OracleRecord], console: Console
+) -> None:
+    """Print a table for each check, a line for each answer that differs, and the verdict."""
+    for table in verification_tables(records):
+        print_table(table, console)
+    if oracle:
+        print_table(oracle_table(oracle), console)
+    lines = list(detail_lines(records))
+    if lines:
+        console.print()
+    for line in lines:
+        console.print(_plain(f"- {line}"))
+    console.print()
+    console.print(_plain(verdict(records, oracle)))
 
 
 def print_table(table: Table, console: Console) -> None:

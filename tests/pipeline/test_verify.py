@@ -16,6 +16,8 @@ import edgekit
 from edgekit.artifact import MANIFEST_NAME, Artifact, FileEntry, Format, Manifest, hash_file
 from edgekit.errors import ArtifactError, FormatError, UsageError
 from edgekit.exporters import open_exporter
+from edgekit.exporters.coreml.weights import identifier
+from edgekit.formats.mlpackage import PACKAGE_NAME, main_block, read_spec, spec_path
 from edgekit.pipeline.agreement import FLOAT_FACTOR, reference_decoder
 from edgekit.pipeline.verify import VerifyPlan, usual_plan, verification_tokens, verify
 from edgekit.quantize.model import QuantizedTensor, combine_hashes
@@ -248,22 +250,56 @@ def move_place(folder: Path, name: str, other: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_weights_are_those_at_the_offsets_of_the_file(kind, tiny_artifacts, tmp_path):
-    """What onnxruntime would load: edgekit's own plan of the weight file has no say."""
-    whole = tiny_artifacts[f"onnx-{kind}"]
-    folder = shutil.copytree(whole.path, tmp_path / "a")
+def move_in_onnx(folder: Path) -> None:
     move_place(folder, "layers.0.gate.codes", "layers.0.up.codes")
-    with pytest.raises(
-        FormatError, match="weights on disk are not those of its manifest"
-    ) as caught:
+
+
+def move_in_mlx(folder: Path) -> None:
+    """Let the header say that the words of gate lie where those of up do, and the other way."""
+    path = folder / WEIGHTS
+    data = path.read_bytes()
+    n_header = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + n_header])
+    gate, up = (header[f"model.layers.0.mlp.{n}_proj.weight"] for n in ("gate", "up"))
+    gate["data_offsets"], up["data_offsets"] = up["data_offsets"], gate["data_offsets"]
+    text = json.dumps(header, separators=(",", ":")).encode().ljust(n_header)
+    assert len(text) == n_header
+    path.write_bytes(data[:8] + text + data[8 + n_header :])
+
+
+def move_in_coreml(folder: Path) -> None:
+    path = spec_path(folder / PACKAGE_NAME)
+    spec = read_spec(folder / PACKAGE_NAME)
+    ops = {o.name: op for op in main_block(spec).operations for o in op.outputs}
+    gate, up = (
+        ops[identifier(f"layers.0.{name}")].inputs["data"].arguments[0].value
+        for name in ("gate", "up")
+    )
+    gate.blobFileValue.offset = up.blobFileValue.offset
+    path.write_bytes(spec.SerializeToString())
+
+
+MOVES = {"onnx": move_in_onnx, "mlx": move_in_mlx, "coreml": move_in_coreml}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", MOVES)
+def test_weights_are_those_at_the_offsets_of_the_file(form, kind, tiny_artifacts, tmp_path):
+    """What an engine would load: edgekit's own plan of the file has no say."""
+    whole = tiny_artifacts[f"{form}-{kind}"]
+    folder = shutil.copytree(whole.path, tmp_path / "a")
+    MOVES[form](folder)
+    moved = 2 if form == "mlx" else 1
+    with pytest.raises(FormatError, match="weights on disk are not those of its manifest") as error:
         verify([repair(folder, tensors=False)])
-    assert caught.value.got == "layers.0.gate"
+    assert set(error.value.got.split(", ")) == {"layers.0.gate", "layers.0.up"} - (
+        {"layers.0.up"} if moved == 1 else set()
+    )
     changed = repair(folder, tensors=True)
     first, second = verify([whole, changed], SHORT)
-    tensors = {t.name: t for t in open_exporter(Format.ONNX).recover(whole)}
-    gate, up = tensors["layers.0.gate"], tensors["layers.0.up"]
-    assert second.weights.n_codes_differing == (gate.codes != up.codes).sum()
+    tensors = {t.name: t for t in open_exporter(whole.format).recover(whole)}
+    n_other = int((tensors["layers.0.gate"].codes != tensors["layers.0.up"].codes).sum())
+    assert second.weights.n_codes_differing == moved * n_other
     assert second.weights.n_scales_differing == 0
     assert first.is_met
     assert not second.is_met
