@@ -227,21 +227,23 @@ def test_any_prefix_of_all_names_is_found(tmp_path, prefix, is_said, head):
     assert all("tensor names " in note for note in source.checkpoint.notes)
 
 
-def test_the_decoder_is_found_among_towers_with_layers_of_their_own(tmp_path):
+@pytest.mark.parametrize("n_layers", [1, 27])
+def test_the_decoder_is_found_among_towers_with_layers_of_their_own(tmp_path, n_layers):
     def change(tensors):
         for name in list(tensors):
             if name.startswith("model.layers.0.self_attn"):
-                inner = name.removeprefix("model.")
-                tensors[f"vision_tower.transformer.{inner}"] = tensors[name] * 2
-                tensors[f"audio_tower.{inner}"] = tensors[name] * 3
-                tensors[f"mtp.{inner}"] = tensors[name] * 4
+                for i in range(n_layers):
+                    inner = name.removeprefix("model.").replace(".0.", f".{i}.")
+                    tensors[f"vision_tower.transformer.{inner}"] = tensors[name] * 2
+                    tensors[f"audio_tower.{inner}"] = tensors[name] * 3
+                    tensors[f"mtp.{inner}"] = tensors[name] * 4
 
     source = open_model(made(tmp_path, change, "qwen3")[0])
     plain = open_model(write_tiny_checkpoint(tmp_path / "plain", "qwen3"))
     np.testing.assert_array_equal(
         source.tensor("layers.0.q").read(), plain.tensor("layers.0.q").read()
     )
-    assert sorted(source.left_out.values()) == [6, 6, 6]
+    assert sorted(source.left_out.values()) == [6 * n_layers] * 3
 
 
 LAYER = "model.layers.0."
