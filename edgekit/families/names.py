@@ -90,8 +90,8 @@ def align(stored: Collection[str], tables: Sequence[NameTable]) -> Alignment:
     Programs put prefixes before all names (``base_model.model.``, ``_orig_mod.``, ``module.``,
     ``language_model.``) or take ``model.`` away. The prefix under which most of a table's names
     are found is the right one, and of two with as many the one with more tensors: a vision tower
-    may have more layers than the decoder, but never all that a decoder has. What lies beside the root, such as ``lm_head.weight``, may keep any shorter part
-    of the prefix.
+    may have more layers than the decoder, but never all that a decoder has. What lies beside the
+    root, such as ``lm_head.weight``, may keep any shorter part of the prefix.
 
     Args:
         stored: Names in the checkpoint.

@@ -50,7 +50,7 @@ _ENDS: Final = (
     "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<turn|>",
     "<end_of_utterance>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<|tool_response>",
     "<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "</s>", "<eos>",
-    "<｜end▁of▁sentence｜>", "[e~[",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
 )  # fmt: skip
 # What ends a file that a model of code fills in: padding, the next repository, the next file. The
 # key of the metadata that says it, and the names that count where the key is absent.
@@ -60,11 +60,11 @@ _FILL_ENDS: Final[Mapping[str, tuple[str, ...]]] = {
     "fim_sep_token_id": ("<|file_sep|>",),
 }
 _FILL_PARTS: Final = (
-    "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>",
-    "<|code_prefix|>", "<|prefix|>", "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>",
-    "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>", "<|suffix|>", "<|fim_middle|>",
-    "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>",
-    "<|middle|>",
+    "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<\uff5cfim\u2581begin\uff5c>", "<PRE>",
+    "\u2581<PRE>", "<|code_prefix|>", "<|prefix|>", "<|fim_suffix|>", "<fim-suffix>",
+    "<fim_suffix>", "<\uff5cfim\u2581hole\uff5c>", "<SUF>", "\u2581<SUF>", "<|code_suffix|>",
+    "<|suffix|>", "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<\uff5cfim\u2581end\uff5c>",
+    "<MID>", "\u2581<MID>", "<|code_middle|>", "<|middle|>",
 )  # fmt: skip
 # Control tokens by name, whatever type a converter gave them.
 _CONTROL_NAMES: Final = frozenset((*_ENDS, *chain(*_FILL_ENDS.values()), *_FILL_PARTS))
