@@ -8,9 +8,10 @@ of its own on this machine. Requests: https://github.com/ggml-org/llama.cpp, too
 from __future__ import annotations
 
 import json
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -45,6 +46,7 @@ class LlamaCpp:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
         self.version: str = xllamacpp.__version__
         self._server: Any = xllamacpp.Server(params)
+        self._host: str = self._server.listening_address.removeprefix("http://")
 
     def __enter__(self) -> Self:
         return self
@@ -58,13 +60,14 @@ class LlamaCpp:
         self._server = None
 
     def _ask(self, path: str, question: Mapping[str, Any]) -> Any:
-        request = urllib.request.Request(
-            self._server.listening_address + path,
-            json.dumps(question).encode(),
-            {"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return json.load(answer)
+        connection = HTTPConnection(self._host, timeout=120)
+        connection.request("POST", path, json.dumps(question), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        connection.close()
+        if answer.status != HTTPStatus.OK:
+            raise RuntimeError(f"llama.cpp {path}: {answer.status} {text[:200]}")
+        return json.loads(text)
 
     def encode(self, text: str, *, allow_special: bool, adds: bool = False) -> list[int]:
         """Give the ids of a text.
