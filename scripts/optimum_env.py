@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from edgekit.errors import EdgekitError
-from edgekit.export.optimum_env import open_environment
+from edgekit.optimum.environment import open_environment
 
 
 def main() -> int:

@@ -23,9 +23,9 @@ import numpy as np
 
 from edgekit.artifact import Artifact
 from edgekit.errors import EdgekitError
-from edgekit.export import optimum_check
-from edgekit.export.optimum_env import REQUIREMENTS, OptimumEnvironment, open_environment
 from edgekit.families import FAMILIES
+from edgekit.optimum import check as optimum_check
+from edgekit.optimum.environment import REQUIREMENTS, OptimumEnvironment, open_environment
 from edgekit.pipeline.export import export
 from edgekit.pipeline.export_optimum import export_via_optimum
 from edgekit.pipeline.oracle import compare_with_oracle

@@ -19,7 +19,7 @@ import numpy as np
 
 from edgekit.artifact import Artifact, Format
 from edgekit.decision import Rejected
-from edgekit.export import open_exporter
+from edgekit.exporters import open_exporter
 from edgekit.families import open_model
 from edgekit.pipeline.export import export
 from edgekit.pipeline.verify import open_check_decoder

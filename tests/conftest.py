@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 
 import edgekit
 from edgekit.artifact import Artifact
-from edgekit.export.optimum_env import OptimumEnvironment, open_environment
+from edgekit.optimum.environment import OptimumEnvironment, open_environment
 from edgekit.paths import models_dir
 from edgekit.pipeline.export_optimum import export_via_optimum
 from tests.builders import write_tiny_checkpoint

@@ -29,19 +29,18 @@ def test_import_edgekit_imports_nothing_heavy():
     assert run_python(code) == []
 
 
-def test_export_is_callable_before_and_after_the_package_of_that_name_is_imported(tmp_path):
+def test_export_is_the_plain_function_whatever_is_imported():
     code = (
-        "import edgekit\n"
-        "from edgekit.errors import UsageError\n"
-        "def outcome():\n"
-        "    try: edgekit.export('nowhere', ['gguf'], 'int4', 'out')\n"
-        "    except UsageError as error: return error.got\n"
-        "first = outcome()\n"
-        "import edgekit.export as package\n"
-        "from edgekit.export import open_exporter\n"
-        "print(first, outcome(), edgekit.export is package, callable(open_exporter))"
+        "import inspect, edgekit\n"
+        "first = edgekit.export\n"
+        "import edgekit.exporters, edgekit.pipeline.export\n"
+        "print(inspect.isfunction(first), edgekit.export is first)\n"
+        "print(*inspect.signature(first).parameters)"
     )
-    assert run_python(code) == ["'gguf'", "'gguf'", "True", "True"]
+    assert run_python(code) == [
+        *("True", "True", "model", "formats", "scheme", "out", "context_length", "method"),
+        *("ignore_config_keys", "adapter", "progress", "warn"),
+    ]
 
 
 def test_all_names_what_is_public_and_nothing_else():

@@ -14,7 +14,7 @@ from edgekit.decision import Accepted
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edgekit.export.context import ContextRange
+    from edgekit.exporters.context import ContextRange
     from edgekit.families.inspect import ModelSummary
     from edgekit.pipeline.inspect import Inspection
     from edgekit.pipeline.preflight import ExportPrediction

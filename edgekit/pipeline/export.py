@@ -17,16 +17,16 @@ from edgekit.checkpoint.remote import needs_download
 from edgekit.checkpoint.repository import recipe_of
 from edgekit.decision import Rejected
 from edgekit.errors import ExportError, UsageError
-from edgekit.export import open_exporter
-from edgekit.export.base import Exporter, ExportOptions
-from edgekit.export.staging import PARTIAL_PREFIX, write_artifact
+from edgekit.exporters import open_exporter
+from edgekit.exporters.base import Exporter, ExportOptions
+from edgekit.exporters.staging import PARTIAL_PREFIX, write_artifact
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
 from edgekit.pipeline.preflight import check_room, join_predictions, predict_export
 from edgekit.pipeline.rates import known_rates
 from edgekit.progress import Progress, ignore_progress
-from edgekit.quantize.imports import CHANGES_OF_CODES
 from edgekit.quantize.methods import Method
+from edgekit.quantize.prequantized import CHANGES_OF_CODES
 from edgekit.quantize.store import quantize_model
 from edgekit.scheme import Scheme
 from edgekit.text.view import TextView
@@ -56,7 +56,7 @@ def export(
         out: Parent folder; each artifact is ``{model}-{format}-{scheme}`` in it.
         context_length: Positions the artifacts hold, those of prompt and answer together;
             default the model's own, in ONNX and Core ML no more than 4,096 unless their
-            key/value cache stays small (export/context.py).
+            key/value cache stays small (exporters/context.py).
         method: How scales are chosen, ``search`` or ``rtn``.
         ignore_config_keys: Keys of config.json that pass although edgekit does not know them; one
             of a section is written ``section.key``. The manifest's notes name them.

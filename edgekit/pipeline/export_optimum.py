@@ -17,10 +17,10 @@ from edgekit.checkpoint.gguf.file import is_gguf
 from edgekit.checkpoint.reader import open_checkpoint
 from edgekit.checkpoint.remote import needs_download, open_headers
 from edgekit.errors import UsageError
-from edgekit.export.base import ExportOptions
-from edgekit.export.optimum import check_request, write_optimum_artifact
-from edgekit.export.optimum_env import Tell, open_environment
-from edgekit.export.optimum_model import read_rows, translate_config
+from edgekit.exporters.base import ExportOptions
+from edgekit.optimum.environment import Tell, open_environment
+from edgekit.optimum.model import read_rows, translate_config
+from edgekit.optimum.route import check_request, write_optimum_artifact
 from edgekit.pipeline.export import check_export, check_text, export, parse_formats
 from edgekit.progress import Progress, ignore_progress
 from edgekit.quantize.model import Source

@@ -10,8 +10,8 @@ from pathlib import Path
 from edgekit.artifact import Format
 from edgekit.decision import Accepted, Decision
 from edgekit.errors import QuantError
-from edgekit.export import open_exporter
-from edgekit.export.context import ContextRange
+from edgekit.exporters import open_exporter
+from edgekit.exporters.context import ContextRange
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
 from edgekit.families.inspect import SCHEMES, ModelSummary, summarize

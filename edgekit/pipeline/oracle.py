@@ -21,12 +21,9 @@ from edgekit.artifact import Artifact
 from edgekit.checkpoint.reader import open_checkpoint
 from edgekit.dtypes import DType, F32Array
 from edgekit.errors import ArtifactError, CheckpointError, ExportError, UsageError
-from edgekit.export import open_exporter
-from edgekit.export.base import ExportOptions
-from edgekit.export.optimum import check_request, write_optimum_artifact
-from edgekit.export.optimum_env import OptimumEnvironment, Tell, open_environment
-from edgekit.export.optimum_model import check_model_type, translate_config
-from edgekit.export.staging import refuse_small_disk
+from edgekit.exporters import open_exporter
+from edgekit.exporters.base import ExportOptions
+from edgekit.exporters.staging import refuse_small_disk
 from edgekit.families import FAMILIES, open_model
 from edgekit.families.base import Family, SourceModel
 from edgekit.families.names import NameTable
@@ -34,6 +31,9 @@ from edgekit.families.spec import DecoderSpec
 from edgekit.formats.safetensors import SafetensorsWriter
 from edgekit.lazy import load_object
 from edgekit.model_files import CONFIG_NAME, WEIGHTS_NAME
+from edgekit.optimum.environment import OptimumEnvironment, Tell, open_environment
+from edgekit.optimum.model import check_model_type, translate_config
+from edgekit.optimum.route import check_request, write_optimum_artifact
 from edgekit.pipeline.verify import CHECKS, open_check_decoder, read_spec, refuse_traced
 from edgekit.progress import Progress, ignore_progress
 from edgekit.quantize.model import QuantizedTensor, Source

@@ -18,14 +18,14 @@ from edgekit.artifact import Format
 from edgekit.decision import Accepted
 from edgekit.devices.probe import available_memory, probe_host
 from edgekit.errors import ExportError
-from edgekit.export import open_exporter
-from edgekit.export.base import ExportOptions
-from edgekit.export.staging import existing_parent
+from edgekit.exporters import open_exporter
+from edgekit.exporters.base import ExportOptions
+from edgekit.exporters.staging import existing_parent
 from edgekit.families.base import SourceModel
 from edgekit.model_files import CONFIG_NAME
 from edgekit.pipeline.rates import Rates
-from edgekit.quantize.imports import expected_plan
 from edgekit.quantize.memory_estimate import PlannedModel, largest_handled_bytes
+from edgekit.quantize.prequantized import expected_plan
 from edgekit.scheme import Scheme
 from edgekit.units import format_bytes
 

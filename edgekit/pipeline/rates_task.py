@@ -23,8 +23,8 @@ import numpy as np
 from edgekit.artifact import Format
 from edgekit.decision import Accepted
 from edgekit.dtypes import DType
-from edgekit.export import open_exporter
-from edgekit.export.staging import write_artifact
+from edgekit.exporters import open_exporter
+from edgekit.exporters.staging import write_artifact
 from edgekit.families import open_model
 from edgekit.formats.floats import to_bf16
 from edgekit.formats.safetensors import SafetensorsWriter

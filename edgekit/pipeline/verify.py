@@ -16,7 +16,7 @@ import numpy as np
 from edgekit.artifact import Artifact, Format
 from edgekit.dtypes import F32Array
 from edgekit.errors import ArtifactError, CheckpointError, FormatError, UsageError
-from edgekit.export import open_exporter
+from edgekit.exporters import open_exporter
 from edgekit.families.spec import DecoderSpec
 from edgekit.progress import Progress, ignore_progress
 from edgekit.quality.evaluate import SuitePlan

@@ -10,8 +10,8 @@ import pytest
 
 from edgekit.artifact import Artifact
 from edgekit.errors import EdgekitError, EngineError, EngineLoadError, UsageError
-from edgekit.export import open_exporter
-from edgekit.export.staging import write_artifact
+from edgekit.exporters import open_exporter
+from edgekit.exporters.staging import write_artifact
 from edgekit.pipeline.export_optimum import export_via_optimum
 from edgekit.runtime import ENGINE_FORMATS, ENGINES, open_decoder
 from edgekit.runtime.base import Finish
@@ -20,7 +20,7 @@ from edgekit.runtime.session import Session
 from edgekit.text.chat import ChatTemplate
 from edgekit.text.tokenizer import Tokenizer
 from tests.builders import write_tiny_tokenizer
-from tests.export.memory_model import memory_model, tiny_spec, write_float_checkpoint
+from tests.exporters.memory_model import memory_model, tiny_spec, write_float_checkpoint
 
 MAC_ONLY = {"coreml"}
 # The same engine name over another graph: optimum's, with plain key and value inputs.

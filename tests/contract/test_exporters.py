@@ -13,15 +13,15 @@ import pytest
 from edgekit.artifact import MANIFEST_NAME, Artifact, Format
 from edgekit.decision import Accepted, Rejected
 from edgekit.errors import ArtifactError, EdgekitError, ExportError
-from edgekit.export import EXPORTERS, open_exporter
-from edgekit.export.staging import write_artifact
+from edgekit.exporters import EXPORTERS, open_exporter
+from edgekit.exporters.staging import write_artifact
 from edgekit.families.rope_spec import Llama3Scaling, RopeSpec
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.safetensors import SafetensorsWriter
 from edgekit.quantize.model import QuantizedTensor, combine_hashes
 from edgekit.scheme import Scheme
 from tests.builders import write_tiny_tokenizer
-from tests.export.memory_model import MemoryModel, memory_model, tiny_spec
+from tests.exporters.memory_model import MemoryModel, memory_model, tiny_spec
 
 SCHEMES = ["fp32", "fp16", "int8", "int8-g64", "int4", "int4-g64"]
 VARIANTS = {
@@ -48,7 +48,7 @@ def assets(tmp_path_factory):
 
 
 def make_model(scheme: str, spec: DecoderSpec | None = None, **fields) -> MemoryModel:
-    """Integer schemes come with an int8 embedding, as the recipe writes them."""
+    """Integer schemes come with an int8 embedding, as the plan has them."""
     schemes = {"embed": "int8"} if scheme.startswith("int") else None
     return memory_model(spec or tiny_spec(), scheme, schemes=schemes, **fields)
 

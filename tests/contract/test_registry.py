@@ -13,12 +13,12 @@ import pytest
 import edgekit
 from edgekit.artifact import Artifact, Format
 from edgekit.errors import UsageError
-from edgekit.export import EXPORTERS, open_exporter
-from edgekit.export.mlx import MlxExporter
-from edgekit.export.staging import write_artifact
+from edgekit.exporters import EXPORTERS, open_exporter
+from edgekit.exporters.mlx.exporter import MlxExporter
+from edgekit.exporters.staging import write_artifact
 from edgekit.lazy import load_object
 from edgekit.runtime import ENGINE_FORMATS, ENGINES, default_engine, open_decoder
-from tests.export.memory_model import memory_model
+from tests.exporters.memory_model import memory_model
 
 PACKAGE = Path(edgekit.__file__).parent
 HEAVY = ("onnx", "onnxruntime", "mlx", "mlx_lm", "coremltools", "openai", "tokenizers", "jinja2")
@@ -40,8 +40,8 @@ def classes_with(folder: str, *method_sets: set[str]) -> set[str]:
     Protocols (in base.py) and classes that others in the folder are made from do not count.
     """
     found = set()
-    for path in (PACKAGE / folder).glob("*.py"):
-        name = f"edgekit.{folder}.{path.stem}"
+    for path in (PACKAGE / folder).rglob("*.py"):
+        name = ".".join(("edgekit", *path.relative_to(PACKAGE).with_suffix("").parts))
         if path.stem not in ("base", "__init__"):
             found |= {
                 item
@@ -61,7 +61,7 @@ def artifact(tmp_path_factory) -> Artifact:
 
 
 def test_the_exporters_are_those_in_the_folder():
-    assert classes_with("export", {"supports", "write", "recover"}) == set(EXPORTERS.values())
+    assert classes_with("exporters", {"supports", "write", "recover"}) == set(EXPORTERS.values())
 
 
 def test_the_engines_are_those_in_the_folder():
@@ -121,7 +121,7 @@ def test_the_default_engine_opens_the_artifact(artifact):
 
 def test_importing_the_registries_imports_no_runtime():
     code = (
-        "import sys, edgekit.runtime, edgekit.export, edgekit.runtime.session\n"
+        "import sys, edgekit.runtime, edgekit.exporters, edgekit.runtime.session\n"
         f"print(*[name for name in {HEAVY!r} if name in sys.modules])"
     )
     done = subprocess.run(

@@ -23,13 +23,13 @@ import edgekit
 from edgekit.artifact import MANIFEST_NAME, Artifact, Format
 from edgekit.devices.facts import facts_of
 from edgekit.errors import CheckpointError, ExportError, UnsupportedArchError, UsageError
-from edgekit.export.staging import PARTIAL_PREFIX
+from edgekit.exporters.staging import PARTIAL_PREFIX
 from edgekit.paths import cache_dir
 from edgekit.pipeline.export_optimum import export_by_route, export_via_optimum
 from edgekit.runtime import open_decoder
 from tests.builders import write_tiny_checkpoint
-from tests.export.test_child import is_running, wait_until
 from tests.foreign_models import VOCAB, write_foreign_checkpoint
+from tests.optimum.test_child import is_running, wait_until
 
 WEIGHTS = "model.safetensors"
 LOGS = "logs"

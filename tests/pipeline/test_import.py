@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgekit.artifact import Format, Manifest
-from edgekit.export import open_exporter
+from edgekit.exporters import open_exporter
 from edgekit.pipeline.export import describe_import, export
 from edgekit.pipeline.inspect import inspect
 from edgekit.pipeline.verify import verification_tokens, verify

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 import edgekit
 from edgekit.artifact import MANIFEST_NAME, Artifact, FileEntry, Format, Manifest, hash_file
 from edgekit.errors import ArtifactError, FormatError, UsageError
-from edgekit.export import open_exporter
+from edgekit.exporters import open_exporter
 from edgekit.pipeline.greedy import compare_greedy
 from edgekit.pipeline.verify import (
     is_verified,

@@ -22,8 +22,8 @@ from edgekit.runtime.coreml import CoremlDecoder, stateful_step
 from edgekit.runtime.mil import MilDecoder
 from edgekit.runtime.mil_machine import MilMachine
 from edgekit.runtime.mil_program import read_program
-from tests.export.coreml_edit import export
-from tests.export.memory_model import memory_model
+from tests.exporters.coreml.coreml_edit import export
+from tests.exporters.memory_model import memory_model
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from edgekit.runtime.mil_machine import MilMachine
 from edgekit.runtime.mil_program import read_program
 from edgekit.runtime.mlpackage import CHUNK_TOKENS
 from edgekit.runtime.reference import ReferenceDecoder
-from tests.export.coreml_edit import copy, edited, export, find_op, merge_state_reads
-from tests.export.memory_model import memory_model, tiny_spec
+from tests.exporters.coreml.coreml_edit import copy, edited, export, find_op, merge_state_reads
+from tests.exporters.memory_model import memory_model, tiny_spec
 
 FP16_TOLERANCE: Final = 0.02
 """Of the logits' standard deviation; measured 0.003 to 0.007 on these models. Matrix products,

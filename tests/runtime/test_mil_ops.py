@@ -19,8 +19,8 @@ from edgekit.formats.mlpackage import (
 )
 from edgekit.runtime.mil_ops import OPS
 from edgekit.runtime.mil_program import StoredWeight
-from tests.export.coreml_edit import export
-from tests.export.memory_model import memory_model
+from tests.exporters.coreml.coreml_edit import export
+from tests.exporters.memory_model import memory_model
 
 FLOAT32_TOLERANCE: Final = 1e-6
 """Relative; sums of at most 24 float32 products in another order."""

@@ -9,12 +9,12 @@ import pytest
 
 from edgekit.artifact import Artifact
 from edgekit.errors import EngineCrashError, EngineLoadError, UsageError
-from edgekit.export.mlx import MlxExporter
-from edgekit.export.staging import write_artifact
+from edgekit.exporters.mlx.exporter import MlxExporter
+from edgekit.exporters.staging import write_artifact
 from edgekit.families.rope_spec import Llama3Scaling, RopeSpec
 from edgekit.runtime.mlx import MlxDecoder
 from edgekit.runtime.reference import ReferenceDecoder
-from tests.export.memory_model import memory_model, tiny_spec
+from tests.exporters.memory_model import memory_model, tiny_spec
 
 # fp32 sums in another order against float64, and fp32 RoPE angles of up to 1100 radians: 1.1e-5
 # was the largest difference seen.

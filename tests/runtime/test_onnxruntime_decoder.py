@@ -15,15 +15,15 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from edgekit.artifact import Artifact, Format
 from edgekit.errors import EngineCrashError, EngineLoadError, UsageError
-from edgekit.export.base import ExportOptions
-from edgekit.export.onnx import OnnxExporter
-from edgekit.export.staging import write_artifact
+from edgekit.exporters.base import ExportOptions
+from edgekit.exporters.onnx.exporter import OnnxExporter
+from edgekit.exporters.staging import write_artifact
 from edgekit.families.rope_spec import Llama3Scaling, RopeSpec
 from edgekit.runtime import open_decoder
 from edgekit.runtime.onnx_session import OnnxruntimeOptions, foreign_errors
 from edgekit.runtime.onnxruntime import OnnxruntimeDecoder
 from edgekit.runtime.reference import ReferenceDecoder
-from tests.export.memory_model import TINY_SPEC, memory_model, tiny_spec
+from tests.exporters.memory_model import TINY_SPEC, memory_model, tiny_spec
 
 # Largest logit error allowed against float64 numpy, in standard deviations of the logits.
 # Seen: 4e-6 with float activations; 0.1 with int8 activations on random weights (4 and 8 bits).
@@ -296,7 +296,7 @@ def test_every_exception_of_onnxruntime_crosses_at_the_one_door():
 
 def test_importing_the_engine_and_the_exporter_imports_neither_onnx_nor_onnxruntime():
     code = (
-        "import sys, edgekit.runtime.onnxruntime, edgekit.export.onnx; "
+        "import sys, edgekit.runtime.onnxruntime, edgekit.exporters.onnx.exporter; "
         "sys.exit(bool({'onnx', 'onnxruntime'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

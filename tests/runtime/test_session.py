@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from edgekit.artifact import Artifact
 from edgekit.errors import ArtifactError, CheckpointError, EngineCrashError, UsageError
-from edgekit.export.mlx import MlxExporter
-from edgekit.export.staging import write_artifact
+from edgekit.exporters.mlx.exporter import MlxExporter
+from edgekit.exporters.staging import write_artifact
 from edgekit.runtime.base import Finish, GenerateOptions
 from edgekit.runtime.fake import FakeDecoder
 from edgekit.runtime.sampling import log_softmax
@@ -21,7 +21,7 @@ from edgekit.runtime.session import Session, open_session, read_eos_ids
 from edgekit.text.chat import ChatTemplate
 from edgekit.text.tokenizer import Tokenizer
 from tests.builders import write_tiny_tokenizer
-from tests.export.memory_model import memory_model, tiny_spec
+from tests.exporters.memory_model import memory_model, tiny_spec
 
 VOCAB = 384
 BOS, EOS, TOOL_CALLS = 1, 2, 10

@@ -1,0 +1,102 @@
+"""Answer one question: what does every exporter promise?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgekit.artifact import Artifact, Format
+from edgekit.decision import Decision
+from edgekit.exporters.context import ContextRange
+from edgekit.families.spec import DecoderSpec
+from edgekit.progress import Progress
+from edgekit.quantize.model import ModelOutline, ModelTensor, QuantizedModel
+from edgekit.scheme import Scheme
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """Choices of one export.
+
+    Attributes:
+        context_length: Positions the artifact holds; None takes the format's default (context.py).
+    """
+
+    context_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What an exporter adds to the manifest.
+
+    Attributes:
+        context_length: Positions this artifact can hold.
+        tool_versions: Packages that took part, name to version.
+        settings: Format facts worth keeping (opset, accuracy_level, activation type, ...).
+    """
+
+    context_length: int
+    tool_versions: Mapping[str, str]
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SizeEstimate:
+    """What an export will take, known before any weight is read.
+
+    Attributes:
+        disk_bytes: All files of the artifact but its manifest and the copied assets.
+        memory_bytes: Arrays that are held together at the worst moment.
+    """
+
+    disk_bytes: int
+    memory_bytes: int
+
+
+class Exporter(Protocol):
+    """One file format.
+
+    ``write`` fills an empty folder that becomes the artifact once it returns; staging, the
+    manifest and the atomic rename are the caller's (exporters/staging.py).
+    """
+
+    format: Format
+
+    def supports(self, spec: DecoderSpec, scheme: Scheme) -> Decision:
+        """Say before any work whether this format can hold the model."""
+        ...
+
+    def positions(self, spec: DecoderSpec) -> ContextRange:
+        """Say before any work how many positions an artifact of a supported model can hold."""
+        ...
+
+    def predict(self, model: ModelOutline, options: ExportOptions) -> SizeEstimate:
+        """Say what ``write`` will take; reads no tensor.
+
+        Tolerance: disk within 1 % beyond 20 MB of weights; the graph is estimated per layer.
+        """
+        ...
+
+    def write(
+        self, model: QuantizedModel, folder: Path, options: ExportOptions, progress: Progress
+    ) -> Written:
+        """Write all files of the artifact except the manifest.
+
+        Raises:
+            ExportError: The format cannot hold the model.
+            UsageError: ``options`` ask for positions that ``positions`` does not offer.
+            OSError: A file cannot be written; staging.py turns it into an ``ExportError``.
+        """
+        ...
+
+    def recover(self, artifact: Artifact) -> Iterator[ModelTensor]:
+        """Re-read every tensor from the files on disk with the format's own library.
+
+        Exact: integer tensors come back with the codes and scales that were written.
+
+        Raises:
+            FormatError: The files are not what this exporter writes.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""The Core ML exporter: the package, its program, and the way back."""

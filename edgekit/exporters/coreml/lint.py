@@ -1,0 +1,170 @@
+"""Answer one question: is a saved Core ML package built the way the runtimes need it?
+
+Each rule stands for a failure that the compiler does not report, or reports on the device only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from edgekit.errors import ExportError, FormatError
+from edgekit.exporters.coreml.weights import identifier
+from edgekit.formats.mil_blob import BlobReader
+from edgekit.formats.mlpackage import (
+    CAUSAL_MASK,
+    INPUT_IDS,
+    KEY_CACHE,
+    LOGITS,
+    VALUE_CACHE,
+    main_block,
+    read_spec,
+    require_coremltools,
+    stored_at,
+    type_name,
+    weights_path,
+)
+from edgekit.scheme import Scheme
+
+_CONSTEXPR: Final = "constexpr_blockwise_shift_scale"
+# Ops that must compute in fp16: one of them in fp32 halves the speed and leaves the GPU path.
+_NARROW_OPS: Final = frozenset(
+    {
+        "linear", "gather", "matmul", "scaled_dot_product_attention", "slice_update", "read_state",
+        _CONSTEXPR,
+    }
+)  # fmt: skip
+_N_KINDS: Final = {4: "INT4", 8: "INT8"}
+
+
+def lint_package(package: Path, schemes: Mapping[str, Scheme], context_length: int) -> None:
+    """Check a package that was just written.
+
+    Raises:
+        ExportError: One or more rules are broken; the message lists all of them.
+    """
+    try:
+        spec = read_spec(package)
+        blobs = BlobReader(weights_path(package))
+    except FormatError as error:
+        raise ExportError(f"{package} cannot be read back", got=str(error)) from error
+    findings = [
+        *_interface(spec, context_length),
+        *_states(main_block(spec)),
+        *_values(main_block(spec), blobs),
+        *_weights(main_block(spec), schemes),
+    ]
+    if findings:
+        raise ExportError(
+            f"{package.name} breaks rules of Core ML",
+            got="; ".join(findings),
+            do="This is a fault of edgekit or a new coremltools; please report it.",
+        )
+
+
+def _interface(spec: Any, context_length: int) -> Iterator[str]:
+    """Names, types and ranges of inputs, states and output."""
+    if spec.specificationVersion != 9:
+        yield f"specification version {spec.specificationVersion}, wanted 9"
+    arrays = require_coremltools("coremltools.proto.FeatureTypes_pb2").ArrayFeatureType
+    description = spec.description
+    inputs = {
+        feature.name: (
+            arrays.ArrayDataType.Name(feature.type.multiArrayType.dataType),
+            [
+                (size.lowerBound, size.upperBound)
+                for size in feature.type.multiArrayType.shapeRange.sizeRanges
+            ],
+        )
+        for feature in description.input
+    }
+    one, ranged = (1, 1), (1, context_length)
+    # Every input ranged: a mix of fixed and ranged inputs with state crashes at load.
+    wanted = {
+        INPUT_IDS: ("INT32", [one, ranged]),
+        CAUSAL_MASK: ("FLOAT16", [one, one, ranged, ranged]),
+    }
+    if inputs != wanted:
+        yield f"inputs {inputs}, wanted {wanted}"
+    states = {
+        feature.name: (
+            arrays.ArrayDataType.Name(feature.type.stateType.arrayType.dataType),
+            len(feature.type.stateType.arrayType.shape),
+            list(feature.type.stateType.arrayType.shape)[3:4],
+        )
+        for feature in description.state
+    }
+    if states != dict.fromkeys((KEY_CACHE, VALUE_CACHE), ("FLOAT16", 5, [context_length])):
+        yield f"states {states}"
+    outputs = [
+        (f.name, arrays.ArrayDataType.Name(f.type.multiArrayType.dataType))
+        for f in description.output
+    ]
+    if outputs != [(LOGITS, "FLOAT16")]:
+        yield f"outputs {outputs}, wanted {LOGITS} of FLOAT16"
+
+
+def _states(block: Any) -> Iterator[str]:
+    """Every write must build on the latest read, and no read may repeat without a write.
+
+    Source: coremltools remove_redundant_ops merges equal reads across a write, after which a
+    layer writes back the cache as it was before the step.
+    """
+    producer = {output.name: op for op in block.operations for output in op.outputs}
+    latest: dict[str, str | None] = {}
+    for op in block.operations:
+        if op.type == "read_state":
+            state = _binding(op, "input")
+            if latest.get(state) is not None:
+                yield f"{op.outputs[0].name}: second read_state of {state} without a write"
+            latest[state] = op.outputs[0].name
+        elif op.type == "write_state":
+            state, value = _binding(op, "input"), _binding(op, "data")
+            update = producer.get(value)
+            base = _binding(update, "x") if update is not None else ""
+            if update is None or update.type != "slice_update" or base != latest.get(state):
+                yield f"write of {state} builds on {base or value}, not on {latest.get(state)}"
+            latest[state] = None
+
+
+def _values(block: Any, blobs: BlobReader) -> Iterator[str]:
+    """Types of heavy ops, and stored constants against what the program declares."""
+    for op in block.operations:
+        for output in op.outputs:
+            kind = type_name(output.type)
+            if kind == "INT64" or (op.type in _NARROW_OPS and kind != "FLOAT16"):
+                yield f"{output.name}: {op.type} gives {kind}"
+        for value in _stored(op):
+            try:
+                blobs.check(*stored_at(value))
+            except FormatError as error:
+                yield f"{op.outputs[0].name}: {error}"
+
+
+def _weights(block: Any, schemes: Mapping[str, Scheme]) -> Iterator[str]:
+    """Integer matrices must be stored as such: int4 that became int8 is silent."""
+    ops = {output.name: op for op in block.operations for output in op.outputs}
+    for name, scheme in schemes.items():
+        op = ops.get(identifier(name))
+        if op is None:
+            yield f"{name} is not in the program"
+        elif scheme.is_quantized:
+            data = op.inputs["data"].arguments[0].value if op.type == _CONSTEXPR else None
+            kind = "none" if data is None else type_name(data.type)
+            if kind != _N_KINDS[scheme.bits]:
+                yield f"{name}: stored as {kind}, wanted {_N_KINDS[scheme.bits]}"
+
+
+def _stored(op: Any) -> Iterator[Any]:
+    if op.type == "const":
+        values = [op.attributes["val"]]
+    elif op.type == _CONSTEXPR:
+        values = [argument.arguments[0].value for argument in op.inputs.values()]
+    else:
+        return
+    yield from (value for value in values if value.WhichOneof("value") == "blobFileValue")
+
+
+def _binding(op: Any, parameter: str) -> str:
+    return str(op.inputs[parameter].arguments[0].name)

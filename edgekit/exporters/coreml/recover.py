@@ -1,0 +1,116 @@
+"""Answer one question: which tensors does a saved Core ML package hold?
+
+Program and weights are read with coremltools' own parser and blob reader; our reader only
+checks that a record lies inside the file before foreign code follows its offset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.artifact import Artifact
+from edgekit.errors import FormatError, UsageError
+from edgekit.exporters.coreml.weights import identifier
+from edgekit.families.spec import DecoderSpec
+from edgekit.formats.mil_blob import BlobReader, BlobType
+from edgekit.formats.mlpackage import (
+    PACKAGE_NAME,
+    main_block,
+    read_spec,
+    require_coremltools,
+    stored_at,
+    weights_path,
+)
+from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor
+from edgekit.scheme import FP16, FP32, Scheme
+
+# Which method of coremltools' reader gives which type; fp16 comes as its bits.
+_READERS: Final[dict[BlobType, tuple[str, str]]] = {
+    BlobType.INT4: ("read_int4_data", "i1"),
+    BlobType.INT8: ("read_int8_data", "i1"),
+    BlobType.FP16: ("read_fp16_data", "<f2"),
+    BlobType.FP32: ("read_float_data", "<f4"),
+}
+
+
+def recover_tensors(artifact: Artifact) -> Iterator[ModelTensor]:
+    """Read every tensor of an artifact, in the order of ``DecoderSpec.weight_shapes``.
+
+    Raises:
+        FormatError: The package is damaged or not what the exporter writes.
+    """
+    package = artifact.path / PACKAGE_NAME
+    try:
+        shapes = DecoderSpec.from_dict(artifact.manifest.decoder).weight_shapes()
+        schemes = {entry.name: Scheme.parse(entry.scheme) for entry in artifact.manifest.tensors}
+    except (KeyError, TypeError, ValueError, UsageError) as error:
+        raise FormatError(f"{artifact.path}: manifest of the decoder", got=error) from error
+    ops = {
+        output.name: op for op in main_block(read_spec(package)).operations for output in op.outputs
+    }
+    blobs = _Blobs(artifact)
+    for name, shape in shapes.items():
+        op = ops.get(identifier(name))
+        if op is None:
+            raise FormatError(f"{package}: no tensor", wanted=name, do="Export the model again.")
+        tensor = _quantized(name, op, blobs) if op.type != "const" else _float(name, op, blobs)
+        kept = schemes.get(name)
+        if isinstance(tensor, FloatTensor) and kept in (FP16, FP32):
+            # Norms are stored wider than their scheme asks; the values are the same.
+            tensor = FloatTensor(name, kept, tensor.values)
+        if tensor.shape != shape:
+            raise FormatError(f"{package}: shape of {name}", got=tensor.shape, wanted=shape)
+        yield tensor
+
+
+class _Blobs:
+    """coremltools' reader behind our bounds check."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self._path = weights_path(artifact.path / PACKAGE_NAME)
+        self._records = BlobReader(self._path)
+        storage = require_coremltools("coremltools.libmilstoragepython")
+        self._reader = storage._BlobStorageReader(str(self._path))
+
+    def read(self, name: str, value: Any) -> NDArray[Any]:
+        """Read a constant as an array of its declared shape."""
+        if value.WhichOneof("value") != "blobFileValue":
+            raise FormatError(f"{self._path}: {name}", got="a value kept in the program")
+        offset, blob_type, shape = stored_at(value)
+        self._records.check(offset, blob_type, shape)
+        if blob_type not in _READERS:
+            raise FormatError(f"{self._path}: {name}: type", got=blob_type.name)
+        method, dtype = _READERS[blob_type]
+        try:
+            flat = getattr(self._reader, method)(offset)
+        except (RuntimeError, ValueError) as error:
+            raise FormatError(f"{self._path}: {name}", got=error) from error
+        array: NDArray[Any] = np.asarray(flat).view(dtype).reshape(shape)
+        return array
+
+
+def _quantized(name: str, op: Any, blobs: _Blobs) -> QuantizedTensor:
+    if op.type != "constexpr_blockwise_shift_scale" or "offset" in op.inputs:
+        raise FormatError(
+            f"{name}: stored by {op.type}", wanted="constexpr_blockwise_shift_scale, no offset"
+        )
+    data, scale = (op.inputs[key].arguments[0].value for key in ("data", "scale"))
+    signed = blobs.read(name, data)
+    scales = blobs.read(f"{name}: scales", scale).astype(np.float32)
+    is_int4 = stored_at(data)[1] is BlobType.INT4
+    if signed.dtype != np.int8 or signed.ndim != 2 or scales.shape[:1] != signed.shape[:1]:
+        raise FormatError(f"{name}: codes and scales", got=f"{signed.shape} and {scales.shape}")
+    codes = signed.view(np.uint8) + np.uint8(8 if is_int4 else 128)  # wraps to 0 .. 2**bits - 1
+    group = signed.shape[1] // scales.shape[1]
+    return QuantizedTensor(name, 4 if is_int4 else 8, group, codes, scales)
+
+
+def _float(name: str, op: Any, blobs: _Blobs) -> FloatTensor:
+    values = blobs.read(name, op.attributes["val"])
+    if values.dtype.kind != "f":
+        raise FormatError(f"{name}: type", got=values.dtype, wanted="fp16 or fp32")
+    return FloatTensor(name, FP16 if values.itemsize == 2 else FP32, values.astype(np.float32))

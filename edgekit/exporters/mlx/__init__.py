@@ -1,0 +1,1 @@
+"""The MLX exporter: the folder that stock mlx-lm opens."""

@@ -1,0 +1,232 @@
+"""Answer one question: which arrays of ``model.safetensors`` hold which canonical weights?
+
+A matrix of codes is three arrays of its module (weight, scales, biases), everything else is one.
+Where mlx-lm has one module for several canonical matrices, their rows lie one below the other;
+where it wants a bias that the decoder has not, there are zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.artifact import TensorEntry
+from edgekit.dtypes import DTYPES, Bits, DType, F32Array
+from edgekit.errors import ExportError, FormatError
+from edgekit.exporters.mlx.config import CONFIG_NAME, quantization_of
+from edgekit.exporters.mlx.models import AttentionBias, ModelFile
+from edgekit.formats.floats import to_bf16, to_float32
+from edgekit.formats.packing import unpack_codes
+from edgekit.lazy import require
+from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor
+from edgekit.quantize.row_blocks import row_blocks
+from edgekit.scheme import Scheme
+from edgekit.tensors import TensorInfo
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+_ATTENTION: Final = ("q", "k", "v", "o")
+# A scale while its bias is made: float32 as read, once more multiplied, and both as narrow as
+# they are written.
+SCALE_BYTES: Final = 4 + 4 + 2 + 2
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The arrays of one module that belong together.
+
+    Attributes:
+        module: mlx-lm's path, as in its quantization entry.
+        kind: ``weight`` or ``bias``.
+        shape: (N, M) or (N,), of all parts together.
+        parts: The canonical weights, top to bottom; none: zeros.
+    """
+
+    module: str
+    kind: str
+    shape: tuple[int, ...]
+    parts: tuple[TensorEntry, ...]
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """The scheme of a matrix of codes, None for floats."""
+        first = self.parts[0] if self.parts else None
+        return None if first is None or first.sha256 is None else Scheme.parse(first.scheme)
+
+    def declare(self, dtype: DType) -> list[TensorInfo]:
+        """Name, shape and type of every array."""
+        if self.scheme is None:
+            return [TensorInfo(f"{self.module}.{self.kind}", self.shape, dtype)]
+        n_out, n_in = self.shape
+        per_group = (n_out, n_in // (self.scheme.group or n_in))
+        words = (n_out, n_in * self.scheme.bits // 32)
+        return [
+            TensorInfo(f"{self.module}.weight", words, DType.UINT32),
+            TensorInfo(f"{self.module}.scales", per_group, dtype),
+            TensorInfo(f"{self.module}.biases", per_group, dtype),
+        ]
+
+    def encode(self, tensors: Sequence[ModelTensor], dtype: DType) -> list[NDArray[Any]]:
+        """Give the arrays of ``declare``, in its order, from the tensors of ``parts``.
+
+        Raises:
+            ExportError: A scale or bias is not exact in ``dtype``, or the parts of one module
+                have different schemes.
+        """
+        if not self.parts:
+            return [narrow(np.zeros(self.shape, np.float32), dtype)]
+        codes = [tensor for tensor in tensors if isinstance(tensor, QuantizedTensor)]
+        floats = [tensor for tensor in tensors if isinstance(tensor, FloatTensor)]
+        if (codes and floats) or len({tensor.scheme for tensor in codes}) > 1:
+            raise ExportError(
+                f"{self.module} holds {', '.join(t.name for t in tensors)} in one scheme",
+                got=", ".join(str(t.scheme) for t in tensors),
+                do="Export with one scheme for these.",
+            )
+        if floats:
+            return [_stack([narrow(tensor.values, dtype) for tensor in floats])]
+        return [
+            _stack([tensor.packed().view("<u4") for tensor in codes]),
+            _stack([_narrow_exactly(tensor, 1, dtype) for tensor in codes]),
+            _stack([_narrow_exactly(tensor, -tensor.zero_point, dtype) for tensor in codes]),
+        ]
+
+    def decode(
+        self, arrays: dict[str, Any], config: Mapping[str, Any], where: str
+    ) -> Iterator[ModelTensor]:
+        """Rebuild the canonical tensors from what mlx loaded, taking it out of ``arrays``.
+
+        Raises:
+            FormatError: The arrays or the config are not what an export writes.
+        """
+        taken = [_take(arrays, info, where) for info in self.declare(DType.FP32)]
+        if not self.parts:
+            if taken[0].any():
+                raise FormatError(f"{where}: {self.module}.{self.kind}", wanted="zeros")
+            return
+        said = None if self.scheme is None else quantization_of(config, self.module)
+        first = 0
+        for part in self.parts:
+            rows = slice(first, first + part.shape[0])
+            first = rows.stop
+            scheme = Scheme.parse(part.scheme)
+            if part.sha256 is None:
+                yield FloatTensor(part.name, scheme, taken[0][rows].astype(np.float32))
+            elif said != scheme:
+                raise FormatError(
+                    f"{where}: {part.name}: {CONFIG_NAME} quantization", got=said, wanted=scheme
+                )
+            else:
+                yield _decode_codes(part, scheme, [array[rows] for array in taken], where)
+
+
+def plan_slots(file: ModelFile, entries: Iterable[TensorEntry]) -> tuple[Slot, ...]:
+    """Lay out the weights of a model as mlx-lm's modules have them.
+
+    Raises:
+        FormatError: A weight that the model file does not have, or a shape that cannot be.
+    """
+    parts: dict[tuple[str, str], list[TensorEntry]] = {}
+    for entry in entries:
+        kind = "bias" if entry.name.endswith(".bias") else "weight"
+        parts.setdefault((file.module_of(entry.name), kind), []).append(entry)
+    slots = [_slot(module, kind, tuple(held)) for (module, kind), held in parts.items()]
+    return (*slots, *_zero_biases(file, slots))
+
+
+def narrow(values: F32Array, dtype: DType) -> NDArray[Any]:
+    """Round float32 to the bits of a smaller float type, ties to even."""
+    if dtype is not DType.BF16:
+        with np.errstate(over="ignore"):
+            return values.astype(DTYPES[dtype].numpy, copy=False)
+    bits: NDArray[Any] = np.empty(values.shape, "<u2")
+    for part in row_blocks(values.shape):
+        bits[part] = to_bf16(values[part])
+    return bits
+
+
+def _slot(module: str, kind: str, parts: tuple[TensorEntry, ...]) -> Slot:
+    n_dims = 1 if kind == "bias" else len(parts[0].shape)
+    is_sound = n_dims in (1, 2) and all(
+        len(part.shape) == n_dims
+        and part.shape[1:] == parts[0].shape[1:]
+        and (part.sha256 is None) == (parts[0].sha256 is None)
+        and (part.sha256 is None or n_dims == 2)
+        for part in parts
+    )
+    if not is_sound:
+        raise FormatError(
+            f"{module}.{kind}: weights that are no one matrix or vector",
+            got=", ".join(f"{part.name} {part.shape} {part.scheme}" for part in parts),
+        )
+    n_rows = sum(part.shape[0] for part in parts)
+    return Slot(module, kind, (n_rows, *parts[0].shape[1:]), parts)
+
+
+def _zero_biases(file: ModelFile, slots: Sequence[Slot]) -> Iterator[Slot]:
+    """Give what attention_bias asks for when the decoder has only some of its biases."""
+    if file.attention_bias is not AttentionBias.ALL:
+        return
+    wanted = tuple(f".{file.modules[part]}" for part in _ATTENTION)
+    attention = [slot for slot in slots if slot.module.endswith(wanted)]
+    has_bias = {slot.module for slot in attention if slot.kind == "bias"}
+    for slot in attention if has_bias else ():
+        if slot.module not in has_bias:
+            yield Slot(slot.module, "bias", slot.shape[:1], ())
+
+
+def _stack(arrays: Sequence[NDArray[_Scalar]]) -> NDArray[_Scalar]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _narrow_exactly(tensor: QuantizedTensor, factor: int, dtype: DType) -> NDArray[Any]:
+    """Give scales times ``factor`` in the artifact's float type.
+
+    Raises:
+        ExportError: One of them is not exact in it.
+    """
+    values = np.float32(factor) * tensor.scales
+    bits = narrow(values, dtype)
+    if not all(
+        np.array_equal(to_float32(bits[part], dtype), values[part])
+        for part in row_blocks(values.shape)
+    ):
+        raise ExportError(
+            f"{tensor.name}: a scale is not exact in {dtype.value}",
+            wanted=f"eight significant bits, {tensor.zero_point} times within its range",
+            do="Export with scheme fp16 or another format.",
+        )
+    return bits
+
+
+def _take(arrays: dict[str, Any], info: TensorInfo, where: str) -> NDArray[Any]:
+    """Copy an mlx array to numpy: words stay words, every float type is widened to float32."""
+    array = arrays.pop(info.name, None)
+    if array is None or tuple(array.shape) != info.shape:
+        raise FormatError(
+            f"{where}: array {info.name}",
+            got="none" if array is None else tuple(array.shape),
+            wanted=info.shape,
+        )
+    mx = require("mlx.core", package="mlx")
+    return np.array(array if array.dtype == mx.uint32 else array.astype(mx.float32))
+
+
+def _decode_codes(
+    entry: TensorEntry, scheme: Scheme, arrays: Sequence[NDArray[Any]], where: str
+) -> QuantizedTensor:
+    words, scales, biases = arrays
+    if words.dtype != np.uint32:
+        raise FormatError(f"{where}: {entry.name}: codes", got=words.dtype, wanted="uint32")
+    bits: Bits = 4 if scheme.bits == 4 else 8
+    codes = unpack_codes(words.view(np.uint8), bits)
+    tensor = QuantizedTensor(entry.name, bits, scheme.group or 0, codes, scales)
+    if not np.array_equal(biases, -tensor.zero_point * scales):
+        raise FormatError(
+            f"{where}: {entry.name}: biases",
+            wanted=f"-{tensor.zero_point} times the scales (symmetric codes)",
+        )
+    return tensor

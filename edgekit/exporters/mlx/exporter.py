@@ -1,0 +1,215 @@
+"""Answer one question: how does a quantized model become the folder that stock mlx-lm opens?
+
+Number types: mlx computes in the type of scales and norms, so all floats of an artifact share
+one type. It is the type of the scheme (fp32, fp16), for integer schemes that of the source
+(``torch_dtype``), as ``mlx_lm.convert`` does it. Scales on the common grid and their biases
+(-8 s, -128 s) are exact in each of them: eight significant bits within the range of fp16.
+
+Source:
+    mlx-lm 0.32 utils.py (load_model), models/llama.py; mlx 0.32 ops.cpp (affine, LSB first).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.artifact import Artifact, Format
+from edgekit.decision import Accepted, Decision, Rejected
+from edgekit.dtypes import DType
+from edgekit.errors import ExportError, FormatError
+from edgekit.exporters.base import ExportOptions, SizeEstimate, Written
+from edgekit.exporters.context import ContextRange
+from edgekit.exporters.mlx.arrays import SCALE_BYTES, plan_slots
+from edgekit.exporters.mlx.config import (
+    CONFIG_NAME,
+    TORCH_DTYPES,
+    TORCH_NAMES,
+    read_config,
+    write_config,
+)
+from edgekit.exporters.mlx.models import (
+    MODEL_FILES,
+    ChosenFile,
+    ModelFile,
+    choose_file,
+    make_config,
+    why_shorter,
+)
+from edgekit.families.spec import DecoderSpec
+from edgekit.formats.floats import to_float32
+from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter, file_bytes
+from edgekit.lazy import require
+from edgekit.progress import Progress
+from edgekit.quantize.memory_estimate import largest_handled_bytes
+from edgekit.quantize.model import FloatTensor, ModelOutline, ModelTensor, QuantizedModel
+from edgekit.quantize.row_blocks import row_blocks
+from edgekit.scheme import Scheme
+
+WEIGHTS_NAME: Final = "model.safetensors"
+_METADATA: Final = {"format": "mlx"}
+
+
+class MlxExporter:
+    """Writes ``config.json``, ``model.safetensors`` and the tokenizer files."""
+
+    format: Final = Format.MLX
+
+    def supports(self, spec: DecoderSpec, scheme: Scheme) -> Decision:
+        """Say whether mlx-lm's own model code computes this decoder, and up to which length.
+
+        Args:
+            spec: The decoder.
+            scheme: Any; mlx holds 4 and 8 bits at groups 32, 64, 128, and every float.
+        """
+        chosen = choose_file(spec, scheme)
+        return chosen if isinstance(chosen, Rejected) else Accepted(chosen.notes)
+
+    def positions(self, spec: DecoderSpec) -> ContextRange:
+        """Say how many positions an artifact can hold; mlx-lm's cache grows with the text."""
+        chosen = _chosen_file(spec)
+        longest, reason = chosen.n_positions, ""
+        if longest < spec.context_length:
+            reason = f"mlx-lm is wrong beyond: {why_shorter(spec, chosen.file, longest)}"
+        return ContextRange(longest, longest, reason)
+
+    def predict(self, model: ModelOutline, options: ExportOptions) -> SizeEstimate:
+        """Say what ``write`` will take; reads no tensor.
+
+        Raises:
+            ExportError: mlx-lm does not compute the decoder.
+        """
+        del options
+        chosen = _chosen_file(model.spec)
+        dtype = _float_dtype(model)
+        slots = plan_slots(chosen.file, model.entries)
+        infos = [info for slot in slots for info in slot.declare(dtype)]
+        return SizeEstimate(
+            file_bytes(infos, metadata=_METADATA),
+            largest_handled_bytes(model.entries, scale_bytes=SCALE_BYTES),
+        )
+
+    def write(
+        self, model: QuantizedModel, folder: Path, options: ExportOptions, progress: Progress
+    ) -> Written:
+        """Write the folder; one module is in memory at a time.
+
+        Raises:
+            ExportError: mlx-lm does not compute the decoder, a scale does not fit the float type,
+                or the source's config is unreadable.
+            UsageError: More context than the artifact can hold.
+        """
+        chosen = _chosen_file(model.spec)
+        positions = self.positions(model.spec)
+        context_length = positions.choose(options.context_length, self.format.value)
+        dtype = _float_dtype(model)
+        write_config(folder, make_config(chosen, model.spec, model.scheme, model.entries, dtype))
+        for name, path in model.assets.items():
+            if name != CONFIG_NAME:
+                shutil.copyfile(path, folder / name)
+        slots = plan_slots(chosen.file, model.entries)
+        infos = [info for slot in slots for info in slot.declare(dtype)]
+        n_rounded = n_done = 0
+        with SafetensorsWriter(folder / WEIGHTS_NAME, infos, metadata=_METADATA) as writer:
+            for slot in slots:
+                tensors: list[ModelTensor] = []
+                for entry in slot.parts:
+                    progress("mlx weights", n_done, len(model.entries))
+                    tensors.append(model.get(entry.name))
+                    n_done += 1
+                arrays = slot.encode(tensors, dtype)
+                for info, array in zip(slot.declare(dtype), arrays, strict=True):
+                    writer.append(info.name, array)
+                if slot.scheme is None:
+                    n_rounded += _count_rounded(tensors, arrays[0], dtype)
+        progress("mlx weights", len(model.entries), len(model.entries))
+        settings = {
+            "float_dtype": TORCH_NAMES[dtype],
+            "n_rounded_float_tensors": n_rounded,
+            "mode": "affine",
+        }
+        return Written(context_length, {"numpy": np.__version__}, settings)
+
+    def recover(self, artifact: Artifact) -> Iterator[ModelTensor]:
+        """Re-read every tensor with ``mlx.core.load``, in the order of the manifest.
+
+        Raises:
+            FormatError: The files are not what ``write`` writes.
+        """
+        arrays = _load_arrays(artifact.path / WEIGHTS_NAME)
+        config = read_config(artifact.path)
+        where = str(artifact.path / WEIGHTS_NAME)
+        for slot in plan_slots(_file_of(config, artifact.path), artifact.manifest.tensors):
+            yield from slot.decode(arrays, config, where)
+        if arrays:
+            raise FormatError(
+                f"{artifact.path / WEIGHTS_NAME}: tensors that the manifest does not list",
+                got=", ".join(sorted(arrays)[:5]),
+            )
+
+
+def _chosen_file(spec: DecoderSpec) -> ChosenFile:
+    chosen = choose_file(spec)
+    if isinstance(chosen, Rejected):
+        raise ExportError("MLX cannot hold this model", got=chosen.reason)
+    return chosen
+
+
+def _file_of(config: Mapping[str, Any], folder: Path) -> ModelFile:
+    """Say which of mlx-lm's model files an artifact names."""
+    name = config.get("model_type")
+    if not isinstance(name, str) or name not in MODEL_FILES:
+        raise FormatError(
+            f"{folder / CONFIG_NAME}: model_type", got=name, wanted=", ".join(MODEL_FILES)
+        )
+    return MODEL_FILES[name]
+
+
+def _float_dtype(model: ModelOutline) -> DType:
+    """Choose the one float type of the artifact."""
+    if not model.scheme.is_quantized:
+        return DType.FP32 if model.scheme.bits == 32 else DType.FP16
+    config = model.config
+    # Absent means float32 in Hugging Face's own reading; transformers 5 renamed the key.
+    inner = config.get("text_config")
+    both = [config, inner] if isinstance(inner, dict) else [config]
+    said = [part.get(key) for part in both for key in ("torch_dtype", "dtype")]
+    name = next(filter(None, said), "float32")
+    if name not in TORCH_DTYPES:
+        raise ExportError(f"{CONFIG_NAME}: torch_dtype", got=name, wanted=", ".join(TORCH_DTYPES))
+    return TORCH_DTYPES[name]
+
+
+def _count_rounded(tensors: list[ModelTensor], array: NDArray[Any], dtype: DType) -> int:
+    """Count the float tensors, one below the other in ``array``, that lost something."""
+    n_rounded = first = 0
+    for tensor in tensors:
+        if isinstance(tensor, FloatTensor):
+            stored = array[first : first + tensor.shape[0]]
+            n_rounded += not all(
+                np.array_equal(to_float32(stored[part], dtype), tensor.values[part])
+                for part in row_blocks(tensor.shape)
+            )
+            first += tensor.shape[0]
+    return n_rounded
+
+
+def _load_arrays(path: Path) -> dict[str, Any]:
+    """Open the weights with mlx; each array is read from disk when it is looked at.
+
+    Raises:
+        FormatError: The file is damaged.
+    """
+    mx = require("mlx.core", package="mlx")
+    # mlx believes the header; the strict reader does not, so it looks first.
+    with SafetensorsFile(path):
+        pass
+    try:
+        return dict(mx.load(str(path)))
+    except (RuntimeError, ValueError) as error:
+        raise FormatError(f"{path}: mlx cannot read the file", got=error) from error

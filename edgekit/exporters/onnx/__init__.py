@@ -1,0 +1,1 @@
+"""The ONNX exporter: weight file, graph, and the way back."""

@@ -1,0 +1,88 @@
+"""Answer one question: what does onnxruntime-genai need to know beside the graph?
+
+Source:
+    onnxruntime-genai 0.18, src/config.h and src/models/model_type.h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from edgekit.exporters.onnx.attention import ATTENTION_MASK, INPUT_IDS, PAST, PRESENT
+from edgekit.exporters.onnx.graph import LOGITS
+from edgekit.families.spec import DecoderSpec
+
+GENAI_NAME: Final = "genai_config.json"
+# Types that genai 0.18 runs with its plain decoder loop. Any of them would do for any other, so a
+# family it does not know goes as its nearest relative, and one we do not know as Llama.
+_GENAI_TYPES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "llama": "llama",
+        "mistral": "mistral",
+        "ministral": "mistral",
+        "ministral3": "mistral",
+        "qwen2": "qwen2",
+        "qwen3": "qwen3",
+        "gemma": "gemma",
+        "gemma2": "gemma2",
+        "gemma3_text": "gemma3_text",
+        "phi3": "phi3",
+        "smollm3": "smollm3",
+        "granite": "granite",
+        "granitemoehybrid": "granite",
+        "olmo2": "olmo",
+        "olmo3": "olmo",
+    }
+)
+
+
+def genai_config(spec: DecoderSpec, graph_name: str, n_positions: int) -> dict[str, Any]:
+    """Describe the artifact for onnxruntime-genai, as the content of ``genai_config.json``.
+
+    Args:
+        spec: The decoder.
+        graph_name: File name of the graph.
+        n_positions: Positions the artifact holds.
+    """
+    layer = "%d"
+    model: dict[str, Any] = {
+        "type": _GENAI_TYPES.get(spec.model_type, "llama"),
+        "context_length": n_positions,
+        "vocab_size": spec.vocab_size,
+        "pad_token_id": _pad_token_id(spec),
+        "decoder": {
+            "filename": graph_name,
+            "head_size": spec.head_width,
+            "hidden_size": spec.hidden_width,
+            "num_attention_heads": spec.n_heads,
+            "num_hidden_layers": spec.n_layers,
+            "num_key_value_heads": spec.n_kv_heads,
+            "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+            "inputs": {
+                "input_ids": INPUT_IDS,
+                "attention_mask": ATTENTION_MASK,
+                "past_key_names": PAST.format(layer=layer, part="key"),
+                "past_value_names": PAST.format(layer=layer, part="value"),
+            },
+            "outputs": {
+                "logits": LOGITS,
+                "present_key_names": PRESENT.format(layer=layer, part="key"),
+                "present_value_names": PRESENT.format(layer=layer, part="value"),
+            },
+        },
+    }
+    if spec.bos_token_id is not None:
+        model["bos_token_id"] = spec.bos_token_id
+    if spec.eos_token_ids:
+        model["eos_token_id"] = list(spec.eos_token_ids)
+    search = {"max_length": n_positions, "past_present_share_buffer": True, "do_sample": False}
+    return {"model": model, "search": search}
+
+
+def _pad_token_id(spec: DecoderSpec) -> int:
+    """Give genai the padding id it insists on; one sequence at a time never shows it."""
+    if spec.pad_token_id is not None:
+        return spec.pad_token_id
+    return spec.eos_token_ids[0] if spec.eos_token_ids else 0

@@ -1,0 +1,189 @@
+"""Answer one question: which ONNX graph computes a decoder?
+
+Fused operators only, as onnxruntime's CPU kernels want them: rotary embedding inside
+GroupQueryAttention, RMSNorm with its skip connection, block-quantized matmuls. The
+proto is a few dozen kilobytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from edgekit.exporters.onnx.attention import (
+    ATTENTION_MASK,
+    CALL_LENGTH,
+    INPUT_IDS,
+    PAST,
+    PRESENT,
+    AttentionBuilder,
+)
+from edgekit.exporters.onnx.ops import MICROSOFT, GraphWriter, Matmuls, Norms
+from edgekit.exporters.onnx.weights import Content, Stored, plan_linears
+from edgekit.families.spec import Activation, DecoderSpec, NormPlacement
+from edgekit.lazy import require
+from edgekit.scheme import FP16, Scheme
+
+OPSET: Final = 21
+IR_VERSION: Final = 10
+LOGITS: Final = "logits"
+LOGITS_START: Final = "logits_start"
+_SLICE_END: Final = 1 << 62
+
+
+class GraphBuilder:
+    """Builds the graph of one decoder.
+
+    Args:
+        spec: The decoder.
+        schemes: Scheme of every canonical name.
+        arrays: What the weight file holds.
+        offsets: First byte of each array in it.
+        n_positions: Positions the artifact holds; a window at least as long is no window.
+    """
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        schemes: Mapping[str, Scheme],
+        arrays: Sequence[Stored],
+        offsets: Mapping[str, int],
+        n_positions: int,
+    ) -> None:
+        self._spec = spec
+        self._embed_scheme = schemes["embed"]
+        self._parts = GraphWriter(arrays, offsets)
+        self._matmuls = Matmuls(self._parts, plan_linears(spec, schemes))
+        self._norms = Norms(self._parts, spec)
+        self._n_positions = n_positions
+
+    def build(self) -> Any:
+        """Give the ``onnx.ModelProto``."""
+        spec, parts = self._spec, self._parts
+        for name, stored in parts.arrays.items():
+            if stored.content is not Content.CODES or name == "embed.codes":
+                parts.array(name, stored.info, stored.info.shape)
+        if spec.residual_scale != 1.0:
+            parts.number("residual_scale", spec.residual_scale)
+        norms = self._norms
+        attention = AttentionBuilder(parts, self._matmuls, norms, spec, self._n_positions)
+        has_before = spec.norm_placement is not NormPlacement.AFTER
+        residual = self._scaled(self._add_embedding(), "embed_scale", spec.embed_scale)
+        inner = norms.add(residual, "layers.0.attn_norm") if has_before else residual
+        for i in range(spec.n_layers):
+            at, is_last = f"layers.{i}.", i + 1 == spec.n_layers
+            output = self._matmuls.add(at + "o", attention.add(i, inner))
+            name = at + "ffn_norm"
+            inner, residual = self._add_output(residual, output, at + "attn", name, has_before)
+            output = self._add_ffn(at, inner)
+            name = "final_norm" if is_last else f"layers.{i + 1}.attn_norm"
+            inner, residual = self._add_output(
+                residual, output, at + "ffn", name, has_before or is_last
+            )
+        parts.integers(LOGITS_START, [-1])
+        end = parts.integers("logits_end", [_SLICE_END])
+        rows = parts.node("Slice", [inner, LOGITS_START, end, "one"], "logits_rows")
+        # Scaling the rows is scaling the logits, on C numbers rather than V.
+        rows = self._scaled(rows, "logits_scale", spec.logits_scale)
+        if spec.logits_softcap is None:
+            self._matmuls.add("lm_head", rows, output=LOGITS)
+        else:
+            self._add_softcap(self._matmuls.add("lm_head", rows), spec.logits_softcap)
+        return self._model(attention.has_call_length)
+
+    def _add_softcap(self, logits: str, cap: float) -> None:
+        """Give the logits as cap * tanh(logits / cap)."""
+        parts, name = self._parts, "logits_softcap"
+        parts.number(name, cap)
+        shrunk = parts.node("Div", [logits, name], f"{name}.in")
+        parts.node("Mul", [parts.node("Tanh", [shrunk], f"{name}.out"), name], LOGITS)
+
+    def _add_embedding(self) -> str:
+        scheme, parts = self._embed_scheme, self._parts
+        if scheme.group is not None:
+            return parts.node(
+                "GatherBlockQuantized",
+                ["embed.codes", INPUT_IDS, "embed.scales"],
+                "embed.out",
+                domain=MICROSOFT,
+                bits=scheme.bits,
+                block_size=scheme.group,
+                gather_axis=0,
+                quantize_axis=1,
+            )
+        rows = parts.node("Gather", ["embed", INPUT_IDS], "embed.out", axis=0)
+        return parts.cast(rows, "FLOAT", "embed.out.float32") if scheme == FP16 else rows
+
+    def _add_ffn(self, at: str, inner: str) -> str:
+        parts = self._parts
+        gate = self._matmuls.add(at + "gate", inner)
+        up = self._matmuls.add(at + "up", inner)
+        match self._spec.activation:
+            case Activation.SILU:
+                # QuickGelu with alpha 1 is x * sigmoid(x), SiLU, in one kernel.
+                gate = parts.node("QuickGelu", [gate], at + "silu.out", domain=MICROSOFT, alpha=1.0)
+            case Activation.GELU_TANH:
+                gate = parts.node("Gelu", [gate], at + "gelu.out", approximate="tanh")
+        return self._matmuls.add(at + "down", parts.node("Mul", [gate, up], at + "gated.out"))
+
+    def _add_output(
+        self, residual: str, output: str, block: str, norm: str, has_norm: bool
+    ) -> tuple[str, str]:
+        """Add what a block computed to the residual and norm the sum for the next block.
+
+        Args:
+            residual: (B, T, C).
+            output: What the block gives, (B, T, C).
+            block: Canonical name of the block, such as ``layers.0.attn``.
+            norm: Canonical name of the norm that the next block has before it.
+            has_norm: Whether there is this norm.
+
+        Returns:
+            What the next block reads, and the residual behind this one.
+        """
+        spec, parts = self._spec, self._parts
+        if spec.norm_placement is not NormPlacement.BEFORE:
+            output = self._norms.add(output, f"{block}_post_norm")
+        if spec.residual_scale != 1.0:
+            output = parts.node("Mul", [output, "residual_scale"], f"{block}.scaled")
+        if not has_norm:
+            total = parts.node("Add", [residual, output], f"{block}.residual")
+            return total, total
+        return self._norms.add_sum(residual, output, norm)
+
+    def _scaled(self, x: str, name: str, factor: float) -> str:
+        if factor == 1.0:
+            return x
+        return self._parts.node("Mul", [x, self._parts.number(name, factor)], f"{name}.out")
+
+    def _model(self, has_call_length: bool) -> Any:
+        spec, helper, types = self._spec, require("onnx.helper"), require("onnx").TensorProto
+        batch, total = "batch_size", "total_sequence_length"
+        inputs = [
+            helper.make_tensor_value_info(INPUT_IDS, types.INT64, [batch, "sequence_length"]),
+            helper.make_tensor_value_info(ATTENTION_MASK, types.INT64, [batch, total]),
+        ]
+        # One row declared, so that onnxruntime-genai sees a pruned head; a caller that gives
+        # logits_start may ask for more.
+        outputs = [helper.make_tensor_value_info(LOGITS, types.FLOAT, [batch, 1, spec.vocab_size])]
+        for layer in range(spec.n_layers):
+            for part in ("key", "value"):
+                for names, into, length in (
+                    (PAST, inputs, "past_sequence_length"),
+                    (PRESENT, outputs, total),
+                ):
+                    shape = [batch, spec.n_kv_heads, length, spec.head_width]
+                    name = names.format(layer=layer, part=part)
+                    into.append(helper.make_tensor_value_info(name, types.FLOAT, shape))
+        # These have initializers: a caller may give them and need not.
+        told = (LOGITS_START, CALL_LENGTH) if has_call_length else (LOGITS_START,)
+        inputs += [helper.make_tensor_value_info(name, types.INT64, [1]) for name in told]
+        graph = helper.make_graph(
+            self._parts.nodes, "decoder", inputs, outputs, initializer=self._parts.initializers
+        )
+        return helper.make_model(
+            graph,
+            producer_name="edgekit",
+            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+        )

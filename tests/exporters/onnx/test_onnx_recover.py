@@ -1,0 +1,234 @@
+"""Claims about the way back from an ONNX folder: exact for every scheme, faults found."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgekit.artifact import Artifact
+from edgekit.errors import FormatError
+from edgekit.exporters.base import ExportOptions
+from edgekit.exporters.onnx.exporter import OnnxExporter
+from edgekit.exporters.staging import write_artifact
+from edgekit.quantize.model import QuantizedTensor
+from tests.exporters.memory_model import TINY_SPEC, memory_model, tiny_spec
+
+SCHEMES = ["fp32", "fp16", "int8", "int8-g64", "int4", "int4-g64"]
+WITH_EVERYTHING = tiny_spec(
+    is_tied=False, has_qkv_bias=True, has_o_bias=True, has_mlp_bias=True, sliding_window=8
+)
+MIXED = {
+    "embed": "int8",
+    "layers.0.v": "int8",
+    "layers.1.k": "fp16",
+    "layers.0.down": "int4-g128",
+    "layers.1.o": "fp32",
+}
+
+
+def export(model, folder, **options) -> Artifact:
+    return write_artifact(OnnxExporter(), model, folder, ExportOptions(**options))
+
+
+def graph_of(artifact):
+    return onnx.load(artifact.path / "model.onnx", load_external_data=False)
+
+
+def external(tensor) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def recover(artifact):
+    return list(OnnxExporter().recover(artifact))
+
+
+def assert_same_tensor(got, wanted) -> None:
+    assert type(got) is type(wanted)
+    assert (got.name, got.scheme, got.shape) == (wanted.name, wanted.scheme, wanted.shape)
+    if isinstance(wanted, QuantizedTensor):
+        np.testing.assert_array_equal(got.codes, wanted.codes)
+        np.testing.assert_array_equal(got.scales, wanted.scales)
+        assert got.sha256() == wanted.sha256()
+    else:
+        np.testing.assert_array_equal(got.values, wanted.values)
+
+
+@pytest.mark.parametrize("spec", [TINY_SPEC, WITH_EVERYTHING], ids=["tied", "everything"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_tensor_comes_back_exactly(tmp_path, scheme, spec):
+    model = memory_model(spec, scheme, seed=3)
+    recovered = recover(export(model, tmp_path / "a"))
+    assert [tensor.name for tensor in recovered] == list(spec.weight_shapes())
+    for tensor in recovered:
+        assert_same_tensor(tensor, model.tensors[tensor.name])
+
+
+def test_tensors_of_different_schemes_in_one_model_come_back_exactly(tmp_path):
+    model = memory_model(TINY_SPEC, "int4", schemes=MIXED)
+    artifact = export(model, tmp_path / "a")
+    for tensor in recover(artifact):
+        assert_same_tensor(tensor, model.tensors[tensor.name])
+    names = {node.name for node in graph_of(artifact).graph.node}
+    assert {"layers.0.q", "layers.0.k", "layers.0.v"} <= names
+    assert "layers.0.qkv" not in names
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    n_rows=st.integers(1, 70),
+    n_groups=st.integers(1, 3),
+    n_kv_heads=st.sampled_from([1, 2, 4]),
+    scheme=st.sampled_from(SCHEMES),
+    is_tied=st.booleans(),
+    n_positions=st.integers(2, 40),
+)
+def test_odd_shapes_come_back_exactly(n_rows, n_groups, n_kv_heads, scheme, is_tied, n_positions):
+    spec = tiny_spec(
+        vocab_size=n_rows, hidden_width=32 * n_groups, n_kv_heads=n_kv_heads, is_tied=is_tied
+    )
+    model = memory_model(spec, scheme)
+    with tempfile.TemporaryDirectory() as folder:
+        for tensor in recover(export(model, Path(folder) / "a", context_length=n_positions)):
+            assert_same_tensor(tensor, model.tensors[tensor.name])
+
+
+def damage_graph(artifact, change) -> None:
+    proto = graph_of(artifact)
+    change(proto.graph)
+    (artifact.path / "model.onnx").write_bytes(proto.SerializeToString())
+
+
+def node_of(graph, name):
+    return next(node for node in graph.node if node.name == name)
+
+
+def set_attribute(name, attribute, value):
+    def change(graph):
+        next(a for a in node_of(graph, name).attribute if a.name == attribute).i = value
+
+    return change
+
+
+def move_weights(graph):
+    tensor = next(t for t in graph.initializer if t.name == "layers.0.qkv.codes")
+    tensor.external_data[0].value = "../weights.safetensors"
+
+
+def swap_arrays(graph):
+    gate = next(t for t in graph.initializer if t.name == "layers.0.gate.codes")
+    up = next(t for t in graph.initializer if t.name == "layers.0.up.codes")
+    gate.external_data[1].value, up.external_data[1].value = (
+        up.external_data[1].value,
+        gate.external_data[1].value,
+    )
+
+
+DAMAGE = {
+    "another operator": lambda g: setattr(node_of(g, "layers.1.up"), "op_type", "MatMul"),
+    "another width": set_attribute("layers.0.o", "bits", 8),
+    "impossible width": set_attribute("layers.0.o", "bits", 3),
+    "impossible block": set_attribute("embed.out", "block_size", 48),
+    "another precision": set_attribute("layers.0.down", "accuracy_level", 0),
+    "another head count": set_attribute("layers.0.attention", "num_heads", 2),
+    "an initializer gone": lambda g: g.initializer.pop(3),
+    "a node gone": lambda g: g.node.remove(node_of(g, "layers.0.qkv")),
+    "a node more": lambda g: g.node.add(name="extra", op_type="Identity"),
+    "a node twice": lambda g: g.node.append(g.node[3]),
+    "an output gone": lambda g: g.output.pop(),
+    "weights elsewhere": move_weights,
+    "weights swapped": swap_arrays,
+}
+
+
+@pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_changed_graph_is_a_format_error(tmp_path, change):
+    artifact = export(memory_model(), tmp_path / "a")
+    damage_graph(artifact, change)
+    with pytest.raises(FormatError, match=r"model\.onnx|weights\.safetensors"):
+        recover(artifact)
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "weights.safetensors"])
+@pytest.mark.parametrize("n_kept", [0, 5, 1000])
+def test_a_cut_off_file_is_a_format_error(tmp_path, file, n_kept):
+    artifact = export(memory_model(), tmp_path / "a")
+    path = artifact.path / file
+    path.write_bytes(path.read_bytes()[:n_kept])
+    with pytest.raises(FormatError):
+        recover(artifact)
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "weights.safetensors"])
+def test_an_absent_file_is_a_format_error(tmp_path, file):
+    artifact = export(memory_model(), tmp_path / "a")
+    (artifact.path / file).unlink()
+    with pytest.raises(FormatError, match=file):
+        recover(artifact)
+
+
+def test_a_huge_graph_file_is_refused_unread(tmp_path):
+    artifact = export(memory_model(), tmp_path / "a")
+    with (artifact.path / "model.onnx").open("ab") as stream:
+        stream.truncate(1 << 33)
+    with pytest.raises(FormatError, match="graph size"):
+        recover(artifact)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_layers": 10**9},
+        {"n_layers": "2"},
+        {"n_layers": 1.5},
+        {"hidden_width": None},
+        {"n_heads": {}},
+        {"sliding_window": "8"},
+        {"norm_offset": "much"},
+        {"rope": None},
+        {"rope": {"theta": [1.0]}},
+        {"rope": {"theta": 1e4, "scaling": "much"}},
+        {"rope": {"theta": 1e4, "rotary_width": "8"}},
+    ],
+    ids=str,
+)
+def test_a_damaged_decoder_in_the_manifest_is_a_format_error(tmp_path, change):
+    artifact = export(memory_model(), tmp_path / "a")
+    decoder = {**artifact.manifest.decoder, **change}
+    damaged = replace(artifact, manifest=replace(artifact.manifest, decoder=decoder))
+    with pytest.raises(FormatError, match="in the manifest"):
+        recover(damaged)
+
+
+def test_a_manifest_with_another_context_is_a_format_error(tmp_path):
+    artifact = export(memory_model(), tmp_path / "a")
+    damaged = replace(artifact, manifest=replace(artifact.manifest, context_length=63))
+    with pytest.raises(FormatError, match=r"rope\.cos"):
+        recover(damaged)
+
+
+def test_a_norm_listed_as_fp16_that_is_not_is_a_format_error(tmp_path):
+    artifact = export(memory_model(), tmp_path / "a")
+    offset = next(
+        int(external(t)["offset"])
+        for t in graph_of(artifact).graph.initializer
+        if t.name == "final_norm"
+    )
+    with (artifact.path / "weights.safetensors").open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(np.float32(1 / 3).tobytes())
+    with pytest.raises(FormatError, match="final_norm"):
+        recover(artifact)
+
+
+def test_recovery_reads_lazily(tmp_path):
+    artifact = export(memory_model(), tmp_path / "a")
+    tensors = OnnxExporter().recover(artifact)
+    assert next(tensors).name == "embed"
+    tensors.close()
