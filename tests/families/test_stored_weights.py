@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from edgekit.checkpoint.reader import Checkpoint
+from edgekit.checkpoint.reader import FolderCheckpoint
 from edgekit.families import open_model
 from edgekit.pipeline.export import export
 from tests.builders import write_tiny_checkpoint
@@ -89,7 +89,7 @@ def test_the_head_that_is_stored_decides_and_not_the_flag(tmp_path, said, change
 @pytest.mark.parametrize("said", [True, False])
 def test_headers_alone_leave_the_head_to_the_export(tmp_path, monkeypatch, said):
     folder, _ = made(tmp_path, other_head, tie_word_embeddings=said)
-    monkeypatch.setattr(Checkpoint, "has_weights", False)
+    monkeypatch.setattr(FolderCheckpoint, "has_weights", False)
     source = open_model(folder, headers_only=True)
     assert source.spec.is_tied is said
     notes = ["lm_head.weight is stored beside the embedding; an export compares them, and uses it"]
