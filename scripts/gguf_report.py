@@ -124,6 +124,7 @@ def tables() -> dict[str, str]:
         "types": types_table(),
         "architectures": architectures_table(),
         "splits": splits_table(found["llama_cpp"]["splits"]),
+        "sentencepiece": sentencepiece_text(found["llama_cpp"]["sentencepiece"]),
         "real": real_table(found),
         "answers": answers_table(found["answers"]),
     }
@@ -195,6 +196,16 @@ def splits_table(equal_texts: Mapping[str, int]) -> str:
         shown = " ".join(f"`{name}`" for name in called)
         rows.append((shown, ", then ".join(steps), ", ".join(more), equal))
     return _table("`tokenizer.ggml.pre`|text is cut by|and|of 1,000 texts as llama.cpp", rows)
+
+
+def sentencepiece_text(equal: Mapping[str, int]) -> str:
+    """Say how often llama.cpp gives the same ids for a SentencePiece vocabulary."""
+    return (
+        f"A small SentencePiece vocabulary: {equal['without_space']} of 1,000 texts are equal "
+        "where the file says\n`add_space_prefix` false. Where it says true, as most do, "
+        f"{equal['with_space']}: {equal['plain_with_space']} of\nthe {equal['plain']} that neither "
+        "begin with a space nor name a control token, and few of the others.\n"
+    )
 
 
 def real_table(found: Mapping[str, Any]) -> str:
@@ -326,6 +337,7 @@ def measure_llama_cpp(path: Path) -> dict[str, Any]:
         **found,
         "greedy": greedy,
         "splits": measure_splits(path, texts),
+        "sentencepiece": measure_sentencepiece(texts),
         "golden_texts": _pairs("text", texts, ids)[::EVERY],
         "golden_prompts": _pairs("messages", PROMPTS, prompts),
     }
@@ -343,36 +355,63 @@ def _log_softmax(logits: Any) -> Any:
 def measure_splits(path: Path, texts: Sequence[str]) -> dict[str, int]:
     """Count, for each name of a split, the texts whose ids llama.cpp gives too.
 
-    The vocabulary is that of the file; a model of one layer stands behind it, which llama.cpp
-    wants.
+    The vocabulary is that of the file.
+    """
+    fields = gguf.GGUFReader(path).fields
+    keys = ("tokens", "token_type", "merges")
+    vocabulary = {key: fields[f"tokenizer.ggml.{key}"].contents() for key in keys}
+    return {
+        name: sum(compare_small({"model": "gpt2", "pre": name, **vocabulary}, texts))
+        for name in SPLITS
+    }
+
+
+def measure_sentencepiece(texts: Sequence[str]) -> dict[str, int]:
+    """Count the texts whose ids llama.cpp gives too, for a small SentencePiece vocabulary.
+
+    Returns:
+        ``without_space`` and ``with_space``: texts that are equal where the file says that no space
+        is put in front, and where it says that one is; ``plain``: texts that neither begin with a
+        space nor name a control token, and ``plain_with_space``: those of them that are equal.
+    """
+    from tests.checkpoint.gguf.vocab import sentencepiece_arrays, sentencepiece_model
+
+    arrays = sentencepiece_arrays(sentencepiece_model())
+    vocabulary = dict(zip(("tokens", "scores", "token_type"), arrays, strict=True))
+    vocabulary |= {"model": "llama"}
+    names = [t for t, kind in zip(arrays[0], arrays[2], strict=True) if kind in (2, 3)]
+    plain = [not t.startswith(" ") and not any(name in t for name in names) for t in texts]
+    without = compare_small({**vocabulary, "add_space_prefix": False}, texts)
+    equal = compare_small({**vocabulary, "add_space_prefix": True}, texts)
+    return {
+        "without_space": sum(without),
+        "with_space": sum(equal),
+        "plain": sum(plain),
+        "plain_with_space": sum(e for e, is_plain in zip(equal, plain, strict=True) if is_plain),
+    }
+
+
+def compare_small(vocabulary: Mapping[str, Any], texts: Sequence[str]) -> list[bool]:
+    """Tell for each text whether llama.cpp and edgekit read it alike with a vocabulary.
+
+    A model of one layer stands behind the vocabulary, which llama.cpp wants.
     """
     from llama_cpp import LlamaCpp
 
-    equal, vocabulary = {}, read_vocabulary(path)
     with tempfile.TemporaryDirectory() as folder:
-        for name in SPLITS:
-            small = Path(folder) / "small.gguf"
-            write_small(small, vocabulary, name)
-            with GgufFile(small) as file:
-                tokenizer = Tokenizer.open(TextFiles.of_contents(small, text_contents(file)))
-            with LlamaCpp(small, context=64) as llama:
-                equal[name] = sum(
-                    llama.encode(text, allow_special=True)
-                    == tokenizer.encode(text, allow_special=True)
-                    for text in texts
-                )
-    return equal
+        path = Path(folder) / "small.gguf"
+        write_small(path, vocabulary)
+        with GgufFile(path) as file:
+            tokenizer = Tokenizer.open(TextFiles.of_contents(path, text_contents(file)))
+        with LlamaCpp(path, context=64) as llama:
+            return [
+                llama.encode(text, allow_special=True) == tokenizer.encode(text, allow_special=True)
+                for text in texts
+            ]
 
 
-def read_vocabulary(path: Path) -> dict[str, Any]:
-    """Read tokens, types and merges with the gguf package."""
-    fields = gguf.GGUFReader(path).fields
-    keys = ("tokens", "token_type", "merges")
-    return {key: fields[f"tokenizer.ggml.{key}"].contents() for key in keys}
-
-
-def write_small(path: Path, vocabulary: Mapping[str, Any], split: str) -> None:
-    """Write a model of one layer with a vocabulary that is cut by a name."""
+def write_small(path: Path, vocabulary: Mapping[str, Any]) -> None:
+    """Write a model of one layer; the vocabulary has the keys that follow ``tokenizer.ggml.``."""
     writer, width = gguf.GGUFWriter(path, "llama"), 32
     writer.add_block_count(1)
     writer.add_context_length(64)
@@ -382,11 +421,14 @@ def write_small(path: Path, vocabulary: Mapping[str, Any], split: str) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(width)
     writer.add_vocab_size(n_tokens := len(vocabulary["tokens"]))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(split)
-    writer.add_token_list(vocabulary["tokens"])
-    writer.add_token_types(vocabulary["token_type"])
-    writer.add_token_merges(vocabulary["merges"])
+    for key, value in vocabulary.items():
+        match value:
+            case bool():
+                writer.add_bool(f"tokenizer.ggml.{key}", value)
+            case str():
+                writer.add_string(f"tokenizer.ggml.{key}", value)
+            case _:
+                writer.add_array(f"tokenizer.ggml.{key}", value)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     matrices = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
