@@ -266,9 +266,19 @@ def run_by_default(
     token_ids: Sequence[int],
     prompts: Sequence[Item],
     n_new_tokens: int,
+    n_positions: int,
     progress: Progress,
 ) -> DefaultRun:
     """Open an artifact as ``edgekit run`` opens it; read texts and answer prompts greedily.
+
+    Args:
+        artifact: What to run.
+        token_ids: Texts to read.
+        prompts: What to answer.
+        n_new_tokens: Most tokens of an answer.
+        n_positions: What every artifact that is compared holds; of a longer prompt its end is
+            taken, which shows as well whether engines agree.
+        progress: Called as ``progress(what, n_done, n_total)``.
 
     Raises:
         NoFitError: No engine of this machine can run it, with every reason.
@@ -291,14 +301,14 @@ def run_by_default(
         for index, prompt in enumerate(prompts):
             progress(f"answer {artifact.name}", index, len(prompts))
             rows.clear()
-            answers.append(_answer(session, prompt, index, n_new_tokens))
+            ids = _prompt_ids(session, prompt, index)[-n_positions + n_new_tokens :]
+            answers.append(_answer(session, prompt, ids, n_new_tokens))
             written.append(np.stack(rows))
         arithmetic = arithmetic_of(session.info, artifact)
     return DefaultRun(session, arithmetic, read, tuple(answers), tuple(written))
 
 
-def _answer(session: Session, prompt: Item, index: int, n_new_tokens: int) -> Answered:
-    ids = _prompt_ids(session, prompt, index)
+def _answer(session: Session, prompt: Item, ids: list[int], n_new_tokens: int) -> Answered:
     events = list(session.generate(ids, GenerateOptions(max_tokens=n_new_tokens)))
     return Answered(
         prompt=prompt.id,
@@ -314,8 +324,7 @@ def _prompt_ids(session: Session, prompt: Item, index: int) -> list[int]:
     if ids is None:
         first, size = index * _PROMPT_TOKENS, session.decoder.vocab_size
         ids = [(_SPREAD * (first + i) + 13) % size for i in range(_PROMPT_TOKENS)]
-    # A prompt that does not fit still shows whether engines agree: its end is enough for that.
-    return ids[-max(1, session.context_length // 2) :]
+    return ids
 
 
 def chat_ids(session: Session, prompt: Item) -> list[int] | None:

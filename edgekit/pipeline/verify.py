@@ -69,7 +69,7 @@ def usual_plan(artifact: Artifact) -> VerifyPlan:
     """Give a plan that takes minutes: large models do less, engines on a CPU are slow on them."""
     if artifact.manifest.n_parameters < _LARGE:
         return VerifyPlan()
-    return VerifyPlan(n_tokens=64, n_prompts=2, n_new_tokens=16)
+    return VerifyPlan(n_tokens=64, n_prompts=2, n_new_tokens=8)
 
 
 def verify(
@@ -134,7 +134,9 @@ def _run_all(
     progress: Progress,
 ) -> list[VerifyRecord]:
     """Run artifacts of one scheme; those with the same weights share one reference."""
-    token_ids = verification_tokens(artifacts[0], plan.n_tokens)
+    n_positions = min(artifact.manifest.context_length for artifact in artifacts)
+    token_ids = verification_tokens(artifacts[0], min(plan.n_tokens, n_positions))
+    n_new_tokens = max(1, min(plan.n_new_tokens, n_positions // 2))
     prompts = make_prompts(plan.n_prompts)
     prompt_ids: dict[str, tuple[int, ...]] = {}
     done: dict[int, VerifyRecord] = {}
@@ -144,7 +146,7 @@ def _run_all(
         reference = Reference(artifacts[same[0]], token_ids)
         for index in same:
             artifact = artifacts[index]
-            run = run_by_default(artifact, token_ids, prompts, plan.n_new_tokens, progress)
+            run = run_by_default(artifact, token_ids, prompts, n_new_tokens, n_positions, progress)
             prompt_ids = prompt_ids or {a.prompt: a.prompt_ids for a in run.answers}
             progress(f"compare {artifact.name}", 0, 1)
             done[index] = replace(
@@ -153,7 +155,7 @@ def _run_all(
                 run=compare_run(run, reference, prompt_ids),
             )
             if plan.asks_stock:
-                stock = check_stock(artifact, run, prompts, plan.n_new_tokens, reference, progress)
+                stock = check_stock(artifact, run, prompts, n_new_tokens, reference, progress)
                 done[index] = replace(done[index], stock=stock)
         reference.close()
     return [done[index] for index in range(len(records))]

@@ -130,7 +130,7 @@ def test_large_models_are_checked_on_less(tiny_artifacts):
     artifact = tiny_artifacts["mlx-int4"]
     assert usual_plan(artifact) == VerifyPlan(192, 4, 32)
     large = Artifact(artifact.path, replace(artifact.manifest, n_parameters=3_000_000_000))
-    assert usual_plan(large) == VerifyPlan(64, 2, 16)
+    assert usual_plan(large) == VerifyPlan(64, 2, 8)
 
 
 @pytest.mark.parametrize("kind", KINDS)

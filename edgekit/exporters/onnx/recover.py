@@ -168,7 +168,7 @@ def _check_equal(found: Any, wanted: Any, path: Path) -> None:
         if differing or len(have) != len(getattr(found.graph, kind)):
             raise FormatError(
                 f"{path}: {kind} differs from what the exporter writes",
-                got=", ".join(differing[:5]) or "a name twice",
+                got=", ".join(map(str, differing[:5])) or "a name twice",
                 do=_AGAIN,
             )
     if found != wanted:
@@ -302,7 +302,8 @@ class _ExternalArrays:
         return array
 
     def _place(self, tensor: Any) -> dict[str, str]:
-        said = [(entry.key, entry.value) for entry in tensor.external_data]
+        # What is no UTF-8 comes as bytes.
+        said = [(str(entry.key), str(entry.value)) for entry in tensor.external_data]
         place = dict(said)
         if (
             sorted(key for key, _ in said) != sorted(_PLACE_KEYS)

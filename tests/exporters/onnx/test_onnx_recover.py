@@ -6,6 +6,7 @@ import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import onnx
@@ -222,6 +223,29 @@ def test_whatever_else_is_in_the_model_is_a_format_error(tmp_path):
     with pytest.raises(FormatError, match="differs from what the exporter writes") as caught:
         recover(artifact)
     assert caught.value.got == "functions"
+
+
+def test_flipped_bits_of_the_graph_are_format_errors_or_other_weights(tmp_path):
+    """Nothing foreign is raised, and what is read without a word is read where the file says."""
+    artifact = export(memory_model(), tmp_path / "a")
+    path = artifact.path / "model.onnx"
+    whole, wanted = path.read_bytes(), hashes(artifact)
+    random, n_refused, n_other = Random(5), 0, 0
+    for _ in range(150):
+        data = bytearray(whole)
+        data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+        path.write_bytes(data)
+        try:
+            n_other += hashes(artifact) != wanted
+        except FormatError:
+            n_refused += 1
+    assert n_refused > 130
+    assert n_refused + n_other <= 150
+
+
+def hashes(artifact):
+    return [t.sha256() if isinstance(t, QuantizedTensor) else t.values.tobytes()
+            for t in recover(artifact)]  # fmt: skip
 
 
 def test_a_pipe_is_a_format_error_and_nobody_waits(tmp_path):
