@@ -84,7 +84,7 @@ def run_table(records: Sequence[VerifyRecord]) -> Table:
     """Show how far artifacts are from the reference as their default engine runs them."""
     checks = [(record.artifact, record.run) for record in records if record.run]
     has_answers = any(check.answers for _, check in checks)
-    rows = [
+    rows: list[tuple[Cell | str, ...]] = [
         (
             artifact,
             f"{check.engine.partition(' ')[0]}, {check.arithmetic}",
