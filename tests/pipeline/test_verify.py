@@ -33,21 +33,26 @@ def of_kind(artifacts: dict[str, Artifact], kind: str) -> list[Artifact]:
 
 def repair(folder: Path, *, tensors: bool) -> Artifact:
     """Make the manifest agree with changed files, and with the changed tensors too."""
-    old = Manifest.from_json((folder / MANIFEST_NAME).read_text(encoding="utf-8"), where="m")
-    files = tuple(
-        FileEntry(f.path, (folder / f.path).stat().st_size, hash_file(folder / f.path))
-        for f in old.files
-    )
-    manifest = replace(old, files=files)
+    manifest = Manifest.from_json((folder / MANIFEST_NAME).read_text(encoding="utf-8"), where="m")
     if tensors:
-        found = {t.name: t for t in open_exporter(old.format).recover(Artifact(folder, manifest))}
+        artifact = Artifact(folder, manifest)
+        found = {t.name: t for t in open_exporter(manifest.format).recover(artifact)}
         entries = tuple(
             replace(entry, sha256=tensor.sha256())
             if isinstance(tensor := found[entry.name], QuantizedTensor)
             else entry
-            for entry in old.tensors
+            for entry in manifest.tensors
         )
         manifest = replace(manifest, tensors=entries, weights_sha256=combine_hashes(entries))
+    if tensors and manifest.format is Format.COREML:
+        spec = read_spec(folder / PACKAGE_NAME)
+        spec.description.metadata.userDefined["edgekit.weights_sha256"] = manifest.weights_sha256
+        spec_path(folder / PACKAGE_NAME).write_bytes(spec.SerializeToString())
+    files = tuple(
+        FileEntry(f.path, (folder / f.path).stat().st_size, hash_file(folder / f.path))
+        for f in manifest.files
+    )
+    manifest = replace(manifest, files=files)
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return Artifact.open(folder)
 
