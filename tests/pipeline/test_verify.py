@@ -427,16 +427,23 @@ def test_a_model_without_a_tokenizer_is_checked_on_ids(tmp_path):
 
 
 def test_the_reference_keeps_weights_only_where_there_is_room(tiny_artifacts, monkeypatch):
-    artifact = tiny_artifacts["onnx-int4"]
-    kept = reference_decoder(artifact)
-    monkeypatch.setattr("edgekit.pipeline.agreement._KEPT_BYTES", 1000)
-    anew = reference_decoder(artifact)
-    ids = [1, 5, 9, 7]
-    np.testing.assert_array_equal(
-        kept.forward(ids, n_past=0, n_logits=4), anew.forward(ids, n_past=0, n_logits=4)
-    )
-    assert kept._weights
-    assert not anew._weights
+    artifact, ids, made = tiny_artifacts["onnx-int4"], [1, 5, 9, 7], []
+    dequantize = QuantizedTensor.dequantize
+
+    def noted(tensor):
+        made.append(tensor.name)
+        return dequantize(tensor)
+
+    monkeypatch.setattr(QuantizedTensor, "dequantize", noted)
+    logits = []
+    for n_bytes, n_times in ((2 << 30, 1), (1000, 2)):
+        monkeypatch.setattr("edgekit.pipeline.agreement._KEPT_BYTES", n_bytes)
+        decoder = reference_decoder(artifact)
+        made.clear()
+        logits += [decoder.forward(ids, n_past=0, n_logits=4) for _ in range(2)]
+        assert made.count("layers.1.down") == n_times
+    for other in logits[1:]:
+        np.testing.assert_array_equal(logits[0], other)
 
 
 def test_the_limit_of_logits_goes_with_their_spread(tiny_artifacts):
