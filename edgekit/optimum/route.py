@@ -66,10 +66,7 @@ _STAGES: Final = (
 _N_STEPS: Final = len(_STAGES) + 2
 _OFFLINE: Final = {
     "CUDA_VISIBLE_DEVICES": "",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
-    "ORT_DISABLE_TELEMETRY": "1",
     "TRANSFORMERS_OFFLINE": "1",
 }
 

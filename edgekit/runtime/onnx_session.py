@@ -60,7 +60,7 @@ class OnnxruntimeOptions:
 
 def foreign_errors() -> tuple[type[Exception], ...]:
     """Give every exception that onnxruntime raises: its own, and those of its bindings."""
-    state = require("onnxruntime.capi.onnxruntime_pybind11_state", package="onnxruntime")
+    state = require("onnxruntime.capi.onnxruntime_pybind11_state")
     own = [
         value
         for value in vars(state).values()

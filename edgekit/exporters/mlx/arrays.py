@@ -211,7 +211,7 @@ def _take(arrays: dict[str, Any], info: TensorInfo, where: str) -> NDArray[Any]:
             got="none" if array is None else tuple(array.shape),
             wanted=info.shape,
         )
-    mx = require("mlx.core", package="mlx")
+    mx = require("mlx.core")
     return np.array(array if array.dtype == mx.uint32 else array.astype(mx.float32))
 
 

@@ -205,7 +205,7 @@ def _load_arrays(path: Path) -> dict[str, Any]:
     Raises:
         FormatError: The file is damaged.
     """
-    mx = require("mlx.core", package="mlx")
+    mx = require("mlx.core")
     # mlx believes the header; the strict reader does not, so it looks first.
     with SafetensorsFile(path):
         pass
