@@ -11,7 +11,6 @@ import signal
 import sys
 import warnings
 from io import TextIOWrapper
-from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NoReturn
 
@@ -94,7 +93,7 @@ def main() -> NoReturn:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the shell (>&-): said to nobody
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
         elif isinstance(stream, TextIOWrapper):
             # Text of models may hold what the terminal's encoding lacks.
             stream.reconfigure(errors="backslashreplace")

@@ -91,6 +91,10 @@ class MlxDecoder:
         mx = require("mlx.core")
         mlx_utils = require("mlx_lm.utils")
         backend = _backend(mx)
+        if backend == "cpu":
+            # With a C++ compiler on the PATH mlx would write sources to a folder for temporary
+            # files that everybody can name beforehand, compile them and load what lies there.
+            mx.disable_compile()
         activation = _chosen_activation(options, backend)
         with _mapped_load_errors(artifact):
             for path in sorted(artifact.path.glob("model*.safetensors")):

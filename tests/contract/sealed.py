@@ -85,7 +85,9 @@ def why_not() -> str | None:
         [*_unshare(), sys.executable, __file__, "--try"], capture_output=True, text=True, timeout=60
     )
     said = done.stderr.strip().splitlines()
-    return f"no namespaces here: {said[-1] if said else done.returncode}" if done.returncode else None
+    return (
+        f"no namespaces here: {said[-1] if said else done.returncode}" if done.returncode else None
+    )
 
 
 def run_sealed(commands: Sequence[Command], *, cwd: Path, pythonpath: str) -> list[Seen]:

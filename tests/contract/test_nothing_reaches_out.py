@@ -70,11 +70,11 @@ def commands(work: Path) -> list[Command]:
     ]
     # These two do not end by themselves, or only after minutes.
     limits = {"serve": 12.0, "demo": 20.0}
-    found = [
-        Command(" ".join(map(str, line)), [*EDGEKIT, *map(str, line)], limit_s=limits.get(line[0], 300.0))
-        for line in listed
-    ]
-    asks_server = ("compare", *one, "--server", "{url}/v1", "--server-model", onnx.name)
+    found = []
+    for line in listed:
+        argv = [str(part) for part in line]
+        found.append(Command(" ".join(argv), [*EDGEKIT, *argv], limit_s=limits.get(argv[0], 300.0)))
+    asks_server = ("compare", *one, "--server", "{url}", "--server-model", onnx.name)
     found.insert(
         9,
         Command(
