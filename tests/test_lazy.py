@@ -77,6 +77,7 @@ def test_a_module_is_found_by_the_name_of_its_distribution(tmp_path, monkeypatch
         require("mlx_lm.utils")
 
 
+@pytest.mark.filterwarnings("default::edgekit.errors.UntestedVersionWarning")
 def test_the_command_line_says_it_in_one_line(tmp_path, monkeypatch, edgekit_cli, tiny_artifacts):
     install("1.40.0", tmp_path, monkeypatch)
     said = edgekit_cli("run", tiny_artifacts["onnx-int4"].path, "hi", "--max-tokens", "1", "--json")
