@@ -26,10 +26,11 @@ from edgekit.errors import CheckpointError, ExportError, UsageError
 from edgekit.exporters.base import ExportOptions
 from edgekit.exporters.context import ContextRange
 from edgekit.exporters.staging import PARTIAL_PREFIX, list_files, refuse_small_disk, staged_folder
+from edgekit.formats.onnx_io import GRAPH_NAME
 from edgekit.optimum import check as optimum_check
 from edgekit.optimum.child import last_error, run_python
 from edgekit.optimum.environment import OptimumEnvironment, child_variables
-from edgekit.optimum.graph import GRAPH_NAME, GraphFacts, read_facts
+from edgekit.optimum.graph import GraphFacts, read_facts
 from edgekit.optimum.model import (
     check_floats,
     check_model_type,

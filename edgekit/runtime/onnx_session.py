@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.errors import EngineLoadError, UsageError
+from edgekit.formats.onnx_io import GRAPH_NAME
 from edgekit.lazy import require
 
-GRAPH_NAME: Final = "model.onnx"
 DEFAULT_CHUNK: Final = 128
 PROVIDER: Final = "CPUExecutionProvider"
 _FATAL: Final = 4
