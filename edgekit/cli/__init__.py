@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
+from inspect import getdoc as inspect_docstring
 from io import TextIOWrapper
 from types import FrameType
 from typing import Any, Final, NoReturn
@@ -50,6 +52,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _help(command: Callable[..., None]) -> str:
+    """Give a command's docstring with the lines of its example kept as they are."""
+    text = inspect_docstring(command) or ""
+    # click joins and breaks the lines of a paragraph, unless this character stands before it.
+    return text.replace("\nExample:\n", "\n\b\nExample:\n")
+
+
 for module in (
     inspect,
     export,
@@ -64,7 +75,7 @@ for module in (
     serve,
     demo,
 ):
-    app.command(module.__name__.rpartition(".")[2])(module.command)
+    app.command(module.__name__.rpartition(".")[2], help=_help(module.command))(module.command)
 
 
 def _show_version(value: bool) -> None:
