@@ -65,13 +65,15 @@ class Seen:
     Attributes:
         name: The command's.
         code: Its exit code.
-        said: The end of what it wrote.
+        out: What it wrote to stdout.
+        said: The end of what it wrote to stderr.
         packets: What it sent to other machines, and questions to a name server: one text each.
         files: What it left in its home and in the folder for temporary files.
     """
 
     name: str
     code: int
+    out: str
     said: str
     packets: tuple[str, ...]
     files: tuple[str, ...]
@@ -106,8 +108,8 @@ def run_sealed(commands: Sequence[Command], *, cwd: Path, pythonpath: str) -> li
         if done.returncode:
             raise RuntimeError(done.stderr)
     return [
-        Seen(s["name"], s["code"], s["said"], tuple(s["packets"]), tuple(s["files"]))
-        for s in json.loads(done.stdout)
+        Seen(**{**seen, "packets": tuple(seen["packets"]), "files": tuple(seen["files"])})
+        for seen in json.loads(done.stdout)
     ]
 
 
@@ -256,14 +258,14 @@ def _run(command: dict[str, Any], plan: dict[str, Any], watch: _Watch) -> dict[s
                 [part.replace("{url}", url) for part in command["argv"]],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
+                stderr=subprocess.PIPE,
                 **options,
             )
             try:
-                said, _ = child.communicate(timeout=command["limit_s"])
+                out, said = child.communicate(timeout=command["limit_s"])
             except subprocess.TimeoutExpired:
                 child.send_signal(signal.SIGTERM)
-                said, _ = child.communicate()
+                out, said = child.communicate()
         files = [
             str(path.relative_to(scratch))
             for path in sorted(Path(scratch).rglob("*"))
@@ -278,6 +280,7 @@ def _run(command: dict[str, Any], plan: dict[str, Any], watch: _Watch) -> dict[s
     return {
         "name": command["name"],
         "code": child.returncode,
+        "out": out,
         "said": said[-2000:],
         "packets": watch.take(),
         "files": files,

@@ -6,6 +6,7 @@ Every command runs where each packet that it tries to send is seen, with an empt
 from __future__ import annotations
 
 import ast
+import json
 import os
 import sys
 from pathlib import Path
@@ -13,10 +14,10 @@ from pathlib import Path
 import pytest
 
 import edgekit
-from edgekit.cli import app
 from edgekit.lazy import TELEMETRY_OFF, quiet_variables, require
 from edgekit.optimum.environment import child_variables
 from edgekit.paths import models_dir
+from scripts.cli_reference import command_names, help_text
 from tests.contract.sealed import SOMEWHERE, Command, Seen, run_sealed, why_not
 
 ROOT = Path(edgekit.__file__).parent.parent
@@ -35,6 +36,18 @@ cache = pathlib.Path.home() / ".cache" / "other"
 cache.mkdir(parents=True)
 (cache / "deviceid").write_text("1")
 """
+WITHOUT_JSON = {"chat", "serve"}
+# Commands that talk by purpose, to whom, and to nobody else.
+ASKED_FOR = {
+    "compare with one elsewhere": (
+        "name server asked for models.example.org",
+        f"connection to {SOMEWHERE} port 8000",
+    ),
+    "inspect from the Hub": (
+        "name server asked for huggingface.co",
+        f"connection to {SOMEWHERE} port 443",
+    ),
+}
 AS_LIBRARY = """
 import sys
 import edgekit
@@ -69,21 +82,29 @@ def commands(work: Path) -> list[Command]:
         ("demo", "--items", "1", "--out", work / "demo"),
     ]
     # These two do not end by themselves, or only after minutes.
-    limits = {"serve": 12.0, "demo": 20.0}
+    limits = {"serve": 12.0, "demo": 15.0}
     found = []
     for line in listed:
         argv = [str(part) for part in line]
-        found.append(Command(" ".join(argv), [*EDGEKIT, *argv], limit_s=limits.get(argv[0], 300.0)))
+        command = [*EDGEKIT, *argv, *(["--json"] if argv[0] not in WITHOUT_JSON else [])]
+        found.append(Command(" ".join(argv), command, limit_s=limits.get(argv[0], 300.0)))
     asks_server = ("compare", *one, "--server", "{url}", "--server-model", onnx.name)
     found.insert(
         9,
         Command(
             "compare with a server",
-            [*EDGEKIT, *asks_server, "--record", str(record), str(onnx)],
+            [*EDGEKIT, *asks_server, "--record", str(record), str(onnx), "--json"],
             server=[*EDGEKIT, "serve", str(onnx), "--port", "0"],
             variables={"OPENAI_API_KEY": "none"},
         ),
     )
+    elsewhere = ("--server", "http://models.example.org:8000/v1", "--server-model", "x")
+    for name, *line in (
+        ("compare with one elsewhere", "compare", *one, *elsewhere, onnx),
+        ("inspect from the Hub", "inspect", "owner/name"),
+    ):
+        argv = [*EDGEKIT, *map(str, line), "--json"]
+        found.append(Command(name, argv, variables={"OPENAI_API_KEY": "none"}))
     library = [sys.executable, "-c", AS_LIBRARY, str(model), str(work / "by-library")]
     return [*found, Command("edgekit as a library", library)]
 
@@ -112,8 +133,7 @@ def test_a_program_that_reaches_out_is_seen(seen):
 
 
 def test_every_command_is_among_them(seen):
-    names = {name.split()[0] for name in seen}
-    assert {command.name for command in app.registered_commands} <= names
+    assert set(command_names()) <= {name.split()[0] for name in seen}
 
 
 def test_every_command_did_its_work(seen):
@@ -121,14 +141,23 @@ def test_every_command_did_its_work(seen):
     wrong = {
         name: one.said
         for name, one in seen.items()
-        if one.code not in (0, stopped.get(name.split()[0]))
+        if one.code not in (0, stopped.get(name.split()[0])) and name not in ASKED_FOR
     }
     assert wrong == {}
+    # Nobody answers there.
+    assert {name: seen[name].code for name in ASKED_FOR} == dict.fromkeys(ASKED_FOR, 1)
 
 
-def test_no_command_sends_a_packet(seen):
+def test_no_command_sends_a_packet_but_to_whom_it_was_told(seen):
     sent = {name: one.packets for name, one in seen.items() if one.packets and name != "control"}
-    assert sent == {}
+    assert sent == ASKED_FOR
+
+
+def test_stdout_is_one_document_of_every_command_that_has_one(seen):
+    for name, one in seen.items():
+        command = name.split()[0]
+        if one.code in (0, 1) and command in command_names() and command not in WITHOUT_JSON:
+            assert isinstance(json.loads(one.out), list | dict), name
 
 
 def test_no_command_leaves_a_file_that_is_not_edgekits(seen):
@@ -158,6 +187,11 @@ def test_telemetry_is_off_before_an_import_and_in_children(monkeypatch):
     monkeypatch.setenv("DO_NOT_TRACK", "")  # as a shell unsets a variable for one command
     require("json")
     assert {variable: os.environ[variable] for variable in wanted} == wanted
+
+
+def test_the_commands_without_json_are_those():
+    without = {name for name in command_names() if "--json" not in help_text([name])}
+    assert without == WITHOUT_JSON
 
 
 # Packages without telemetry, imported by name where they are used: arithmetic, and what draws on
