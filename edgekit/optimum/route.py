@@ -316,8 +316,16 @@ def _positions(config: Mapping[str, Any]) -> ContextRange:
 
 
 def _variables(environment: OptimumEnvironment) -> dict[str, str]:
-    # A home of its own: no token, no cached model and no module of the user's is looked at.
-    return child_variables() | _OFFLINE | {"HF_HOME": str(environment.folder / "hf-home")}
+    return (
+        child_variables()
+        | _OFFLINE
+        | {
+            # A home of its own: no token, no cached model and no module of the user's is read.
+            "HF_HOME": str(environment.folder / "hf-home"),
+            # torch makes this folder when it is imported, else beside everybody's temporary files.
+            "TORCHINDUCTOR_CACHE_DIR": str(environment.folder / "torchinductor"),
+        }
+    )
 
 
 def _move_graph(traced: Path, staging: Path) -> None:

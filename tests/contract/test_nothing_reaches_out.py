@@ -16,7 +16,7 @@ import pytest
 import edgekit
 from edgekit.lazy import TELEMETRY_OFF, quiet_variables, require
 from edgekit.optimum.environment import child_variables
-from edgekit.paths import models_dir
+from edgekit.paths import cache_dir, models_dir
 from scripts.cli_reference import command_names, help_text
 from tests.contract.sealed import SOMEWHERE, Command, Seen, run_sealed, why_not
 
@@ -52,13 +52,13 @@ AS_LIBRARY = """
 import sys
 import edgekit
 model, out = sys.argv[1:]
-for artifact in edgekit.export(model, "all", "int8", out):
+for artifact in edgekit.export(model, ["onnx", "coreml"], "int8", out):
     with edgekit.load(artifact) as session:
         assert [event.text for event in session.generate("Set a", max_tokens=2)]
 """
 
 
-def commands(work: Path) -> list[Command]:
+def commands(work: Path, tiny_model: Path) -> list[Command]:
     """Every command, on artifacts of the bundled model that the first one writes."""
     model = models_dir() / "pocket"
     out = work / "artifacts"
@@ -105,19 +105,28 @@ def commands(work: Path) -> list[Command]:
     ):
         argv = [*EDGEKIT, *map(str, line), "--json"]
         found.append(Command(name, argv, variables={"OPENAI_API_KEY": "none"}))
+    # Its child is a Python of another environment, which lies in the real cache.
+    traced = ("export", "--via", "optimum", "--scheme", "fp32", "--out", out, tiny_model, "--json")
+    found.append(
+        Command(
+            "export by way of optimum",
+            [*EDGEKIT, *map(str, traced)],
+            variables={"EDGEKIT_HOME": str(cache_dir())},
+        )
+    )
     library = [sys.executable, "-c", AS_LIBRARY, str(model), str(work / "by-library")]
     return [*found, Command("edgekit as a library", library)]
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory) -> dict[str, Seen]:
+def seen(tmp_path_factory, tiny_model, optimum_environment) -> dict[str, Seen]:
     """What a program that talks to everybody did, and what every command of edgekit did."""
     reason = why_not()
     if reason is not None:
         pytest.skip(f"NOT RUN, so nothing is known about packets: {reason}")
     control = Command("control", [sys.executable, "-c", TALKS_TO_ALL])
     work = tmp_path_factory.mktemp("sealed")
-    found = run_sealed([control, *commands(work)], cwd=work, pythonpath=str(ROOT))
+    found = run_sealed([control, *commands(work, tiny_model)], cwd=work, pythonpath=str(ROOT))
     return {one.name: one for one in found}
 
 
