@@ -195,7 +195,3 @@ class ServerError(EngineError):
 
 class MeasureError(EdgekitError):
     """The numbers would be meaningless."""
-
-
-class UntestedVersionWarning(UserWarning):
-    """A package is installed in a version that edgekit's results were not checked with."""

@@ -19,7 +19,11 @@ from dataclasses import dataclass
 from types import MappingProxyType, ModuleType
 from typing import Any, Final
 
-from edgekit.errors import MissingExtraError, UntestedVersionWarning
+from edgekit.errors import MissingExtraError
+
+
+class UntestedVersionWarning(UserWarning):
+    """A package is installed in a version that edgekit's results were not checked with."""
 
 
 @dataclass(frozen=True, slots=True)

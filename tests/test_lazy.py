@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import edgekit
-from edgekit.errors import MissingExtraError, UntestedVersionWarning
-from edgekit.lazy import TESTED, _check_version, load_object, require
+from edgekit.errors import MissingExtraError
+from edgekit.lazy import TESTED, UntestedVersionWarning, _check_version, load_object, require
 
 ROOT = Path(edgekit.__file__).parent.parent
 
@@ -77,7 +77,7 @@ def test_a_module_is_found_by_the_name_of_its_distribution(tmp_path, monkeypatch
         require("mlx_lm.utils")
 
 
-@pytest.mark.filterwarnings("default::edgekit.errors.UntestedVersionWarning")
+@pytest.mark.filterwarnings("default::edgekit.lazy.UntestedVersionWarning")
 def test_the_command_line_says_it_in_one_line(tmp_path, monkeypatch, edgekit_cli, tiny_artifacts):
     install("1.40.0", tmp_path, monkeypatch)
     said = edgekit_cli("run", tiny_artifacts["onnx-int4"].path, "hi", "--max-tokens", "1", "--json")

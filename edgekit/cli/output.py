@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from edgekit.errors import EdgekitError, NoFitError, UntestedVersionWarning
-from edgekit.lazy import require
+from edgekit.errors import EdgekitError, NoFitError
+from edgekit.lazy import UntestedVersionWarning, require
 from edgekit.progress import Progress
 
 if TYPE_CHECKING:
