@@ -91,14 +91,8 @@ TELEMETRY_OFF: Final = (
         "HF_HUB_DISABLE_TELEMETRY",
         "1",
         "huggingface_hub, transformers",
-        "adds the versions of Python and of installed packages to what it asks the Hub, and counts "
-        "uses of some features there",
-    ),
-    Setting(
-        "HF_HUB_DISABLE_UPDATE_CHECK",
-        "1",
-        "huggingface_hub",
-        "asks the Python package index for a newer version",
+        "tells the Hub with every request which torch is installed and which AI agent runs the "
+        "program, and lets other packages report uses there",
     ),
     Setting("DO_NOT_TRACK", "1", "any that follows donottrack.sh", "counts uses"),
 )
@@ -141,7 +135,9 @@ def _check_version(package: str) -> None:
     except importlib.metadata.PackageNotFoundError:
         return  # absent, or under another distribution's name, such as a build for GPUs
     numbers = re.match(r"\d+(\.\d+)*", installed)
-    version = tuple(map(int, numbers[0].split("."))) if numbers else ()
+    if numbers is None:
+        return  # a version that is no number, as of a build from source
+    version = tuple(map(int, numbers[0].split(".")))
     if version < tested.at_least:
         raise MissingExtraError(
             f"{package} {installed} is too old",
