@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import os
 import re
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -117,36 +117,41 @@ def require(module: str, *, package: str | None = None) -> ModuleType:
         MissingExtraError: The module, or something it needs, cannot be imported, or is too old.
     """
     os.environ.update(quiet_variables())
-    name = package or module.partition(".")[0].replace("_", "-")
-    _check_version(name)
+    top = module.partition(".")[0]
+    name = package or top.replace("_", "-")
+    tested = TESTED.get(name)
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
     except ImportError as error:
-        raise MissingExtraError(f"cannot import {module}: {error}", package=name) from error
+        do = None if tested is None else f"Run: pip install '{name}{tested}'"
+        raise MissingExtraError(f"cannot import {module}: {error}", package=name, do=do) from error
+    if tested is not None:
+        # The package itself says its version; the part that was asked for where it is split up.
+        version = getattr(sys.modules[top], "__version__", getattr(found, "__version__", ""))
+        _check_version(name, str(version))
+    return found
 
 
 @functools.cache
-def _check_version(package: str) -> None:
-    tested = TESTED.get(package)
-    if tested is None:
-        return
-    try:
-        installed = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return  # absent, or under another distribution's name, such as a build for GPUs
-    numbers = re.match(r"\d+(\.\d+)*", installed)
+def _check_version(package: str, version: str) -> None:
+    """Refuse a version that is too old, and warn of one that is newer than what was checked.
+
+    Raises:
+        MissingExtraError: It is too old.
+    """
+    tested, numbers = TESTED[package], re.match(r"\d+(\.\d+)*", version)
     if numbers is None:
-        return  # a version that is no number, as of a build from source
-    version = tuple(map(int, numbers[0].split(".")))
-    if version < tested.at_least:
+        return
+    found = tuple(map(int, numbers[0].split(".")))
+    if found < tested.at_least:
         raise MissingExtraError(
-            f"{package} {installed} is too old",
+            f"{package} {version} is too old",
             package=package,
             do=f"Run: pip install '{package}{tested}'",
         )
-    if version >= tested.below:
+    if found >= tested.below:
         warnings.warn(
-            f"{package} {installed} is newer than what edgekit was checked with "
+            f"{package} {version} is newer than what edgekit was checked with "
             f"({package}{tested}), and edgekit relies on {tested.why}. Results may be wrong: "
             f"see what `edgekit verify` says, or run: pip install '{package}{tested}'",
             UntestedVersionWarning,
