@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,7 +50,7 @@ class Output:
         # Drawn first and written in one piece: rich ends the process itself at a closed pipe.
         with console.capture() as drawn:
             show(console)
-        self._say(drawn.get())
+        _write(self._stdout, drawn.get())
 
     def document(self, data: Any, indent: int | None = None) -> None:
         """Print the one JSON document of a command, in what stdout's encoding can hold."""
@@ -57,7 +58,7 @@ class Output:
         text = json.dumps(
             data, indent=indent, sort_keys=True, ensure_ascii=not is_unicode, allow_nan=False
         )
-        self._say(text + "\n")
+        _write(self._stdout, text + "\n")
 
     def write(self, text: str) -> None:
         """Stream a piece of the answer to stdout; nothing in JSON mode.
@@ -65,7 +66,10 @@ class Output:
         What a model or a server says must not steer the terminal; a file or pipe gets it as it is.
         """
         if not self.is_json:
-            self._say(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text) if self.is_terminal else text)
+            _write(
+                self._stdout,
+                _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text) if self.is_terminal else text,
+            )
 
     @property
     def is_terminal(self) -> bool:
@@ -74,7 +78,7 @@ class Output:
 
     def message(self, text: str) -> None:
         """Tell the person something that is not the result."""
-        sys.stderr.write(text + "\n")
+        _write(sys.stderr, text + "\n")
 
     def error(self, error: EdgekitError) -> None:
         """Say what failed, what was found, what was wanted and what to do."""
@@ -111,19 +115,23 @@ class Output:
                 task, description=what[:48], completed=done, total=max(1, total)
             )
 
-    def _say(self, text: str) -> None:
-        """Write to stdout; end the process, cleaning up, when nobody reads it any more.
 
-        Raises:
-            SystemExit: With ``CLOSED_PIPE``.
-        """
-        try:
-            self._stdout.write(text)
-            self._stdout.flush()
-        except BrokenPipeError:
-            # What is still in the buffer goes nowhere, so that closing it does not fail again.
-            with Path(os.devnull).open("wb") as nowhere:
-                os.dup2(nowhere.fileno(), self._stdout.fileno())
+def _write(stream: TextIO, text: str) -> None:
+    """Write to stdout or stderr; end the process, cleaning up, when nobody reads it any more.
+
+    A thread of a server goes on without a log.
+
+    Raises:
+        SystemExit: With ``CLOSED_PIPE``.
+    """
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        # What is still in the buffer goes nowhere, so that closing it does not fail again.
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+        if threading.current_thread() is threading.main_thread():
             sys.exit(CLOSED_PIPE)
 
 
@@ -137,9 +145,9 @@ def show_warning(
 ) -> None:
     """Write a warning of edgekit's own without the line of code that it comes from."""
     if issubclass(category, UntestedVersionWarning):
-        sys.stderr.write(f"warning: {message}\n")
+        _write(sys.stderr, f"warning: {message}\n")
     else:
-        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+        _write(sys.stderr, warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _own_stdout() -> TextIO:

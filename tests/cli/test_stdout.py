@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -163,6 +165,32 @@ def test_a_closed_pipe_ends_the_command_as_sigpipe_would(line, tiny_artifacts):
         child.stdout.close()
         assert child.stderr.read() == ""
     assert child.returncode == 141
+
+
+def test_a_closed_pipe_of_messages_ends_the_command_too(tiny_artifacts):
+    path = str(tiny_artifacts["onnx-int4"].path)
+    with subprocess.Popen(
+        [sys.executable, "-m", "edgekit", "serve", path, "--port", "0"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    ) as child:  # fmt: skip
+        child.stderr.close()
+        assert child.stdout.read() == ""
+    assert child.returncode == 141
+
+
+def test_a_server_goes_on_when_nobody_reads_its_log(tiny_artifacts):
+    path = str(tiny_artifacts["onnx-int4"].path)
+    with subprocess.Popen(
+        [sys.executable, "-m", "edgekit", "serve", path, "--port", "0", "--raw"],
+        stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    ) as child:  # fmt: skip
+        url = re.search(r"http://\S+", child.stderr.readline())[0]
+        child.stderr.close()
+        for _ in range(3):
+            with urllib.request.urlopen(f"{url}/models", timeout=60) as answer:  # noqa: S310
+                assert answer.status == 200
+        child.terminate()
+    assert child.returncode == 143
 
 
 def test_closed_streams_are_no_fault(tiny_artifacts):
