@@ -220,7 +220,9 @@ def _seal() -> None:
                 stream.write(text)
             mount(stream.name, str(Path(target).resolve()), None, 0x1000)  # MS_BIND
             Path(stream.name).unlink()
-    mount("none", "/run", "tmpfs", 0)  # sockets of nscd and systemd-resolved
+    for sockets in ("/run/nscd", "/run/systemd/resolve"):
+        if Path(sockets).is_dir():
+            mount("none", sockets, "tmpfs", 0)
 
 
 def _route_all_here(family: int) -> None:
