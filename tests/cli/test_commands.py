@@ -283,7 +283,7 @@ def test_a_missing_package_ends_with_3_and_how_to_install_it(
         "--server", "http://127.0.0.1:1/v1", "--server-model", "m",
     )  # fmt: skip
     assert said.code == 3
-    assert said.parts()["do"] == "Run: pip install openai"
+    assert said.parts()["do"] == "Run: pip install 'openai>=2.0,<4'"
 
 
 @pytest.mark.parametrize("package", ["onnx", "coremltools"])
