@@ -21,39 +21,55 @@ def command(
     n_tokens: Annotated[
         int | None,
         typer.Option(
-            "--tokens", min=2, help="Tokens to compare logits on; default 192, of large models 64."
+            "--tokens",
+            min=2,
+            metavar="N",
+            help="Number of tokens to compare the logits of.",
+            show_default="192, of models with more than 500 million parameters 64",
         ),
     ] = None,
     n_prompts: Annotated[
         int | None,
         typer.Option(
-            "--prompts", min=0, help="Questions to answer greedily; default 4, of large models 2."
+            "--prompts",
+            min=0,
+            metavar="N",
+            help="Number of questions to answer greedily.",
+            show_default="4, for models with more than 500 million parameters 2",
         ),
     ] = None,
     weights_only: Annotated[
-        bool, typer.Option("--weights-only", help="Check a alone: run nothing.")
+        bool, typer.Option("--weights-only", help="Compare the weights alone and run nothing.")
     ] = False,
     stock: Annotated[
         bool,
-        typer.Option("--stock", help="Also ask onnxruntime-genai and mlx-lm, where installed."),
+        typer.Option(
+            "--stock",
+            help="Also ask the runtimes that others use, where they are installed "
+            "(onnxruntime-genai, mlx-lm), and compare prompts, ends and answers.",
+        ),
     ] = False,
     oracle: Annotated[
         str | None,
         typer.Option(
-            "--oracle", help="optimum: also compare with its graph over the same weights."
+            "--oracle",
+            metavar="NAME",
+            help="Also compare the logits with a graph over the same weights that another program "
+            "wrote: optimum.",
+            show_default="none",
         ),
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Check ARTIFACTs of one model: a) weights, b) logits in float32, c) answers as they run.
+    """Check that artifacts of one model hold the same weights and answer as they should.
 
-    a) Codes and scales, re-read with each format's own library, are equal in every format and are
-    what the manifest says. b) Each graph gives the logits of a plain numpy computation over these
-    weights. c) So does each artifact as `edgekit run` runs it, as nearly as its engine rounds.
+    a) The weights, read with each format's own library, are equal in every format and are what the
+    manifest says. b) Each graph, run in float32, gives the logits of a plain numpy computation over
+    these weights. c) So does each artifact as `edgekit run` runs it, up to the rounding of its
+    engine. Exit code 1 when anything differs by more than its tolerance.
 
-    Exit code 1 when anything differs by more than its named tolerance.
-
-    Example: edgekit verify artifacts/pocket-*-int4-g32
+    Example:
+      edgekit verify artifacts/pocket-*-int4-g32
     """
     from edgekit.artifact import Artifact
     from edgekit.errors import UsageError

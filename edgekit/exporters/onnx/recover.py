@@ -30,12 +30,12 @@ from edgekit.exporters.onnx.weights import (
 )
 from edgekit.families.spec import DecoderSpec
 from edgekit.files import open_inside
+from edgekit.formats.onnx_io import GRAPH_NAME
 from edgekit.formats.packing import unpack_codes
 from edgekit.lazy import require
 from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor
 from edgekit.scheme import FP16, Scheme
 
-GRAPH_NAME: Final = "model.onnx"
 _MAX_GRAPH_BYTES: Final = 64 << 20
 _AGAIN: Final = "Export the model again."
 _NORM: Final = "SimplifiedLayerNormalization"
