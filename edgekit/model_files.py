@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from edgekit.errors import CheckpointError, MissingFileError
+from edgekit.files import NotTrustedError, file_kind, has_plain, is_inside
 from edgekit.strict_json import read_object
 
 CONFIG_NAME: Final = "config.json"
@@ -84,6 +86,51 @@ class WeightFiles:
     index: str | None = None
     note: str | None = None
     is_counted: bool = True
+
+
+def is_weights(name: str) -> bool:
+    """Tell by its name whether a file holds weights or says which file holds them."""
+    return name.endswith((_SUFFIX, INDEX_SUFFIX))
+
+
+def has_file(folder: Path, name: str) -> bool:
+    """Tell whether a folder holds a file of that name which can be read.
+
+    Raises:
+        CheckpointError: What bears the name is a pipe, a device, a folder, or a link that leads
+            out of the folder or nowhere. Taken for absent, it would be left out without a word.
+    """
+    try:
+        return has_plain(folder / name)
+    except OSError as error:
+        raise _not_readable(folder / name, error, "a plain file in this folder") from error
+
+
+def has_folder(folder: Path, name: str) -> bool:
+    """Tell whether a folder holds a folder of that name.
+
+    Raises:
+        CheckpointError: What bears the name is something else.
+    """
+    path = folder / name
+    if not os.path.lexists(path):
+        return False
+    kind = file_kind(path) or "a file"
+    if kind == "a link" and is_inside(path) and path.is_dir():
+        return True
+    if kind != "a folder":
+        raise _not_readable(path, NotTrustedError(kind), "a folder in this folder")
+    return True
+
+
+def _not_readable(path: Path, error: OSError, wanted: str) -> CheckpointError:
+    do = error.do if isinstance(error, NotTrustedError) else None
+    return CheckpointError(
+        f"{path}: cannot be read",
+        got=str(error),
+        wanted=wanted,
+        do=do or f"Put the model's own {path.name} there, or remove what bears its name.",
+    )
 
 
 def choose_weight_files(

@@ -24,6 +24,7 @@ def edit(folder, change) -> None:
     path = folder / MANIFEST_NAME
     data = json.loads(path.read_text())
     change(data)
+    del data["manifest_sha256"]
     path.write_text(json.dumps(data))
 
 
@@ -150,5 +151,5 @@ def test_a_changed_file_of_the_same_size_is_found_and_only_it(copy):
         Artifact.open(copy).check_files()
     assert caught.value.got == "model.safetensors"
     target.unlink()
-    with pytest.raises(ArtifactError, match="a file cannot be read"):
+    with pytest.raises(ArtifactError, match="got no such file"):
         artifact.check_files()

@@ -25,7 +25,7 @@ from typing import Any, Final
 from edgekit.dtypes import DTYPES
 from edgekit.errors import CheckpointError, MissingFileError
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsTensor
-from edgekit.model_files import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAMES, CONFIG_NAME
+from edgekit.model_files import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAMES, CONFIG_NAME, has_file
 from edgekit.strict_json import read_object
 from edgekit.text.files import TextFiles
 
@@ -189,7 +189,7 @@ class Adapter:
         parts = {name: tensor for name, tensor in tensors.items() if _IN_MODEL.search(name)}
         if not parts:
             return None
-        if not (folder / ADAPTER_CONFIG_NAME).is_file():
+        if not has_file(folder, ADAPTER_CONFIG_NAME):
             raise CheckpointError(
                 f"{folder}: the weights hold a LoRA adapter that is not merged",
                 got=f"{len(parts)} tensors such as {next(iter(parts))}, and no "

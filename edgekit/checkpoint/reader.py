@@ -20,13 +20,15 @@ from edgekit.checkpoint.config import RawConfig
 from edgekit.checkpoint.prequantized.method import join_parts, read_beside
 from edgekit.checkpoint.repository import model_name, resolve_model
 from edgekit.errors import CheckpointError, FormatError, MissingFileError
-from edgekit.files import is_inside
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsTensor
 from edgekit.model_files import (
     ADAPTER_WEIGHTS_NAMES,
     ASSET_NAMES,
     CONFIG_NAME,
+    TEXT_NAMES,
     choose_weight_files,
+    has_file,
+    is_weights,
     read_weight_map,
 )
 from edgekit.progress import Progress, ignore_progress
@@ -64,9 +66,8 @@ class Checkpoint:
         require_config(self.folder)
         self.config = RawConfig.open(self.folder / CONFIG_NAME)
         self.assets: Mapping[str, Path] = MappingProxyType(
-            {name: self.folder / name for name in ASSET_NAMES if (self.folder / name).is_file()}
+            {name: self.folder / name for name in ASSET_NAMES if has_file(self.folder, name)}
         )
-        self._refuse_links_out()
         self._files = ExitStack()
         try:
             self.tensors: Mapping[str, SafetensorsTensor] = MappingProxyType(self._open_tensors())
@@ -136,17 +137,6 @@ class Checkpoint:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _refuse_links_out(self) -> None:
-        """Refuse assets that are links to elsewhere: an export would copy what they lead to."""
-        outside = [name for name, path in self.assets.items() if not is_inside(path)]
-        if outside:
-            raise CheckpointError(
-                f"{self.folder}: links that lead out of the folder",
-                got=", ".join(outside),
-                wanted="files of the model",
-                do="Put the files themselves in place of the links, if you trust where they lead.",
-            )
-
     def _open_tensors(self) -> dict[str, SafetensorsTensor]:
         """Find the weight files and list their tensors; a note says what is unusual."""
         chosen = choose_weight_files(self._file_names(), self._read_map, self.folder)
@@ -177,8 +167,14 @@ class Checkpoint:
         return found
 
     def _file_names(self) -> tuple[str, ...]:
-        """Give the names of the files at the top of the folder."""
-        return tuple(sorted(path.name for path in self.folder.iterdir() if path.is_file()))
+        """Give the names of the files at the top of the folder; weights must be plain files."""
+        return tuple(
+            sorted(
+                path.name
+                for path in self.folder.iterdir()
+                if path.is_file() or (is_weights(path.name) and has_file(self.folder, path.name))
+            )
+        )
 
     def _read_map(self, index: str) -> dict[str, str]:
         return read_weight_map(self.folder / index)
@@ -202,7 +198,7 @@ def _refuse_lost_links(folder: Path) -> None:
         MissingFileError: There are some; all are named.
     """
     lost = [path for path in sorted(folder.iterdir()) if path.is_symlink() and not path.exists()]
-    wanted = [p for p in lost if p.name in ASSET_NAMES or p.suffix == ".safetensors"]
+    wanted = [p for p in lost if p.name in TEXT_NAMES or p.suffix == ".safetensors"]
     if wanted:
         first = wanted[0]
         raise MissingFileError(

@@ -103,10 +103,12 @@ def profile_artifact(
 
     Raises:
         MeasureError: The workload cannot be timed, or is longer than the context.
+        ArtifactError: The artifact is not as it was exported.
     """
     check_workload(workload, context_length or artifact.manifest.context_length)
     if n_loads < 1:
         raise MeasureError("loads", got=n_loads, wanted="at least 1")
+    artifact.check_unchanged()
     arguments = {
         "artifact": str(artifact.path.resolve()),
         "engine": engine,

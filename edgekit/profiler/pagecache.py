@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from edgekit.files import open_plain
+
 _STRIDE_BYTES: Final = 1 << 16
 
 
@@ -29,18 +31,14 @@ def drop_from_cache(paths: Iterable[Path]) -> bool:
 
 def _drop(path: Path) -> bool:
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        with open_plain(path) as stream:
+            descriptor = stream.fileno()
+            os.fsync(descriptor)  # dirty pages stay
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            n_bytes = os.fstat(descriptor).st_size
+            return not any(_is_cached(descriptor, at) for at in range(0, n_bytes, _STRIDE_BYTES))
     except OSError:
         return False
-    try:
-        os.fsync(descriptor)  # dirty pages stay
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        n_bytes = os.fstat(descriptor).st_size
-        return not any(_is_cached(descriptor, at) for at in range(0, n_bytes, _STRIDE_BYTES))
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
 
 
 def _is_cached(descriptor: int, offset: int) -> bool:

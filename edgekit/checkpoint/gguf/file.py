@@ -134,8 +134,9 @@ class GgufCheckpoint(Checkpoint):
         contents: dict[str, str | bytes] = {CONFIG_NAME: json.dumps(config, indent=2) + "\n"}
         reason = None if has_tokenizer(first) else "no tokenizer in it"
         reason = reason or why_unreadable(first)
-        beside = TextFiles.of_folder(self.folder)
-        if reason is None or (has_tokenizer(first) and not beside.has(TOKENIZER_NAME)):
+        # Files beside a GGUF file that has a tokenizer may be another model's.
+        beside = TextFiles.of_folder(self.folder) if reason is not None else None
+        if beside is None or (has_tokenizer(first) and not beside.has(TOKENIZER_NAME)):
             contents |= text_contents(first)
         else:
             names = [name for name in beside.names() if name in _FROM_BESIDE]

@@ -29,6 +29,7 @@ from edgekit.checkpoint.prequantized.tensor import describe_decoded
 from edgekit.dtypes import DTYPES, DType
 from edgekit.errors import CheckpointError
 from edgekit.formats.safetensors import SafetensorsTensor
+from edgekit.model_files import has_file
 from edgekit.tensors import LazyTensor
 
 KEY: Final = "quantization_config"
@@ -189,7 +190,7 @@ def read_beside(folder: Path) -> RawConfig | None:
     Raises:
         CheckpointError: It cannot be read, or is not a JSON object.
     """
-    path = next((folder / name for name in _FILES_BESIDE if (folder / name).is_file()), None)
+    path = next((folder / name for name in _FILES_BESIDE if has_file(folder, name)), None)
     return None if path is None else RawConfig.open(path)
 
 
