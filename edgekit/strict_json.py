@@ -59,8 +59,24 @@ def read_object(path: Path, *, max_bytes: int = MAX_OBJECT_BYTES) -> dict[str, A
         MissingFileError: No such file.
         CheckpointError: Unreadable, larger than ``max_bytes``, or not a JSON object.
     """
+    data = read_stored(path, max_bytes=max_bytes)
     try:
-        data = read_inside(path, max_bytes)
+        return parse_object(data, str(path))
+    except FormatError as error:
+        raise CheckpointError(
+            error.what, got=error.got, wanted=error.wanted, do="Download the model again."
+        ) from error
+
+
+def read_stored(path: Path, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes:
+    """Read the bytes of a JSON file as they are stored.
+
+    Raises:
+        MissingFileError: No such file.
+        CheckpointError: Unreadable, or larger than ``max_bytes``.
+    """
+    try:
+        return read_inside(path, max_bytes)
     except FileNotFoundError as error:
         raise MissingFileError(
             f"{path}: no such file",
@@ -73,12 +89,6 @@ def read_object(path: Path, *, max_bytes: int = MAX_OBJECT_BYTES) -> dict[str, A
             got=str(error),
             wanted=f"a plain file in this folder of at most {max_bytes} bytes",
             do=error.do if isinstance(error, NotTrustedError) else None,
-        ) from error
-    try:
-        return parse_object(data, str(path))
-    except FormatError as error:
-        raise CheckpointError(
-            error.what, got=error.got, wanted=error.wanted, do="Download the model again."
         ) from error
 
 

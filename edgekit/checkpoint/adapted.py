@@ -73,8 +73,15 @@ class AdaptedCheckpoint(Checkpoint):
 
     def sha256(self) -> str:
         """Hash the base and the adapter."""
-        both = f"{self._base.sha256()} {self._adapter.sha256()}"
+        self._base_sha256, self._adapter_sha256 = self._base.sha256(), self._adapter.sha256()
+        both = f"{self._base_sha256} {self._adapter_sha256}"
         return hashlib.sha256(both.encode()).hexdigest()
+
+    def refuse_changed(self, sha256: str) -> None:
+        """Refuse base or adapter that was changed since it was opened; see ``Checkpoint``."""
+        del sha256  # of both together
+        self._base.refuse_changed(self._base_sha256)
+        self._adapter.refuse_changed(self._adapter_sha256)
 
     def close(self) -> None:
         """Let go of both; safe to call twice."""

@@ -22,11 +22,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from edgekit.checkpoint.source_files import SourceFiles
 from edgekit.dtypes import DTYPES
 from edgekit.errors import CheckpointError, MissingFileError
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsTensor
 from edgekit.model_files import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAMES, CONFIG_NAME, has_file
-from edgekit.strict_json import read_object
+from edgekit.strict_json import read_object, read_stored
 from edgekit.text.files import TextFiles
 
 _LORA: Final = "LORA"
@@ -145,6 +146,7 @@ class Adapter:
                 all of them are named.
         """
         self.folder, self.name = folder, folder.resolve().name
+        self._source_files = SourceFiles(folder)
         self._config, self.tensors = config, tensors
         self._file: SafetensorsFile | None = None
         self.is_inside = False
@@ -203,16 +205,21 @@ class Adapter:
         return adapter
 
     def sha256(self) -> str:
-        """Hash config and tensors as stored."""
-        digest = hashlib.sha256(
-            json.dumps(self._config, sort_keys=True, separators=(",", ":")).encode()
-        )
+        """Hash config and tensors as stored; see ``Checkpoint.sha256``."""
+        digest = hashlib.sha256(read_stored(self.folder / ADAPTER_CONFIG_NAME))
         for name in sorted(self.tensors):
             tensor = self.tensors[name]
             digest.update(f"\n{name} {tensor.type_name} {list(tensor.info.shape)}\n".encode())
             for piece in tensor.raw_pieces():
                 digest.update(piece.data)
         return digest.hexdigest()
+
+    def refuse_changed(self, sha256: str) -> None:
+        """Refuse an adapter that was changed since it was opened; see ``Checkpoint``."""
+        texts = {path for path in self.text_files.sources.values() if isinstance(path, Path)}
+        weights = {tensor.file.path for tensor in self.tensors.values()}
+        read = {self.folder / ADAPTER_CONFIG_NAME} | texts | weights
+        self._source_files.refuse_changes(read, lambda: self.sha256() == sha256)
 
     def close(self) -> None:
         """Let go of the file; safe to call twice."""

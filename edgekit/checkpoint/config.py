@@ -85,10 +85,6 @@ class RawConfig(Mapping[str, Any]):
         if text not in self._reading.notes:
             self._reading.notes.append(text)
 
-    def as_read(self) -> dict[str, Any]:
-        """Give the keys and values as the file has them, without what ``fill`` added."""
-        return dict(self._read)
-
     def ignore_as_asked(self, keys: Iterable[str]) -> None:
         """Let keys pass whatever their value is, because the user says so.
 

@@ -7,8 +7,6 @@ are never read. It must not know what the tensors mean.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +17,7 @@ from edgekit.checkpoint.adapter import Adapter, refuse_adapter_folder
 from edgekit.checkpoint.config import RawConfig
 from edgekit.checkpoint.prequantized.method import join_parts, read_beside
 from edgekit.checkpoint.repository import model_name, resolve_model
+from edgekit.checkpoint.source_files import SourceFiles
 from edgekit.errors import CheckpointError, FormatError, MissingFileError
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsTensor
 from edgekit.model_files import (
@@ -32,6 +31,7 @@ from edgekit.model_files import (
     read_weight_map,
 )
 from edgekit.progress import Progress, ignore_progress
+from edgekit.strict_json import read_stored
 from edgekit.tensors import LazyTensor
 from edgekit.text.files import TextFiles
 
@@ -62,6 +62,7 @@ class Checkpoint:
         self.notes: list[str] = []
         self.name = model_name(model, self.folder)
         self.origin = str(model)
+        self._source_files = SourceFiles(self.folder)
         _refuse_lost_links(self.folder)
         require_config(self.folder)
         self.config = RawConfig.open(self.folder / CONFIG_NAME)
@@ -116,9 +117,17 @@ class Checkpoint:
         )
 
     def sha256(self) -> str:
-        """Hash config.json as stored and every tensor; the same however the file is sharded."""
-        config = json.dumps(self.config.as_read(), sort_keys=True, separators=(",", ":"))
-        digest = hashlib.sha256(config.encode())
+        """Hash the model's own bytes: config.json and every tensor, both as they are stored.
+
+        The tensors come in the order of their names, each after a line with name, type and shape:
+        the hash is the same however they are distributed over files. Nothing that edgekit fills
+        in, ignores or converts plays a part; nor do tokenizer and template.
+
+        Raises:
+            CheckpointError: config.json cannot be read any more.
+            FormatError: A weight file cannot be read any more.
+        """
+        digest = hashlib.sha256(read_stored(self.folder / CONFIG_NAME))
         for name in sorted(self.tensors):
             tensor = self.tensors[name]
             info = tensor.info
@@ -126,6 +135,22 @@ class Checkpoint:
             for piece in tensor.raw_pieces():
                 digest.update(piece.data)
         return digest.hexdigest()
+
+    def refuse_changed(self, sha256: str) -> None:
+        """Refuse a model that was changed since it was opened.
+
+        Args:
+            sha256: What ``sha256`` gave before.
+
+        Raises:
+            CheckpointError: Files were written meanwhile; they are named.
+        """
+        self._source_files.refuse_changes(self._files_read(), lambda: self.sha256() == sha256)
+
+    def _files_read(self) -> set[Path]:
+        texts = {path for path in self.text_files.sources.values() if isinstance(path, Path)}
+        weights = {tensor.file.path for tensor in self.tensors.values()}
+        return {self.folder / CONFIG_NAME} | texts | weights
 
     def close(self) -> None:
         """Let go of the files; safe to call twice."""
@@ -214,8 +239,9 @@ def require_config(folder: Path) -> None:
 
     Raises:
         MissingFileError: It has no config.json.
+        CheckpointError: What bears the name is no plain file of the folder.
     """
-    if os.path.lexists(folder / CONFIG_NAME):
+    if has_file(folder, CONFIG_NAME):
         return
     refuse_adapter_folder(folder)
     inner = sorted(path.parent for path in folder.glob(f"*/{CONFIG_NAME}"))

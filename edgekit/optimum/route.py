@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from edgekit.checkpoint.reader import Checkpoint
 from edgekit.errors import CheckpointError, ExportError, UsageError
 from edgekit.exporters.base import ExportOptions
 from edgekit.exporters.context import ContextRange
-from edgekit.exporters.staging import PARTIAL_PREFIX, list_files, refuse_small_disk, staged_folder
+from edgekit.exporters.staging import list_files, refuse_small_disk, staged_folder
+from edgekit.exporters.work_folder import work_folder
 from edgekit.optimum import check as optimum_check
 from edgekit.optimum.child import last_error, run_python
 from edgekit.optimum.environment import OptimumEnvironment, child_variables
@@ -153,10 +153,11 @@ def write_optimum_artifact(
             _refuse_difference(found, scheme, checkpoint)
         _move_graph(traced, staging)
         copy_assets(view, staging)
+        checkpoint.refuse_changed(source.sha256)
         manifest = _manifest(
             checkpoint, source, environment, scheme, facts, found, n_positions, notes, view, staging
         )
-        (staging / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+        (staging / MANIFEST_NAME).write_bytes(manifest.to_json().encode("utf-8"))
     progress("done", _N_STEPS, _N_STEPS)
     return Artifact.open(folder)
 
@@ -331,8 +332,8 @@ def _move_graph(traced: Path, staging: Path) -> None:
 
 @contextmanager
 def _scratch(parent: Path) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix=f"{PARTIAL_PREFIX}{os.getpid()}-", dir=parent) as name:
-        yield Path(name).absolute()
+    with work_folder(parent) as folder:
+        yield folder.absolute()
 
 
 @contextmanager

@@ -5,10 +5,10 @@ Quantize once into a store beside the target, write every format from it, remove
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from edgekit.artifact import Artifact, Format, Manifest
@@ -19,7 +19,8 @@ from edgekit.decision import Rejected
 from edgekit.errors import ExportError, UsageError
 from edgekit.exporters import open_exporter
 from edgekit.exporters.base import Exporter, ExportOptions
-from edgekit.exporters.staging import PARTIAL_PREFIX, write_artifact
+from edgekit.exporters.staging import write_artifact
+from edgekit.exporters.work_folder import work_folder
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
 from edgekit.pipeline.preflight import check_room, join_predictions, predict_export
@@ -250,13 +251,16 @@ def check_text(view: TextView, origin: str) -> None:
         check_golden(recipe, view.files)
 
 
-def _store_folder(parent: Path) -> tempfile.TemporaryDirectory[str]:
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(prefix=f"{PARTIAL_PREFIX}{os.getpid()}-", dir=parent)
-    except OSError as error:
-        raise ExportError(
-            f"cannot write to {parent}",
-            got=error.strerror or str(error),
-            do="Choose another --out.",
-        ) from error
+@contextlib.contextmanager
+def _store_folder(parent: Path) -> Iterator[Path]:
+    with contextlib.ExitStack() as stack:
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(work_folder(parent))
+        except OSError as error:
+            raise ExportError(
+                f"cannot write to {parent}",
+                got=error.strerror or str(error),
+                do="Choose another --out.",
+            ) from error
+        yield folder

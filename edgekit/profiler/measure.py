@@ -15,9 +15,9 @@ from typing import Any, Final
 from edgekit.artifact import MANIFEST_NAME, Artifact
 from edgekit.devices.facts import facts_of
 from edgekit.devices.profile import HOST_ID, DeviceProfile
-from edgekit.errors import MeasureError
+from edgekit.errors import ArtifactError, MeasureError
 from edgekit.profiler import memory
-from edgekit.profiler.isolate import Failed, Finished, Job, run_isolated
+from edgekit.profiler.isolate import Failed, FailureKind, Finished, Job, run_isolated
 from edgekit.profiler.memory import MemoryPeak, MemoryUse
 from edgekit.profiler.metrics import load_metrics, memory_metrics, speed_metrics
 from edgekit.profiler.pagecache import drop_from_cache
@@ -103,12 +103,10 @@ def profile_artifact(
 
     Raises:
         MeasureError: The workload cannot be timed, or is longer than the context.
-        ArtifactError: The artifact is not as it was exported.
     """
     check_workload(workload, context_length or artifact.manifest.context_length)
     if n_loads < 1:
         raise MeasureError("loads", got=n_loads, wanted="at least 1")
-    artifact.check_unchanged()
     arguments = {
         "artifact": str(artifact.path.resolve()),
         "engine": engine,
@@ -157,6 +155,11 @@ def _look(
     timeout_s: float,
 ) -> _Seen | Failed:
     """Run all children and read their answers; the first failure ends it."""
+    try:
+        artifact.check_unchanged()
+    except ArtifactError as error:
+        nothing = MemoryPeak(0, 0, 0, 0)
+        return Failed(FailureKind.REFUSED, f"{type(error).__name__}: {error}", nothing, 0.0)
     title = f"profile {artifact.name} on {arguments['engine']}"
     workload = arguments["workload"]
     n_steps = 2 * n_loads + 1 + workload["n_warmup"] + workload["n_repeats"]

@@ -104,6 +104,7 @@ def quantize_model(
 
     Raises:
         QuantError: The scheme cannot hold the model; the message names the tensors.
+        CheckpointError: The model was changed while it was read.
         ExportError: The store cannot be written.
     """
     plans = plan_source(source, scheme)
@@ -137,6 +138,7 @@ def quantize_model(
                 _append(writer, tensor)
                 entries.append(item.entry(_sha256(tensor)))
                 progress(item.name, n_done, len(plans))
+        checkpoint.refuse_changed(origin.sha256)
         weights_file = SafetensorsFile(folder / WEIGHTS_NAME)
     except OSError as error:
         raise ExportError(

@@ -18,6 +18,7 @@ from edgekit.artifact import MANIFEST_NAME, Artifact
 from edgekit.dtypes import F32Array
 from edgekit.errors import ArtifactError, CheckpointError, FormatError, UsageError
 from edgekit.files import read_inside
+from edgekit.model_files import GENERATION_NAME
 from edgekit.records import EngineInfo
 from edgekit.runtime import open_decoder
 from edgekit.runtime.base import (

@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import edgekit
-from edgekit.exporters.staging import PARTIAL_PREFIX
+from edgekit.exporters.work_folder import PARTIAL_PREFIX
 from tests.builders import write_tiny_checkpoint
 from tests.cli.cli import Said
 from tests.runtime.raw_server import HELLO, RawServer, Script, hang, refuse, reply, send, sse

@@ -73,6 +73,7 @@ def put_into_artifact(artifact, template):
         }
         for name in sorted(names)
     ]
+    del manifest["manifest_sha256"]
     path.write_text(json.dumps(manifest), encoding="utf-8")
 
 

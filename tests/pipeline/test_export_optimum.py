@@ -23,7 +23,7 @@ import edgekit
 from edgekit.artifact import MANIFEST_NAME, Artifact, Format
 from edgekit.devices.facts import facts_of
 from edgekit.errors import CheckpointError, ExportError, UnsupportedArchError, UsageError
-from edgekit.exporters.staging import PARTIAL_PREFIX
+from edgekit.exporters.work_folder import PARTIAL_PREFIX
 from edgekit.paths import cache_dir
 from edgekit.pipeline.export_optimum import export_by_route, export_via_optimum
 from edgekit.runtime import open_decoder

@@ -135,6 +135,7 @@ def repair_size_only(folder: Path) -> Path:
     data = json.loads(path.read_text(encoding="utf-8"))
     for entry in data["files"]:
         entry["n_bytes"] = (folder / entry["path"]).stat().st_size
+    del data["manifest_sha256"]
     path.write_text(json.dumps(data), encoding="utf-8")
     return folder
 

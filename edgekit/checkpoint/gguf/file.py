@@ -34,6 +34,7 @@ from edgekit.checkpoint.gguf.tokenizer import has_tokenizer, text_contents, why_
 from edgekit.checkpoint.gguf.weights import open_weight, original_float_type
 from edgekit.checkpoint.prequantized.tensor import describe_decoded
 from edgekit.checkpoint.reader import Checkpoint
+from edgekit.checkpoint.source_files import SourceFiles
 from edgekit.errors import CheckpointError, MissingFileError
 from edgekit.formats.gguf import GgufFile, GgufTensor
 from edgekit.formats.gguf_blocks import NOT_FLOATS
@@ -76,6 +77,7 @@ class GgufCheckpoint(Checkpoint):
         parts = find_parts(path)
         self.folder, self.name, self.origin = path.parent, _display_name(path), str(model)
         self.notes = []
+        self._source_files = SourceFiles(self.folder)
         self.assets = MappingProxyType({})  # no files; what they would hold is in text_files
         self.tensors = MappingProxyType({})
         self._files = ExitStack()
@@ -118,6 +120,10 @@ class GgufCheckpoint(Checkpoint):
                 digest.update(piece.data)
         return digest.hexdigest()
 
+    def _files_read(self) -> set[Path]:
+        beside = {self.folder / name for name in self._names_beside}
+        return {part.path for part in self._parts} | beside
+
     @property
     def text_files(self) -> TextFiles:
         """The tokenizer, chat template and generation files that the file stands for."""
@@ -131,6 +137,7 @@ class GgufCheckpoint(Checkpoint):
 
     def _read_text_files(self, first: GgufFile, config: Mapping[str, Any]) -> TextFiles:
         """Give the text files; those beside the file count where it has no tokenizer of its own."""
+        self._names_beside: list[str] = []
         contents: dict[str, str | bytes] = {CONFIG_NAME: json.dumps(config, indent=2) + "\n"}
         reason = None if has_tokenizer(first) else "no tokenizer in it"
         reason = reason or why_unreadable(first)
@@ -140,6 +147,7 @@ class GgufCheckpoint(Checkpoint):
             contents |= text_contents(first)
         else:
             names = [name for name in beside.names() if name in _FROM_BESIDE]
+            self._names_beside = names
             for name in names:
                 contents[name] = beside.read(name, MAX_TOKENIZER_BYTES) or b""
             if names:
