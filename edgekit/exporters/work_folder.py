@@ -5,14 +5,16 @@ process that works in it holds a lock on a file in it (flock), which the system 
 process ends, however it ends. A folder whose lock can be taken is left over. Process ids would not
 tell: the same number is another process in another container that shares the disk.
 
-Locks reach every process on one kernel. Of a folder that was made on another machine, or on a disk
-without locks, only the age says whether it is still used.
+Locks reach every process on one kernel, which the name of the folder names. Of a folder that was
+made on another machine, or on a disk without locks, only the age says whether it is still used.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
+import hashlib
 import os
 import platform
 import shutil
@@ -24,14 +26,13 @@ from pathlib import Path
 from typing import Final
 
 from edgekit.artifact import MANIFEST_NAME
-from edgekit.files import open_plain, read_capped
+from edgekit.files import file_kind
 
 PARTIAL_PREFIX: Final = ".edgekit-partial-"
 EARLIER: Final = "earlier"
 """Holds, under its own name, an artifact that is being replaced where two renames are needed."""
 _LOCK: Final = "lock"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-_MAX_LOCK_BYTES: Final = 1 << 10
 _LONGEST_S: Final = 86_400.0
 """No export takes longer; where locks say nothing, a folder is left over from this age on."""
 
@@ -70,19 +71,14 @@ def sweep(parent: Path) -> None:
 def _make(parent: Path) -> tuple[Path, TextIOWrapper]:
     """Make a folder with a lock that is held."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=f"{PARTIAL_PREFIX}{os.getpid()}-", dir=parent))
-        lock = (folder / _LOCK).open("x", encoding="utf-8")
-        try:
+        prefix = f"{PARTIAL_PREFIX}{os.getpid()}-{_machine()}-"
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        with contextlib.suppress(FileNotFoundError):
+            lock = (folder / _LOCK).open("x", encoding="utf-8")
             if _take(lock) is not False and (folder / _LOCK).exists():
-                lock.write(_machine())
-                lock.flush()
                 return folder, lock
-        except BaseException:
             lock.close()
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        # A sweep looked at it between its making and its locking.
-        lock.close()
+        # A sweep of another process met it between its making and its locking.
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -101,24 +97,24 @@ def _take(lock: TextIOWrapper) -> bool | None:
 def _left_over(folder: Path) -> Iterator[bool]:
     """Tell whether nobody works in a folder; while the block runs nobody can begin to."""
     path = folder / _LOCK
+    is_here = f"-{_machine()}-" in folder.name
     is_old = time.time() - folder.stat().st_mtime > _LONGEST_S
-    try:
-        with open_plain(path) as stream:
-            machine = read_capped(stream, _MAX_LOCK_BYTES).decode("utf-8", "replace")
-        lock = path.open("r+", encoding="utf-8")
-    except OSError:
-        yield is_old
-        return
-    with lock:
-        is_taken = _take(lock)
-        # Before it says which machine it is for, it was locked nowhere, or is made right now.
-        is_here = machine == _machine()
-        yield (is_taken is True and is_here) or (is_taken is not False and is_old)
+    if not os.path.lexists(path):
+        # Killed before it was locked or while it was removed; a living process makes another one.
+        yield is_here or is_old
+    elif file_kind(path) is not None:
+        yield False
+    else:
+        with path.open("r+", encoding="utf-8") as lock:
+            is_taken = _take(lock)
+            yield (is_taken is True and is_here) or (is_taken is not False and is_old)
 
 
+@functools.cache
 def _machine() -> str:
-    """Name the running system: equal in every container on one kernel."""
+    """Name the running system, in a few letters: equal in every container on one kernel."""
     try:
-        return _BOOT_ID.read_text(encoding="ascii").strip()
+        name = _BOOT_ID.read_text(encoding="ascii")
     except OSError:
-        return platform.node()
+        name = platform.node()
+    return hashlib.sha256(name.encode()).hexdigest()[:8]

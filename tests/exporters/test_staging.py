@@ -299,9 +299,9 @@ def test_an_export_in_another_container_is_not_swept(target):
 def test_sweeping_spares_the_living_and_goes_by_age_where_locks_say_nothing(target):
     bare = target.parent / f"{PARTIAL_PREFIX}note"
     bare.mkdir()
-    elsewhere = target.parent / f"{PARTIAL_PREFIX}1-elsewhere"
+    elsewhere = target.parent / f"{PARTIAL_PREFIX}1-00000000-x"
     elsewhere.mkdir()
-    (elsewhere / "lock").write_text("another machine")
+    (elsewhere / "lock").touch()
     with work_folder(target.parent) as live:
         write_artifact(MlxExporter(), memory_model(), target.parent / "b")
         others = [bare.name, elsewhere.name]
@@ -316,10 +316,9 @@ def test_sweeping_spares_the_living_and_goes_by_age_where_locks_say_nothing(targ
 def test_a_half_written_package_with_a_manifest_of_its_own_is_not_taken_for_an_artifact(tmp_path):
     # Core ML packages hold Manifest.json, the same name on a disk that ignores case.
     with work_folder(tmp_path) as left:
-        lock = (left / "lock").read_text()
+        pass
     package = left / "new" / "model.mlpackage"
     package.mkdir(parents=True)
-    (left / "lock").write_text(lock)
     (package / MANIFEST_NAME).write_text("{}")
     write_artifact(MlxExporter(), memory_model(), tmp_path / "b")
     assert names(tmp_path) == ["b"]
