@@ -21,7 +21,7 @@ from edgekit.checkpoint.assets import read_end_ids
 from edgekit.checkpoint.config import RawConfig
 from edgekit.decision import Rejected
 from edgekit.dtypes import DTYPES
-from edgekit.errors import EdgekitError, QuantError, UsageError
+from edgekit.errors import ArtifactError, EdgekitError, QuantError, UsageError
 from edgekit.exporters import open_exporter
 from edgekit.exporters.coreml.lint import lint_package
 from edgekit.exporters.mlx.config import CONFIG_NAME, TORCH_DTYPES, read_config
@@ -49,8 +49,10 @@ _STATED_ORIGINS: Final = (f"{GENERATION_NAME} eos_token_id", f"{CONFIG_NAME} eos
 _FOUND_ORIGINS: Final = frozenset({TOKENIZER_ORIGIN, TEMPLATE_ORIGIN})
 # What the stored tensors and the text files decide, and not config.json.
 _DECIDED_ELSEWHERE: Final = frozenset({"eos_token_ids", "is_tied", "vocab_size"})
+_IMPORTED: Final = "imported from "
 _LEVEL: Final = "accuracy_level"
 _MAX_SHOWN: Final = 120
+_MAX_TOLD: Final = 8
 
 
 def false_claims(artifact: Artifact, entries: Sequence[TensorEntry]) -> list[str]:
@@ -77,6 +79,23 @@ def false_claims(artifact: Artifact, entries: Sequence[TensorEntry]) -> list[str
         except EdgekitError as error:
             found.append(str(error))
     return found
+
+
+def refuse_false_claims(artifact: Artifact, entries: Sequence[TensorEntry]) -> None:
+    """Refuse an artifact whose manifest says what its files do not; see ``false_claims``.
+
+    Raises:
+        ArtifactError: There are false claims; the first of them are told.
+    """
+    found = false_claims(artifact, entries)
+    if found:
+        more = f"; and {len(found) - _MAX_TOLD} more" if len(found) > _MAX_TOLD else ""
+        raise ArtifactError(
+            f"{artifact.path / MANIFEST_NAME}: false claims",
+            got="; ".join(found[:_MAX_TOLD]) + more,
+            wanted="what the files of the artifact say",
+            do="Export the model again.",
+        )
 
 
 def _differs(what: str, said: object, found: object) -> Iterator[str]:
@@ -158,10 +177,13 @@ def _about_plan(artifact: Artifact, spec: DecoderSpec) -> Iterator[str]:
         item = plans.get(entry.name)
         if item is None:
             continue
-        has_codes = entry.imported is not None or entry.reason.startswith(CHANGES_OF_CODES)
-        if has_codes and _may_be_imported(Scheme.parse(entry.scheme), item, asked):
-            continue
-        yield from _differs_from_plan(entry, item)
+        if entry.imported is not None and entry.sha256 is None:
+            yield f"imported of {entry.name}: {_shown(entry.imported)}, for a tensor without codes"
+        elif entry.imported is not None:
+            yield from _differs(f"reason of {entry.name}", entry.reason, _IMPORTED + entry.imported)
+        was_coded = entry.imported is not None or entry.reason.startswith(CHANGES_OF_CODES)
+        if not was_coded or not _may_be_imported(Scheme.parse(entry.scheme), item, asked):
+            yield from _differs_from_plan(entry, item)
     if asked.is_quantized and not any(entry.sha256 for entry in manifest.tensors):
         yield f"scheme: the manifest says {asked}, and no tensor holds codes"
 
@@ -176,9 +198,7 @@ def _may_be_imported(scheme: Scheme, item: TensorPlan, asked: Scheme) -> bool:
 def _differs_from_plan(entry: TensorEntry, item: TensorPlan) -> Iterator[str]:
     if entry.scheme != str(item.scheme):
         yield f"scheme of {entry.name}: {entry.scheme}, which is {item.scheme} in such an artifact"
-    if entry.imported is not None:
-        yield f"imported of {entry.name}: {_shown(entry.imported)}, for a tensor without codes"
-    elif entry.reason != item.reason:
+    if entry.reason != item.reason:
         yield f"reason of {entry.name}: {_shown(entry.reason)}, which is {_shown(item.reason)}"
 
 

@@ -18,6 +18,7 @@ from edgekit.dtypes import F32Array
 from edgekit.errors import ArtifactError, CheckpointError, FormatError, UsageError
 from edgekit.exporters import open_exporter
 from edgekit.families.spec import DecoderSpec
+from edgekit.pipeline.claims import recover_entries, refuse_false_claims
 from edgekit.progress import Progress, ignore_progress
 from edgekit.quality.evaluate import SuitePlan
 from edgekit.quantize.model import ModelTensor, QuantizedTensor, combine_hashes
@@ -97,6 +98,7 @@ def _verify_scheme(
         progress(f"re-read {artifact.name}", index, len(artifacts))
         artifact.check_files()
         hashes.append(_hash_tensors(artifact))
+        refuse_false_claims(artifact, recover_entries(artifact))
     records = [
         _compare_weights(artifacts[0], hashes[0], artifact, own)
         for artifact, own in zip(artifacts, hashes, strict=True)
