@@ -216,7 +216,7 @@ class Adapter:
 
     def refuse_changed(self, sha256: str) -> None:
         """Refuse an adapter that was changed since it was opened; see ``Checkpoint``."""
-        texts = {path for path in self.text_files.sources.values() if isinstance(path, Path)}
+        texts = self._source_files.with_texts(self.text_files)
         weights = {tensor.file.path for tensor in self.tensors.values()}
         read = {self.folder / ADAPTER_CONFIG_NAME} | texts | weights
         self._source_files.refuse_changes(read, lambda: self.sha256() == sha256)

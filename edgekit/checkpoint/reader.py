@@ -148,8 +148,8 @@ class Checkpoint:
         self._source_files.refuse_changes(self._files_read(), lambda: self.sha256() == sha256)
 
     def _files_read(self) -> set[Path]:
-        texts = {path for path in self.text_files.sources.values() if isinstance(path, Path)}
         weights = {tensor.file.path for tensor in self.tensors.values()}
+        texts = self._source_files.with_texts(self.text_files)
         return {self.folder / CONFIG_NAME} | texts | weights
 
     def close(self) -> None:

@@ -13,7 +13,8 @@ from typing import Final
 
 from edgekit.errors import CheckpointError
 from edgekit.files import FileState
-from edgekit.model_files import TEMPLATES_FOLDER
+from edgekit.model_files import TEMPLATES_FOLDER, TEXT_NAMES
+from edgekit.text.files import TextFiles
 
 _SETTLED_NS: Final = 2_000_000_000  # the coarsest clock of a file system in use (FAT, exFAT)
 _MAX_NAMED: Final = 8
@@ -33,6 +34,16 @@ class SourceFiles:
                 except OSError:
                     continue  # a link to nowhere; its reader refuses it
         self._opened_ns = time.time_ns()
+
+    def with_texts(self, found: TextFiles) -> set[Path]:
+        """Give the tokenizer and template files that lie there now or lay there before."""
+        now = {path for path in found.sources.values() if isinstance(path, Path)}
+        before = {
+            path
+            for path in self._before
+            if path.name in TEXT_NAMES or path.parent.name == TEMPLATES_FOLDER
+        }
+        return now | before
 
     def refuse_changes(self, paths: Iterable[Path], is_same: Callable[[], bool]) -> None:
         """Refuse a model of which a file was written since.

@@ -179,8 +179,8 @@ def _about_plan(artifact: Artifact, spec: DecoderSpec) -> Iterator[str]:
             continue
         if entry.imported is not None and entry.sha256 is None:
             yield f"imported of {entry.name}: {_shown(entry.imported)}, for a tensor without codes"
-        elif entry.imported is not None:
-            yield from _differs(f"reason of {entry.name}", entry.reason, _IMPORTED + entry.imported)
+        elif entry.imported is not None and entry.reason != _IMPORTED + entry.imported:
+            yield f"reason of {entry.name}: {_shown(entry.reason)}, of imported codes"
         was_coded = entry.imported is not None or entry.reason.startswith(CHANGES_OF_CODES)
         if not was_coded or not _may_be_imported(Scheme.parse(entry.scheme), item, asked):
             yield from _differs_from_plan(entry, item)
@@ -225,7 +225,7 @@ def _spec_of_config(artifact: Artifact) -> DecoderSpec | None:
         with suppress(UsageError):  # a key of a GGUF file's metadata
             config.ignore_as_asked([key])
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UsageError(f"{path}: model_type", got=model_type, wanted="one that edgekit knows")
     family: Family = load_object(FAMILIES[model_type])
     return family.read_spec(config)
@@ -294,7 +294,7 @@ def _about_mlx(artifact: Artifact, spec: DecoderSpec) -> Iterator[str]:
     if isinstance(choice, Rejected):
         yield f"decoder: mlx-lm cannot compute it: {choice.reason}"
         return
-    if name not in TORCH_DTYPES:
+    if not isinstance(name, str) or name not in TORCH_DTYPES:
         yield f"settings.float_dtype: {_shown(name)} is none of {', '.join(TORCH_DTYPES)}"
         return
     dtype = TORCH_DTYPES[name]
