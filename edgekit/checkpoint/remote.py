@@ -18,7 +18,7 @@ from edgekit.errors import CheckpointError
 from edgekit.formats.open_file import ByteSource
 from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.hub.download import Fetch, cached
-from edgekit.hub.http import Source, file_path
+from edgekit.hub.http import HubRepo, file_path
 from edgekit.model_files import ASSET_NAMES
 
 
@@ -63,7 +63,7 @@ class HubCheckpoint(Checkpoint):
 
     has_weights = False
 
-    def __init__(self, model: str | Path, source: Source) -> None:
+    def __init__(self, model: str | Path, source: HubRepo) -> None:
         """Fetch config and headers; see ``open_headers``."""
         self._fetch = Fetch(source)
         with self._fetch.writing():
@@ -95,7 +95,7 @@ def needs_download(model: str | Path) -> bool:
     if is_gguf(model) or find_packaged(model) is not None:
         return False
     found = locate(model)
-    return isinstance(found, Source) and cached(found) is None
+    return isinstance(found, HubRepo) and cached(found) is None
 
 
 def open_headers(model: str | Path) -> Checkpoint:
@@ -109,7 +109,7 @@ def open_headers(model: str | Path) -> Checkpoint:
         FormatError: A header is damaged.
     """
     found = locate(model)
-    if isinstance(found, Source):
+    if isinstance(found, HubRepo):
         folder = cached(found)
         return Checkpoint(model, folder) if folder else HubCheckpoint(model, found)
     return Checkpoint(model, found)

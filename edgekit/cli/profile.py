@@ -32,7 +32,7 @@ def command(
     from edgekit.artifact import Artifact
     from edgekit.pipeline.profile import profile
     from edgekit.records import Workload, to_data
-    from edgekit.report.sections import gap_table, memory_table, speed_table
+    from edgekit.report.sections import itl_table, memory_table, speed_table
     from edgekit.report.terminal import print_table
 
     output = Output(is_json=as_json)
@@ -55,7 +55,7 @@ def command(
 
     def show(console: Console) -> None:
         print_table(speed_table(records), console)
-        print_table(gap_table(records), console)
+        print_table(itl_table(records), console)
         print_table(memory_table(records), console)
 
     output.result(to_data(records), show)

@@ -24,8 +24,8 @@ from edgekit.exporters.staging import existing_parent
 from edgekit.families.base import SourceModel
 from edgekit.model_files import CONFIG_NAME
 from edgekit.pipeline.rates import Rates
-from edgekit.quantize.imports import expected_plan
 from edgekit.quantize.memory_estimate import PlannedModel, largest_handled_bytes
+from edgekit.quantize.prequantized import expected_plan
 from edgekit.scheme import Scheme
 from edgekit.units import format_bytes
 

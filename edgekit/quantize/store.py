@@ -24,9 +24,9 @@ from edgekit.formats.packing import unpack_codes
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from edgekit.model_files import CONFIG_NAME
 from edgekit.progress import Progress, ignore_progress
-from edgekit.quantize.imports import import_codes, plan_source
 from edgekit.quantize.methods import Method
 from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor, Source
+from edgekit.quantize.prequantized import import_codes, plan_source
 from edgekit.quantize.row_blocks import quantize_tensor
 from edgekit.scheme import Scheme
 from edgekit.strict_json import read_object
@@ -93,7 +93,7 @@ def quantize_model(
 
     Args:
         source: The float model.
-        scheme: What was asked for; recipe.py decides what each tensor gets.
+        scheme: What was asked for; plan.py decides what each tensor gets.
         store_dir: Folder of the store; an earlier store there is replaced.
         method: How scales are chosen.
         n_threads: Threads to compute with.

@@ -5,7 +5,7 @@ through in chunks of which only the caches are evaluated (mlx is lazy), so the v
 projection runs for the wanted positions only, as in mlx-lm's own generation.
 
 On Metal the artifact's own float type is kept. The CPU backend of mlx accumulates in the storage
-type (bf16: 5e-2 relative error of one product), so there every float is widened to fp32 unless
+type (bf16: 5e-2 relative error of one matmul), so there every float is widened to fp32 unless
 the option ``activation`` says ``native``. The CPU backend is for parity: its speed says nothing
 about a device.
 """

@@ -70,7 +70,7 @@ def foreign_errors() -> tuple[type[Exception], ...]:
 
 
 def make_session(folder: Path, n_threads: int | None, is_float: bool = False) -> Any:
-    """Load the graph of an artifact; ``is_float`` keeps activations of quantized products wide.
+    """Load the graph of an artifact; ``is_float`` keeps activations of quantized matmuls wide.
 
     Raises:
         EngineLoadError: With ``is_float``: the file is no ONNX model.
@@ -92,7 +92,7 @@ def make_session(folder: Path, n_threads: int | None, is_float: bool = False) ->
 
 
 def _float_activation_graph(path: Path) -> bytes:
-    """Give the graph with float activations in every quantized product."""
+    """Give the graph with float activations in every quantized matmul."""
     decode_error = require("google.protobuf.message", package="protobuf").DecodeError
     try:
         model = require("onnx").load_model(path, load_external_data=False)

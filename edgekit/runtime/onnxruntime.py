@@ -254,8 +254,8 @@ def _check_positions(artifact: Artifact, spec: DecoderSpec, n_positions: int) ->
     Raises:
         EngineLoadError: See above; the buffers for such a context might not fit in memory.
     """
-    n_lanes = sum(rope.rotary_width or spec.head_width for rope in spec.ropes)
-    if n_positions * n_lanes * 4 > artifact.n_bytes:
+    n_channels = sum(rope.rotary_width or spec.head_width for rope in spec.ropes)
+    if n_positions * n_channels * 4 > artifact.n_bytes:
         raise EngineLoadError(
             f"{artifact.path}: context length in the manifest",
             got=n_positions,

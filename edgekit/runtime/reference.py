@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgekit.dtypes import F32Array
 from edgekit.errors import EngineCrashError, UsageError
 from edgekit.families.base import SourceModel
-from edgekit.families.rope import query_factors, rope_tables
+from edgekit.families.rope import attention_temperatures, rope_tables
 from edgekit.families.rope_spec import LongRopeScaling, RopeSpec
 from edgekit.families.spec import Activation, DecoderSpec, QkNorm
 from edgekit.quantize.model import QuantizedModel, QuantizedTensor
@@ -150,17 +150,17 @@ class ReferenceDecoder:
     def _run_chunk(self, ids: NDArray[np.int64], n_past: int, is_long: bool) -> FloatArray:
         """Give the final hidden states of T tokens, (T, C), and extend the cache."""
         spec = self._spec
-        stream = self._scaled(self._weight("embed")[ids], spec.embed_scale)
+        residual = self._scaled(self._weight("embed")[ids], spec.embed_scale)
         for layer in range(spec.n_layers):
             at = f"layers.{layer}."
-            inner = self._maybe_norm(stream, at + "attn_norm")
-            change = self._attend(layer, inner, n_past, is_long)
-            change = self._maybe_norm(change, at + "attn_post_norm")
-            stream = stream + self._scaled(change, spec.residual_scale)
-            inner = self._maybe_norm(stream, at + "ffn_norm")
-            change = self._maybe_norm(self._feed_forward(inner, at), at + "ffn_post_norm")
-            stream = stream + self._scaled(change, spec.residual_scale)
-        return self._norm(stream, "final_norm")
+            inner = self._maybe_norm(residual, at + "attn_norm")
+            output = self._attend(layer, inner, n_past, is_long)
+            output = self._maybe_norm(output, at + "attn_post_norm")
+            residual = residual + self._scaled(output, spec.residual_scale)
+            inner = self._maybe_norm(residual, at + "ffn_norm")
+            output = self._maybe_norm(self._feed_forward(inner, at), at + "ffn_post_norm")
+            residual = residual + self._scaled(output, spec.residual_scale)
+        return self._norm(residual, "final_norm")
 
     def _feed_forward(self, inner: FloatArray, at: str) -> FloatArray:
         activate: Callable[[FloatArray], FloatArray] = (
@@ -181,8 +181,8 @@ class ReferenceDecoder:
         if spec.qk_norm is QkNorm.HEAD_AFTER_ROPE:
             queries, keys = self._norm(queries, at + "q_norm"), self._norm(keys, at + "k_norm")
         if spec.query_scaling is not None:
-            grown = query_factors(spec.query_scaling, n_total)
-            factors: FloatArray = np.asarray(grown, dtype=self._dtype)
+            temperatures = attention_temperatures(spec.query_scaling, n_total)
+            factors: FloatArray = np.asarray(temperatures, dtype=self._dtype)
             queries *= factors[n_past:, None]
         cache = self._cache[layer]
         new = slice(n_past, n_total)
@@ -215,13 +215,13 @@ class ReferenceDecoder:
         return projected.reshape(len(projected), n_heads, self._spec.head_width).swapaxes(0, 1)
 
     def _rotate(self, heads: FloatArray, n_past: int, rope: RopeSpec, is_long: bool) -> FloatArray:
-        """Apply RoPE in the rotate-half form to the first lanes; (heads, T, D)."""
+        """Apply RoPE in the rotate-half form to the first channels; (heads, T, D)."""
         part = slice(n_past, n_past + heads.shape[1])
         cos, sin = (table[part] for table in self._rope(rope, is_long))
         half = cos.shape[1]
         first, second, rest = np.split(heads, [half, 2 * half], axis=-1)
-        turned = [first * cos - second * sin, second * cos + first * sin, rest]
-        return np.concatenate(turned, axis=-1)
+        rotated = [first * cos - second * sin, second * cos + first * sin, rest]
+        return np.concatenate(rotated, axis=-1)
 
     def _is_long(self, n_total: int) -> bool:
         scalings = (rope.scaling for rope in self._spec.ropes)
@@ -240,14 +240,14 @@ class ReferenceDecoder:
         product: FloatArray = inner @ self._weight(name).T
         return product + self._weight(f"{name}.bias") if has_bias else product
 
-    def _norm(self, stream: FloatArray, name: str) -> FloatArray:
-        mean_square = np.mean(np.square(stream), axis=-1, keepdims=True)
-        scaled: FloatArray = stream / np.sqrt(mean_square + self._dtype(self._spec.norm_eps))
+    def _norm(self, x: FloatArray, name: str) -> FloatArray:
+        mean_square = np.mean(np.square(x), axis=-1, keepdims=True)
+        scaled: FloatArray = x / np.sqrt(mean_square + self._dtype(self._spec.norm_eps))
         return scaled * (self._weight(name) + self._dtype(self._spec.norm_offset))
 
-    def _maybe_norm(self, stream: FloatArray, name: str) -> FloatArray:
+    def _maybe_norm(self, x: FloatArray, name: str) -> FloatArray:
         """Norm where the decoder has this norm."""
-        return self._norm(stream, name) if name in self._shapes else stream
+        return self._norm(x, name) if name in self._shapes else x
 
     def _scaled(self, values: FloatArray, factor: float) -> FloatArray:
         return values if factor == 1.0 else values * self._dtype(factor)

@@ -35,7 +35,7 @@ from edgekit.exporters.mlx.config import (
 )
 from edgekit.exporters.mlx.models import (
     MODEL_FILES,
-    Choice,
+    ChosenFile,
     ModelFile,
     choose_file,
     make_config,
@@ -67,15 +67,15 @@ class MlxExporter:
             spec: The decoder.
             scheme: Any; mlx holds 4 and 8 bits at groups 32, 64, 128, and every float.
         """
-        choice = choose_file(spec, scheme)
-        return choice if isinstance(choice, Rejected) else Accepted(choice.notes)
+        chosen = choose_file(spec, scheme)
+        return chosen if isinstance(chosen, Rejected) else Accepted(chosen.notes)
 
     def positions(self, spec: DecoderSpec) -> ContextRange:
         """Say how many positions an artifact can hold; mlx-lm's cache grows with the text."""
-        choice = _chosen_file(spec)
-        longest, reason = choice.n_positions, ""
+        chosen = _chosen_file(spec)
+        longest, reason = chosen.n_positions, ""
         if longest < spec.context_length:
-            reason = f"mlx-lm is wrong beyond: {why_shorter(spec, choice.file, longest)}"
+            reason = f"mlx-lm is wrong beyond: {why_shorter(spec, chosen.file, longest)}"
         return ContextRange(longest, longest, reason)
 
     def predict(self, model: ModelOutline, options: ExportOptions) -> SizeEstimate:
@@ -85,9 +85,9 @@ class MlxExporter:
             ExportError: mlx-lm does not compute the decoder.
         """
         del options
-        choice = _chosen_file(model.spec)
+        chosen = _chosen_file(model.spec)
         dtype = _float_dtype(model)
-        slots = plan_slots(choice.file, model.entries)
+        slots = plan_slots(chosen.file, model.entries)
         infos = [info for slot in slots for info in slot.declare(dtype)]
         return SizeEstimate(
             file_bytes(infos, metadata=_METADATA),
@@ -104,15 +104,15 @@ class MlxExporter:
                 or the source's config is unreadable.
             UsageError: More context than the artifact can hold.
         """
-        choice = _chosen_file(model.spec)
+        chosen = _chosen_file(model.spec)
         positions = self.positions(model.spec)
         context_length = positions.choose(options.context_length, self.format.value)
         dtype = _float_dtype(model)
-        write_config(folder, make_config(choice, model.spec, model.scheme, model.entries, dtype))
+        write_config(folder, make_config(chosen, model.spec, model.scheme, model.entries, dtype))
         for name, path in model.assets.items():
             if name != CONFIG_NAME:
                 shutil.copyfile(path, folder / name)
-        slots = plan_slots(choice.file, model.entries)
+        slots = plan_slots(chosen.file, model.entries)
         infos = [info for slot in slots for info in slot.declare(dtype)]
         n_rounded = n_done = 0
         with SafetensorsWriter(folder / WEIGHTS_NAME, infos, metadata=_METADATA) as writer:
@@ -153,11 +153,11 @@ class MlxExporter:
             )
 
 
-def _chosen_file(spec: DecoderSpec) -> Choice:
-    choice = choose_file(spec)
-    if isinstance(choice, Rejected):
-        raise ExportError("MLX cannot hold this model", got=choice.reason)
-    return choice
+def _chosen_file(spec: DecoderSpec) -> ChosenFile:
+    chosen = choose_file(spec)
+    if isinstance(chosen, Rejected):
+        raise ExportError("MLX cannot hold this model", got=chosen.reason)
+    return chosen
 
 
 def _file_of(config: Mapping[str, Any], folder: Path) -> ModelFile:

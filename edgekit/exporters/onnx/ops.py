@@ -1,4 +1,4 @@
-"""Nodes and initializers of an ONNX graph: plain ones, matrix products, and norms.
+"""Nodes and initializers of an ONNX graph: plain ones, matmuls, and norms.
 
 Weights are references into the weight file; only small numbers lie in the proto itself.
 Block-quantized matmuls have accuracy_level 4: activations are rounded to int8 per block; every
@@ -96,7 +96,7 @@ def _onnx_types(onnx: Any) -> dict[DType, int]:
 
 
 class Matmuls:
-    """Adds the matrix products of a decoder to its graph, by name."""
+    """Adds the matmuls of a decoder to its graph, by name."""
 
     def __init__(self, parts: GraphWriter, linears: Sequence[Linear]) -> None:
         self._parts = parts
@@ -122,7 +122,7 @@ class Matmuls:
 
     def _add_blocks(self, linear: Linear, group: int, x: str, bias: str, output: str) -> str:
         bits = linear.scheme.bits
-        # The product wants (N, M // G, bytes of a block). A tied embedding is thus known by two
+        # The matmul wants (N, M // G, bytes of a block). A tied embedding is thus known by two
         # names and two shapes, with one offset in the weight file.
         codes = self._parts.array(
             f"{linear.name}.codes",
@@ -165,12 +165,12 @@ class Norms:
             stash_type=1,
         )
 
-    def add_sum(self, stream: str, change: str, name: str) -> tuple[str, str]:
-        """Add a change to the stream and norm the sum, in one node; gives (normed, sum)."""
+    def add_sum(self, residual: str, output: str, name: str) -> tuple[str, str]:
+        """Add a block's output to the residual and norm the sum, in one node: (normed, sum)."""
         normed, total = f"{name}.out", f"{name}.residual"
         self._parts.node(
             "SkipSimplifiedLayerNormalization",
-            [stream, change, self._gain(name)],
+            [residual, output, self._gain(name)],
             [normed] if name == "final_norm" else [normed, "", "", total],
             name=name,
             domain=MICROSOFT,

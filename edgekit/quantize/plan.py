@@ -39,7 +39,7 @@ class TensorPlan:
         return TensorEntry(self.name, self.shape, scheme, self.reason, sha256, self.imported)
 
 
-def plan(spec: DecoderSpec, scheme: Scheme) -> tuple[TensorPlan, ...]:
+def plan_tensors(spec: DecoderSpec, scheme: Scheme) -> tuple[TensorPlan, ...]:
     """Decide the scheme of every tensor of a decoder, in file order.
 
     Args:
