@@ -9,13 +9,16 @@ from __future__ import annotations
 import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from edgekit.errors import CheckpointError
+from edgekit.files import open_plain, read_capped
 from edgekit.text.chat import ChatTemplate
 from edgekit.text.files import TextFiles
 from edgekit.text.tokenizer import Tokenizer
 from edgekit.typed_values import WrongValuesError, from_plain
+
+_MAX_RECIPE_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,9 @@ def read_recipe(path: Path) -> Recipe:
         CheckpointError: Unreadable, no TOML, or keys missing, unknown or of another type.
     """
     try:
-        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        with open_plain(path) as stream:
+            text = read_capped(stream, _MAX_RECIPE_BYTES).decode("utf-8")
+        data: dict[str, Any] = tomllib.loads(text.replace("\r\n", "\n"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read", got=str(error), wanted="TOML") from error
     try:

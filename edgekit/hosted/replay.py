@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from edgekit.errors import FormatError, ServerError, UsageError
+from edgekit.files import open_plain
 from edgekit.hosted.recording import SCHEMA_VERSION, hash_request
 from edgekit.records import EngineInfo, from_data
 from edgekit.runtime.base import GenerateOptions, Message, TokenEvent
@@ -133,15 +134,17 @@ def read_answers(path: Path) -> Iterator[Answer]:
         FormatError: The file cannot be read, or a whole line is damaged; names the line.
     """
     try:
-        with path.open("rb") as stream:
+        with open_plain(path) as stream:
             for number, line in enumerate(stream, start=1):
                 if line.endswith(b"\n"):
                     yield _answer(line, f"{path} line {number}")
     except OSError as error:
         raise FormatError(
-            f"cannot read the recording {path}", got=error.strerror, wanted="a JSONL file",
+            f"cannot read the recording {path}",
+            got=error.strerror or str(error),
+            wanted="a JSONL file",
             do="Make one with: edgekit compare --record FILE",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _answer(line: bytes, where: str) -> Answer:

@@ -37,9 +37,9 @@ from edgekit.formats.mlpackage import PACKAGE_NAME, read_spec
 from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.lazy import load_object
 from edgekit.model_files import GENERATION_NAME
-from edgekit.quantize.imports import CHANGES_OF_CODES
 from edgekit.quantize.model import QuantizedTensor, combine_hashes
-from edgekit.quantize.recipe import TensorPlan, plan
+from edgekit.quantize.plan import TensorPlan, plan_tensors
+from edgekit.quantize.prequantized import CHANGES_OF_CODES
 from edgekit.scheme import Scheme
 from edgekit.strict_json import read_object
 from edgekit.text.files import TextFiles
@@ -169,7 +169,7 @@ def _about_plan(artifact: Artifact, spec: DecoderSpec) -> Iterator[str]:
     manifest = artifact.manifest
     asked = Scheme.parse(manifest.scheme)
     try:
-        plans = {item.name: item for item in plan(spec, asked)}
+        plans = {item.name: item for item in plan_tensors(spec, asked)}
     except QuantError as error:
         yield f"scheme: the model cannot be stored as {asked}: {error}"
         return
