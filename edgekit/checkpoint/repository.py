@@ -8,6 +8,7 @@ what is in the folder.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Final
 
 from edgekit.checkpoint.recipe import Recipe, recipes
 from edgekit.errors import CheckpointError
+from edgekit.files import file_kind
 from edgekit.hub.download import download
 from edgekit.hub.http import HubRepo, HubUnavailableError
 from edgekit.model_files import CONFIG_NAME
@@ -59,6 +61,12 @@ def locate(model: str | Path) -> Path | HubRepo:
             f"{text} is a file",
             wanted="the folder that holds config.json",
             do=f"Use {folder.parent}.",
+        )
+    if os.path.lexists(folder):
+        raise CheckpointError(
+            f"{text}: cannot be read",
+            got=file_kind(folder),
+            wanted="a model folder or a GGUF file",
         )
     if folder.suffix == ".gguf":
         raise CheckpointError(

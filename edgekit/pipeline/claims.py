@@ -145,7 +145,8 @@ def _about_decoder(
     manifest: Manifest, spec: DecoderSpec, entries: Sequence[TensorEntry]
 ) -> Iterator[str]:
     """Judge what the manifest says twice, and the decoder against the stored tensors."""
-    yield from _differs("model_type", manifest.model_type, spec.model_type)
+    if manifest.model_type != spec.model_type:
+        yield f"model_type: {_shown(manifest.model_type)}, in the decoder {_shown(spec.model_type)}"
     shapes = {entry.name: entry.shape for entry in entries}
     wanted = spec.weight_shapes()
     odd = sorted(name for name in wanted.keys() | shapes if wanted.get(name) != shapes.get(name))
@@ -235,9 +236,9 @@ def _about_ends(artifact: Artifact, spec: DecoderSpec) -> Iterator[str]:
     """Judge the end tokens by the tokenizer, the template and the configs in the artifact."""
     manifest = artifact.manifest
     claimed = {end.id: end for end in manifest.end_tokens}
-    yield from _differs(
-        "end_tokens", [end.id for end in manifest.end_tokens], list(spec.eos_token_ids)
-    )
+    ids = [end.id for end in manifest.end_tokens]
+    if ids != list(spec.eos_token_ids):
+        yield f"end_tokens: {_shown(ids)}, in the decoder {_shown(list(spec.eos_token_ids))}"
     files = TextFiles.of_folder(artifact.path, [entry.path for entry in manifest.files])
     config = _spec_of_config(artifact)
     stated = {
@@ -354,13 +355,21 @@ def _about_settings(manifest: Manifest, facts: Mapping[str, object]) -> Iterator
 def _about_json(path: Path, wanted: Mapping[str, Any]) -> Iterator[str]:
     """Compare a JSON file with what the manifest's decoder gives for it."""
     found = read_config(path.parent) if path.name == CONFIG_NAME else read_object(path)
-    plain = json.loads(json.dumps(wanted))
-    for key in sorted(plain.keys() | found.keys()):
-        if plain.get(key, None) != found.get(key, None):
-            yield (
-                f"{path.name}: {key} is {_shown(found.get(key))}, by the manifest it would be "
-                f"{_shown(plain.get(key))}"
-            )
+    for key, stored, computed in _unequal(found, json.loads(json.dumps(wanted))):
+        yield (
+            f"{path.name}: {key} is {_shown(stored)}, by the manifest it would be "
+            f"{_shown(computed)}"
+        )
+
+
+def _unequal(one: Any, other: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Give the innermost keys under which two JSON values differ, with both values."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in sorted(one.keys() | other.keys()):
+            inner = f"{key}.{name}" if key else name
+            yield from _unequal(one.get(name), other.get(name), inner)
+    elif one != other:
+        yield key, one, other
 
 
 def recover_entries(artifact: Artifact) -> list[TensorEntry]:

@@ -12,9 +12,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import edgekit
-from edgekit.artifact import MANIFEST_NAME, Artifact, FileEntry, Format, Manifest, hash_file
+from edgekit.artifact import MANIFEST_NAME, Artifact, FileEntry, Format, Manifest
 from edgekit.errors import ArtifactError, FormatError, UsageError
 from edgekit.exporters import open_exporter
+from edgekit.file_hashes import hash_file
 from edgekit.pipeline.greedy import compare_greedy
 from edgekit.pipeline.verify import (
     is_verified,
