@@ -35,6 +35,8 @@ class AdaptedCheckpoint(Checkpoint):
             adapter: The adapter.
         """
         self._base, self._adapter = base, adapter
+        self._base_sha256: str | None = None
+        self._adapter_sha256: str | None = None
         self.adapter = adapter
         self.name = base.name if adapter.is_inside else f"{base.name}-{adapter.name}"
         self.folder, self.origin, self.config = base.folder, base.origin, base.config
@@ -77,7 +79,7 @@ class AdaptedCheckpoint(Checkpoint):
         both = f"{self._base_sha256} {self._adapter_sha256}"
         return hashlib.sha256(both.encode()).hexdigest()
 
-    def refuse_changed(self, sha256: str) -> None:
+    def refuse_changed(self, sha256: str | None) -> None:
         """Refuse base or adapter that was changed since it was opened; see ``Checkpoint``."""
         del sha256  # of both together
         self._base.refuse_changed(self._base_sha256)

@@ -214,12 +214,12 @@ class Adapter:
                 digest.update(piece.data)
         return digest.hexdigest()
 
-    def refuse_changed(self, sha256: str) -> None:
+    def refuse_changed(self, sha256: str | None) -> None:
         """Refuse an adapter that was changed since it was opened; see ``Checkpoint``."""
         texts = self._source_files.with_texts(self.text_files)
         weights = {tensor.file.path for tensor in self.tensors.values()}
         read = {self.folder / ADAPTER_CONFIG_NAME} | texts | weights
-        self._source_files.refuse_changes(read, lambda: self.sha256() == sha256)
+        self._source_files.refuse_changes(read, lambda: sha256 is None or self.sha256() == sha256)
 
     def close(self) -> None:
         """Let go of the file; safe to call twice."""

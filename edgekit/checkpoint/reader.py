@@ -136,16 +136,19 @@ class Checkpoint:
                 digest.update(piece.data)
         return digest.hexdigest()
 
-    def refuse_changed(self, sha256: str) -> None:
+    def refuse_changed(self, sha256: str | None) -> None:
         """Refuse a model that was changed since it was opened.
 
         Args:
-            sha256: What ``sha256`` gave before.
+            sha256: What ``sha256`` gave before. None: where only reading everything again could
+                tell, it is taken for unchanged.
 
         Raises:
             CheckpointError: Files were written meanwhile; they are named.
         """
-        self._source_files.refuse_changes(self._files_read(), lambda: self.sha256() == sha256)
+        self._source_files.refuse_changes(
+            self._files_read(), lambda: sha256 is None or self.sha256() == sha256
+        )
 
     def _files_read(self) -> set[Path]:
         weights = {tensor.file.path for tensor in self.tensors.values()}

@@ -153,7 +153,7 @@ def write_optimum_artifact(
             _refuse_difference(found, scheme, checkpoint)
         _move_graph(traced, staging)
         copy_assets(view, staging)
-        checkpoint.refuse_changed(source.sha256)
+        checkpoint.refuse_changed(None)
         manifest = _manifest(
             checkpoint, source, environment, scheme, facts, found, n_positions, notes, view, staging
         )

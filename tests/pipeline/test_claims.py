@@ -15,7 +15,7 @@ from edgekit.pipeline.claims import false_claims, recover_entries, refuse_false_
 from tests.builders import write_tiny_checkpoint
 from tests.checkpoint.gguf.test_parts import write_model
 from tests.relist import claim, relist
-from tests.test_docs import load_script
+from tests.test_docs import ROOT, load_script
 from tests.tiny_adapters import ADAPTERS, write_tiny_adapter
 from tests.tiny_families import TINY_CONFIGS
 
@@ -67,6 +67,13 @@ def test_a_false_claim_is_found_by_itself_and_not_by_what_goes_wrong_elsewhere(s
 def test_what_cannot_be_checked_is_what_the_page_says(script, pocket):
     rows = list(script.try_claims(pocket, script.UNCHECKED))
     assert all((row.n_found, row.n_refused) == (0, row.n_tried) for row in rows), rows
+
+
+def test_the_page_has_every_claim_that_the_script_tries(script):
+    page = (ROOT / "docs" / "integrity.md").read_text(encoding="utf-8")
+    for item in (*script.FALSE_CLAIMS, *script.UNCHECKED):
+        assert f"| {item.field} | " in page, item.field
+    assert "| all | | 500 | 500 of 500 | 500 of 500 |" in page
 
 
 @pytest.mark.parametrize("model_type", TINY_CONFIGS)
