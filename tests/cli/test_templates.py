@@ -13,6 +13,7 @@ import sys
 
 import pytest
 
+import edgekit
 from tests.builders import write_tiny_checkpoint
 
 GOOD = (
@@ -126,9 +127,11 @@ def test_a_model_without_a_template_serves_completions_where_that_is_asked_for(a
 
 
 def test_a_template_that_leaves_out_the_tools_is_loud_where_tools_are_asked_for(
-    edgekit_cli, artifact, tiny_model
+    edgekit_cli, tiny_model, tmp_path
 ):
-    put_into_artifact(artifact, GOOD.replace("{% if tools %}{{ tools | tojson }}{% endif %}", ""))
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    put_template(model, GOOD.replace("{% if tools %}{{ tools | tojson }}{% endif %}", ""))
+    artifact = edgekit.export(model, "onnx", "int8", tmp_path)[0].path
     asked = ("evaluate", artifact, "--items", 1, "--json", "--suite")
     said = edgekit_cli(*asked, "tool_calls")
     assert said.code == 1
