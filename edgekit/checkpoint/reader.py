@@ -7,18 +7,19 @@ are never read. It must not know what the tensors mean.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
-from typing import Self
+from typing import Final, Protocol
 
-from edgekit.checkpoint.adapter import Adapter, refuse_adapter_folder
+from edgekit.checkpoint.adapter import refuse_adapter_folder
+from edgekit.checkpoint.base import Checkpoint
 from edgekit.checkpoint.config import RawConfig
 from edgekit.checkpoint.prequantized.method import join_parts, read_beside
 from edgekit.checkpoint.repository import model_name, resolve_model
 from edgekit.checkpoint.source_files import SourceFiles
 from edgekit.errors import CheckpointError, FormatError, MissingFileError
+from edgekit.files import open_inside
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsTensor
 from edgekit.model_files import (
     ADAPTER_WEIGHTS_NAMES,
@@ -35,49 +36,90 @@ from edgekit.strict_json import read_stored
 from edgekit.tensors import LazyTensor
 from edgekit.text.files import TextFiles
 
+_CARD_NAME: Final = "README.md"
+_MAX_CARD_BYTES: Final = 1 << 16
 
-class Checkpoint:
-    """An open model folder.
 
-    Attributes:
-        name: Short display name.
-        origin: What the user named.
-        folder: Where it lies.
-        config: The keys of config.json.
-        tensors: Every tensor by its own name, in file order.
-        assets: Config, tokenizer and template files that exist, by file name.
-        has_weights: Whether the tensors can be read, and not only listed.
-        notes: What is left out, ignored or changed while reading, one sentence each, for the user.
-        adapter: The adapter that is to be merged into the weights, or None.
-        ignored_config_keys: Keys that the user wants ignored, whatever their value is.
-    """
+class WeightFiles(Protocol):
+    """The files of a model as they are listed and opened, on this disk or elsewhere."""
 
-    has_weights = True
-    adapter: Adapter | None = None
-    ignored_config_keys: tuple[str, ...] = ()
+    def names(self) -> tuple[str, ...]:
+        """Give the names of all files."""
 
-    def __init__(self, model: str | Path, folder: Path) -> None:
-        """Open the folder of a model; see ``open_checkpoint``."""
+    def open(self, name: str) -> SafetensorsFile:
+        """Open a weight file: its header is read.
+
+        Raises:
+            FormatError: The header is damaged.
+        """
+
+
+class FolderFiles:
+    """The files at the top of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Name the folder."""
+        self._folder = folder
+
+    def names(self) -> tuple[str, ...]:
+        """Give the names of all files; what bears the name of weights must be a plain file.
+
+        Raises:
+            CheckpointError: It is something else.
+        """
+        return tuple(
+            sorted(
+                path.name
+                for path in self._folder.iterdir()
+                if path.is_file() or (is_weights(path.name) and has_file(self._folder, path.name))
+            )
+        )
+
+    def open(self, name: str) -> SafetensorsFile:
+        """Open a weight file: its header is read.
+
+        Raises:
+            FormatError: The header is damaged.
+        """
+        return SafetensorsFile(self._folder / name)
+
+
+class FolderCheckpoint(Checkpoint):
+    """An open model folder."""
+
+    def __init__(
+        self, model: str | Path, folder: Path, weight_files: WeightFiles | None = None
+    ) -> None:
+        """Open the folder of a model; see ``open_checkpoint``.
+
+        Args:
+            model: What the user named.
+            folder: Where config, tokenizer and template lie.
+            weight_files: Where the weights lie; None for the same folder.
+        """
         self.folder = folder
-        self.notes: list[str] = []
+        self.notes = []
         self.name = model_name(model, self.folder)
         self.origin = str(model)
         self._source_files = SourceFiles(self.folder)
         _refuse_lost_links(self.folder)
         require_config(self.folder)
         self.config = RawConfig.open(self.folder / CONFIG_NAME)
-        self.assets: Mapping[str, Path] = MappingProxyType(
+        self.assets = MappingProxyType(
             {name: self.folder / name for name in ASSET_NAMES if has_file(self.folder, name)}
         )
+        weight_files = weight_files or FolderFiles(folder)
+        names = weight_files.names()
+        self.adapter_files = tuple(name for name in ADAPTER_WEIGHTS_NAMES if name in names)
         self._files = ExitStack()
         try:
-            self.tensors: Mapping[str, SafetensorsTensor] = MappingProxyType(self._open_tensors())
+            self.tensors = MappingProxyType(self._open_tensors(weight_files, names))
         except BaseException:
             self.close()
             raise
 
     def fetch_text(self) -> None:
-        """Bring tokenizer and chat template to this disk; those of a folder are here."""
+        """Do nothing: tokenizer and chat template are here."""
 
     @property
     def text_files(self) -> TextFiles:
@@ -85,9 +127,9 @@ class Checkpoint:
         return TextFiles.of_folder(self.folder)
 
     @property
-    def adapter_files(self) -> tuple[str, ...]:
-        """Weight files of adapters that lie beside the model."""
-        return tuple(name for name in ADAPTER_WEIGHTS_NAMES if name in self._file_names())
+    def license(self) -> str:
+        """The license that the model card names; empty if there is none."""
+        return _read_license(self.folder / _CARD_NAME)
 
     @property
     def weights_bytes(self) -> int:
@@ -137,41 +179,27 @@ class Checkpoint:
         return digest.hexdigest()
 
     def refuse_changed(self, sha256: str | None) -> None:
-        """Refuse a model that was changed since it was opened.
-
-        Args:
-            sha256: What ``sha256`` gave before. None: where only reading everything again could
-                tell, it is taken for unchanged.
-
-        Raises:
-            CheckpointError: Files were written meanwhile; they are named.
-        """
-        self._source_files.refuse_changes(
-            self._files_read(), lambda: sha256 is None or self.sha256() == sha256
-        )
-
-    def _files_read(self) -> set[Path]:
+        """Refuse a model that was changed since it was opened; see ``Checkpoint``."""
         weights = {tensor.file.path for tensor in self.tensors.values()}
         texts = self._source_files.with_texts(self.text_files)
-        return {self.folder / CONFIG_NAME} | texts | weights
+        self._source_files.refuse_changes(
+            {self.folder / CONFIG_NAME} | texts | weights,
+            lambda: sha256 is None or self.sha256() == sha256,
+        )
 
     def close(self) -> None:
         """Let go of the files; safe to call twice."""
         self._files.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _open_tensors(self) -> dict[str, SafetensorsTensor]:
+    def _open_tensors(
+        self, files: WeightFiles, names: tuple[str, ...]
+    ) -> dict[str, SafetensorsTensor]:
         """Find the weight files and list their tensors; a note says what is unusual."""
-        chosen = choose_weight_files(self._file_names(), self._read_map, self.folder)
+        chosen = choose_weight_files(names, self._read_map, self.folder)
         if chosen.note is not None:
             self.notes.append(chosen.note)
         shard_of = self._read_map(chosen.index) if chosen.index is not None else {}
-        shards = {name: self._open_file(name) for name in chosen.names}
+        shards = {name: self._open_file(files, name) for name in chosen.names}
         absent = [f"{t} (in {s})" for t, s in shard_of.items() if t not in shards[s].tensors]
         if absent:
             raise CheckpointError(
@@ -194,22 +222,12 @@ class Checkpoint:
                 found[name] = tensor
         return found
 
-    def _file_names(self) -> tuple[str, ...]:
-        """Give the names of the files at the top of the folder; weights must be plain files."""
-        return tuple(
-            sorted(
-                path.name
-                for path in self.folder.iterdir()
-                if path.is_file() or (is_weights(path.name) and has_file(self.folder, path.name))
-            )
-        )
-
     def _read_map(self, index: str) -> dict[str, str]:
         return read_weight_map(self.folder / index)
 
-    def _open_file(self, name: str) -> SafetensorsFile:
+    def _open_file(self, files: WeightFiles, name: str) -> SafetensorsFile:
         try:
-            return self._files.enter_context(SafetensorsFile(self.folder / name))
+            return self._files.enter_context(files.open(name))
         except FormatError as error:
             raise FormatError(
                 error.what,
@@ -235,6 +253,25 @@ def _refuse_lost_links(folder: Path) -> None:
             wanted=f"the files themselves; {first.name} leads to {first.readlink()}",
             do="Copy the folder with what its links lead to (cp -rL), or download it again.",
         )
+
+
+def _read_license(card: Path) -> str:
+    """Read ``license`` from the front matter of a model card, which anyone may have written."""
+    try:
+        with open_inside(card) as stream:
+            lines = stream.read(_MAX_CARD_BYTES).decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    if not lines or lines[0].strip() != "---":
+        return ""
+    for line in lines[1:]:
+        key, _, value = line.partition(":")
+        if line.strip() == "---":
+            break
+        is_named = key in ("license", "license_name") and value.strip() not in ("", "other")
+        if is_named and value.strip().isprintable():
+            return value.strip().strip("\"'")[:80]
+    return ""
 
 
 def require_config(folder: Path) -> None:
@@ -273,4 +310,4 @@ def open_checkpoint(model: str | Path, progress: Progress = ignore_progress) -> 
         CheckpointError: No such model, the download failed, or config or index are damaged.
         FormatError: A weight file is damaged.
     """
-    return Checkpoint(model, resolve_model(model, progress))
+    return FolderCheckpoint(model, resolve_model(model, progress))

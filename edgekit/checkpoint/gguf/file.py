@@ -21,6 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from edgekit.checkpoint.base import Checkpoint
 from edgekit.checkpoint.config import RawConfig
 from edgekit.checkpoint.gguf.architectures import (
     LAYER_NAME,
@@ -33,7 +34,6 @@ from edgekit.checkpoint.gguf.rope import TABLES
 from edgekit.checkpoint.gguf.tokenizer import has_tokenizer, text_contents, why_unreadable
 from edgekit.checkpoint.gguf.weights import open_weight, original_float_type
 from edgekit.checkpoint.prequantized.tensor import describe_decoded
-from edgekit.checkpoint.reader import Checkpoint
 from edgekit.checkpoint.source_files import SourceFiles
 from edgekit.errors import CheckpointError, MissingFileError
 from edgekit.formats.gguf import GgufFile, GgufTensor
@@ -97,6 +97,9 @@ class GgufCheckpoint(Checkpoint):
             self.close()
             raise
 
+    def fetch_text(self) -> None:
+        """Do nothing: tokenizer and chat template are in the file."""
+
     @property
     def weights_bytes(self) -> int:
         """Bytes of all tensors as stored."""
@@ -120,9 +123,17 @@ class GgufCheckpoint(Checkpoint):
                 digest.update(piece.data)
         return digest.hexdigest()
 
-    def _files_read(self) -> set[Path]:
+    def refuse_changed(self, sha256: str | None) -> None:
+        """Refuse a model that was changed since it was opened; see ``Checkpoint``."""
         beside = {self.folder / name for name in self._names_beside}
-        return {part.path for part in self._parts} | beside
+        self._source_files.refuse_changes(
+            {part.path for part in self._parts} | beside,
+            lambda: sha256 is None or self.sha256() == sha256,
+        )
+
+    def close(self) -> None:
+        """Let go of the files; safe to call twice."""
+        self._files.close()
 
     @property
     def text_files(self) -> TextFiles:
