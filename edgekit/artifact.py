@@ -41,15 +41,18 @@ _MAX_NAMED: Final = 8
 # What file managers leave in every folder that they show or copy.
 _LEFT_BY_SYSTEMS: Final = frozenset({".ds_store", ".localized", "thumbs.db", "desktop.ini"})
 _APPLE_DOUBLE: Final = "._"
-# Endings of what edgekit, onnxruntime(-genai), mlx-lm, Core ML, transformers and swift-transformers
-# open when they find it in a model folder.
+# What edgekit, onnxruntime(-genai), mlx-lm, Core ML, transformers and swift-transformers open when
+# they find it in a model folder: by its ending alone, and by name.
 _READ_SUFFIXES: Final = frozenset(
     {
-        ".bin", ".data", ".gguf", ".jinja", ".json", ".mlmodel", ".mlmodelc", ".mlpackage",
-        ".model", ".npz", ".onnx", ".ort", ".pt", ".pth", ".py", ".safetensors", ".spm",
-        ".tiktoken",
+        ".bin", ".data", ".gguf", ".jinja", ".mlmodel", ".mlmodelc", ".mlpackage", ".model", ".npz",
+        ".onnx", ".ort", ".pt", ".pth", ".safetensors", ".spm", ".tiktoken",
     }
 )  # fmt: skip
+_READ_NAMES: Final = re.compile(
+    r".*(config|index|merges|modules|params|template|token|vocab).*\.(json|txt)"
+    r"|(configuration|modeling|processing|tokenization).*\.py"
+)
 _NEVER_PLAIN: Final = ("a pipe", "a socket", "a device")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal would obey them
 
@@ -379,8 +382,8 @@ def _might_be_read(path: str) -> bool:
     """Tell whether a program that is given the artifact's folder might read this path in it."""
     name = path.casefold()
     first, _, inner = name.partition("/")
-    is_known = name in TEXT_NAMES or first == TEMPLATES_FOLDER
-    return is_known or bool(inner) or PurePosixPath(name).suffix in _READ_SUFFIXES
+    is_known = name in TEXT_NAMES or first == TEMPLATES_FOLDER or _READ_NAMES.fullmatch(name)
+    return bool(is_known or inner or PurePosixPath(name).suffix in _READ_SUFFIXES)
 
 
 def _is_left_by_system(name: str) -> bool:

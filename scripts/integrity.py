@@ -173,7 +173,7 @@ READ_NAMES: Final[dict[str, Callable[[Path], None]]] = {
     "model.safetensors.index.json": _text("{}"),
     "model.onnx.data": _text("x"),
     "decoder.onnx": _text("x"),
-    "modeling.py": _text("raise SystemExit"),
+    "modeling_pocket.py": _text("raise SystemExit"),
     "model.mlmodelc/weights.bin": _text("x"),
     "other.mlpackage/Manifest.json": _text("{}"),
     "adapters.safetensors": _text("x"),
@@ -187,6 +187,8 @@ UNREAD_NAMES: Final[dict[str, Callable[[Path], None]]] = {
     "README.md": _text("x"),
     "LICENSE": _text("x"),
     "notes.txt": _text("x"),
+    "report.json": _text("{}"),
+    "demo.py": _text("x"),
     "picture.png": _text("x"),
     "pictures/one.png": _text("x"),
 }

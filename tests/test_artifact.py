@@ -198,19 +198,44 @@ def file(path):
     path.write_text("x")
 
 
+def folder(path):
+    path.mkdir()
+
+
+def folder_of_a_file(name):
+    return lambda path: (path.mkdir(), file(path / name))
+
+
 READ = [
-    ("chat_template.jinja", file), ("CHAT_TEMPLATE.jinja", file), ("added_tokens.json", file),
-    ("tokenizer.model", file), ("merges.txt", file), ("merges.txt", pipe), ("vocab.json", link),
-    ("vocab.json", lost_link), ("model-extra.safetensors", file), ("model.py", file),
-    ("x.onnx", file), ("model.mlmodelc", lambda p: p.mkdir()),
-    ("additional_chat_templates", lambda p: p.mkdir()),
-    ("additional_chat_templates", lambda p: (p.mkdir(), file(p / "tool_use.jinja"))),
-    ("anything", pipe), (".DS_Store", pipe),
-]  # fmt: skip
+    ("chat_template.jinja", file),
+    ("CHAT_TEMPLATE.jinja", file),
+    ("added_tokens.json", file),
+    ("tokenizer.model", file),
+    ("merges.txt", file),
+    ("merges.txt", pipe),
+    ("vocab.json", link),
+    ("vocab.json", lost_link),
+    ("vocab.txt", file),
+    ("preprocessor_config.json", file),
+    ("model-extra.safetensors", file),
+    ("modeling_x.py", file),
+    ("x.onnx", file),
+    ("model.mlmodelc", folder),
+    ("additional_chat_templates", folder),
+    ("additional_chat_templates", folder_of_a_file("tool_use.jinja")),
+    ("anything", pipe),
+    (".DS_Store", pipe),
+]
 UNREAD = [
-    ("README.md", file), ("LICENSE", file), ("notes.txt", file), (".git", lambda p: p.mkdir()),
-    (".cache", lambda p: (p.mkdir(), file(p / "config.json"))), ("README", link),
-]  # fmt: skip
+    ("README.md", file),
+    ("LICENSE", file),
+    ("notes.txt", file),
+    ("report.json", file),
+    ("demo.py", file),
+    (".git", folder),
+    (".cache", folder_of_a_file("config.json")),
+    ("README", link),
+]
 
 
 @pytest.mark.parametrize(("name", "make"), READ)
