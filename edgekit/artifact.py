@@ -38,8 +38,14 @@ _SEALED: Final = re.compile(rf'\n  "{_SEAL}": "([0-9a-f]{{64}})"')
 _NO_SEAL: Final = "0" * 64
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _MAX_NAMED: Final = 8
-# What file managers leave in every folder that they show or copy.
-_LEFT_BY_SYSTEMS: Final = frozenset({".ds_store", ".localized", "thumbs.db", "desktop.ini"})
+# What file managers leave in every folder that they show or copy, and what version control and
+# downloads from the Hub keep for themselves. No program reads it as part of a model.
+_KEPT_BY_SYSTEMS: Final = {
+    None: frozenset(
+        {".ds_store", ".localized", "thumbs.db", "desktop.ini", ".gitattributes", ".gitignore"}
+    ),
+    "a folder": frozenset({".git", ".cache"}),
+}
 _APPLE_DOUBLE: Final = "._"
 # What edgekit, onnxruntime(-genai), mlx-lm, Core ML, transformers and swift-transformers open when
 # they find it in a model folder: by its ending alone, and by name.
@@ -334,7 +340,7 @@ class Artifact:
     def _unlisted(self) -> Iterator[tuple[str, str | None]]:
         """Give path and kind of what the manifest does not list; a folder stands for its content.
 
-        Left out is what file managers make by themselves and no program reads.
+        Left out is what systems keep for themselves and no program reads.
         """
         listed = {MANIFEST_NAME, *(entry.path for entry in self.manifest.files)}
         folders = {str(up) for name in listed for up in PurePosixPath(name).parents} - {"."}
@@ -351,7 +357,7 @@ class Artifact:
                     known = None
                 if known in folders and kind == "a folder":
                     waiting.append(f"{path}/")
-                elif known not in listed and not (kind is None and _is_left_by_system(entry.name)):
+                elif known not in listed and not _is_kept_by_system(entry.name, kind):
                     yield path, kind
 
 
@@ -386,8 +392,9 @@ def _might_be_read(path: str) -> bool:
     return bool(is_known or inner or PurePosixPath(name).suffix in _READ_SUFFIXES)
 
 
-def _is_left_by_system(name: str) -> bool:
-    return name.casefold() in _LEFT_BY_SYSTEMS or name.startswith(_APPLE_DOUBLE)
+def _is_kept_by_system(name: str, kind: str | None) -> bool:
+    is_double = kind is None and name.startswith(_APPLE_DOUBLE)
+    return is_double or name.casefold() in _KEPT_BY_SYSTEMS.get(kind, ())
 
 
 def _is_same(entry: os.DirEntry[str], path: Path) -> bool:

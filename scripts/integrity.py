@@ -197,6 +197,9 @@ IGNORED_NAMES: Final[dict[str, Callable[[Path], None]]] = {
     "._config.json": _text("x"),
     "Thumbs.db": _text("x"),
     "desktop.ini": _text("x"),
+    ".gitattributes": _text("x"),
+    ".git/config": _text("x"),
+    ".cache/huggingface": _text("x"),
 }
 
 
@@ -205,7 +208,7 @@ def try_planted(artifacts: Sequence[Artifact]) -> Iterator[Row]:
     for kind, names in (
         ("planted, under a name that programs read", READ_NAMES),
         ("planted, under a name that nothing reads", UNREAD_NAMES),
-        ("left by a file manager", IGNORED_NAMES),
+        ("kept by file managers, git and downloads", IGNORED_NAMES),
     ):
         yield _judge(
             kind,
@@ -452,7 +455,8 @@ change of any kind, which no program can set, is not.
 ## Planted, removed and replaced files
 
 What programs read under its name is refused by both. What nothing reads is found by `verify` only:
-a README beside a model does no harm. What file managers leave behind is nobody's fault.
+a README beside a model does no harm. What file managers, git and downloads keep there is passed
+over.
 
 {planted}
 

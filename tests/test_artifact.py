@@ -232,9 +232,9 @@ UNREAD = [
     ("notes.txt", file),
     ("report.json", file),
     ("demo.py", file),
-    (".git", folder),
-    (".cache", folder_of_a_file("config.json")),
+    (".github", folder),
     ("README", link),
+    (".gitignore", link),
 ]
 
 
@@ -268,11 +268,14 @@ def test_a_file_in_a_package_that_is_not_listed_is_refused_whatever_its_name(
         Artifact.open(folder).check_unchanged()
 
 
-def test_what_file_managers_leave_is_nobodys_fault(tiny_artifacts, tmp_path):
+def test_what_systems_keep_for_themselves_is_nobodys_fault(tiny_artifacts, tmp_path):
     folder = shutil.copytree(tiny_artifacts["coreml-int4"].path, tmp_path / "c")
     for place in (folder, folder / "model.mlpackage", folder / "model.mlpackage" / "Data"):
         for name in (".DS_Store", "._config.json", "Thumbs.db", "desktop.ini", ".localized"):
             file(place / name)
+    file(folder / ".gitattributes")
+    for name in (".git", ".cache"):
+        folder_of_a_file("config.json")(folder / name)
     artifact = Artifact.open(folder)
     artifact.check_unchanged()
     artifact.check_files()

@@ -42,7 +42,7 @@ def test_planted_removed_and_replaced_files_are_found(script, pocket):
     for row in script.try_planted(pocket):
         by_design = {
             "planted, under a name that nothing reads": (row.n_tried, 0),
-            "left by a file manager": (0, 0),
+            "kept by file managers, git and downloads": (0, 0),
         }.get(row.kind, (row.n_tried, row.n_tried))
         assert (row.n_found, row.n_refused) == by_design, row
 
