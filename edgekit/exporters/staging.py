@@ -81,7 +81,12 @@ def write_artifact(
             ignored_config_keys=model.source.ignored_config_keys,
             adapter=model.source.adapter,
             adapter_sha256=model.source.adapter_sha256,
-            notes=(*model.source.notes, *decision.notes, *([cut] if cut else [])),
+            notes=(
+                *model.source.notes,
+                *decision.notes,
+                *written.notes,
+                *([cut] if cut else []),
+            ),
             end_tokens=model.source.ends,
         )
         (staging / MANIFEST_NAME).write_bytes(manifest.to_json().encode("utf-8"))

@@ -28,12 +28,13 @@ from edgekit.exporters.mlx.config import CONFIG_NAME, TORCH_DTYPES, read_config
 from edgekit.exporters.mlx.exporter import WEIGHTS_NAME as MLX_WEIGHTS
 from edgekit.exporters.mlx.models import choose_file, make_config
 from edgekit.exporters.onnx.genai import GENAI_NAME, genai_config
-from edgekit.exporters.onnx.recover import GRAPH_NAME, read_graph
+from edgekit.exporters.onnx.recover import read_graph
 from edgekit.exporters.onnx.weights import WEIGHTS_NAME as ONNX_WEIGHTS
 from edgekit.families import FAMILIES
 from edgekit.families.base import Family
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.mlpackage import PACKAGE_NAME, read_spec
+from edgekit.formats.onnx_io import GRAPH_NAME
 from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.lazy import load_object
 from edgekit.model_files import GENERATION_NAME
