@@ -1,4 +1,4 @@
-"""Imports of heavy packages, made only when they are needed."""
+"""Import of heavy packages at their first use, with an error that says what to install."""
 
 from __future__ import annotations
 

@@ -269,7 +269,7 @@ def test_a_pointer_of_git_says_what_to_do(tmp_path):
         (["pytorch_model.bin"], r"pytorch_model.bin \(pickle files are never read\).*save_pretr"),
         (["model.pt"], r"model.pt \(pickle files are never read\)"),
         (["m.Q4_K_M.gguf"], "Name the GGUF file instead of the folder: m.Q4_K_M.gguf"),
-        ([], "Bring the weight files into the folder"),
+        ([], "Copy the weight files into the folder"),
     ],
 )
 def test_what_lies_there_in_place_of_weights_is_named(tmp_path, names, words):
