@@ -1,7 +1,7 @@
-"""Answer one question: what does the ``edgekit`` command offer?
+"""The ``edgekit`` command: its list of commands, and the exit codes of errors.
 
-Each command is a file: options, one call, one render. Nothing heavy is imported before a
-command runs, so that ``--help`` answers at once. The only try/except for the user is ``main``.
+Each command is a file with its options, one call of the pipeline and one printout. Nothing heavy is
+imported before a command runs, so ``--help`` is quick. Only ``main`` catches errors for the user.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _stop)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            # Text of models may hold what the terminal's encoding lacks.
+            # Text of a model may hold characters that the terminal's encoding lacks.
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
@@ -94,12 +94,12 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of a pipe went away; nobody is left to tell.
+        # The reader of the pipe has closed it; there is nobody to tell.
         sys.stderr.close()
         sys.exit(0)
     sys.exit(0)
 
 
 def _stop(signum: int, frame: FrameType | None) -> NoReturn:
-    """Turn SIGTERM into an exit that still cleans up what was half-written."""
+    """Turn SIGTERM into an exit that still removes half-written files."""
     sys.exit(128 + signum)

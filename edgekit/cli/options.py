@@ -1,4 +1,4 @@
-"""Answer one question: how is an option that several commands share declared?"""
+"""Command-line options that several commands share."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Answer one question: what goes to stdout and what to stderr? Nobody else prints.
+"""Printing: the result of a command goes to stdout, messages and progress go to stderr.
 
-stdout carries the result: tables and text for a person, or exactly one JSON document. Messages
-and progress go to stderr.
+stdout gets the result: tables and text for a person, or exactly one JSON document. Messages
+and progress go to stderr. No other module prints.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Answer one question: what does the profile of this machine say?
+"""The device profile of this machine, made from the probe's facts.
 
-Built from the probe's facts, without looking at the host again. What a probe cannot know
-(bandwidth, storage speed) is unknown in it, so nothing is projected for the host: it is measured.
+It does not look at the host again. What a probe cannot know (bandwidth, storage speed) is unknown
+in it, so nothing is projected for the host: it is measured.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Answer one question: how far is a candidate's next-token distribution from the float model's?
+"""Divergence: how far a candidate's next-token distribution is from the float model's.
 
-Both models see the same token ids; every position but the last of each document counts. The
+Both models see the same token ids; every position of a document counts except the last. The
 reference's logits are kept (documents are short), so each model runs once.
 """
 
@@ -71,7 +71,7 @@ def measure_divergence(logits: Logits, reference: ReferenceRun) -> Divergence:
             raise MeasureError("logits to compare", got=got.shape, wanted=wanted.shape)
         expected = wanted.astype(np.float64)
         divergence = (np.exp(expected) * (expected - got)).sum(axis=-1)  # (T - 1,)
-        # Rounding can push an exact zero a little below it.
+        # Rounding can make an exact zero slightly negative.
         divergence = np.maximum(divergence, 0.0)
         kl_sums.append(float(divergence.sum()))
         kl_tokens.append(divergence)
