@@ -1,4 +1,4 @@
-"""A checkpoint together with an adapter that is to be merged into its weights."""
+"""A checkpoint together with an adapter that will be merged into its weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgekit.text.files import TextFiles
 
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 _TEMPLATE_KEY: Final = "chat_template"
-# A tokenizer is all of these together; those of two models must not be mixed.
+# A tokenizer is all of these files together; files of two models must not be mixed.
 _TOKENIZER_FILES: Final = frozenset({
     "tokenizer.json", _TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json",
     "tekken.json", "vocab.json", "merges.txt", "tokenizer.model",

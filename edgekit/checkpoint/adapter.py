@@ -1,6 +1,6 @@
-"""Adapters: a small folder of changes to a model's weights, as PEFT and mlx-lm save them.
+"""LoRA and DoRA adapters, as PEFT and mlx-lm save them: small changes to a model's weights.
 
-An adapter holds, for some modules of its base model, a product of two thin matrices to be added
+An adapter holds, for some modules of its base model, a product of two low-rank matrices to be added
 to the weight (LoRA), possibly with the length of each row (DoRA), or a whole tensor in place of
 the weight. This file reads which change belongs to which module; ``merging.py`` applies one to a
 tensor, and ``families/adapted.py`` finds the module in the base model.
@@ -43,8 +43,8 @@ _USED_KEYS: Final = frozenset({
     "alpha_pattern", "ensure_weight_tying", "init_lora_weights", "lora_alpha",
     "trainable_token_indices", "use_rslora",
 })  # fmt: skip
-# Ways to begin a training that leave the base model's weights as they are; the others store an
-# adapter that is right only beside changed weights.
+# Initializations that leave the base model's weights as they are; the others store an adapter that
+# is right only together with changed weights.
 _PLAIN_STARTS: Final = (None, True, False, "gaussian", "eva", "orthogonal")
 # Tensors of an adapter that was saved together with its base model, and the base's own.
 _IN_MODEL: Final = re.compile(

@@ -1,4 +1,4 @@
-"""The files that an artifact carries beside its weights: config, tokenizer and chat template.
+"""The files that an artifact holds beside its weights: config, tokenizer and chat template.
 
 Runtimes on the device read tokenizer.json, one chat template and one list of end tokens, and each
 looks for them in another file. What the source says elsewhere is written into every one of them,
@@ -88,7 +88,7 @@ def copy_assets(view: TextView, target: Path) -> list[str]:
         for name in ASSET_NAMES
         if name not in changed and (data := view.files.read(name, MAX_TOKENIZER_BYTES)) is not None
     }
-    # As bytes: a line end in a template is part of the prompt.
+    # Written as bytes, because a line end in a template is part of the prompt.
     contents |= {n: text.encode("utf-8") for n, text in changed.items() if text is not None}
     for name, data in contents.items():
         (target / name).write_bytes(data)
@@ -112,7 +112,7 @@ def rewritten_assets(view: TextView) -> dict[str, str | None]:
         if tokenizer.is_changed:
             texts[TOKENIZER_NAME] = tokenizer.file_text
         roles = {role: tokenizer.named_tokens[role] for role in tokenizer.stated_roles}
-        if not files.has(TOKENIZER_NAME):  # tokenizer.json is made of other files
+        if not files.has(TOKENIZER_NAME):  # tokenizer.json is made from other files
             wanted = {"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer.named_tokens}
             wanted |= config
         wanted = _with_roles(wanted, roles)

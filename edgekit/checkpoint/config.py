@@ -1,4 +1,4 @@
-"""The keys of config.json, each of which is taken, passed over for a reason, or reported.
+"""``RawConfig``: the keys of config.json, each of which is used, ignored with reason, or refused.
 
 A ``RawConfig`` remembers which keys were taken or ignored by name; config_keys.py judges the rest
 by name and value. Reading never stops at the first fault: ``finish`` reports all missing, wrong

@@ -1,4 +1,4 @@
-"""Which keys of a config.json pass although no family takes them: a key is judged by its value.
+"""Keys of config.json that may be ignored because they cannot change the result.
 
 Three things let a key pass: a value that asks for nothing (null, nothing inside, a switch that is
 off, a factor of 1), a name that no code which computes logits reads, or both together (a switch
@@ -77,7 +77,7 @@ NEVER_READ: Final[Mapping[str, str]] = {
 # Pattern of key names -> the values of each that ask for nothing out of the ordinary.
 USUAL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     r"is_causal|causal\w*|use_causal\w*": (True,),
-    # transformers has a class for each; these only say which one was used.
+    # transformers has a class for each; these keys only say which one was used.
     r"is_decoder|is_decoder_only|decoder_only": (True, False),
     r"use_(rope|rotary\w*|rms_?norm|swiglu|glu|gated_mlp)|rope|rotary|rms_?norm|swiglu|pre_?norm|"
     r"normalize_before|do_layer_norm_before|scale_attn_weights": (True,),
@@ -89,7 +89,7 @@ USUAL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     r"rope_(scaling_)?type": ("default", "none"),
 }  # fmt: skip
 
-# Key names -> what another value than the usual one does; said where such a key is refused.
+# Key names -> what another value than the usual one does; quoted where such a key is refused.
 CHANGES: Final[Mapping[str, str]] = {
     "is_causal": "queries would see later tokens",
     "attention_chunk_size": "queries would see only keys of their own chunk",
@@ -102,7 +102,7 @@ CHANGES: Final[Mapping[str, str]] = {
     "rope_interleaved": "rope would rotate neighbours instead of halves",
 }
 
-_MAX_NAME_CHARS: Final = 100  # so that no pattern takes long on a name that is none
+_MAX_NAME_CHARS: Final = 100  # so that a pattern stays fast on a name that is not a key at all
 _FACTOR: Final = re.compile(
     r"(.*[_.])?(factor|multiplier|mult|scale|scaling|gain|alpha|ratio|temp(erature)?|divisor|mod)"
     r"(_emb|_depth|_width)?"

@@ -1,4 +1,4 @@
-"""Changes to a weight that are applied while it is read, in float32, some rows at a time.
+"""Changes to a weight (LoRA, DoRA, replaced rows), applied in float32 while it is read.
 
 Source:
     LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1; DoRA: Liu et al. 2024,
@@ -49,7 +49,7 @@ class MergedTensor:
 
 
 class LatestMatrices:
-    """Keeps the thin matrices of the weight that was read last, and no others.
+    """Keeps the low-rank matrices of the weight that was read last, and no others.
 
     A weight is read some rows at a time, and the weights one after the other: so each thin matrix
     is read once and no more than those of one weight are in memory.

@@ -1,7 +1,7 @@
-"""A model folder as config and tensors that can be read one at a time.
+"""``Checkpoint``: a model folder as config and tensors that can be read one at a time.
 
 Config and tensor headers are read and checked at once; weights only when asked for. Pickles
-are never read. It must not know what the tensors mean.
+are never read. This module does not know what the tensors mean.
 """
 
 from __future__ import annotations

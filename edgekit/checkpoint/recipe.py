@@ -1,4 +1,4 @@
-"""Recipes: the real models that are known by name, and what is known of each.
+"""Recipes: the real models that edgekit knows by name, and what is known of each.
 
 One TOML file per model under ``models/``. What it says was taken from the model's card and is
 only shown; the checkpoint's own config decides.

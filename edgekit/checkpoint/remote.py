@@ -1,4 +1,4 @@
-"""What a model on the Hub holds, before its weights are downloaded.
+"""A model on the Hub before its weights are downloaded: config, card and tensor headers.
 
 Config and card come into the cache, because a later download needs them too; of each weight file
 only the header is asked for, by its byte range.

@@ -155,7 +155,11 @@ def test_reading_integers_as_floats_is_refused(tmp_path):
         ({"a": entry()}, b"123456789", "has extra bytes at its end; got 9 bytes; wanted 8"),
         ({"a": entry(), "b": entry(offsets=(4, 12))}, b"x" * 12, "tensor b overlaps"),
         ({"a": entry(), "b": entry(offsets=(0, 8))}, b"x" * 8, "overlaps"),
-        ({"a": entry(), "b": entry(offsets=(12, 20))}, b"x" * 20, "tensor b leaves a gap before it"),
+        (
+            {"a": entry(), "b": entry(offsets=(12, 20))},
+            b"x" * 20,
+            "tensor b leaves a gap before it",
+        ),
         ({"a": entry(offsets=(4, 12))}, b"x" * 12, "tensor a leaves a gap before it"),
         ({"a": entry(shape=(3,))}, b"x" * 8, "got 8 bytes; wanted 12 for shape [3]"),
         ({"a": entry(offsets=(8, 0))}, b"x" * 8, "data_offsets; got [8, 0]"),

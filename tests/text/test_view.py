@@ -118,7 +118,7 @@ def test_an_end_that_no_file_states_as_an_id_is_told(tmp_path):
 )
 def test_a_named_end_token_that_is_no_token_is_refused(tmp_path, files, got):
     error = refusal(with_template(tmp_path, CHATML, **files), 1 << 20)
-    assert "the named end token is no token of the model" in error.what
+    assert "the named end token is not a token of the model" in error.what
     assert got in error.got
     assert "eos_token in tokenizer_config.json" in error.do
 

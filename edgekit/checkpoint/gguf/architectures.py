@@ -1,4 +1,4 @@
-"""What llama.cpp calls a model, its settings and its tensors, in Hugging Face's terms.
+"""Architectures of GGUF files: llama.cpp's names of models, settings and tensors, translated.
 
 An ``Architecture`` is data: the ``model_type`` it stands for, how its tensors are called there, and
 which metadata key is which key of config.json. A few architectures need a function on top, for what
@@ -85,7 +85,7 @@ _TOKENS: Final[Mapping[str, str]] = {
 # Keys of an architecture that its decoder does not read.
 _NOT_READ: Final = (
     "vocab_size",  # the rows of the embedding say it
-    "tensor_data_layout",  # a text from the time before GGUF had versions
+    "tensor_data_layout",  # left over from the time before GGUF had versions
     "rope.dimension_sections",  # positions in a picture; those of a text are all the same
     "n_deepstack_layers",  # where a picture comes in
 )
@@ -205,7 +205,7 @@ def read_config(
     # The other keys say who made the file and how, and hold the vocabulary.
     found.ignore(key for key in found if not key.startswith(prefix))
     found.ignore(prefix + key for key in _NOT_READ)
-    # A count, a flag or a factor of nothing, such as expert_count 0, says that there is none.
+    # A count, a flag or a factor that means "none", such as expert_count 0, changes nothing.
     found.ignore(key for key, value in found.items() if value in _NEUTRAL)
     found.expect(f"{prefix}attention.causal", wanted=True, default=True)
     found.finish()
@@ -364,7 +364,7 @@ _GRANITE_KEYS: Final[Mapping[str, str]] = {
     "logit_scale": "logits_scaling",
 }
 _GELU: Final[Mapping[str, Any]] = {"hidden_act": None, "hidden_activation": "gelu_pytorch_tanh"}
-# The family has these biases without being told.
+# The family expects these biases without a config key.
 _QWEN2: Final[Mapping[str, Any]] = {"attention_bias": False}
 
 ARCHITECTURES: Final[Mapping[str, Architecture]] = {

@@ -1,4 +1,4 @@
-"""A GGUF file as a checkpoint: config, weights and text files out of the one file.
+"""A GGUF file as a checkpoint: config, weights and text files read from one file.
 
 The metadata become the keys of a config.json (architectures.py), the tensors get Hugging Face's
 names so that a family reads them like any other (weights.py), and the vocabulary becomes the
@@ -47,7 +47,7 @@ _PART: Final = re.compile(r"(?P<name>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]
 _MAX_PARTS: Final = 1 << 10
 _MAX_LICENSE: Final = 80
 _FROM_BESIDE: Final = frozenset(TEXT_NAMES) - {CONFIG_NAME}
-# What a converter stores although it follows from the settings.
+# Tensors that a converter stores although they follow from the settings.
 _COMPUTED: Final = ("rope_freqs", "attn_rot_embd")
 
 
@@ -188,7 +188,7 @@ def _check_parts(parts: list[GgufFile]) -> None:
     for number, part in enumerate(parts):
         count = part.metadata.get("split.count", 1)
         said = part.metadata.get("split.no", number)
-        # A file that was not split says nothing, or that it has 0 or 1 parts.
+        # A file that was not split has no such key, or says that it has 0 or 1 parts.
         if (count or 1, said) != (len(parts), number):
             raise CheckpointError(
                 f"{part.path}: part of a split model",

@@ -1,4 +1,4 @@
-"""Which rope section of config.json the metadata and rope tables of a GGUF file stand for.
+"""The position encoding of a GGUF file, as the rope section of a config.json.
 
 llama.cpp stores what the ``llama3`` scaling divides each frequency by instead of its four numbers.
 The published models differ in ``factor`` only, which is the largest of the table. A table that does

@@ -1,4 +1,4 @@
-"""How a byte-level tokenizer of a GGUF file cuts text before it merges, by its name there.
+"""How the byte-level tokenizers of GGUF files split text before merging, by their names.
 
 ``tokenizer.ggml.pre`` is a name, and what it means stands in llama.cpp's source and in the
 tokenizer.json of the model that the name is taken from. Where these two differ (Unicode is
@@ -114,7 +114,7 @@ _FALCON: Final = Split(
         "[0-9][0-9][0-9]",
     )
 )
-# Files from before the key: llama.cpp splits them so, whatever the model was trained with.
+# For files older than the key: llama.cpp splits them this way, whatever the model was trained with.
 _UNNAMED: Final = Split(
     (
         r"[\p{P}\$\+<=>\^~\|]+",

@@ -39,15 +39,15 @@ _ROLES: Final[Mapping[str, str]] = {
     "pad_token": "padding_token_id",
 }
 _END_KEYS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")
-# What llama.cpp takes where a file of SentencePiece's kind does not say.
+# What llama.cpp assumes where a SentencePiece file does not say.
 _LLAMA_IDS: Final[Mapping[str, int]] = {
     "bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0,
 }  # fmt: skip
-# Names of tokens that end a turn; a file often names the end of a document alone.
+# Names of tokens that end a turn; a file often names only the token that ends a document.
 _TURN_ENDS: Final = (
     "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<turn|>",
 )  # fmt: skip
-# Beside these "<|end|>" ends a part of an answer and not the answer (gpt-oss).
+# Where these tokens exist, "<|end|>" ends a part of an answer and not the answer (gpt-oss).
 _HARMONY: Final = ("<|return|>", "<|call|>")
 _SPACE: Final = "\N{LOWER ONE EIGHTH BLOCK}"
 # Phi-3's special tokens take the white space after them; these are the exceptions.
@@ -194,7 +194,7 @@ def _read_vocabulary(file: GgufFile) -> _Vocabulary:
     texts = file.texts(_TOKENS)
     if not 0 < len(texts) <= MAX_TOKENS:
         raise _fault(file, _TOKENS, f"{len(texts)} tokens", f"1 to {MAX_TOKENS}")
-    texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(texts)]  # as llama.cpp calls them
+    texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(texts)]  # llama.cpp's name for them
     longest = max(range(len(texts)), key=lambda i: len(texts[i]))
     if len(texts[longest].encode()) > MAX_TOKEN_BYTES:
         raise _fault(file, _TOKENS, f"token {longest} is longer than that", f"{MAX_TOKEN_BYTES}")
@@ -288,7 +288,7 @@ def _sentencepiece(file: GgufFile, vocabulary: _Vocabulary) -> dict[str, Any]:
     is_gemma, is_phi3 = name.startswith("gemma"), name == "phi3"
     texts = list(vocabulary.texts)
     if is_gemma:
-        # llama.cpp writes runs of spaces as such; pieces of text have the mark instead.
+        # llama.cpp writes runs of spaces as spaces; pieces of text have the mark instead.
         texts = [_SPACE * len(t) if t.strip(" ") == "" else t for t in texts]
     vocabulary = _Vocabulary(texts, _spaces_as_text(vocabulary, is_gemma), vocabulary.roles)
     adds_space = not is_gemma and file.metadata.get(f"{_KEY}add_space_prefix", True) is True

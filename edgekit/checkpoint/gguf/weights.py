@@ -1,4 +1,4 @@
-"""Which weights the tensors of a GGUF file stand for.
+"""The weights of a GGUF file, under Hugging Face's names and in their original form.
 
 A weight is a stored tensor under another name, with what llama.cpp's converter did to it undone.
 Codes of Q4_0 and Q8_0 are kept; every other type is read as floats, some rows at a time.
@@ -127,7 +127,7 @@ class _Floats:
         return self._changed(values)
 
     def _changed(self, values: F32Array) -> F32Array:
-        # What is not finite is found by who reads (families/base.py), without numpy's warnings.
+        # NaN and infinity are found by the reader (families/base.py); numpy need not warn.
         with np.errstate(invalid="ignore", over="ignore"):
             if self.undo.shift:
                 values -= np.float32(self.undo.shift)
@@ -228,7 +228,7 @@ def _to_float16(values: F32Array) -> F32Array:
     return values.astype(np.float16).astype(np.float32)
 
 
-# The first that fits is taken.
+# The first type that fits is used.
 _ROUNDING: Final[Mapping[str, Callable[[F32Array], F32Array]]] = {
     "bfloat16": _to_bfloat16,
     "float16": _to_float16,

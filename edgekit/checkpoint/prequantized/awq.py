@@ -1,4 +1,4 @@
-"""AWQ: 4-bit codes with a zero point in each group, in three layouts.
+"""Reader of AWQ checkpoints: 4-bit codes with a zero point in each group, in three layouts.
 
 ``w = (code - zero point) * scale``, with as many weights to a scale as ``group_size`` says.
 
@@ -54,7 +54,7 @@ _LAYOUTS: Final = ("gemm", "gemv", *_FAST)
 # gemv_fast: outputs that lie interleaved, and inputs of each at a time.
 _N_INTERLEAVED: Final = 4
 _STRIDE: Final = 64
-# They say how the codes were found, which modules have none, or what an engine may do.
+# Keys that say how the codes were found, which modules have none, or what an engine may do.
 _IGNORED: Final = (
     "backend", "batch_size", "block_name_to_quantize", "cache_block_outputs", "damp_percent",
     "dataset", "desc_act", "act_group_aware", "do_fuse", "dynamic", "exllama_config",

@@ -1,4 +1,4 @@
-"""Checkpoints of bitsandbytes: nf4, fp4 and int8.
+"""Reader of bitsandbytes checkpoints: nf4, fp4 and int8.
 
 4 bits: ``X.weight`` holds two codes to a byte, the first in the high half, of the whole matrix
 read row by row; ``X.weight.quant_map`` the value of each of the 16 codes; ``X.weight.absmax`` the
@@ -170,7 +170,7 @@ def _join_four_bits(
         raise CheckpointError(state_name, got="no such tensor", wanted=wanted, do=DOWNLOAD_AGAIN)
     label, reason = f"{METHOD} {kind}", "a codebook of 16 values"
     if not reads:
-        # The shape lies in the state, which was not downloaded.
+        # The shape is in the state, which was not downloaded.
         info = TensorInfo(weight, (2 * packed.info.n_bytes,), DType.BF16)
         return DecodedTensor(info, label, reason, 4, NotRead(), has_shape=False)
     state = _State.open(state_name, tensors)

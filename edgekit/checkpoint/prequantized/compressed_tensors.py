@@ -1,4 +1,4 @@
-"""Checkpoints of compressed-tensors (llm-compressor).
+"""Reader of compressed-tensors checkpoints (llm-compressor).
 
 Each group of modules in ``config_groups`` has its own scheme, and the tensors of a module tell
 which layout it has:
@@ -62,8 +62,8 @@ _FORMATS: Final = (
     "mixed-precision", "dense", "fakequant",
 )  # fmt: skip
 _STRATEGIES: Final = ("tensor", "channel", "group", "block", "tensor_group")
-# They say how the codes were found, who wrote them, or repeat what the tensors say; activations
-# and the cache of keys and values are quantized while an engine runs.
+# Keys that say how the codes were found, who wrote them, or repeat what the tensors say.
+# Activations and the cache of keys and values are quantized while an engine runs.
 _IGNORED: Final = (
     "global_compression_ratio", "ignore", "kv_cache_scheme", "quantization_status", "version",
 )  # fmt: skip
@@ -158,7 +158,7 @@ def read_schemes(section: RawConfig) -> CompressedTensorsSettings:
     """Account for the keys of ``quantization_config``; faults are reported to the section."""
     section.ignore(_IGNORED)
     _take_format(section)
-    # They change the weights after unpacking; empty or dense ones change nothing.
+    # Both change the weights after unpacking; an empty or dense section changes nothing.
     if (section.take("sparsity_config", dict, None) or {}).get("format", "dense") != "dense":
         section.report("sparsity_config is set (edgekit supports none)")
     if section.take("transform_config", dict, None):

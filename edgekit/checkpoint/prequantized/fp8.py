@@ -1,4 +1,4 @@
-"""FP8 weights: floats of 8 bits beside the scales that multiply them.
+"""Reader of FP8 weights: 8-bit floats, and the scales that multiply them.
 
 A weight ``X.weight`` of type E4M3 or E5M2 comes with ``X.weight_scale_inv`` (which multiplies, in
 spite of its name) or ``X.weight_scale``: one number for the tensor, one for each row, for each
@@ -31,7 +31,7 @@ METHODS: Final = ("fp8", "fbgemm_fp8", "mxfp8")
 _TYPES: Final = {DType.FP8_E4M3: "e4m3", DType.FP8_E5M2: "e5m2"}
 _SCALES: Final = ("_scale_inv", "_scale")
 _USUAL_BLOCK: Final = 128
-# They say how an engine computes, or repeat what the tensors' own types say.
+# Keys that say how an engine computes, or repeat what the tensors' own types say.
 _IGNORED: Final = (
     "activation_scale_ub", "activation_scheme", "dequantize", "expert_dtype", "ignored_layers",
     "kv_cache_scheme", "modules_to_convert", "modules_to_not_convert", "scale_fmt",

@@ -1,4 +1,4 @@
-"""GPTQ and AutoRound: codes and scales that are stored transposed.
+"""Reader of GPTQ and AutoRound checkpoints, which store codes and scales transposed.
 
 ``X.qweight`` holds the codes of ``X.weight`` as (M, N) in int32 words along the input, low bits
 first; ``X.scales`` is (groups, N), ``X.qzeros`` the zero points in words along the output, and
@@ -68,7 +68,7 @@ _Added: TypeAlias = NDArray[np.uint32] | int
 # What GPTQModel takes off the three words of 32 zero points of 3 bits where one should come off
 # each zero point (utils/model.py, convert_gptq_v2_to_v1_format_module).
 _GPTQMODEL_3_BITS: Final = np.array([0x24924924, 0x92492492, 0x49249249], np.uint32)
-# They say how the codes were found, who wrote them, or what an engine may do with them.
+# Keys that say how the codes were found, who wrote them, or what an engine may do with them.
 _IGNORED: Final = (
     "act_bits", "act_data_type", "act_dynamic", "act_group_aware", "act_group_size", "act_sym",
     "amp", "autoround_version", "backend", "batch_size", "block_name_to_quantize",

@@ -1,4 +1,4 @@
-"""Checkpoints of HQQ.
+"""Reader of HQQ checkpoints.
 
 The weight, read row by row, is a matrix of groups: (groups, G) with ``X.axis`` 1, (G, groups) with
 ``X.axis`` 0. ``X.W_q`` packs the codes of that matrix: its rows are cut into as many parts as codes

@@ -1,4 +1,4 @@
-"""Integer codes of 8 bits that lie unpacked beside their scales.
+"""Reader of 8-bit integer codes that are stored unpacked, with their scales.
 
 ``X.weight`` holds int8 codes, ``X.weight_scale`` a scale for the tensor, for each row or for each
 group of a row, ``X.weight_zero_point`` zero points of the same shape where codes are not symmetric,

@@ -1,4 +1,4 @@
-"""How a checkpoint is quantized, and which weights its parts stand for.
+"""Quantization methods of checkpoints: which reader handles which, and what is refused.
 
 Each method has a file of its own; the tables here say which file reads which name. Config first
 (``account_for_quantization``), then the tensors (``join_parts``). Methods whose tensors tell
@@ -84,7 +84,7 @@ METHODS: Final[Mapping[str, Method]] = {
     bitsandbytes.METHOD: Method(bitsandbytes.account_for_bitsandbytes),
     nvfp4.METHOD: Method(nvfp4.account_for_modelopt),
     hqq.METHOD: Method(hqq.account_for_hqq),
-    # Which modules and which types show in the tensors.
+    # Which modules are quantized, and as which type, is known from the tensors.
     "torchao": Method(lambda section: section.ignore(section)),
     "quanto": Method(lambda section: section.ignore(section)),
     **dict.fromkeys(fp8.METHODS, Method(fp8.account_for_fp8)),

@@ -1,4 +1,4 @@
-"""Folders quantized by MLX.
+"""Reader of folders quantized by MLX.
 
 ``X.weight`` holds the codes in uint32 words, low bits first along the input, one after the other.
 In the mode ``affine``, ``X.scales`` and ``X.biases`` have one number for each group:
@@ -52,7 +52,7 @@ _FLOAT_MODES: Final[Mapping[str, tuple[int, int, DType]]] = {
 # mlx.core stores the largest magnitude of the tensor: 448 (E4M3) times 6 (E2M1) stand for it.
 _GLOBAL_SCALE_UNIT: Final = np.float32(448 * 6)
 _TOP_MODULES: Final = ("lm_head", "embed_tokens")
-# They say who wrote the folder and how an engine computes.
+# Keys that say who wrote the folder and how an engine computes.
 _IGNORED: Final = ("quant_method", "linear_class", "quantize_activations")
 
 

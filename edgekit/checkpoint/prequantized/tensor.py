@@ -1,4 +1,4 @@
-"""Weights that their source holds quantized.
+"""``PrequantizedTensor`` and ``DecodedTensor``: weights that their source stores quantized.
 
 Both kinds read as floats like every other tensor. A ``PrequantizedTensor`` also gives its integer
 codes and scales, so that a caller can keep them: 4 or 8 bits, groups along the input that are
@@ -123,7 +123,7 @@ class DecodedTensor:
 
     def read_rows(self, start: int, stop: int) -> F32Array:
         """Read rows ``start:stop`` as float32."""
-        # What is not finite is found by who reads (families/base.py), without numpy's warnings.
+        # NaN and infinity are found by the reader (families/base.py); numpy need not warn.
         with np.errstate(invalid="ignore", over="ignore"):
             return self.rows.read(start, stop)
 
@@ -385,7 +385,7 @@ def read_order(tensor: SafetensorsTensor, n_groups: int, group: int) -> I64Array
     if (groups == np.arange(len(groups)) // group).all():
         return None
     if (groups == -1).all():
-        return None  # not filled in, because nothing was moved
+        return None  # not filled in, because no input was moved
     outside = (groups < 0) | (groups >= n_groups)
     if outside.any():
         raise CheckpointError(
