@@ -53,7 +53,7 @@ def read_spec(config: RawConfig) -> DecoderSpec:
 
 
 def _take_no_rope_layers(config: RawConfig, n_layers: int) -> tuple[int, ...]:
-    """Take ``no_rope_layers``, which says 1 for a layer that has rope, or derive it."""
+    """Take ``no_rope_layers``, which is 1 for a layer that has rope, or derive it."""
     interval = config.take_count("no_rope_layer_interval", 4)
     flags = config.take("no_rope_layers", list, None)
     if flags is None:

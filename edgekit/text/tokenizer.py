@@ -398,9 +398,7 @@ def _make_special(tokenizer: Any, names: Iterable[str]) -> None:
 
 
 def _set_flags(tokenizer: Any, flags: Mapping[str, Mapping[str, bool]]) -> None:
-    """Change how added tokens are matched; texts that are not tokens are skipped, or they would
-    get a new id.
-    """
+    """Change how added tokens are matched; a text that is not a token is skipped: no new ids."""
     library = require("tokenizers")
     added = {token.content: token for token in _added(tokenizer).values()}
     for name, wanted in flags.items():

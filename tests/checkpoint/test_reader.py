@@ -206,7 +206,7 @@ def test_an_adapter_beside_the_weights_is_named_and_never_taken_for_them(tmp_pat
     folder = write_tiny_checkpoint(tmp_path / "m")
     shutil.copy(folder / "model.safetensors", folder / name)
     (note,) = open_model(folder).checkpoint.notes
-    assert note.startswith(f"{name} lies beside the weights and was not merged")
+    assert note.startswith(f"{name} is an adapter file next to the weights ")
     assert note.endswith(f"--adapter {folder}")
     (folder / "model.safetensors").rename(folder / "other.safetensors")
     assert len(open_model(folder).checkpoint.notes) == 2
