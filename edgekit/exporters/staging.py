@@ -1,4 +1,4 @@
-"""Answer one question: how does an artifact appear on disk all at once, or not at all?
+"""Staging: an artifact appears in its folder complete, or not at all.
 
 Files are written to a hidden folder beside the target and renamed into place when complete.
 What a killed export leaves behind carries the prefix below and is swept by the next one.
@@ -152,7 +152,7 @@ def _sweep(parent: Path) -> None:
         if not owner.isdigit() or _is_alive(int(owner)):
             continue
         for earlier in path.iterdir() if _EARLIER in path.name else ():
-            # A swap that was cut between its two renames: put the earlier artifact back.
+            # A swap was cut between its two renames: put the earlier artifact back.
             if (earlier / MANIFEST_NAME).is_file() and not (parent / earlier.name).exists():
                 earlier.rename(parent / earlier.name)
         shutil.rmtree(path, ignore_errors=True)
@@ -197,7 +197,7 @@ def _mapped_os_errors(folder: Path) -> Iterator[None]:
                 do="Free space or choose another --out; nothing was left behind.",
             ) from error
         reason, name = error.strerror or str(error), str(error.filename or "")
-        # The folder that files are staged in means nothing to the user; other files do.
+        # The staging folder means nothing to the user; the names of other files do.
         if name and PARTIAL_PREFIX not in name:
             reason = f"{reason}: {name}"
         raise ExportError(

@@ -255,7 +255,7 @@ def _read_scaling(section: RawConfig, context: RopeContext) -> tuple[Scaling | N
         f"{section.where}: rope type",
         got=repr(kind[:80]),
         wanted=", ".join(_KINDS),
-            do="edgekit does not compute this position encoding yet.",
+        do="edgekit does not compute this position encoding yet.",
     )
 
 

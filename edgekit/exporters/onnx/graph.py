@@ -1,8 +1,8 @@
-"""Answer one question: which ONNX graph computes a decoder?
+"""Builder of the ONNX graph of a decoder.
 
-Fused operators only, as onnxruntime's CPU kernels want them: rotary embedding inside
-GroupQueryAttention, RMSNorm with its skip connection, block-quantized matmuls. The
-proto is a few dozen kilobytes.
+It uses only fused operators that onnxruntime's CPU kernels have: rotary embedding inside
+GroupQueryAttention, RMSNorm with its skip connection, block-quantized matmuls. The graph file is
+a few dozen kilobytes.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class GraphBuilder:
         parts.integers(LOGITS_START, [-1])
         end = parts.integers("logits_end", [_SLICE_END])
         rows = parts.node("Slice", [inner, LOGITS_START, end, "one"], "logits_rows")
-        # Scaling the rows is scaling the logits, on C numbers rather than V.
+        # Scaling the rows equals scaling the logits, on C numbers instead of V.
         rows = self._scaled(rows, "logits_scale", spec.logits_scale)
         if spec.logits_softcap is None:
             self._matmuls.add("lm_head", rows, output=LOGITS)
@@ -139,7 +139,7 @@ class GraphBuilder:
             has_norm: Whether there is this norm.
 
         Returns:
-            What the next block reads, and the residual behind this one.
+            What the next block reads, and the residual after this one.
         """
         spec, parts = self._spec, self._parts
         if spec.norm_placement is not NormPlacement.BEFORE:
@@ -163,7 +163,7 @@ class GraphBuilder:
             helper.make_tensor_value_info(INPUT_IDS, types.INT64, [batch, "sequence_length"]),
             helper.make_tensor_value_info(ATTENTION_MASK, types.INT64, [batch, total]),
         ]
-        # One row declared, so that onnxruntime-genai sees a pruned head; a caller that gives
+        # One row is declared, so that onnxruntime-genai sees a pruned head; a caller that gives
         # logits_start may ask for more.
         outputs = [helper.make_tensor_value_info(LOGITS, types.FLOAT, [batch, 1, spec.vocab_size])]
         for layer in range(spec.n_layers):
@@ -175,7 +175,7 @@ class GraphBuilder:
                     shape = [batch, spec.n_kv_heads, length, spec.head_width]
                     name = names.format(layer=layer, part=part)
                     into.append(helper.make_tensor_value_info(name, types.FLOAT, shape))
-        # These have initializers: a caller may give them and need not.
+        # These have initializers, so a caller may omit them.
         told = (LOGITS_START, CALL_LENGTH) if has_call_length else (LOGITS_START,)
         inputs += [helper.make_tensor_value_info(name, types.INT64, [1]) for name in told]
         graph = helper.make_graph(

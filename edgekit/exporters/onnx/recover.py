@@ -1,4 +1,4 @@
-"""Answer one question: which codes and scales does an ONNX artifact really hold?
+"""Reading the codes and scales of an ONNX artifact back from its files.
 
 The schemes are read from the nodes of the graph on disk. The graph must then equal, node by
 node and initializer by initializer, the one this exporter writes for those schemes; only then
@@ -56,7 +56,7 @@ def recover_tensors(artifact: Artifact) -> Iterator[ModelTensor]:
             offsets = read_offsets(weights, arrays)
             wanted = GraphBuilder(spec, schemes, arrays, offsets, n_positions).build()
         except (KeyError, TypeError, ValueError) as error:
-            # What is no number in the manifest shows where it is first used as one.
+            # A manifest value that is not a number shows where it is first used as one.
             raise FormatError(
                 f"{artifact.path}: decoder in the manifest",
                 got=f"{type(error).__name__}: {error}",
