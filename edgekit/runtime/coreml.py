@@ -1,8 +1,8 @@
-"""Answer one question: how does a Core ML package run on a Mac?
+"""The Core ML engine: runs a Core ML package on a Mac, through ``coremltools``.
 
-Through ``coremltools``' prediction API (macOS 15 or later). Written from its documentation and
-source; it has not run on Apple hardware in this project, where only the interpreter of
-``mil.py`` executes packages. Tests drive it with a stand-in for ``MLModel``.
+It uses coremltools' prediction API (macOS 15 or later). It is written from the documentation and
+source and has not run on Apple hardware in this project, where only the interpreter of ``mil.py``
+executes packages. Tests use a stand-in for ``MLModel``.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class CoremlDecoder(PackageDecoder):
 
         Args:
             artifact: The folder that the exporter wrote.
-            n_threads: Anything but None is refused; Core ML takes its own.
+            n_threads: Must be None; Core ML chooses its own number.
             context_length: Most positions to use; None takes the artifact's own.
-            options: ``compute_units``: one of ``COMPUTE_UNITS``; the GPU is the default, for
+            options: ``compute_units``: one of ``COMPUTE_UNITS``; the GPU is the default, because
                 int4 blocks and ranged shapes with state are made for it.
 
         Raises:
