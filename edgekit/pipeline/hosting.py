@@ -1,7 +1,4 @@
-"""Answer one question: where does the server side of a comparison come from?
-
-An artifact hosted in a process of its own, an endpoint somebody else runs, or a recording.
-"""
+"""The server side of a comparison: a hosted artifact, an existing endpoint, or a recording."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ _SERVING: Final = re.compile(r"at (http://\S+)")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A running server: base URL and the model name it answers to."""
+    """A running server: its base URL and the model name that it accepts."""
 
     url: str
     model: str
@@ -85,7 +82,7 @@ def open_server(
         )
     if replay is not None and record is not None:
         raise UsageError(
-            "--record and --replay", got="both", do="A replay asks nobody: leave --record out."
+            "--record and --replay", got="both", do="A replay asks no server: leave --record out."
         )
     backend: ChatBackend
     if replay is not None:
@@ -103,7 +100,7 @@ def open_server(
 
 
 def _read_key(variable: str) -> str | None:
-    """Read the key; one that was named and is not set must not become another one."""
+    """Read the API key. If the user names a variable, no other key is used in its place."""
     key = os.environ.get(variable)
     if key is None and variable != KEY_VARIABLE:
         raise UsageError(

@@ -1,6 +1,6 @@
-"""Answer one question: which tables does a report show, in which order?
+"""The tables of a report, in order.
 
-Verdict first; a table without rows is left out.
+The verdict comes first; a table without rows is left out.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def speed_table(profiles: Sequence[ProfileRecord]) -> Table:
 
 
 def itl_table(profiles: Sequence[ProfileRecord]) -> Table:
-    """Show the time between tokens, tail included."""
+    """Show the time between tokens, including its slowest values."""
     names = ("itl_p50_s", "itl_p95_s", "itl_p99_s")
     rows: list[Sequence[Cell | str]] = [
         (profile.candidate, *[metric_cell(profile.metric(name)) for name in names])
@@ -333,7 +333,7 @@ def _environment_table(data: ReportData) -> Table:
 
 
 def label_kinds() -> tuple[tuple[str, str], ...]:
-    """Say what each kind of number is."""
+    """Say what each kind of number means."""
     return (
         (Kind.MEASURED.value, "seen on this machine in this run"),
         (
@@ -341,5 +341,5 @@ def label_kinds() -> tuple[tuple[str, str], ...]:
             "seen here on an emulator of another engine; right results, wrong speed",
         ),
         (Kind.PROJECTED.value, "computed from a formula, with its expected error"),
-        (Kind.PUBLISHED.value, "somebody else's number, with its source"),
+        (Kind.PUBLISHED.value, "published by others, with its source"),
     )

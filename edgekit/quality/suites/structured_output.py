@@ -1,7 +1,7 @@
-"""Can the model fill a JSON schema from a short text, and nothing but the schema?
+"""The suite ``structured_output``: fill a JSON schema from a short text, and write nothing else.
 
-The schema asks for some of the facts in the text, in an order of its own; an optional field that
-the text leaves out must be null or absent, as the schema says. Graded as JSON values.
+The schema asks for some of the facts in the text, in its own order. An optional field that the text
+leaves out must be null or absent, as the schema says. Graded as JSON values.
 """
 
 import json
