@@ -1,10 +1,10 @@
-"""Write docs/configs.md: published configs, and what edgekit makes of each.
+"""Write docs/configs.md: published configs, and how edgekit reads each.
 
     PYTHONPATH=. python scripts/configs.py               the page
-    PYTHONPATH=. python scripts/configs.py NAME ...      print what becomes of these
+    PYTHONPATH=. python scripts/configs.py NAME ...      print the result for these
 
-Every row is a real call: the config as published, and behind it a weight file with the names, types
-and shapes that its writer gives (tests/corpus/tensors.py), a hole in place of the weights. The
+Every row is a real call: the config as published, and a weight file with the names, types and
+shapes that its writer gives (tests/corpus/tensors.py), with a hole in place of the weights. The
 tests compare the page with what this script makes.
 """
 

@@ -1,9 +1,9 @@
-"""Write docs/refusals.md: what edgekit refuses, and in which words.
+"""Write docs/refusals.md: what edgekit refuses, and the messages.
 
     PYTHONPATH=. python scripts/refusals.py
 
 Every row is a real call on a tiny random checkpoint; only free disk and memory are made up. The
-tests compare the file with what this script makes, so that the words in it are those of today.
+tests compare the file with what this script makes, so that its messages are the current ones.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
-"""Write docs/tokenizers.md: edgekit's ids and prompts beside those of other programs.
+"""Write docs/tokenizers.md: edgekit's ids and prompts next to those of other programs.
 
     PYTHONPATH=. python scripts/tokenizer_report.py
 
 Compares edgekit with the goldens of golden_tokenizers.py, which only transformers made, and adds
-what golden_real_tokenizers.py noted about real vocabularies.
+the results of golden_real_tokenizers.py about real vocabularies.
 """
 
 from __future__ import annotations

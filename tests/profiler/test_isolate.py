@@ -67,7 +67,7 @@ def test_an_edgekit_error_comes_back_with_its_text():
 @pytest.mark.parametrize(
     ("task", "kind", "text"),
     [
-        ("fail", FailureKind.CRASHED, "exit status 1; last output: RuntimeError: the bits fell out"),
+        ("fail", FailureKind.CRASHED, "status 1; last output: RuntimeError: the bits fell out"),
         ("leave", FailureKind.CRASHED, "exit status 7"),
         ("no_such_task", FailureKind.CRASHED, "has no attribute 'no_such_task'"),
         ("bad_number", FailureKind.CRASHED, "not JSON compliant"),
