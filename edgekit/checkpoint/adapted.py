@@ -28,7 +28,7 @@ class AdaptedCheckpoint(Checkpoint):
     """A checkpoint whose weights an adapter changes; ``families/adapted.py`` merges them."""
 
     def __init__(self, base: Checkpoint, adapter: Adapter) -> None:
-        """Put the two together; both are closed with this one.
+        """Join the two; closing this one closes both.
 
         Args:
             base: The model that the adapter belongs to.
@@ -43,7 +43,7 @@ class AdaptedCheckpoint(Checkpoint):
         self.ignored_config_keys = base.ignored_config_keys
 
     def fetch_text(self) -> None:
-        """Bring the base's tokenizer and chat template to this disk."""
+        """Download the base's tokenizer and chat template if they are not on this disk."""
         self._base.fetch_text()
 
     @property
@@ -77,7 +77,7 @@ class AdaptedCheckpoint(Checkpoint):
         return hashlib.sha256(both.encode()).hexdigest()
 
     def close(self) -> None:
-        """Let go of both; safe to call twice."""
+        """Close both; safe to call twice."""
         self._adapter.close()
         self._base.close()
 
@@ -90,7 +90,7 @@ def overlay_text(base: TextFiles, adapter: TextFiles) -> TextFiles:
 
     Args:
         base: Text files of the model.
-        adapter: Text files beside the adapter.
+        adapter: Text files in the adapter's folder.
     """
     own = {n: s for n, s in adapter.sources.items() if n not in (CONFIG_NAME, GENERATION_NAME)}
     if not own:

@@ -83,8 +83,8 @@ class ModuleChange:
     ``(B @ A).T``.
 
     Attributes:
-        a: The matrix that meets the input.
-        b: The matrix that gives the output.
+        a: The matrix that is multiplied with the input.
+        b: The matrix whose product is the output.
         scale: Factor of ``B @ A``.
         magnitude: Length of each row of the weight (DoRA), or of each column of an embedding.
         b_bias: Added to the module's bias, times ``scale``.
@@ -120,14 +120,14 @@ class Adapter:
     """An open adapter.
 
     Attributes:
-        folder: Where it lies.
+        folder: The adapter's folder.
         name: Name of the folder.
         tensors: Its tensors, by their own names.
-        is_inside: Whether they lie among the tensors of its base model.
+        is_inside: Whether they are stored among the tensors of its base model.
         base: The model that it was made for, as its config names it; empty if it does not.
         changes: Module name (without PEFT's prefix) -> what changes in it.
         keeps_tie: Whether a change of the embedding is meant for the output matrix too.
-        text_files: Tokenizer and template files that lie beside it.
+        text_files: Tokenizer and template files in its folder.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Adapter:
         """Tell what the tensors of an adapter change; no tensor is read.
 
         Args:
-            folder: Where they lie.
+            folder: The adapter's folder.
             config: The adapter's config.
             tensors: The adapter's tensors, by their own names.
 
@@ -163,7 +163,7 @@ class Adapter:
             folder: The adapter's folder, or its weight file.
 
         Raises:
-            MissingFileError: No adapter there; what lies there instead is named.
+            MissingFileError: No adapter there; the message names what is there instead.
             CheckpointError: See the constructor.
             FormatError: The weight file is damaged.
         """
@@ -181,7 +181,7 @@ class Adapter:
 
     @classmethod
     def unmerged(cls, folder: Path, tensors: Mapping[str, SafetensorsTensor]) -> Adapter | None:
-        """Give the adapter whose parts lie among a model's own tensors; None if there is none.
+        """Give the adapter whose parts are stored among a model's own tensors, or None.
 
         Raises:
             CheckpointError: There is one, and no config says its scale.
@@ -194,7 +194,7 @@ class Adapter:
                 f"{folder}: the weights hold a LoRA adapter that is not merged",
                 got=f"{len(parts)} tensors such as {next(iter(parts))}, and no "
                 f"{ADAPTER_CONFIG_NAME}, which says their scale",
-                wanted=f"merged weights, or {ADAPTER_CONFIG_NAME} beside them",
+                wanted=f"merged weights, or {ADAPTER_CONFIG_NAME} next to them",
                 do="Merge it with peft (merge_and_unload), or save the adapter alone and run: "
                 "edgekit export BASE_MODEL --adapter ADAPTER_FOLDER",
             )
@@ -242,7 +242,7 @@ def refuse_adapter_folder(folder: Path) -> None:
 
 
 def plain_name(name: str) -> str:
-    """Give the name of a base model's tensor without what PEFT puts into it while it trains."""
+    """Give the name of a base model's tensor without the parts that PEFT adds in training."""
     return _WRAPPED.sub(".", name)
 
 
@@ -381,7 +381,7 @@ def _peft_scale(config: Mapping[str, Any], module: str, rank: int, faults: list[
 def _matches(pattern: str, module: str, faults: list[str]) -> bool:
     """Tell whether PEFT applies a pattern to a module: at the end of its name, after a dot.
 
-    Patterns are regular expressions of a stranger: only those are tried that cannot take long.
+    Patterns are untrusted regular expressions, so only those are tried that cannot take long.
     """
     if re.fullmatch(r"[\w.]+", pattern):
         return module == pattern or module.endswith(f".{pattern}")

@@ -69,7 +69,7 @@ def read_end_ids(values: Mapping[str, Any], where: str | Path) -> tuple[int, ...
 
 
 def copy_assets(view: TextView, target: Path) -> list[str]:
-    """Write config, tokenizer and template files of a model as an artifact carries them.
+    """Write config, tokenizer and template files of a model in the form that an artifact holds.
 
     Args:
         view: The model's text files.
@@ -125,7 +125,7 @@ def rewritten_assets(view: TextView) -> dict[str, str | None]:
 
 
 def _put_template(texts: dict[str, str | None], view: TextView, wanted: dict[str, Any]) -> None:
-    """Have one text as the template: runtimes differ in which of two files they read."""
+    """Write one template into both files, because runtimes differ in which one they read."""
     text, entry = view.template.single_text, wanted.get("chat_template")
     if text is None:
         return
@@ -153,7 +153,7 @@ def _put_ends(texts: dict[str, str | None], view: TextView) -> None:
 def _with_roles(
     content: Mapping[str, Any], roles: Mapping[str, str], *, adds: bool = True
 ) -> dict[str, Any]:
-    """Give a file in which a role names the token that it has after all files were read."""
+    """Give a file in which each role names its final token, after all files were read."""
     result = dict(content)
     for role, text in sorted(roles.items()):
         value = result.get(role)

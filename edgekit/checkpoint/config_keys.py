@@ -125,7 +125,7 @@ def is_never_read(key: str) -> bool:
 
 
 def asks_for_nothing(key: str, value: object) -> bool:
-    """Tell whether a value leaves the result as it is: off, empty, a factor of 1, none of a thing.
+    """Tell whether a value leaves the result unchanged: off, empty, a factor of 1, a count of 0.
 
     Args:
         key: Name of the key, without the section that it stands in; which values are neutral

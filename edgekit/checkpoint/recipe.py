@@ -186,7 +186,7 @@ def _compare(
             f"{recipe.golden.source}",
             got=_shown(found),
             wanted=_shown(wanted),
-            do="Download the model again. A folder is taken as it is: if you know that the "
+            do="Download the model again. A folder is not checked this way: if you know that the "
             f"tokenizer is right, export {folder}.",
         )
 

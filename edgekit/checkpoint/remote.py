@@ -54,7 +54,7 @@ class RemoteFile(ByteSource):
         return np.frombuffer(self._hub.read_part(self._url_path, begin, begin + n_bytes), np.uint8)
 
     def close(self) -> None:
-        """Ask for nothing more."""
+        """End the requests."""
         self._is_closed = True
 
 
@@ -91,7 +91,7 @@ class HubCheckpoint(Checkpoint):
 
 
 def needs_download(model: str | Path) -> bool:
-    """Tell whether a model lies on the Hub and not on this disk; asks nobody."""
+    """Tell whether a model is on the Hub and not on this disk; makes no request."""
     if is_gguf(model) or find_packaged(model) is not None:
         return False
     found = locate(model)

@@ -94,7 +94,7 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of the pipe has closed it; there is nobody to tell.
+        # The reader of the pipe has closed it, so nothing can be printed.
         sys.stderr.close()
         sys.exit(0)
     sys.exit(0)

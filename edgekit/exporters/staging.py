@@ -1,7 +1,7 @@
 """Staging: an artifact appears in its folder complete, or not at all.
 
-Files are written to a hidden folder beside the target and renamed into place when complete.
-What a killed export leaves behind carries the prefix below and is swept by the next one.
+Files are written to a hidden folder next to the target and renamed into place when complete.
+A folder left by a killed export has the prefix below; the next export removes it.
 """
 
 from __future__ import annotations

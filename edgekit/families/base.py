@@ -247,7 +247,7 @@ def _decide_head(
     if not checkpoint.has_weights:
         if spec.is_tied:
             notes.append(
-                f"{head} is stored beside the embedding; an export compares them, and uses it if "
+                f"{head} is stored besides the embedding; an export compares them, and uses it if "
                 "it differs"
             )
             del weights[head]

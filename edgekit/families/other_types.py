@@ -18,7 +18,7 @@ OPTIMUM_TYPES: Final = (
 """Decoders that optimum-onnx 0.1.0 exports with a cache and without remote code."""
 
 _EXPERTS: Final = "a mixture of experts"
-_STATE_SPACE: Final = "state-space layers beside those with attention"
+_STATE_SPACE: Final = "state-space layers besides those with attention"
 _LOW_RANK: Final = "attention through a low-rank state"
 # model_type -> what its decoder has that edgekit's graph has not.
 DIFFERENCES: Final[Mapping[str, str]] = {

@@ -108,7 +108,7 @@ class GgufTensor:
         return self.raw_rows(0, self.n_rows)
 
     def raw_rows(self, start: int, stop: int) -> U8Array:
-        """Read the stored bytes of rows ``start:stop``, which lie within the tensor."""
+        """Read the stored bytes of rows ``start:stop``, which must be inside the tensor."""
         n_bytes = (stop - start) * self.n_row_bytes
         data = self.file.read_at(self.begin + start * self.n_row_bytes, n_bytes)
         return data.reshape(-1, self.n_row_bytes)
@@ -205,7 +205,7 @@ class GgufFile(OpenFile):
     def _place(
         self, headers: list[_Header], cursor: _Cursor, alignment: int
     ) -> dict[str, GgufTensor]:
-        """Check that every tensor lies inside the file and that none overlaps another."""
+        """Check that every tensor is inside the file and that none overlaps another."""
         data_start = -(-cursor.position // alignment) * alignment
         tensors: dict[str, GgufTensor] = {}
         position = 0

@@ -46,7 +46,7 @@ class ModelServer:
         model_name: Name that requests must ask for.
         host: Address to bind.
         port: 0 lets the system choose.
-        api_key: Key that requests must carry; None asks for none.
+        api_key: Key that requests must have; None accepts requests without one.
         log: Receives a line per request.
         max_waiting, max_wait_s: See ``RequestQueue``.
         read_limit_s: Longest time a client may take to send a request, or stay idle.

@@ -21,7 +21,7 @@ class Rule:
 
     Attributes:
         margin: How much lower (fraction) a suite's rate may be on the device. A suite passes
-            when the whole 95 % interval of the paired difference lies above -margin.
+            when the whole 95 % interval of the paired difference is above -margin.
         max_ttft_s: Longest acceptable time to the first token.
         min_decode_tok_per_s: Slowest acceptable decoding.
         memory_limit_bytes: Most anonymous memory the app may use; None when unknown.

@@ -1,9 +1,9 @@
-"""Which codes of an already-quantized source are kept.
+"""Import of codes from an already-quantized source: which are kept, and in which form.
 
-All that lie on the common grid go in as they are. Where scales have more digits than the grid
+Codes on the common grid are used unchanged. Where scales have more digits than the grid
 holds, the codes stay and the scales are rounded: the code nearest to each weight is then still
 its own (a scale moves by 2**-8 of itself at most, so the largest 8-bit code by half a step).
-Whatever else the source holds is read as floats and quantized like any other. The plan says
+Everything else in the source is read as floats and quantized like any other. The plan says
 which, and why.
 """
 

@@ -73,7 +73,7 @@ class StoredModel:
         return QuantizedTensor(name, bits, scheme.group, codes, tensors[f"{name}.scales"].read())
 
     def close(self) -> None:
-        """Let go of the weights file; safe to call twice."""
+        """Close the weights file; safe to call twice."""
         self._weights.close()
 
 

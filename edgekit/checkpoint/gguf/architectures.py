@@ -134,7 +134,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What one name in ``general.architecture`` stands for.
+    """What one name in ``general.architecture`` means.
 
     Attributes:
         model_type: The family that reads the result.
@@ -155,7 +155,7 @@ class Architecture:
     finish: Callable[[Header, dict[str, Any]], None] | None = None
 
     def undo(self, part: str, head_width: int, factor: float) -> Undo:
-        """Say what the converter did to a tensor of a layer, by its name there."""
+        """Give what the converter did to a tensor of a layer, by its name there."""
         is_moved = self.interleaves_heads and part in ("attn_q", "attn_k")
         return Undo(
             head_width or None if is_moved else None,  # the family says what is wrong with 0
@@ -176,7 +176,7 @@ def read_config(
         file: The file, or the first part of a split one.
         tensors: All tensors, those of other parts included.
         ignore_keys: Keys that pass whatever their value is.
-        notes: Takes what is said aloud about keys that were ignored.
+        notes: Gets the notes about keys that were ignored.
 
     Raises:
         UnsupportedArchError: No family computes that architecture.
@@ -340,7 +340,7 @@ def _finish_exaone4(header: Header, config: dict[str, Any]) -> None:
 def _finish_phi3(header: Header, config: dict[str, Any]) -> None:
     config["sliding_window"] = header.take("attention.sliding_window", int, 0) or None
     original = config.get("rope_scaling", {}).get("original_max_position_embeddings")
-    config["original_max_position_embeddings"] = original  # the family looks beside the section
+    config["original_max_position_embeddings"] = original  # the family reads it outside the section
 
 
 def _finish_granite(header: Header, config: dict[str, Any]) -> None:

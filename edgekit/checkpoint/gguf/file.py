@@ -250,7 +250,7 @@ def _is_computed(name: str) -> bool:
 
 
 def _scale_of(name: str, stored: Mapping[str, GgufTensor]) -> float:
-    """Give the second scale of a tensor, which llama.cpp keeps beside it for NVFP4 and BitNet."""
+    """Give the second scale of a tensor, a tensor of its own in NVFP4 and BitNet files."""
     base, _, kind = name.rpartition(".")
     tensor = stored.get(f"{base}.scale") if kind == "weight" else None
     if tensor is None:

@@ -164,7 +164,7 @@ def _json(value: Mapping[str, Any]) -> str:
 
 
 def _templates(file: GgufFile) -> dict[str, str]:
-    """Give the chat template, and named ones where they lie in a model folder."""
+    """Give the chat template and the named ones, by their file names in a model folder."""
     texts: dict[str, str] = {}
     for key, value in file.metadata.items():
         name = key.removeprefix(f"{_TEMPLATE}.")

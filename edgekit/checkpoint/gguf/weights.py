@@ -37,7 +37,7 @@ _MAX_VECTOR: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Undo:
-    """What llama.cpp's converter did to a tensor and is undone while it is read.
+    """Changes of llama.cpp's converter to a tensor, which are undone while it is read.
 
     Attributes:
         head_width: Rows of a head of q or k, whose rotary pairs lie beside each other; llama.cpp

@@ -7,7 +7,7 @@
   alike, and ``X.scales`` is (groups, N).
 - ``gemv``: ``X.qweight`` is (N, M / 8) words along the input, in order; ``X.qzeros`` and
   ``X.scales`` have the groups of an output in a row, which is padded.
-- ``gemv_fast`` (and ``llm-awq``): ``X.qweight`` is (N / 4, M) int16. Four outputs lie interleaved,
+- ``gemv_fast`` (and ``llm-awq``): ``X.qweight`` is (N / 4, M) int16. Four outputs are interleaved,
   64 inputs at a time, and every 32 inputs in an order of their own. ``X.qzeros`` (or
   ``X.scaled_zeros``) and ``X.scales`` are floats, (padded groups, N); the former is
   ``-zero point * scale``.
@@ -51,7 +51,7 @@ _PARTS: Final = (_CODES, ".scales", ".qzeros", ".scaled_zeros", ".g_idx")
 _GEMM_PLACES: Final = np.array([0, 4, 1, 5, 2, 6, 3, 7])
 _FAST: Final = ("gemv_fast", "llm-awq")
 _LAYOUTS: Final = ("gemm", "gemv", *_FAST)
-# gemv_fast: outputs that lie interleaved, and inputs of each at a time.
+# gemv_fast: outputs that are interleaved, and inputs of each at a time.
 _N_INTERLEAVED: Final = 4
 _STRIDE: Final = 64
 # Keys that say how the codes were found, which modules have none, or what an engine may do.
@@ -197,7 +197,7 @@ def read_awq(section: RawConfig) -> AwqSettings:
 def join_awq(
     tensors: Mapping[str, SafetensorsTensor], settings: AwqSettings, *, reads: bool
 ) -> dict[str, LazyTensor]:
-    """Put codes, scales and zero points together under the weight's name; others pass through.
+    """Join codes, scales and zero points under the weight's name; other tensors pass through.
 
     Args:
         tensors: Checkpoint tensors by their own names.

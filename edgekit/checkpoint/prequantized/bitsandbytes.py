@@ -110,7 +110,7 @@ class _EightBits:
 
 
 def account_for_bitsandbytes(section: RawConfig) -> None:
-    """Account for the keys of ``quantization_config``: the tensors tell all that counts."""
+    """Account for the keys of ``quantization_config``; the tensors alone are enough to read."""
     section.ignore(
         key
         for key in section
@@ -121,7 +121,7 @@ def account_for_bitsandbytes(section: RawConfig) -> None:
 def join_bitsandbytes(
     tensors: Mapping[str, LazyTensor], *, reads: bool
 ) -> tuple[dict[str, LazyTensor], set[str]]:
-    """Put codes and scales together.
+    """Join codes and scales.
 
     Args:
         tensors: Checkpoint tensors by their own names.
@@ -203,7 +203,7 @@ def _join_four_bits(
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What the JSON text of a weight says."""
+    """The content of a weight's JSON text."""
 
     n_rows: int
     n_cols: int

@@ -92,7 +92,7 @@ class CompressedTensorsSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Packed:
-    """Packed rows of integer codes beside their scales.
+    """Packed rows of integer codes, with their scales.
 
     ``pad_bits`` are unused at the top of each word.
     """
@@ -137,7 +137,7 @@ class _Packed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _SmallFloats:
-    """E2M1 or E2M3 floats beside their scales."""
+    """E2M1 or E2M3 floats, with their scales."""
 
     packed: SafetensorsTensor
     stored_scales: SafetensorsTensor
@@ -215,7 +215,7 @@ def _read_group(group: RawConfig) -> Scheme | None:
 def join_packed(
     tensors: Mapping[str, SafetensorsTensor], settings: CompressedTensorsSettings, *, reads: bool
 ) -> dict[str, LazyTensor]:
-    """Put codes and scales together under the weight's name; other tensors pass through.
+    """Join codes and scales under the weight's name; other tensors pass through.
 
     Args:
         tensors: Checkpoint tensors by their own names.

@@ -57,7 +57,7 @@ class _Scaled:
     def read(self, start: int, stop: int) -> F32Array:
         values = self.stored.read_rows(start, stop)
         n_rows, n_cols = self.block
-        # Rows of one block share their scales, so that they are scaled together.
+        # Rows of one block share their scales, so they are scaled together.
         for first in range(start - start % n_rows, stop, n_rows):
             part = values[max(first - start, 0) : first + n_rows - start]
             row = first // n_rows
@@ -90,7 +90,7 @@ def account_for_fp8(section: RawConfig) -> None:
 def join_fp8(
     tensors: Mapping[str, LazyTensor], section: Mapping[str, Any] | None, *, reads: bool
 ) -> tuple[dict[str, LazyTensor], set[str]]:
-    """Put FP8 weights and their scales together.
+    """Join FP8 weights and their scales.
 
     Args:
         tensors: Checkpoint tensors by their own names.
@@ -115,11 +115,11 @@ def join_fp8(
         if scale is None or len(tensor.info.shape) != 2:
             raise CheckpointError(
                 f"{name}: FP8 values",
-                got=f"no scale; beside them lie {_beside(name, tensors)}"
+                got=f"no scale; other tensors of this module: {_beside(name, tensors)}"
                 if scale is None
                 else f"shape {list(tensor.info.shape)}",
                 wanted=f"a matrix with {' or '.join(name + end for end in _SCALES)}",
-                do="Take a checkpoint that has the scales, or the model before quantization.",
+                do="Use a checkpoint that has the scales, or the model before quantization.",
             )
         joined[name] = _scaled(name, tensor, tensors[scale], block, reads=reads)
         used |= {name, scale}
@@ -129,7 +129,7 @@ def join_fp8(
 def _beside(name: str, tensors: Mapping[str, LazyTensor]) -> str:
     module = name.rpartition(".")[0]
     found = [other for other in tensors if other.startswith(f"{module}.") and other != name]
-    return ", ".join(found[:6]) or "no other tensors of that module"
+    return ", ".join(found[:6]) or "none"
 
 
 def _scaled(

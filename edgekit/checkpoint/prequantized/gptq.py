@@ -94,8 +94,8 @@ class GptqSettings:
         bits: Bits of a code, where single modules do not differ.
         group: Weights that share a scale; -1 for a row.
         offset: What is added to stored zero points.
-        is_symmetric: Whether all zero points are said to lie in the middle.
-        moves_inputs: Whether inputs may lie in another order.
+        is_symmetric: Whether the config says that all zero points are in the middle.
+        moves_inputs: Whether inputs may be in another order.
         has_planes: Whether codes of 3 bits are split into planes.
         is_awq: AutoRound packs like AWQ.
     """
@@ -227,7 +227,7 @@ def _read_settings(
 def join_transposed(
     tensors: Mapping[str, SafetensorsTensor], settings: GptqSettings, *, reads: bool
 ) -> dict[str, LazyTensor]:
-    """Put codes, scales and zero points together under the weight's name; others pass through.
+    """Join codes, scales and zero points under the weight's name; other tensors pass through.
 
     Args:
         tensors: Checkpoint tensors by their own names.
@@ -268,7 +268,7 @@ def _join(
     columns = None
     if reads and f"{module}.g_idx" in tensors:
         columns = read_order(tensors[f"{module}.g_idx"], n_groups, group)
-        # Some programs leave zeros where inputs are in order, and engines read them so.
+        # Some programs leave zeros where inputs are in order, and engines read zeros that way.
         if columns is not None and not settings.moves_inputs and not columns.any():
             columns = None
     packing = _Packing(bits, bits in _PLANES if settings.has_planes else bits in _ALWAYS_PLANES)
@@ -332,9 +332,9 @@ def _take_zeros(
 def _find_zeros(
     tensor: SafetensorsTensor, packing: _Packing, settings: GptqSettings
 ) -> tuple[_Added, int]:
-    """Say what is added to stored zero points, and how many then lie outside the middle.
+    """Find what is added to stored zero points, and how many are then not in the middle.
 
-    Programs wrote them either way under the same name. Where the config says that all lie in
+    Programs wrote them in both ways under the same name. Where the config says that all are in
     the middle, the way that puts them there counts.
     """
     words, middle = tensor.raw(), 1 << (packing.bits - 1)

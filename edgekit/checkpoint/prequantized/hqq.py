@@ -101,14 +101,14 @@ class _Groups:
 
 
 def account_for_hqq(section: RawConfig) -> None:
-    """Account for the keys of ``quantization_config``: the tensors tell all that counts."""
+    """Account for the keys of ``quantization_config``; the tensors alone are enough to read."""
     section.ignore(("quant_config", "skip_modules"))
 
 
 def join_hqq(
     tensors: Mapping[str, LazyTensor], *, reads: bool
 ) -> tuple[dict[str, LazyTensor], set[str]]:
-    """Put codes, scales and zero points together.
+    """Join codes, scales and zero points.
 
     Args:
         tensors: Checkpoint tensors by their own names.
@@ -132,7 +132,7 @@ def join_hqq(
 
 
 def _of_header(packed: SafetensorsTensor) -> DecodedTensor:
-    """Say what is known where shape and bits were not downloaded."""
+    """Make the tensor from its header, where shape and bits were not downloaded."""
     info = TensorInfo(packed.info.name, (packed.info.n_bytes,), DType.FP16)
     return DecodedTensor(info, METHOD, _REASON, 8, NotRead(), has_shape=False)
 
@@ -147,7 +147,7 @@ def _join(module: str, tensors: Mapping[str, SafetensorsTensor]) -> DecodedTenso
                 f"{module}.{part}",
                 got="scales that are quantized themselves",
                 wanted="scales as floats",
-                do="Take the model before quantization.",
+                do="Use the model before quantization.",
             )
     n_values = shape[0] * shape[1] if min(shape) > 0 else 0
     scale = take_part(tensors, f"{module}.scale", "floats", (None, None))

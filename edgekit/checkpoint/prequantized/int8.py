@@ -38,7 +38,7 @@ _ORDER = "_g_idx"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Bytes:
-    """int8 codes beside scales, and zero points where they are not all 0."""
+    """int8 codes with scales, and zero points where they are not all 0."""
 
     stored: SafetensorsTensor
     stored_scales: SafetensorsTensor
@@ -73,7 +73,7 @@ def _rows(tensor: SafetensorsTensor, start: int, stop: int) -> F32Array:
 def join_int8(
     tensors: Mapping[str, LazyTensor], origin: str, *, reads: bool
 ) -> tuple[dict[str, LazyTensor], set[str]]:
-    """Put int8 codes and their scales together.
+    """Join int8 codes and their scales.
 
     Args:
         tensors: Checkpoint tensors by their own names.

@@ -184,7 +184,7 @@ def _method_name(section: Mapping[str, Any]) -> str:
 
 
 def read_beside(folder: Path) -> RawConfig | None:
-    """Read the file in which older programs say beside config.json how they quantized.
+    """Read the separate file in which older programs describe the quantization.
 
     Raises:
         CheckpointError: It cannot be read, or is not a JSON object.
@@ -201,11 +201,11 @@ def join_parts(
     notes: list[str] | None = None,
     section_beside: RawConfig | None = None,
 ) -> dict[str, LazyTensor]:
-    """Put codes, values and scales together under the weights' names; others pass through.
+    """Join codes, values and scales under the weights' names; other tensors pass through.
 
     Args:
         tensors: Checkpoint tensors by their own names.
-        config: config.json, accounted for; a wrapper's section may lie in its ``text_config``.
+        config: config.json, accounted for; a wrapper's section may be in its ``text_config``.
         reads: Whether the tensors can be read; if not, no value is checked.
         notes: What is read as floats, and what is left out, is added here, a sentence each.
         section_beside: What ``read_beside`` gave; it counts where config.json has no section.
@@ -249,7 +249,7 @@ def join_parts(
 
 
 def _usual_names(tensors: _Tensors) -> dict[str, SafetensorsTensor]:
-    """Bring the names that torchao and quanto have for codes and scales to the usual ones.
+    """Replace the names that torchao and quanto have for codes and scales by the usual ones.
 
     Raises:
         CheckpointError: Codes that are packed for one engine's kernels.
@@ -270,7 +270,7 @@ def _usual_names(tensors: _Tensors) -> dict[str, SafetensorsTensor]:
 
 
 def _describe_engines(section: Mapping[str, Any], left_out: list[str]) -> list[str]:
-    """Say what the source's own engines quantize while they run, which edgekit does not keep."""
+    """Describe what the source's own engines quantize at run time; edgekit does not keep that."""
     groups = section.get("config_groups")
     schemes = (
         [g for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []

@@ -79,7 +79,7 @@ class MlxSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Affine:
-    """Packed rows beside scales and biases."""
+    """Packed rows, with scales and biases."""
 
     words: SafetensorsTensor
     stored_scales: SafetensorsTensor
@@ -101,7 +101,7 @@ class _Affine:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Floats:
-    """Packed small floats beside the bytes that scale them."""
+    """Packed small floats, with the bytes that scale them."""
 
     words: SafetensorsTensor
     stored_scales: SafetensorsTensor
@@ -154,7 +154,7 @@ def _read_packing(section: RawConfig, usual: Packing | None) -> Packing:
 def join_mlx(
     tensors: Mapping[str, SafetensorsTensor], settings: MlxSettings
 ) -> dict[str, LazyTensor]:
-    """Put codes, scales and biases together under the weight's name; others pass through.
+    """Join codes, scales and biases under the weight's name; other tensors pass through.
 
     Args:
         tensors: Checkpoint tensors by their own names.

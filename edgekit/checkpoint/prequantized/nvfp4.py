@@ -70,7 +70,7 @@ def account_for_modelopt(section: RawConfig) -> None:
 
 
 def join_nvfp4(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], set[str]]:
-    """Put 4-bit floats and their scales together.
+    """Join 4-bit floats and their scales.
 
     Args:
         tensors: Checkpoint tensors by their own names.

@@ -1,7 +1,7 @@
 """Reading the tensors of a saved Core ML package back, with coremltools' own reader.
 
 Program and weights are read with coremltools' own parser and blob reader; our reader only
-checks that a record lies inside the file before foreign code follows its offset.
+checks that a record is inside the file before other code follows its offset.
 """
 
 from __future__ import annotations

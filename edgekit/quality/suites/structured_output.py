@@ -63,7 +63,7 @@ class StructuredOutput:
         ]
 
     def record(self, item_id: str, index: int, n_fields: int, draw: Draw, split: Split) -> Item:
-        """Make one text with `n_fields` asked fields and up to two that nobody asks for."""
+        """Make one text with `n_fields` asked fields and up to two that are not asked."""
         return self.record_asked_twice(item_id, index, n_fields, draw, split)[0]
 
     def record_asked_twice(

@@ -262,7 +262,7 @@ class TestDamage:
     def test_cut_off(self, artifact):
         path = artifact.path / "model.safetensors"
         path.write_bytes(path.read_bytes()[:-10])
-        self.recover(artifact, "data cut off")
+        self.recover(artifact, "data is cut off")
 
     def test_absent(self, artifact):
         (artifact.path / "model.safetensors").unlink()
