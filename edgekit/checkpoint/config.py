@@ -236,7 +236,7 @@ class RawConfig(Mapping[str, Any]):
         return section
 
     def _passes(self, key: str) -> bool:
-        """Tell whether a key that was not taken may pass; never-read names count at the top only."""
+        """Tell whether a key that was not taken may pass; never-read ones count at the top only."""
         if asks_for_nothing(key, self._read[key]):
             return True
         return is_never_read(key) if self._is_whole else key.startswith("_")
