@@ -211,8 +211,8 @@ def render(data: dict[str, Any]) -> str:
     lines += [
         "",
         "edgekit rounds Gemma's embedding scale to bfloat16 for bfloat16 weights, as transformers",
-        "does when it runs them in bfloat16; traced in float32 it does not. Therefore the oracle gets",
-        "a separate input embedding that includes this difference; without it the error was 7e-4.",
+        "does when it runs them in bfloat16; traced in float32 it does not. So the oracle gets a",
+        "separate input embedding that includes this difference; without it the error was 7e-4.",
         "",
         "## Architectures without a family",
         "",

@@ -214,9 +214,9 @@ Made by `python scripts/predictions.py FOLDER`, all formats that accept the sche
 one run of `edgekit export`. Measured on: {host}. Random weights in the shape of the models named.
 
 Sizes (10^9 bytes), memory (MiB) and time (s) are measured; the column after each says by how
-many percent the prediction was off. Time: median of {n_repeats} run(s), the median prediction in parentheses,
-and the error of every run. Memory is `ru_maxrss` of the process, disk the most that was in the
-output folder at once.
+many percent the prediction was off. Time: median of {n_repeats} run(s), the median prediction
+in parentheses, and the error of every run. Memory is `ru_maxrss` of the process, disk the most
+that was in the output folder at once.
 
 | shape | 10^9 weights | scheme | size | off, % | disk | off, % | memory | off, % | time | off, % |
 |---|---|---|---|---|---|---|---|---|---|---|
@@ -233,7 +233,8 @@ as int8: 3.8 of 6.4 s of an ONNX export were spent on that, before anything wait
 RAM disk shows the same). Therefore the measurement deletes nothing while it runs; with files that
 were overwritten, predictions were 17 % too low in the median and up to 46 %. A whole export is
 assumed to take 1.18 times the sum of its stages, as an earlier run over the four smaller shapes
-showed. """
+showed.
+"""
 
 
 if __name__ == "__main__":
