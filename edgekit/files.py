@@ -42,7 +42,7 @@ def open_plain(path: Path) -> BufferedReader:
     """Open a plain file for reading; a pipe, a device or a folder is refused without waiting.
 
     Raises:
-        NotTrustedError: It is no plain file.
+        NotTrustedError: It is not a plain file.
         OSError: It cannot be opened.
     """
     descriptor = os.open(path, _FLAGS)
@@ -58,7 +58,7 @@ def open_inside(path: Path) -> BufferedReader:
     Links to a blob of a Hugging Face cache count as inside (``is_inside``).
 
     Raises:
-        NotTrustedError: It is no plain file, or a link leads out of the folder.
+        NotTrustedError: It is not a plain file, or a link leads out of the folder.
         OSError: It cannot be opened.
     """
     if not is_inside(path):

@@ -104,7 +104,7 @@ def _finite(digits: str) -> float:
 
 def _integer(digits: str) -> int:
     if digits == "-0":
-        raise ValueError("-0 is no integer")  # other readers take it for a float
+        raise ValueError("-0 is not an integer")  # other readers take it for a float
     return int(digits)
 
 

@@ -271,7 +271,7 @@ def _find_files(folder: Path) -> tuple[Path, Path]:
     if ADAPTER_CONFIG_NAME not in names:
         inner = sorted(folder.glob(f"*/{ADAPTER_CONFIG_NAME}"))
         raise MissingFileError(
-            f"{folder} is no adapter",
+            f"{folder} is not an adapter",
             got="no such folder" if not folder.is_dir() else ", ".join(names[:8]) or "empty",
             wanted=f"a folder with {ADAPTER_CONFIG_NAME}",
             do=f"Name the folder that holds it: {inner[0].parent}"

@@ -96,7 +96,7 @@ _MLX_ON_CPU: Final = replace(
     _engine("mlx", Format.MLX, ("cpu",), 80, 1.3),
     min_version="0.30",
     chooses_threads=True,
-    note="mlx on a CPU proves correctness; its speed is no Apple speed",
+    note="mlx on a CPU proves correctness; its speed is not that of an Apple device",
 )
 _MLX: Final = replace(
     _MLX_ON_CPU,

@@ -118,7 +118,7 @@ class EngineSupport:
         formats: Formats it runs here.
         min_version: Oldest package version; empty when any will do.
         compute_units: What may compute, such as cpu, gpu, ane.
-        is_emulated: True when it only proves correctness here; its speed is no device speed.
+        is_emulated: True when it only proves correctness here; its speed is not the device's.
         chooses_threads: True when it takes no thread count.
         overhead_bytes: Memory besides weights and cache that the system cannot take back.
         weights_factor: Memory that the system cannot take back, per byte of weights.

@@ -81,7 +81,7 @@ def read_llama_form(
     n_kv_heads = config.take_count("num_key_value_heads", n_heads, at_most=MAX_WIDTH)
     if n_kv_heads and n_heads % n_kv_heads:
         config.report(
-            f"num_attention_heads {n_heads} is no multiple of num_key_value_heads {n_kv_heads}"
+            f"num_attention_heads {n_heads} is not a multiple of num_key_value_heads {n_kv_heads}"
         )
     context_length = config.take_count("max_position_embeddings")
     original = config.take("original_max_position_embeddings", int, None)
@@ -177,7 +177,7 @@ def _read_head_width(config: RawConfig, hidden_width: int, n_heads: int) -> int:
         config.ignore(["head_dim"])
         if n_heads < 1 or hidden_width % n_heads:
             config.report(
-                f"hidden_size {hidden_width} is no multiple of num_attention_heads {n_heads}"
+                f"hidden_size {hidden_width} is not a multiple of num_attention_heads {n_heads}"
             )
             return 2
         head_width = hidden_width // n_heads

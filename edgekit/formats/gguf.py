@@ -154,7 +154,7 @@ class GgufFile(OpenFile):
         """Read an array of texts.
 
         Raises:
-            FormatError: The value is no array of texts, one of them is not UTF-8, or together
+            FormatError: The value is not an array of texts, one of them is not UTF-8, or together
                 they are larger than ``MAX_ARRAY_BYTES``.
         """
         data = self._items(key, {_STRING}, "texts").tobytes()
@@ -178,7 +178,7 @@ class GgufFile(OpenFile):
         """Read an array of numbers, float64, (items,); exact for all but integers above 2**53.
 
         Raises:
-            FormatError: The value is no array of numbers, or larger than ``MAX_ARRAY_BYTES``.
+            FormatError: The value is not an array of numbers, or larger than ``MAX_ARRAY_BYTES``.
         """
         data = self._items(key, _NUMBERS.keys(), "numbers")
         values: F64Array = data.view(f"<{_NUMBERS[self._array(key).kind]}").astype(np.float64)

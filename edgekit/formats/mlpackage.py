@@ -121,7 +121,7 @@ def type_name(value_type: Any) -> str:
     """Name of the element type of a ``MIL_pb2.ValueType``, such as ``FLOAT16``.
 
     Raises:
-        FormatError: A number that is no type.
+        FormatError: A number that is not a type.
     """
     types = require_coremltools("coremltools.proto.MIL_pb2").DataType
     try:

@@ -64,7 +64,7 @@ class HubClient:
         """Read the settings.
 
         Raises:
-            CheckpointError: HF_ENDPOINT is no address, or the token holds odd characters.
+            CheckpointError: HF_ENDPOINT is not an address, or the token holds odd characters.
             MissingExtraError: huggingface_hub is not installed.
         """
         self.source = source
@@ -274,7 +274,7 @@ def _endpoint() -> str:
         is_address = False
     if not is_address:
         # Not quoted, because an address may hold a password.
-        raise CheckpointError("HF_ENDPOINT is no address", wanted="https://...", do="Unset it.")
+        raise CheckpointError("HF_ENDPOINT is not an address", wanted="https://...", do="Unset it.")
     return text
 
 

@@ -201,7 +201,7 @@ def _stand_in(info: EngineInfo, host: HostFacts, profile: DeviceProfile | None) 
     """Say why the numbers are not the device's own; empty when they are."""
     reasons = []
     if info.is_emulated:
-        reasons.append(f"{info.engine} emulates the device; its times are no device speed")
+        reasons.append(f"{info.engine} emulates the device; its times are not the device's")
     if profile is not None and (profile.os, profile.arch) != (host.os, host.arch):
         reasons.append(
             f"ran on this machine ({host.cpu}), with the threads and the limit of {profile.name};"
@@ -248,7 +248,7 @@ def _against(
 def _notes(seen: _Seen, host: HostFacts) -> tuple[str, ...]:
     notes = []
     if seen.info.engine == "mlx" and host.os != "macos":
-        notes.append("mlx on a CPU proves correctness; its times are no Apple device speed")
+        notes.append("mlx on a CPU proves correctness; its times are not those of an Apple device")
     tpots_s = _tpots_s(seen.runs)
     spread = mad(tpots_s) / median(tpots_s)
     if spread > NOISY_SPREAD:

@@ -54,7 +54,7 @@ def plan_source(source: SourceModel, scheme: Scheme) -> tuple[TensorPlan, ...]:
 
     Raises:
         QuantError: No allowed group divides the input width of some matrices.
-        CheckpointError: Scales that are no finite numbers.
+        CheckpointError: Scales that are not finite numbers.
     """
     return tuple(
         item

@@ -160,5 +160,5 @@ def _lines(text: str) -> list[str]:
 def _pair(line: str) -> list[str]:
     parts = line.split(" ")
     if len(parts) != 2:
-        raise ValueError(f"a line of merges.txt that is no pair: {line[:60]!r}")
+        raise ValueError(f"a line of merges.txt that is not a pair: {line[:60]!r}")
     return parts

@@ -25,7 +25,7 @@ class TextFiles:
 
     Attributes:
         where: Folder or file that they come from, for messages.
-        sources: File name to the file, or to its content where it is no file of its own.
+        sources: File name to the file, or to its content where it is not a separate file.
     """
 
     where: Path

@@ -60,7 +60,7 @@ def read_text_view(source: TextFiles, n_rows: int, stated: Mapping[str, Sequence
         stated: File name to the end ids that it states, the first file first.
 
     Raises:
-        CheckpointError: A file is damaged; the named end token is no token; or tokens that the
+        CheckpointError: A file is damaged; the named end token is not a token; or tokens that the
             prompt of every chat holds, or that text is split into, have no row.
     """
     template = ChatTemplate.open(source)

@@ -201,7 +201,7 @@ def test_a_hub_that_is_down_is_explained(hub, monkeypatch):
 @pytest.mark.parametrize("address", ["nonsense", "ftp://x", "http://", "http://x:port", "http://["])
 def test_an_endpoint_that_is_no_address_is_refused(hub, monkeypatch, address):
     monkeypatch.setenv("HF_ENDPOINT", address)
-    assert error_of().what == "HF_ENDPOINT is no address"
+    assert error_of().what == "HF_ENDPOINT is not an address"
 
 
 def test_the_token_is_never_shown(hub, monkeypatch):

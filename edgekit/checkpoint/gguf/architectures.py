@@ -193,7 +193,7 @@ def read_config(
             f"{file.path}: general.architecture",
             got=repr(name)[:80] + ("" if kind == "model" else f", a file of type {kind!r:.40}"),
             wanted=", ".join(sorted(ARCHITECTURES)),
-            do="Take the original checkpoint of this model instead of the GGUF file.",
+            do="Use the original checkpoint of this model instead of the GGUF file.",
         )
     prefix = f"{name}."
     found = RawConfig(_values(file, prefix), str(file.path))

@@ -84,7 +84,7 @@ class _Vocabulary:
         return [i for i, kind in enumerate(self.types) if kind in types]
 
     def special_ids(self) -> set[int]:
-        """Give the ids of tokens that are no text: control tokens, and what a role names.
+        """Give the ids of tokens that are not text: control tokens, and what a role names.
 
         A padding token that is a piece of text, as some conversions have it, stays text.
         """

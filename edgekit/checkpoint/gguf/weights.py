@@ -167,7 +167,7 @@ def open_weight(stored: GgufTensor, name: str, undo: Undo = _AS_IT_IS) -> LazyTe
         undo: What the converter did to it.
 
     Raises:
-        CheckpointError: Its type has no floats, or its rows are no whole heads.
+        CheckpointError: Its type has no floats, or its rows are not whole heads.
     """
     kind = stored.kind.name
     if kind in NOT_FLOATS:
@@ -175,7 +175,7 @@ def open_weight(stored: GgufTensor, name: str, undo: Undo = _AS_IT_IS) -> LazyTe
             f"{stored.file.path}: tensor {stored.name}: type",
             got=kind,
             wanted="a type whose values are floats",
-            do="Take another file of this model, or the original checkpoint.",
+            do="Use another file of this model, or the original checkpoint.",
         )
     if undo.head_width is not None and (
         undo.head_width < 2 or undo.head_width % 2 or stored.shape[0] % undo.head_width

@@ -183,7 +183,7 @@ def read_awq(section: RawConfig) -> AwqSettings:
     if layout not in _LAYOUTS:
         section.report(
             f"version is {layout[:40]!r} (edgekit reads {', '.join(_LAYOUTS)}; codes repacked for "
-            "one engine are not read: take the model's gemm form)"
+            "one engine are not read: use the model's gemm form)"
         )
     bits = section.take_count("w_bit" if "w_bit" in section else "bits", 4, at_most=64)
     if bits != _BITS:

@@ -185,7 +185,7 @@ def read_gptq(section: RawConfig) -> GptqSettings:
     if offset is None:
         section.report(
             f"checkpoint_format is {layout[:40]!r} (edgekit reads {', '.join(_OFFSETS)}; codes "
-            "repacked for one engine are not read: take the model's GPTQ form)"
+            "repacked for one engine are not read: use the model's GPTQ form)"
         )
     section.take("desc_act", bool, False)
     return _read_settings(section, GPTQ, offset or 0, has_planes=layout == "gptq_p", is_awq=False)

@@ -32,7 +32,7 @@ from edgekit.tensors import LazyTensor, TensorInfo
 
 METHOD: Final = "hqq"
 _CODES: Final = ".W_q"
-_REASON: Final = "zero points that are no integers"
+_REASON: Final = "zero points that are not integers"
 _META: Final = (
     "W_q", "axis", "channel_wise", "compute_dtype", "encoded_state_dict", "group_size", "nbits",
     "offload_meta", "optimize", "packing", "quant_scale", "quant_zero", "round_zero", "scale",

@@ -151,7 +151,7 @@ def account_for_quantization(config: RawConfig) -> None:
     section.ignore(section)
     why = REFUSED.get(name, "edgekit does not know how it stores weights")
     config.report(
-        f"{KEY}.{_METHOD_KEY} is {name[:40]!r}, which is not read: {why}. Take the model before "
+        f"{KEY}.{_METHOD_KEY} is {name[:40]!r}, which is not read: {why}. Use the model before "
         f"quantization{_base_model(config)}, or one quantized by {', '.join(METHODS)}"
     )
 
@@ -262,7 +262,7 @@ def _usual_names(tensors: _Tensors) -> dict[str, SafetensorsTensor]:
                 f"{name}: packed codes",
                 got=f"{DTYPES[tensor.info.dtype].safetensors} of shape {list(tensor.info.shape)}",
                 wanted="a matrix of int8 or FP8",
-                do="How these are packed depends on the engine. Take the model before "
+                do="How these are packed depends on the engine. Use the model before "
                 "quantization, or one with 8-bit weights.",
             )
         found[name.removesuffix(end) + _ENDINGS[end] if end else name] = tensor

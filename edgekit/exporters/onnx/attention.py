@@ -46,7 +46,7 @@ class AttentionBuilder:
         matmuls: The matmuls of the graph.
         norms: Its norms.
         spec: The decoder.
-        n_positions: Positions the artifact holds; a window at least as long is no window.
+        n_positions: Positions the artifact holds; a window at least as long has no effect.
     """
 
     def __init__(

@@ -39,7 +39,7 @@ class GraphBuilder:
         schemes: Scheme of every canonical name.
         arrays: What the weight file holds.
         offsets: First byte of each array in it.
-        n_positions: Positions the artifact holds; a window at least as long is no window.
+        n_positions: Positions the artifact holds; a window at least as long has no effect.
     """
 
     def __init__(
