@@ -288,7 +288,7 @@ def _find_files(folder: Path) -> tuple[Path, Path]:
         wanted=" or ".join(ADAPTER_WEIGHTS_NAMES),
         do="Load it with peft and save it again: save_pretrained(FOLDER) writes safetensors."
         if pickle
-        else "Bring the file into the folder.",
+        else "Copy the file into the folder.",
     )
 
 

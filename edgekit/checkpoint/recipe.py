@@ -145,7 +145,7 @@ def read_recipe(path: Path) -> Recipe:
         return from_plain(Recipe, {**data, "name": path.stem})
     except WrongValuesError as error:
         raise CheckpointError(
-            f"{path} is not a recipe", got=error, do="Compare with another."
+            f"{path} is not a recipe", got=error, do="Compare it with another file of models/."
         ) from error
 
 

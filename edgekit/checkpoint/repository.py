@@ -64,7 +64,7 @@ def locate(model: str | Path) -> Path | HubRepo:
         raise CheckpointError(
             f"{text}: no such file",
             wanted="a GGUF file",
-            do="Compare the path; of a split file, name the first part.",
+            do="Check the path; of a split file, name the first part.",
         )
     if "/" not in text and "\\" not in text:
         return _named(text)

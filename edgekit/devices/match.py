@@ -127,7 +127,7 @@ def choose(candidates: Sequence[Candidate]) -> Plan:
             return candidate.plan
     reasons = {c.name: c.decision.reason for c in candidates if isinstance(c.decision, Rejected)}
     raise NoFitError(
-        "nothing fits this device",
+        "no artifact can run on this device",
         reasons=reasons or {"artifacts": "none given"},
         do="Try a smaller scheme, a shorter context, or another format.",
     )

@@ -46,11 +46,11 @@ class ContextRange:
             return self.default
         if not _FEWEST <= asked <= self.longest:
             raise UsageError(
-                f"--context for {where}",
+                f"--context is not possible for {where}",
                 got=asked,
                 wanted=f"{_FEWEST} .. {self.longest}, "
                 + (self.reason or "the positions that the model was made for"),
-                do="Give another --context.",
+                do="Choose another --context.",
             )
         return asked
 

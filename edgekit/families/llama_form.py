@@ -149,7 +149,7 @@ def take_sliding_layers(config: RawConfig, n_layers: int) -> tuple[int, ...] | N
         return None
     known = ("full_attention", "sliding_attention")
     if len(kinds) != n_layers or any(kind not in known for kind in kinds):
-        config.report(f"layer_types is not {n_layers} times {' or '.join(known)}")
+        config.report(f"layer_types must have {n_layers} entries, each {' or '.join(known)}")
         return None
     return tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention")
 
@@ -185,5 +185,5 @@ def _read_head_width(config: RawConfig, hidden_width: int, n_heads: int) -> int:
             config.report(f"heads have {head_width} channels (wanted at most {MAX_HEAD_WIDTH})")
             return 2
     if head_width % 2:
-        config.report(f"head_dim is {head_width} (rope wants an even number)")
+        config.report(f"head_dim is {head_width} (rope needs an even number)")
     return head_width

@@ -116,7 +116,7 @@ def read_rope_section(
     if section is not None:
         inner_theta = section.take("rope_theta", float, None)
         if inner_theta is not None and theta is not None and inner_theta != theta:
-            section.report(f"rope_theta is {inner_theta} (rope_theta beside it is {theta})")
+            section.report(f"rope_theta is {inner_theta} (rope_theta outside it is {theta})")
         theta = inner_theta if theta is None else theta
         inner_partial = section.take("partial_rotary_factor", float, None)
         partial = inner_partial if partial is None else partial
@@ -339,7 +339,7 @@ def _take_factors(section: RawConfig, key: str) -> tuple[float, ...]:
         for v in values
     )
     if not is_sound:
-        section.report(f"{key} holds something else than positive numbers")
+        section.report(f"{key} must hold only positive numbers")
         return ()
     return tuple(float(v) for v in values)
 

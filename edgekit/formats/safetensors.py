@@ -391,7 +391,7 @@ def _entry(name: str, entry: object, path: Path) -> tuple[TensorInfo, int, int]:
     if not isinstance(entry, dict) or set(entry) != _ENTRY_KEYS:
         raise FormatError(f"{where}: header entry", got=_quote(entry), wanted=sorted(_ENTRY_KEYS))
     if not isinstance(entry["dtype"], str) or not entry["dtype"].isprintable():
-        raise FormatError(f"{where}: dtype", got=_quote(entry["dtype"]), wanted="the name of one")
+        raise FormatError(f"{where}: dtype", got=_quote(entry["dtype"]), wanted="a name of a dtype")
     dtype = BY_SAFETENSORS.get(entry["dtype"], DType.OTHER)
     shape, offsets = entry["shape"], entry["data_offsets"]
     if (

@@ -166,7 +166,7 @@ class RecordingBackend:
 
     def _cannot_write(self, reason: object) -> MeasureError:
         return MeasureError(
-            f"cannot write the recording {self._path}", got=reason, do="Give another file."
+            f"cannot write the recording {self._path}", got=reason, do="Choose another file."
         )
 
 

@@ -99,7 +99,7 @@ def check_request(checkpoint: Checkpoint, scheme: Scheme, options: ExportOptions
     """
     if scheme not in _TOLERANCES:
         raise UsageError(
-            "scheme for --via optimum",
+            "--via optimum cannot write this scheme",
             got=str(scheme),
             wanted=" or ".join(map(str, _TOLERANCES)),
             do="optimum writes float weights; edgekit quantizes only graphs of its own, for "

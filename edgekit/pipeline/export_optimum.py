@@ -57,7 +57,7 @@ def export_by_route(
         route = Route(via)
     except ValueError as error:
         known = " or ".join(item.value for item in Route)
-        raise UsageError("unknown --via", got=repr(via), wanted=known) from error
+        raise UsageError("unknown value of --via", got=repr(via), wanted=known) from error
     if route is Route.EDGEKIT:
         chosen = list(dict.fromkeys(Scheme.parse(text) for text in schemes or ["int4"]))
         if len(chosen) > 1:
@@ -89,25 +89,25 @@ def export_by_route(
         ]
     if parse_formats(formats or ["onnx"]) != [Format.ONNX]:
         raise UsageError(
-            "format for --via optimum",
+            "--via optimum cannot write this format",
             got=", ".join(formats or ()),
             wanted="onnx",
             do="optimum writes ONNX; leave --format out.",
         )
     if method is not None:
         raise UsageError(
-            "--method with --via optimum", got=method, wanted="none", do="Nothing is quantized."
+            "--method cannot be used with --via optimum", got=method, do="It quantizes nothing."
         )
     if ignore_config_keys:
         raise UsageError(
-            f"{IGNORE_OPTION} with --via optimum",
+            f"{IGNORE_OPTION} cannot be used with --via optimum",
             got=", ".join(ignore_config_keys),
             wanted="none",
             do="optimum reads config.json itself and refuses no key.",
         )
     if adapter is not None:
         raise UsageError(
-            "--adapter with --via optimum",
+            "--adapter cannot be used with --via optimum",
             got=adapter,
             wanted="none",
             do="Merge it with peft (merge_and_unload, save_pretrained) and name the merged folder.",

@@ -76,13 +76,14 @@ def open_server(
     """
     if (url is None) == (replay is None):
         raise UsageError(
-            "which server?",
+            "the server is not clear",
             got="both --server and --replay" if url else "neither",
             wanted="--server URL --server-model NAME, or --replay FILE",
         )
     if replay is not None and record is not None:
         raise UsageError(
-            "--record and --replay", got="both", do="A replay asks no server: leave --record out."
+            "--record cannot be used with --replay",
+            do="A replay needs no server; leave --record out.",
         )
     backend: ChatBackend
     if replay is not None:

@@ -70,7 +70,7 @@ def check_oracle(name: str, artifacts: Sequence[Artifact]) -> None:
         UnsupportedArchError: optimum does not know the family.
     """
     if name != OPTIMUM:
-        raise UsageError("unknown --oracle", got=repr(name), wanted=OPTIMUM)
+        raise UsageError("unknown value of --oracle", got=repr(name), wanted=OPTIMUM)
     refuse_traced(artifacts)
     for artifact in artifacts:
         check_model_type(

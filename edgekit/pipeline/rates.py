@@ -101,7 +101,7 @@ def _measure(progress: Progress) -> Rates:
         )
     if isinstance(outcome, Failed):
         raise MeasureError(
-            "how fast this machine exports could not be measured",
+            "the export speed of this machine could not be measured",
             got=outcome.reason,
             do="Run edgekit inspect --no-measure to continue without times.",
         )

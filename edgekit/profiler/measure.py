@@ -106,7 +106,7 @@ def profile_artifact(
     """
     check_workload(workload, context_length or artifact.manifest.context_length)
     if n_loads < 1:
-        raise MeasureError("loads", got=n_loads, wanted="at least 1")
+        raise MeasureError("number of loads", got=n_loads, wanted="at least 1")
     arguments = {
         "artifact": str(artifact.path.resolve()),
         "engine": engine,

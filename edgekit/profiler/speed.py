@@ -85,11 +85,13 @@ def check_workload(workload: Workload, context_length: int) -> None:
     if workload.n_new_tokens < 2:
         raise MeasureError("new tokens per run", got=workload.n_new_tokens, wanted="at least 2")
     if workload.n_prompt_tokens < 1 or workload.n_repeats < 1 or workload.n_warmup < 0:
-        raise MeasureError("workload", got=workload, wanted="a prompt and at least 1 repeat")
+        raise MeasureError(
+            "the workload cannot be timed", got=workload, wanted="a prompt and at least 1 repeat"
+        )
     n_tokens = workload.n_prompt_tokens + workload.n_new_tokens
     if n_tokens > context_length:
         raise MeasureError(
-            "workload longer than the context",
+            "the workload is longer than the context",
             got=f"{n_tokens} tokens",
             wanted=f"at most {context_length}",
             do="Shorten the prompt or the answer.",

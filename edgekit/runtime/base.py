@@ -176,17 +176,17 @@ def check_forward(
     low, high = min(token_ids), max(token_ids)
     if low < 0 or high >= vocab_size:
         raise UsageError(
-            "token id outside the vocabulary",
+            "a token id is outside the vocabulary",
             got=low if low < 0 else high,
             wanted=f"0 .. {vocab_size - 1}",
         )
     if not 0 <= n_past <= n_cached:
-        raise UsageError("n_past beyond the cache", got=n_past, wanted=f"0 .. {n_cached}")
+        raise UsageError("n_past is beyond the cache", got=n_past, wanted=f"0 .. {n_cached}")
     if not 1 <= n_logits <= n_tokens:
-        raise UsageError("n_logits", got=n_logits, wanted=f"1 .. {n_tokens}")
+        raise UsageError("n_logits is out of range", got=n_logits, wanted=f"1 .. {n_tokens}")
     if n_past + n_tokens > context_length:
         raise UsageError(
-            "text longer than the context",
+            "the text is longer than the context",
             got=f"{n_past + n_tokens} tokens",
             wanted=f"at most {context_length}",
             do="Shorten the prompt or lower --max-tokens.",

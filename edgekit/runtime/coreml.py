@@ -76,7 +76,7 @@ class CoremlDecoder(PackageDecoder):
         ct = require_coremltools()
         if require_coremltools("coremltools.models.model")._MLModelProxy is None:
             raise EngineLoadError(
-                "coremltools cannot reach Core ML",
+                "coremltools cannot use Core ML",
                 got="a build without its native part",
                 do="Reinstall coremltools for this Python, or use --engine mil.",
             )
@@ -126,7 +126,7 @@ def _require_macos() -> None:
         return
     found = f"macOS {release}" if release else f"{platform.system()} {platform.release()}"
     raise EngineLoadError(
-        "Core ML predicts with state on macOS 15 or later only",
+        "Core ML needs macOS 15 or later to run a package with state",
         got=found,
         do="Use --engine mil: it executes the same package on any system.",
     )

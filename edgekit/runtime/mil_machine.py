@@ -249,7 +249,9 @@ def _find(node: Node) -> Op:
     op = OPS[node.type]
     missing = [parameter for parameter in op.tensors if parameter not in node.inputs]
     if missing:
-        raise EngineLoadError(f"{node.type} {node.name}: without", got=", ".join(missing))
+        raise EngineLoadError(
+            f"{node.type} {node.name}: parameters are missing", got=", ".join(missing)
+        )
     return op
 
 

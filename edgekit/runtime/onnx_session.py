@@ -50,10 +50,14 @@ class OnnxruntimeOptions:
             )
         parsed = cls(**options)
         if parsed.activation not in ("int8", "fp32"):
-            raise UsageError("activation", got=repr(parsed.activation), wanted="int8 or fp32")
+            raise UsageError(
+                "onnxruntime option activation", got=repr(parsed.activation), wanted="int8 or fp32"
+            )
         if isinstance(parsed.chunk, bool) or not isinstance(parsed.chunk, int) or parsed.chunk < 1:
             raise UsageError(
-                "chunk", got=repr(parsed.chunk), wanted="a number of tokens, 1 or more"
+                "onnxruntime option chunk",
+                got=repr(parsed.chunk),
+                wanted="a number of tokens, 1 or more",
             )
         return parsed
 

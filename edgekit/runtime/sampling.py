@@ -152,5 +152,5 @@ def _not_numbers() -> EngineCrashError:
     return EngineCrashError(
         "the engine returned logits that are not numbers",
         got="NaN or infinity",
-        do="Try the fp32 scheme or another engine; the weights may overflow half precision.",
+        do="Try the fp32 scheme or another engine; the weights may not fit half precision.",
     )

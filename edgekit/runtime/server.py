@@ -114,7 +114,7 @@ class ServerBackend:
         if not (key.isascii() and key.isprintable() and " " not in key):
             raise UsageError(
                 "the API key cannot be sent", wanted="printable ASCII without spaces",
-                do=f"Look at {_KEY_VARIABLE} for stray characters.",
+                do=f"Check {_KEY_VARIABLE} for stray characters.",
             )  # fmt: skip
         return cls(base_url, model, key, timeout_s, deadline_s, max_retries)
 

@@ -247,7 +247,7 @@ def _charged(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         if name == "format":
             _check_fields(args[0])
         if name == "sum" and any(isinstance(arg, list | tuple) for arg in _starts(args, kwargs)):
-            raise TemplateLimitError("only numbers are summed")
+            raise TemplateLimitError("sum accepts only numbers")
         if name in ("batch", "slice"):
             # They give lists of that many items, however short their input is.
             n_lists = abs(int(_argument(args, kwargs, ("linecount", "slices"))))

@@ -125,7 +125,7 @@ def convert_sentencepiece(
         raise CheckpointError(
             f"{path}: a kind of sentencepiece model that edgekit does not read",
             got=", ".join(faults),
-            wanted="byte-pair merges, unknown characters as bytes, text as it is",
+            wanted="byte-pair merges, unknown characters as bytes, text that is not normalized",
             do=SAVE_AS_FAST,
         )
     vocab = {text: i for i, (text, _) in enumerate(model.pieces)}

@@ -77,7 +77,7 @@ def _control_names(parsed: Mapping[str, Any]) -> list[str]:
         raise ValueError(f"default_num_special_tokens is {n_wanted!r}")
     names += [f"<SPECIAL_{i}>" for i in range(len(names), n_wanted)]
     if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
-        raise ValueError("special_tokens are not texts that differ")
+        raise ValueError("special_tokens are not different texts")
     return names
 
 

@@ -75,7 +75,7 @@ def _check_question(
     marked = _try(render, probe, tools, opens_answer)
     if marked is not None and _MARK not in marked.lower():
         raise CheckpointError(
-            f"{where}: the chat template leaves out what the user says",
+            f"{where}: the chat template leaves out the user's message",
             got=repr(rendered[-80:]),
             wanted="a prompt that holds the user's message",
             do="Use the template that belongs to the model.",

@@ -217,7 +217,7 @@ class Tokenizer:
         """
         ids = [int(token_id) for token_id in token_ids]
         if ids and min(ids) < 0:
-            raise UsageError("token id", got=min(ids), wanted="0 or more")
+            raise UsageError("a token id is negative", got=min(ids), wanted="0 or more")
         with _mapped_errors(self.path):
             return str(self._aware.decode(ids, skip_special_tokens=skip_special))
 
@@ -303,7 +303,7 @@ class Tokenizer:
                 raise CheckpointError(
                     f"{self.path}: two tokens have one id",
                     got=f"{name_of[token_id]!r} and {name!r} are {token_id}",
-                    wanted="an id of its own for each token",
+                    wanted="a different id for each token",
                     do="Use the tokenizer files of the original model.",
                 )
 

@@ -164,7 +164,7 @@ def _check_vocabulary(files: TextFiles, tokenizer: Tokenizer, n_rows: int) -> No
     without = {i: t for t, i in tokenizer.vocabulary.items() if i >= n_rows and t not in added}
     if without:
         raise CheckpointError(
-            f"{files.where}: the tokenizer has tokens that the model has no row for",
+            f"{files.where}: the tokenizer has tokens without a row in the embedding",
             got=f"{len(without)} tokens of its vocabulary, such as {_shown(without)}",
             wanted=f"ids below {n_rows}, the rows of the embedding",
             do="Use the tokenizer files that belong to these weights.",
@@ -182,7 +182,7 @@ def _check_prompt(
     without = {i: tokenizer.token_text(i) for i in sorted(ids) if i >= n_rows}
     if without:
         raise CheckpointError(
-            f"{files.where}: the chat template writes tokens that the model has no row for",
+            f"{files.where}: the chat template writes tokens without a row in the embedding",
             got=_shown(without),
             wanted=f"ids below {n_rows}, the rows of the embedding",
             do="Use the tokenizer and template files that belong to these weights; if tokens were "

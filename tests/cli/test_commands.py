@@ -107,7 +107,7 @@ def test_a_config_key_that_is_used_cannot_be_ignored(edgekit_cli, tiny_model):
     assert said.code == 2
     assert said.parts()["got"] == "hidden_size"
     said = edgekit_cli("export", tiny_model, "--via", "optimum", "--ignore-config-key", "x")
-    assert said.parts()["what"] == "--ignore-config-key with --via optimum"
+    assert said.parts()["what"] == "--ignore-config-key cannot be used with --via optimum"
 
 
 def test_export_gives_the_manifests_and_writes_what_they_say(edgekit_cli, tiny_model, tmp_path):

@@ -183,7 +183,7 @@ def test_a_rope_type_that_is_not_computed_is_refused_by_name(tmp_path, kind):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"rope_parameters": {"rope_theta": 2e4}}, "rope_theta is 20000.0 (rope_theta beside it"),
+        ({"rope_parameters": {"rope_theta": 2e4}}, "rope_theta is 20000.0 (rope_theta outside it"),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling.factor is missing"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor is 0.0"),
         ({"rope_scaling": {**LLAMA3_SCALING, "high_freq_factor": 1.0}}, "high_freq_factor is 1.0"),

@@ -194,7 +194,7 @@ def _check_parts(parts: list[GgufFile]) -> None:
                 f"{part.path}: part of a split model",
                 got=f"split.no {said}, split.count {count}, by its metadata",
                 wanted=f"split.no {number}, split.count {len(parts)}, by its name",
-                do="Give the file the name that it was published under, beside the other parts.",
+                do="Give the file the name that it was published under, next to the other parts.",
             )
 
 
@@ -203,7 +203,7 @@ def _join_tensors(parts: list[GgufFile]) -> Mapping[str, GgufTensor]:
     for part in parts:
         for name, tensor in part.tensors.items():
             if name in joined:
-                raise CheckpointError(f"{part.path}: tensor of another part again", got=name)
+                raise CheckpointError(f"{part.path}: a tensor of two parts", got=name)
             joined[name] = tensor
     wanted = parts[0].metadata.get("split.tensors.count", len(joined))
     if wanted != len(joined):
@@ -236,7 +236,7 @@ def _read_weights(
             continue
         ours, part = named or (name, "")
         if ours in weights:
-            raise CheckpointError(f"{tensor.file.path}: two tensors are {ours}", got=name)
+            raise CheckpointError(f"{tensor.file.path}: two tensors have the name {ours}", got=name)
         undo = architecture.undo(part, head_width, _scale_of(name, stored))
         weights[ours] = open_weight(tensor, ours, undo)
     if left_out:

@@ -131,7 +131,7 @@ def text_contents(file: GgufFile) -> dict[str, str]:
             f"{file.path}: tokenizer",
             got=reason,
             wanted=f"{_KEY}model llama, or gpt2 with {_KEY}pre one of {', '.join(SPLITS)}",
-            do="Put the tokenizer files of the original model beside the file.",
+            do="Copy the tokenizer files of the original model next to the file.",
         )
     vocabulary = _read_vocabulary(file)
     is_bpe = file.metadata[f"{_KEY}model"] == "gpt2"

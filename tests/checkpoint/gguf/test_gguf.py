@@ -435,7 +435,7 @@ def test_two_tensors_for_one_weight_are_refused(tmp_path):
         tensors["model.norm.weight"] = tensors["output_norm.weight"]
 
     path, _, _ = write_gguf(tmp_path / "m", change=change)
-    with pytest.raises(CheckpointError, match=r"two tensors are model.norm.weight"):
+    with pytest.raises(CheckpointError, match=r"two tensors have the name model.norm.weight"):
         open_model(path)
 
 

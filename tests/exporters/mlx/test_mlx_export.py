@@ -233,7 +233,9 @@ def test_float_artifacts_have_no_quantization_entry(scheme):
 
 
 def test_more_context_than_the_model_has_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"--context for mlx; got 65; wanted 2 \.\. 64"):
+    with pytest.raises(
+        UsageError, match=r"--context is not possible for mlx; got 65; wanted 2 \.\. 64"
+    ):
         write_artifact(MlxExporter(), memory_model(), tmp_path / "a", ExportOptions(65))
 
 
