@@ -81,7 +81,7 @@ def read_inside(path: Path, max_bytes: int) -> bytes:
 
 
 def read_capped(stream: BufferedReader, max_bytes: int) -> bytes:
-    """Read an open plain file; memory is taken for what it holds, not for what it might.
+    """Read an open plain file; memory is used for its content, not for ``max_bytes``.
 
     Raises:
         NotTrustedError: It holds more than ``max_bytes``.

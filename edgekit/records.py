@@ -30,7 +30,7 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """What the probe saw of this machine; None is 'could not be read'."""
+    """Facts of this machine from the probe; None means that a fact could not be read."""
 
     os: str
     os_version: str
@@ -85,7 +85,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What a speed run does; token counts are exact and end tokens do not end it."""
+    """The work of a speed run; token counts are exact and end tokens do not end it."""
 
     n_prompt_tokens: int
     n_new_tokens: int

@@ -58,7 +58,7 @@ class AdaptedCheckpoint(Checkpoint):
 
     @property
     def assets_bytes(self) -> int:
-        """Bytes of the files that go into every artifact as they are."""
+        """Bytes of the files that every artifact holds unchanged."""
         return self._base.assets_bytes
 
     def weights(self) -> dict[str, LazyTensor]:

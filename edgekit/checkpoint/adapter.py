@@ -344,7 +344,7 @@ def _read_peft(
 
 
 def _config_faults(config: Mapping[str, Any]) -> list[str]:
-    """Name what the config asks for beyond a plain LoRA."""
+    """Name the options of the config that a plain LoRA does not have."""
     kind = config.get("peft_type")
     if kind != _LORA:
         return [f"peft_type {str(kind)[:40]!r} (edgekit merges 'LORA')"]

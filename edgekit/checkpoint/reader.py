@@ -94,7 +94,7 @@ class Checkpoint:
 
     @property
     def assets_bytes(self) -> int:
-        """Bytes of the files that go into every artifact as they are."""
+        """Bytes of the files that every artifact holds unchanged."""
         return sum(path.stat().st_size for path in self.assets.values())
 
     def weights(self) -> dict[str, LazyTensor]:

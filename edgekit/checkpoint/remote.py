@@ -99,7 +99,7 @@ def needs_download(model: str | Path) -> bool:
 
 
 def open_headers(model: str | Path) -> Checkpoint:
-    """Open a model to look at it: of what is not on this disk yet, no weight is downloaded.
+    """Open a model without its weights: if it is not on this disk, only headers are downloaded.
 
     Args:
         model: Folder, bundled name, or Hub id.

@@ -65,11 +65,11 @@ class Exporter(Protocol):
     format: Format
 
     def supports(self, spec: DecoderSpec, scheme: Scheme) -> Decision:
-        """Say before any work whether this format can hold the model."""
+        """Tell whether this format can hold the model, before any work."""
         ...
 
     def positions(self, spec: DecoderSpec) -> ContextRange:
-        """Say before any work how many positions an artifact of a supported model can hold."""
+        """Tell how many positions an artifact of a supported model can hold, before any work."""
         ...
 
     def predict(self, model: ModelOutline, options: ExportOptions) -> SizeEstimate:

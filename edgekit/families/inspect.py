@@ -46,7 +46,7 @@ _MAX_CARD_BYTES: Final = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """What config and headers say about a model.
+    """Facts about a model from its config and headers.
 
     Attributes:
         parameters_by_group: Weights in embedding, attention, ffn and norm.

@@ -162,7 +162,7 @@ class DecoderSpec:
         return tuple(dict.fromkeys(rope for rope in used if rope is not None))
 
     def attention(self, layer: int) -> LayerAttention:
-        """Say how a layer attends."""
+        """Give the attention of a layer."""
         is_sliding = self.sliding_window is not None and (
             self.sliding_layers is None or layer in self.sliding_layers
         )

@@ -78,7 +78,7 @@ class RecordingBackend:
 
     @property
     def inner(self) -> ChatBackend:
-        """What is recorded."""
+        """The backend that is recorded."""
         return self._inner
 
     @property

@@ -46,7 +46,7 @@ OnEvent: TypeAlias = Callable[[str, Mapping[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a child does.
+    """The job of a child process.
 
     Attributes:
         task: ``"module:function"``; called with the arguments and a ``report`` callable.

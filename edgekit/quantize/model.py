@@ -120,7 +120,7 @@ class Source:
 
 
 class ModelOutline(Protocol):
-    """A model whose tensors can be listed: what is known before it is quantized."""
+    """A model whose tensors can be listed, before or after it is quantized."""
 
     @property
     def spec(self) -> DecoderSpec:

@@ -34,7 +34,7 @@ class TensorPlan:
     imported: str | None = None
 
     def entry(self, sha256: str | None) -> TensorEntry:
-        """Give what a manifest says of the tensor, once its codes are known by their hash."""
+        """Give the manifest's entry of the tensor, once the hash of its codes is known."""
         scheme = str(self.scheme)
         return TensorEntry(self.name, self.shape, scheme, self.reason, sha256, self.imported)
 

@@ -30,7 +30,7 @@ def quantize_tensor(
     n_threads: int = 1,
     n_block_elements: int = BLOCK_ELEMENTS,
 ) -> ModelTensor:
-    """Read a tensor and bring it to its planned scheme.
+    """Read a tensor and convert it to its planned scheme.
 
     Args:
         source: Float tensor of shape ``plan.shape``.

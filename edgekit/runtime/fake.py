@@ -95,7 +95,7 @@ class FakeDecoder:
 
     @property
     def info(self) -> EngineInfo:
-        """What goes into records; always marked as emulated."""
+        """Facts for records; always marked as emulated."""
         return EngineInfo("fake", "1", self._model, n_threads=1, is_emulated=True)
 
     @property

@@ -203,7 +203,7 @@ def _chosen_activation(options: Mapping[str, Any] | None, backend: str) -> str:
 
 
 def _widened(mx: Any, array: Any) -> Any:
-    """Give floats as fp32, everything else as it is."""
+    """Give floats as fp32, everything else unchanged."""
     return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
 
 

@@ -184,7 +184,7 @@ class PlainOnnxDecoder:
         return logits
 
     def _rewind(self, n_past: int) -> None:
-        """Forget what the cache holds after the first ``n_past`` positions."""
+        """Cut the cache to the first ``n_past`` positions."""
         if n_past == 0:
             self._cache = self._empty_cache()
         elif n_past < self._n_cached:

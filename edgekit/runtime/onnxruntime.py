@@ -196,7 +196,7 @@ class OnnxruntimeDecoder:
         self._session = self._binding = None
 
     def _run(self, n_positions: int) -> None:
-        """Run what is bound with a mask over the first ``n_positions``."""
+        """Run the bound inputs with a mask over the first ``n_positions``."""
         self._binding.bind_cpu_input("attention_mask", self._mask[:, :n_positions])
         # No RunOptions: with them, onnxruntime 1.32 raises and swallows an exception per call,
         # 50 microseconds.

@@ -95,7 +95,7 @@ class ReferenceDecoder:
 
     @property
     def info(self) -> EngineInfo:
-        """What goes into records."""
+        """Facts for records."""
         settings = {"dtype": np.dtype(self._dtype).name}
         return EngineInfo("reference", np.__version__, self._model, settings=settings)
 

@@ -114,10 +114,10 @@ def convert_vocab(
 def put_around(
     config: Mapping[str, Any], roles: Mapping[str, str], tokens: Mapping[str, int]
 ) -> dict[str, Any] | None:
-    """Give what a tokenizer without a file for it puts around a text of its own.
+    """Give the begin and end tokens that a tokenizer without tokenizer.json adds to a text.
 
     Args:
-        config: Content of tokenizer_config.json, which says whether.
+        config: Content of tokenizer_config.json, which says whether they are added.
         roles: ``bos_token`` and ``eos_token``, as far as there are any.
         tokens: Text of every token to its id.
 

@@ -52,7 +52,7 @@ class Names:
 
 
 def has_names(items: Sequence[Mapping[str, Any]], names: Names) -> bool:
-    """Tell whether messages and tools hold forbidden names, alone or put together."""
+    """Tell whether messages and tools hold forbidden names, alone or joined."""
     if any(_is_suspect(item, names.of(item)) for item in items):
         return True
     others = [item for item in items if item.get("role") != "assistant"]

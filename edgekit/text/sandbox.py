@@ -168,7 +168,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return True
 
     def contain(self, value: Any) -> Any:
-        """Give back a list, tuple or object that a template writes, charged."""
+        """Charge for a list, tuple or object that a template makes, and give it back."""
         return _counted(value)
 
     def concat_values(self, *values: object) -> str:
@@ -178,7 +178,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return "".join(map(str, values))
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Call what a template calls, charged."""
+        """Call a function for a template, and charge for it."""
         # Jinja wraps ``format``; the text's own method is inside.
         method = getattr(obj, "__wrapped__", obj)
         owner = getattr(method, "__self__", None)

@@ -67,7 +67,7 @@ def llama_parts(
 
 @dataclass(frozen=True, slots=True)
 class SentencePieceModel:
-    """What a tokenizer.model says.
+    """The content of a tokenizer.model.
 
     Attributes:
         pieces: Text and type of each piece; the index is its id.

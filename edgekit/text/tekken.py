@@ -149,7 +149,7 @@ def _begin_before_text(token_id: int) -> dict[str, Any]:
 
 
 def _merges(ranked: list[bytes], pieces: list[str]) -> list[list[str]]:
-    """Give all ways to put a token together from two, in the order of the token's rank."""
+    """Give all ways to merge two tokens into one, in the order of the new token's rank."""
     rank_of = {piece: rank for rank, piece in enumerate(ranked)}
     merges: list[list[str]] = []
     for piece in ranked:

@@ -117,7 +117,7 @@ class Tokenizer:
 
     @property
     def is_changed(self) -> bool:
-        """Whether ``file_text`` is not what the model has as tokenizer.json."""
+        """Whether ``file_text`` differs from the model's own tokenizer.json."""
         return self._file.is_changed or self.file_text is not self._file.text
 
     @property

@@ -59,7 +59,7 @@ NewToken: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFile:
-    """What the files of a model say about its tokenizer.
+    """The tokenizer of a model, from all its files.
 
     Attributes:
         path: The file it came from.

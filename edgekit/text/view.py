@@ -29,7 +29,7 @@ TOKENIZER_ORIGIN: Final = "eos_token of the tokenizer"
 
 @dataclass(frozen=True, slots=True)
 class TextView:
-    """What a model's text files say together.
+    """The tokenizer, template and end tokens of a model, from all its text files.
 
     Attributes:
         files: The files.

@@ -279,7 +279,7 @@ def _as_list(ids: int | list[int]) -> list[int]:
 
 
 def head_width_of(config: Mapping[str, Any]) -> int:
-    """Give the values of a head; 0 where the config does not say it."""
+    """Give the width of a head; 0 if the config does not say it."""
     n_heads, width = config.get("num_attention_heads"), config.get("hidden_size")
     derived = width // n_heads if n_heads and width and n_heads > 0 else 0
     return int(config.get("head_dim") or derived)
@@ -302,7 +302,7 @@ def _finish_gemma3(header: Header, config: dict[str, Any]) -> None:
 
 
 def _gemma_scalar(config: Mapping[str, Any], *, n_layers_of_27b: int) -> float:
-    """Give what the scores are divided by the root of, which the file does not say.
+    """Give ``query_pre_attn_scalar``, which the file does not say.
 
     llama.cpp knows the one size whose heads are not as wide as that by its number of layers.
     """

@@ -20,12 +20,12 @@ _REST: Final = rf" ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|{_GPT2_END}"
 
 
 def _words(numbers: str) -> str:
-    """Give the expression that OpenAI's cl100k began, with another idea of numbers each."""
+    """Give an expression like that of OpenAI's cl100k; ``numbers`` says how numbers are split."""
     return rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{numbers}|{_REST}"
 
 
 def _cased(numbers: str, contractions: str = "") -> str:
-    """Give the expression that OpenAI's o200k began: words are cut before a capital letter."""
+    """Give an expression like that of OpenAI's o200k: words are split before a capital letter."""
     upper, lower = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
     before = r"[^\r\n\p{L}\p{N}]?"
     return (
@@ -36,14 +36,14 @@ def _cased(numbers: str, contractions: str = "") -> str:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """How text is cut and what else the name says.
+    """How a tokenizer splits text, and the other settings that its name implies.
 
     Attributes:
-        patterns: Expressions, each of which cuts the pieces of the one before.
-        has_gpt2: Whether GPT-2's expression comes last.
-        digits: Whether each digit is cut off before all that.
+        patterns: Expressions, each of which splits the pieces of the one before.
+        has_gpt2: Whether GPT-2's expression is used last.
+        digits: Whether each digit is split off first.
         is_composed: Whether Unicode is composed first (NFC).
-        ignores_merges: Whether a piece that is a token is that token, whatever the merges say.
+        ignores_merges: Whether a piece that is itself a token is not merged from parts.
         adds_bos: Whether a text begins with the begin token where the file does not say.
     """
 

@@ -55,7 +55,7 @@ _PHI3_KEEPS_SPACE: Final = ("<unk>", "<s>", "<|endoftext|>")
 
 
 class _Type(IntEnum):
-    """What a token is; the numbers of ``tokenizer.ggml.token_type``."""
+    """Types of tokens; the numbers are those of ``tokenizer.ggml.token_type``."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -102,7 +102,7 @@ def has_tokenizer(file: GgufFile) -> bool:
 
 
 def why_unreadable(file: GgufFile) -> str | None:
-    """Say which kind of tokenizer edgekit does not read, or None if it reads this one."""
+    """Name the kind of a tokenizer that edgekit does not read; None if it reads this one."""
     model, pre = (file.metadata.get(f"{_KEY}{key}") for key in ("model", "pre"))
     if model == "llama":
         return None
@@ -266,7 +266,7 @@ def _n_in_model(vocabulary: _Vocabulary) -> int:
 
 
 def _read_merges(file: GgufFile, ids: Mapping[str, int]) -> list[list[str]]:
-    """Read the pairs that are put together, in the order in which that is done."""
+    """Read the pairs that are merged, in the order of merging."""
     if _MERGES not in file.metadata:
         raise _fault(file, _MERGES, "no such key", "the merges of a byte-level tokenizer")
     merges: list[list[str]] = []
@@ -340,7 +340,7 @@ def _sentencepiece(file: GgufFile, vocabulary: _Vocabulary) -> dict[str, Any]:
 
 
 def _spaces_as_text(vocabulary: _Vocabulary, is_gemma: bool) -> list[int]:
-    """Give the types, where Gemma's runs of spaces are pieces of text like others."""
+    """Give the types of tokens; Gemma's runs of spaces are ordinary pieces of text."""
     if not is_gemma:
         return list(vocabulary.types)
     return [
@@ -352,9 +352,9 @@ def _spaces_as_text(vocabulary: _Vocabulary, is_gemma: bool) -> list[int]:
 def _derive_merges(
     file: GgufFile, vocabulary: _Vocabulary, ids: Mapping[str, int], *, by_id: bool
 ) -> list[list[str]]:
-    """Give all ways to put a piece together from two, the best piece first.
+    """Give all ways to merge two pieces into one, the best piece first.
 
-    SentencePiece puts together what gives the piece of the highest score. Gemma's scores do not
+    SentencePiece merges the pair that gives the piece of the highest score. Gemma's scores do not
     follow that order, and its ids do (transformers, ``gemma_tokenizer``).
     """
     scores = file.numbers(_SCORES).tolist() if _SCORES in file.metadata else []
@@ -379,7 +379,7 @@ def _derive_merges(
 
 
 def _around(file: GgufFile, vocabulary: _Vocabulary, *, adds_bos: bool) -> dict[str, Any] | None:
-    """Give the section of tokenizer.json that puts tokens around a text of its own."""
+    """Give the section of tokenizer.json that adds begin and end tokens to a text."""
     around = []
     for role, default in (("bos", adds_bos), ("eos", False)):
         wanted = file.metadata.get(f"{_KEY}add_{role}_token", default) is True
@@ -410,7 +410,7 @@ def _tokenizer(
     takes_space_after: bool = False,
     **sections: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Put a tokenizer.json together; tokens beyond ``n_model`` are added in the order of ids."""
+    """Make a tokenizer.json; tokens beyond ``n_model`` are added in the order of ids."""
     special = vocabulary.special_ids()
     added = sorted({*special, *vocabulary.ids_of(_Type.USER_DEFINED)})
     return {

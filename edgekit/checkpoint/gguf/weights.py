@@ -42,7 +42,7 @@ class Undo:
     Attributes:
         head_width: Rows of a head of q or k, whose rotary pairs lie beside each other; llama.cpp
             rotates neighbours, Hugging Face the two halves of a head. None: the rows are in place.
-        shift: Was added to every value.
+        shift: Number that was added to every value.
         factor: Multiplies every value; llama.cpp keeps it apart (NVFP4's second scale).
     """
 
@@ -159,7 +159,7 @@ _CHANGED_CODES: Final = "llama.cpp's converter changed the values before it quan
 
 
 def open_weight(stored: GgufTensor, name: str, undo: Undo = _AS_IT_IS) -> LazyTensor:
-    """Give a tensor under another name, as it was before llama.cpp's converter.
+    """Give a tensor under another name, with the changes of llama.cpp's converter undone.
 
     Args:
         stored: The tensor in the file.

@@ -67,7 +67,7 @@ _IGNORED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class AwqSettings:
-    """What ``quantization_config`` says: origin, layout and group (-1: a row)."""
+    """The settings in ``quantization_config``: origin, layout and group (-1: a row)."""
 
     origin: str
     layout: str

@@ -75,7 +75,7 @@ _IGNORED_OF_WEIGHTS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """What one group of modules has: bits, group (None: a row or more), and whether symmetric."""
+    """The scheme of a group of modules: bits, group (None: a row or more), is symmetric."""
 
     bits: int
     group: int | None
@@ -297,7 +297,7 @@ def _join_codes(
 
 
 def _guess_inputs(n_words: int, n_groups: int, schemes: list[Scheme]) -> int:
-    """Give M as the sizes of the parts show it, where its own tensor was not downloaded."""
+    """Derive M from the sizes of the parts, if the tensor that states it was not downloaded."""
     for scheme in schemes:
         n_cols = n_groups * scheme.group if scheme.group else 32 * n_words // scheme.bits
         if n_words in (-(-n_cols * scheme.bits // 32), -(-n_cols // (32 // scheme.bits))):

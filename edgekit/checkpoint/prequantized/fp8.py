@@ -178,7 +178,7 @@ def _fit_block(
     said: tuple[int, int] | None,
     name: str,
 ) -> tuple[int, int]:
-    """Give rows and columns of a block: as the config says, else as the sizes show."""
+    """Give rows and columns of a block, from the config or else from the sizes."""
     if len(found) == 2 and all(found):
         guessed = [_guess(size, n) for size, n in zip(shape, found, strict=True)]
         for rows, cols in (said or (0, 0), (guessed[0], guessed[1])):

@@ -87,7 +87,7 @@ _IGNORED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class GptqSettings:
-    """What ``quantization_config`` says.
+    """The settings in ``quantization_config``.
 
     Attributes:
         origin: gptq or auto-round.

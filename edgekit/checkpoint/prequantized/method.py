@@ -162,7 +162,7 @@ def _base_model(config: Mapping[str, Any]) -> str:
 
 
 def _method_name(section: Mapping[str, Any]) -> str:
-    """Name the method: as the section says, else by the keys that only one program writes."""
+    """Give the name of the method, from the section or from keys that only one program writes."""
     name = section.get(_METHOD_KEY)
     if isinstance(name, str) and name:
         return name.lower()

@@ -71,7 +71,7 @@ class CoremlExporter:
     format = Format.COREML
 
     def supports(self, spec: DecoderSpec, scheme: Scheme) -> Decision:
-        """Say before any work whether Core ML can hold the model."""
+        """Tell whether Core ML can hold the model, before any work."""
         if scheme == FP32:
             return Rejected(
                 "Core ML keeps the key/value cache and the logits in fp16, so fp32 weights "
@@ -94,7 +94,7 @@ class CoremlExporter:
         return Accepted(tuple(notes))
 
     def positions(self, spec: DecoderSpec) -> ContextRange:
-        """Say how many positions a package can hold."""
+        """Tell how many positions a package can hold."""
         longest = min(spec.context_length, MAX_CONTEXT_LENGTH)
         is_cut = longest < spec.context_length
         return ContextRange(usual_length(spec, longest), longest, _LONGER if is_cut else "")
@@ -151,7 +151,7 @@ class CoremlExporter:
 
 
 def _schemes(model: QuantizedModel) -> dict[str, Scheme]:
-    """How each tensor is stored, checked against what the decoder needs."""
+    """Give how each tensor is stored, checked against what the decoder needs."""
     schemes = {entry.name: Scheme.parse(entry.scheme) for entry in model.entries}
     shapes = {entry.name: entry.shape for entry in model.entries}
     wanted = model.spec.weight_shapes()

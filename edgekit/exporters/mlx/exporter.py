@@ -71,7 +71,7 @@ class MlxExporter:
         return chosen if isinstance(chosen, Rejected) else Accepted(chosen.notes)
 
     def positions(self, spec: DecoderSpec) -> ContextRange:
-        """Say how many positions an artifact can hold; mlx-lm's cache grows with the text."""
+        """Tell how many positions an artifact can hold; mlx-lm's cache grows with the text."""
         chosen = _chosen_file(spec)
         longest, reason = chosen.n_positions, ""
         if longest < spec.context_length:

@@ -47,7 +47,7 @@ class OnnxExporter:
     format = Format.ONNX
 
     def supports(self, spec: DecoderSpec, scheme: Scheme) -> Decision:
-        """Say before any work whether this format can hold the model."""
+        """Tell whether this format can hold the model, before any work."""
         if spec.n_heads % spec.n_kv_heads:
             return Rejected(
                 f"{spec.n_heads} query heads do not divide among {spec.n_kv_heads} key heads"
@@ -60,7 +60,7 @@ class OnnxExporter:
         return Accepted()
 
     def positions(self, spec: DecoderSpec) -> ContextRange:
-        """Say how many positions an artifact can hold."""
+        """Tell how many positions an artifact can hold."""
         return ContextRange(usual_length(spec), spec.context_length)
 
     def predict(self, model: ModelOutline, options: ExportOptions) -> SizeEstimate:

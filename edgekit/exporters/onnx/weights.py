@@ -38,7 +38,7 @@ _METADATA: Final = {"format": "onnx", "producer": "edgekit"}
 
 
 class Content(enum.Enum):
-    """What a stored array holds of its sources."""
+    """Which part of its sources a stored array holds."""
 
     CODES = "codes"
     SCALES = "scales"
@@ -51,7 +51,7 @@ class Stored:
 
     Attributes:
         info: Name (in the file and of the ONNX initializer), shape and type as stored.
-        content: What of the sources it holds.
+        content: Which part of the sources it holds.
         sources: Canonical names whose rows it stacks, in order; empty for the tables.
     """
 
