@@ -304,7 +304,7 @@ def _finish_gemma3(header: Header, config: dict[str, Any]) -> None:
 def _gemma_scalar(config: Mapping[str, Any], *, n_layers_of_27b: int) -> float:
     """Give ``query_pre_attn_scalar``, which the file does not say.
 
-    llama.cpp knows the one size whose heads are not as wide as that by its number of layers.
+    It is the head width, except in the 27B model, which llama.cpp knows by its number of layers.
     """
     if config.get("num_hidden_layers") == n_layers_of_27b and config.get("num_attention_heads"):
         return float(config.get("hidden_size", 0) // config["num_attention_heads"])
