@@ -83,7 +83,9 @@ def open_server(
     if replay is not None and record is not None:
         raise UsageError(
             "--record cannot be used with --replay",
-            do="A replay needs no server; leave --record out.",
+            got="both",
+            wanted="one of them",
+            do="A replay asks no server, so leave --record out.",
         )
     backend: ChatBackend
     if replay is not None:

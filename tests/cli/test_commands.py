@@ -248,7 +248,7 @@ def test_a_command_line_that_makes_no_sense_ends_with_2(arguments, edgekit_cli):
         ([], "neither"),
         (["--server", "http://127.0.0.1:1/v1", "--replay", "f.jsonl"], "both"),
         (["--replay", "f.jsonl", "--record", "g.jsonl"], "both"),
-        (["--server", "ftp://x", "--server-model", "m"], "no http address"),
+        (["--server", "ftp://x", "--server-model", "m"], "not an http address"),
         (["--server", "http://127.0.0.1:1/v1"], "no model name"),
         (["--server", "http://127.0.0.1:1/v1", "--api-key-env", "NOT_SET_AT_ALL"], "not set"),
         (["--replay", "nowhere.jsonl"], "nowhere.jsonl"),

@@ -210,7 +210,7 @@ def test_the_hash_is_of_the_file(tmp_path):
         ({"llama.block_count": "2"}, "block_count is '2'"),
         ({"llama.attention.head_count": 0}, "num_attention_heads is 0"),
         ({"llama.attention.head_count_kv": 0}, "num_key_value_heads is 0"),
-        ({"llama.attention.head_count_kv": 3}, "no multiple of num_key_value_heads 3"),
+        ({"llama.attention.head_count_kv": 3}, "not a multiple of num_key_value_heads 3"),
         ({"llama.attention.head_count": [4, 2]}, "head_count is"),
         ({"llama.block_count": 3}, r"model.layers.2.*is missing"),
         ({"llama.embedding_length": 160, "llama.rope.dimension_count": 40}, "heads of 40"),
