@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from edgekit.checkpoint.base import Checkpoint
 from edgekit.checkpoint.gguf.file import is_gguf
-from edgekit.checkpoint.reader import Checkpoint
+from edgekit.checkpoint.reader import FolderCheckpoint
 from edgekit.checkpoint.repository import find_packaged, locate
 from edgekit.dtypes import U8Array
 from edgekit.errors import CheckpointError
@@ -58,7 +59,24 @@ class RemoteFile(ByteSource):
         self._is_closed = True
 
 
-class HubCheckpoint(Checkpoint):
+class RemoteFiles:
+    """The weight files of a model on the Hub: their headers, and nothing else."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        """Name the model."""
+        self._fetch = fetch
+
+    def names(self) -> tuple[str, ...]:
+        """Give the names of all files."""
+        return (*self._fetch.listing.files, *self._fetch.listing.pickles)
+
+    def open(self, name: str) -> SafetensorsFile:
+        """Read the header of a weight file."""
+        with RemoteFile(self._fetch, name) as source:
+            return SafetensorsFile(source)
+
+
+class RemoteCheckpoint(FolderCheckpoint):
     """A model on the Hub whose tensors can be listed and not read."""
 
     has_weights = False
@@ -68,7 +86,7 @@ class HubCheckpoint(Checkpoint):
         self._fetch = Fetch(source)
         with self._fetch.writing():
             self._fetch.fetch(self._fetch.listing.small_files())
-        super().__init__(model, self._fetch.folder)
+        super().__init__(model, self._fetch.folder, RemoteFiles(self._fetch))
 
     def fetch_text(self) -> None:
         """Bring tokenizer and chat template into the cache, so that they can be checked."""
@@ -80,14 +98,6 @@ class HubCheckpoint(Checkpoint):
         """Bytes of the assets as the Hub states them; most are not here."""
         files = self._fetch.listing.files
         return sum(files[name].n_bytes for name in ASSET_NAMES if name in files)
-
-    def _file_names(self) -> tuple[str, ...]:
-        return (*self._fetch.listing.files, *self._fetch.listing.pickles)
-
-    def _open_file(self, name: str) -> SafetensorsFile:
-        """Read the header of a weight file, and nothing else."""
-        with RemoteFile(self._fetch, name) as source:
-            return SafetensorsFile(source)
 
 
 def needs_download(model: str | Path) -> bool:
@@ -111,5 +121,5 @@ def open_headers(model: str | Path) -> Checkpoint:
     found = locate(model)
     if isinstance(found, HubRepo):
         folder = cached(found)
-        return Checkpoint(model, folder) if folder else HubCheckpoint(model, found)
-    return Checkpoint(model, found)
+        return FolderCheckpoint(model, folder) if folder else RemoteCheckpoint(model, found)
+    return FolderCheckpoint(model, found)

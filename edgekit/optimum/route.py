@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from edgekit.artifact import MANIFEST_NAME, OPTIMUM_GRAPH, Artifact, Format, Manifest
 from edgekit.checkpoint.assets import copy_assets, read_text
-from edgekit.checkpoint.reader import Checkpoint
+from edgekit.checkpoint.base import Checkpoint
 from edgekit.errors import CheckpointError, ExportError, UsageError
 from edgekit.exporters.base import ExportOptions
 from edgekit.exporters.context import ContextRange

@@ -195,7 +195,7 @@ def test_a_rope_type_that_is_not_computed_is_refused_by_name(tmp_path, kind):
         ({"rope_scaling": {"type": "longrope", "short_factor": [1] * 16,
                            "long_factor": [1] * 15}}, "long_factor has 15 numbers (wanted 16)"),
         ({"rope_scaling": {"type": "longrope", "short_factor": [0] * 16,
-                           "long_factor": [1] * 16}}, "short_factor must hold only positive numbers"),
+                           "long_factor": [1] * 16}}, "short_factor must hold only positive"),
         ({"rope_theta": -1}, "rope_theta is -1.0"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu' (edgekit supports silu"),
         ({"quantization_config": {"quant_method": "aqlm"}}, "quant_method is 'aqlm'"),
