@@ -88,10 +88,9 @@ class AdaptedCheckpoint(Checkpoint):
 
 
 def overlay_text(base: TextFiles, adapter: TextFiles) -> TextFiles:
-    """Take an adapter's tokenizer and its chat template, each whole, in place of the base's.
+    """Replace the base's tokenizer and chat template by the adapter's, each as a whole.
 
-    A template belongs to the tokenizer that it was trained with only if the adapter has one: where
-    it has none, the base's stays.
+    If the adapter has a tokenizer but no template, the base's template stays.
 
     Args:
         base: Text files of the model.

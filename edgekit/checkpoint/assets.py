@@ -1,9 +1,9 @@
 """The files that an artifact holds beside its weights: config, tokenizer and chat template.
 
-Runtimes on the device read tokenizer.json, one chat template and one list of end tokens, and each
-looks for them in another file. What the source says elsewhere is written into every one of them,
-so that each runtime gives the same token ids and stops at the same tokens. A file that says it
-already is carried as it is.
+Runtimes on the device read tokenizer.json, one chat template and one list of end tokens, each from
+other files. So the facts from all files of the source are written into each of these files: every
+runtime then gives the same token ids and stops at the same tokens. A file that is already complete
+is copied unchanged.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Keys of config.json that may be ignored because they cannot change the result.
 
-Three things let a key pass: a value that asks for nothing (null, nothing inside, a switch that is
-off, a factor of 1), a name that no code which computes logits reads, or both together (a switch
-that is on, or an integer, whose usual value is listed here). Everything else may change what the
-model computes.
+A key is ignored for one of three reasons: its value asks for nothing (null, empty, a switch that is
+off, a factor of 1); its name is read by no code that computes logits; or its name is listed here
+with the usual value that it has (a switch that is on, or an integer). Every other key may change
+what the model computes.
 
 Source: transformers 5.23, what the classes of the supported model types, the masks, the caches
 and the position encodings read of a config; keys of tools from configs that they published

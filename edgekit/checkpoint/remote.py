@@ -1,7 +1,7 @@
 """A model on the Hub before its weights are downloaded: config, card and tensor headers.
 
-Config and card come into the cache, because a later download needs them too; of each weight file
-only the header is asked for, by its byte range.
+Config and card are downloaded into the cache, because a later download needs them too. From each
+weight file only the header is requested, by its byte range.
 """
 
 from __future__ import annotations
@@ -89,13 +89,13 @@ class RemoteCheckpoint(FolderCheckpoint):
         super().__init__(model, self._fetch.folder, RemoteFiles(self._fetch))
 
     def fetch_text(self) -> None:
-        """Bring tokenizer and chat template into the cache, so that they can be checked."""
+        """Download tokenizer and chat template into the cache, so that they can be checked."""
         with self._fetch.writing():
             self._fetch.fetch(self._fetch.listing.assets())
 
     @property
     def assets_bytes(self) -> int:
-        """Bytes of the assets as the Hub states them; most are not here."""
+        """Bytes of the assets as the Hub states them; most are not downloaded yet."""
         files = self._fetch.listing.files
         return sum(files[name].n_bytes for name in ASSET_NAMES if name in files)
 

@@ -1,12 +1,12 @@
 """Architectures of GGUF files: llama.cpp's names of models, settings and tensors, translated.
 
-An ``Architecture`` is data: the ``model_type`` it stands for, how its tensors are called there, and
-which metadata key is which key of config.json. A few architectures need a function on top, for what
-no table says. Every key of the architecture is taken, found to say nothing, or refused by name.
+An ``Architecture`` is data: its ``model_type``, its names of tensors, and which metadata key is
+which key of config.json. A few architectures also need a function, for facts that no table can
+express. Every key of the architecture is used, found to change nothing, or refused by name.
 
 Source: https://github.com/ggml-org/llama.cpp, conversion/*.py (what the converter writes),
 gguf-py/gguf/constants.py and tensor_mapping.py (names), src/models/*.cpp (defaults, and which
-layers slide), src/llama-model.cpp (``llama_model_rope_type``).
+layers have a sliding window), src/llama-model.cpp (``llama_model_rope_type``).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A GGUF file as a checkpoint: config, weights and text files read from one file.
 
-The metadata become the keys of a config.json (architectures.py), the tensors get Hugging Face's
-names so that a family reads them like any other (weights.py), and the vocabulary becomes the
-tokenizer files of a model folder (tokenizer.py). A model that is split over several files is read
-from all of them, whichever is named.
+The metadata become the keys of a config.json (architectures.py). The tensors get Hugging Face's
+names, so that a family reads them like those of a folder (weights.py). The vocabulary becomes the
+tokenizer files of a model folder (tokenizer.py). The user may name any part of a model that is
+split over several files; all parts are read.
 
 Source: https://github.com/ggml-org/ggml, docs/gguf.md, and
 https://github.com/ggml-org/llama.cpp, tools/gguf-split (split files).

@@ -1,8 +1,8 @@
 """How the byte-level tokenizers of GGUF files split text before merging, by their names.
 
-``tokenizer.ggml.pre`` is a name, and what it means stands in llama.cpp's source and in the
-tokenizer.json of the model that the name is taken from. Where these two differ (Unicode is
-normalized first, or not), the model's own counts: that is what it was trained with.
+``tokenizer.ggml.pre`` is only a name. Its meaning is in llama.cpp's source, and in the
+tokenizer.json of the model after which it is named. Where the two differ (such as in whether
+Unicode is normalized first), the model's tokenizer.json is followed: the model was trained with it.
 
 Source: https://github.com/ggml-org/llama.cpp, src/llama-vocab.cpp (``llm_tokenizer_bpe`` and
 ``llama_vocab::impl::load``), where the original expressions are quoted.

@@ -1,9 +1,10 @@
 """The tokenizer, chat templates and end tokens of a GGUF file, as the files of a model folder.
 
-A GGUF file holds the vocabulary, with a score or merges, and says by names how text is prepared:
-``gpt2`` is byte-level BPE, cut as ``tokenizer.ggml.pre`` names it (splits.py); ``llama`` is
-SentencePiece's BPE, whose merges follow from the scores. Where transformers' reading of a file and
-the encoder that the model was trained with differ, it is the latter (docs/gguf.md lists where).
+A GGUF file holds the vocabulary, with scores or merges, and names for how text is prepared.
+``gpt2`` is byte-level BPE, with the split that ``tokenizer.ggml.pre`` names (splits.py). ``llama``
+is SentencePiece's BPE, whose merges follow from the scores. Where transformers reads a file
+differently from the encoder that the model was trained with, the encoder is followed (docs/gguf.md
+lists these cases).
 
 Source: https://github.com/ggml-org/llama.cpp, conversion/base.py (what is written) and
 src/llama-vocab.cpp (defaults, token types, names of end tokens); transformers 5.23,
@@ -66,7 +67,7 @@ _FILL_PARTS: Final = (
     "<|suffix|>", "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<\uff5cfim\u2581end\uff5c>",
     "<MID>", "\u2581<MID>", "<|code_middle|>", "<|middle|>",
 )  # fmt: skip
-# Control tokens by name, whatever type a converter gave them.
+# Names of control tokens; they are control tokens whatever type a converter gave them.
 _CONTROL_NAMES: Final = frozenset((*_ENDS, *chain(*_FILL_ENDS.values()), *_FILL_PARTS))
 # A name that does not end an answer if the vocabulary also has all of these other tokens: "<|end|>"
 # ends a part of an answer in gpt-oss and Solar, and "</s>" is text in Gemma 4.
@@ -112,9 +113,9 @@ class _Vocabulary:
         return [i for i, kind in enumerate(self.types) if kind in types]
 
     def special_ids(self) -> set[int]:
-        """Give the ids of tokens that are not text: control tokens, and what a role names.
+        """Give the ids of tokens that are not text: control tokens, and tokens that have a role.
 
-        A padding token that is a piece of text, as some conversions have it, stays text.
+        A padding token that is a piece of text, as in some conversions, stays text.
         """
         special = set(self.ids_of(_Type.CONTROL, _Type.UNKNOWN))
         for key, token_id in self.roles.items():
@@ -281,10 +282,10 @@ def _byte_level(file: GgufFile, vocabulary: _Vocabulary) -> dict[str, Any]:
 
 
 def _n_in_model(vocabulary: _Vocabulary) -> int:
-    """Say how many tokens are the model's own; added ones after them get their ids by counting.
+    """Give the number of tokens in the model's own vocabulary; added ones follow them by id.
 
-    A published tokenizer lists its added tokens behind the vocabulary, so that no piece of text can
-    become one. Where others lie between them, all stay in the vocabulary, which keeps their ids.
+    A published tokenizer lists its added tokens after the vocabulary, so that no piece of text can
+    become one. If other tokens are between them, all stay in the vocabulary, to keep their ids.
     """
     is_added = [kind in (_Type.CONTROL, _Type.USER_DEFINED) for kind in vocabulary.types]
     n_all = len(is_added)

@@ -1,7 +1,7 @@
 """The weights of a GGUF file, under Hugging Face's names and in their original form.
 
-A weight is a stored tensor under another name, with what llama.cpp's converter did to it undone.
-Codes of Q4_0 and Q8_0 are kept; every other type is read as floats, some rows at a time.
+A weight is a stored tensor under another name; changes by llama.cpp's converter are undone. Codes
+of Q4_0 and Q8_0 are kept; every other type is read as floats, some rows at a time.
 
 Source: https://github.com/ggml-org/llama.cpp, conversion/llama.py (``LlamaModel.permute``),
 conversion/gemma.py (norms), and the block layouts of ggml-common.h.
@@ -202,10 +202,10 @@ def open_weight(stored: GgufTensor, name: str, undo: Undo = _AS_IT_IS) -> LazyTe
 
 
 def original_float_type(weights: Iterable[LazyTensor]) -> str | None:
-    """Say in which type a model was published, as config.json says it; None for float32.
+    """Find the type in which a model was published, as config.json names it; None for float32.
 
-    llama.cpp writes norms and biases as float32, whatever they were: values that all fit a shorter
-    type came from it. (A norm that had 1 added was rounded at 1's last digit.)
+    llama.cpp writes norms and biases as float32, whatever their type was. If all their values fit a
+    shorter type, they came from it. (A norm to which 1 was added was rounded at 1's last digit.)
     """
     vectors = [w for w in weights if len(w.info.shape) == 1 and w.info.n_elements <= _MAX_VECTOR]
     fits = dict.fromkeys(_ROUNDING, bool(vectors))

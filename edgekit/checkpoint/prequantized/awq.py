@@ -1,6 +1,6 @@
 """Reader of AWQ checkpoints: 4-bit codes with a zero point in each group, in three layouts.
 
-``w = (code - zero point) * scale``, with as many weights to a scale as ``group_size`` says.
+``w = (code - zero point) * scale``; ``group_size`` weights share a scale.
 
 - ``gemm``: ``X.qweight`` is (M, N / 8) int32 words along the output. The codes of a word are
   those of outputs 0, 2, 4, 6, 1, 3, 5, 7, low bits first; ``X.qzeros`` (groups, N / 8) is packed

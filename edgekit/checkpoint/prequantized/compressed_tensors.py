@@ -4,8 +4,8 @@ Each group of modules in ``config_groups`` has its own scheme, and the tensors o
 which layout it has:
 
 - pack-quantized: ``X.weight_packed`` holds integer codes in int32 words along the input, low bits
-  first, each moved up by half its range; codes of 3, 5, 6 and 7 bits run on across words (older
-  versions start each word with a new code). ``X.weight_shape`` is the shape before packing.
+  first, each shifted up by half its range; codes of 3, 5, 6 and 7 bits may be split over two words
+  (older versions start each word with a new code). ``X.weight_shape`` is the shape before packing.
 - int-quantized and naive-quantized: ``X.weight`` holds int8 codes (int8.py).
 - float-quantized and mxfp8-quantized: ``X.weight`` is FP8 (fp8.py).
 - nvfp4-pack-quantized, mxfp4-pack-quantized, mxfp6-pack-quantized: ``X.weight_packed`` holds

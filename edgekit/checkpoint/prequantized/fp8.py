@@ -1,9 +1,9 @@
 """Reader of FP8 weights: 8-bit floats, and the scales that multiply them.
 
-A weight ``X.weight`` of type E4M3 or E5M2 comes with ``X.weight_scale_inv`` (which multiplies, in
-spite of its name) or ``X.weight_scale``: one number for the tensor, one for each row, for each
-group of a row, or for each block of rows and columns. Numbers of one byte are exponents (E8M0).
-The tensors tell all of it, so it is read whether or not config.json has a quantization_config.
+A weight ``X.weight`` of type E4M3 or E5M2 has scales in ``X.weight_scale_inv`` (which multiplies,
+in spite of its name) or ``X.weight_scale``: one number for the tensor, for each row, for each group
+of a row, or for each block of rows and columns. Numbers of one byte are exponents (E8M0). The
+tensors alone are enough, so it is read whether or not config.json has a quantization_config.
 
 Source: the fp8 and fbgemm_fp8 methods of transformers 5 (integrations/finegrained_fp8 and
 fbgemm_fp8), compressed-tensors' float-quantized and mxfp8-quantized, NVIDIA ModelOpt's FP8, and

@@ -4,9 +4,9 @@
 first; ``X.scales`` is (groups, N), ``X.qzeros`` the zero points in words along the output, and
 ``X.g_idx``, if there, the group of each input. ``w = (code - zero point) * scale``.
 
-Zero points are stored less one, as the first GPTQ programs did; ``checkpoint_format`` gptq_v2
-and AutoRound's own packing store them as they are. Codes of 3 bits run on across words; those of
-5, 6 and 7 bits (and all of the format gptq_p) are split into planes of 4, 2 and 1 bits.
+Zero points are stored minus one, as the first GPTQ programs did; ``checkpoint_format`` gptq_v2
+and AutoRound's own packing store them unchanged. Codes of 3 bits may be split over two words; those
+of 5, 6 and 7 bits (and all of the format gptq_p) are split into planes of 4, 2 and 1 bits.
 
 Source: https://github.com/ModelCloud/GPTQModel (quantization/config, utils/model and
 utils/planar_packing), https://github.com/AutoGPTQ/AutoGPTQ (nn_modules/qlinear),

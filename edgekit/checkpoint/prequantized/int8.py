@@ -3,8 +3,8 @@
 ``X.weight`` holds int8 codes, ``X.weight_scale`` a scale for the tensor, for each row or for each
 group of a row, ``X.weight_zero_point`` zero points of the same shape where codes are not symmetric,
 and ``X.weight_g_idx`` the group of each input where inputs were moved:
-``w = (code - zero point) * scale``. So store compressed-tensors (int-quantized, naive-quantized),
-torchao and quanto; the names of the latter two are brought to these ones first (method.py).
+``w = (code - zero point) * scale``. compressed-tensors (int-quantized, naive-quantized), torchao
+and quanto use this layout; the names of the latter two are replaced by these first (method.py).
 
 Source: https://github.com/vllm-project/compressed-tensors (compressors/naive_quantized),
 https://github.com/pytorch/ao (quantize_/workflows: Int8Tensor, IntxUnpackedToInt8Tensor),

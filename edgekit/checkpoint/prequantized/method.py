@@ -1,8 +1,8 @@
 """Quantization methods of checkpoints: which reader handles which, and what is refused.
 
-Each method has a file of its own; the tables here say which file reads which name. Config first
-(``account_for_quantization``), then the tensors (``join_parts``). Methods whose tensors tell
-everything (FP8, int8, NVFP4, bitsandbytes, HQQ) are read whether or not config.json names them.
+Each method has a file of its own; the tables here say which file reads which name. The config is
+read first (``account_for_quantization``), then the tensors (``join_parts``). Methods whose tensors
+alone are enough (FP8, int8, NVFP4, bitsandbytes, HQQ) need no entry in config.json.
 """
 
 from __future__ import annotations

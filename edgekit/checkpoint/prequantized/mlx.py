@@ -6,8 +6,8 @@ In the mode ``affine``, ``X.scales`` and ``X.biases`` have one number for each g
 4 (E2M1) or 8 bits (E4M3), ``X.scales`` are bytes (exponents in the mx modes, E4M3 in nvfp4), and
 nvfp4 may have an ``X.global_scale``.
 
-Whether a module is quantized shows in its having scales, and so do its bits and its group;
-config.json says them too, for single modules by name where they differ.
+A module is quantized if it has scales; the sizes of its tensors show its bits and its group.
+config.json states them too, by name for single modules that differ.
 
 Source: https://github.com/ml-explore/mlx-lm (utils.py, quantize_model and load_model),
 https://github.com/ml-explore/mlx (mlx.core.quantize and dequantize).

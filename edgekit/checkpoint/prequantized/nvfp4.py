@@ -3,7 +3,7 @@
 ``X.weight`` holds E2M1 floats, two to a byte along the input, low half first. NVFP4:
 ``X.weight_scale`` is E4M3, one for 16 weights, and ``X.weight_scale_2`` one number that multiplies
 them. MXFP4: ``X.weight_scale`` are exponents (E8M0), one for 32 weights. ``X.pre_quant_scale``,
-if there, multiplies the inputs, hence the columns of the weight. The tensors tell all of it.
+if there, multiplies the inputs, hence the columns of the weight. The tensors alone are enough.
 
 Source: https://github.com/NVIDIA/Model-Optimizer (modelopt/torch/export/quant_utils,
 modelopt/torch/quantization/qtensor/nvfp4_tensor).

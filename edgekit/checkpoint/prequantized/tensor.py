@@ -1,9 +1,9 @@
 """``PrequantizedTensor`` and ``DecodedTensor``: weights that their source stores quantized.
 
-Both kinds read as floats like every other tensor. A ``PrequantizedTensor`` also gives its integer
-codes and scales, so that a caller can keep them: 4 or 8 bits, groups along the input that are
-multiples of 32. A ``DecodedTensor`` says why its codes cannot be kept and gives floats only. How
-a source packs its parts is the business of that method's own file.
+Both kinds can be read as floats like every other tensor. A ``PrequantizedTensor`` also gives its
+integer codes and scales, so that a caller can keep them: 4 or 8 bits, groups along the input that
+are multiples of 32. A ``DecodedTensor`` gives only floats, and the reason why its codes cannot be
+kept. The file of each method knows how its parts are packed.
 """
 
 from __future__ import annotations
