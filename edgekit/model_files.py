@@ -157,7 +157,7 @@ def _note_unread(tensors: list[str], read: tuple[str, ...]) -> str | None:
         for name in tensors
         if name not in read and not _MISTRAL_OWN.fullmatch(name) and not _ADAPTER.fullmatch(name)
     ]
-    return f"not read, because {_listed(read)} is: {_listed(others)}" if others else None
+    return f"not read: {_listed(others)} (the weights are in {_listed(read)})" if others else None
 
 
 def _no_weights(names: Collection[str], tensors: list[str], where: object) -> MissingFileError:

@@ -215,7 +215,7 @@ def _note_prefix(found: Alignment, notes: list[str]) -> None:
         notes.append(
             f"tensor names begin with {found.prefix!r} in place of {usual}"
             if found.prefix
-            else f"tensor names come without the usual {usual}"
+            else f"tensor names lack the usual {usual}"
         )
 
 

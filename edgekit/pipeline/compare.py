@@ -201,7 +201,7 @@ def _median(name: str, samples: Sequence[float], formula: str) -> Metric:
 
 
 def _notes(server: QualityRecord) -> tuple[str, ...]:
-    notes = ["The server's times are of suite answers, the device's of the fixed workload."]
+    notes = ["The server's times come from suite answers, the device's from the fixed workload."]
     if server.engine.settings.get("replayed"):
         notes.append("The server's answers and times were replayed from a recording.")
     return tuple(notes)

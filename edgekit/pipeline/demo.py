@@ -131,7 +131,7 @@ def run_demo(
     ]
     tell("4 of 5: compare with the float model, token by token")
     distances = _distances(small, big, size, progress)
-    tell("5 of 5: ask the suites, on the device and of a server")
+    tell("5 of 5: run the suites, on the device and on a server")
     shipped = [artifact for artifact in small if artifact.format is Format.ONNX]
     server = _ask_server(big, plan, out / "server-answers.jsonl", progress)
     device = [_ask_device(a, plan, distances[a.name], progress) for a in shipped]

@@ -102,7 +102,10 @@ def match_tables(artifacts: Sequence[Artifact], device: str) -> tuple[Any, list[
         ),
     )
     runs_not = make_table(
-        f"refused-{profile.id}", "What does not, and why", ("artifact", "engine", "reason"), refused
+        f"refused-{profile.id}",
+        "What does not run, and why",
+        ("artifact", "engine", "reason"),
+        refused,
     )
     return data, [table for table in (runs, runs_not) if table.rows]
 

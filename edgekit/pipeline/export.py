@@ -165,7 +165,7 @@ def check_export(
 def describe_import(manifest: Manifest) -> list[str]:
     """Describe in lines what became of codes that the source already had; none for floats."""
     kept = Counter(tensor.imported for tensor in manifest.tensors if tensor.imported)
-    lines = [f"{_matrices(n)} imported as they are from {label}" for label, n in kept.items()]
+    lines = [f"{_matrices(n)} imported unchanged from {label}" for label, n in kept.items()]
     for what in CHANGES_OF_CODES:
         changed = [tensor for tensor in manifest.tensors if tensor.reason.startswith(what)]
         if changed:

@@ -150,7 +150,7 @@ def _latency_chart(profiles: Sequence[ProfileRecord]) -> Chart:
     return Chart(
         "chart-latency",
         "From start to last token",
-        "Load is paid once; the first token and decoding at every request.",
+        "Loading happens once; the first token and decoding in every request.",
         tuple(bars),
         legend=(("b", "load"), ("c", "first token"), ("a", "decode")),
     )

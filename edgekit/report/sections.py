@@ -25,8 +25,8 @@ from edgekit.units import format_bytes, format_pct, format_rate, format_seconds
 
 SUB_KINDS: Final = ("n_context_tokens", "n_steps", "kind")
 NOT_THESE_NUMBERS: Final = (
-    "Not a device measurement unless the device column names a machine that ran it; emulated and "
-    "projected numbers say so in their own cell.",
+    "Not a measurement of a device, unless the device column names the machine that ran it; "
+    "emulated and projected numbers are labelled in their cell.",
     "Not comparable across sessions: machines are shared, so compare rows of one report only.",
     "Not a benchmark of a model class: rates are on generated items of the named suites.",
     "MLX on a CPU and the Core ML interpreter prove that an artifact is right; their speed says "
@@ -248,7 +248,7 @@ def sub_kind_table(qualities: Sequence[QualityRecord]) -> Table:
                 )
     return make_table(
         "breakdown",
-        "Where it breaks",
+        "Right answers by length, steps or kind",
         ("candidate", "suite", "case", "right", "rate"),
         rows,
         caption="The same items by context length, number of steps, or kind of request.",
@@ -282,7 +282,10 @@ def failure_table(qualities: Sequence[QualityRecord]) -> Table:
                 )
                 rows.append((quality.candidate, suite.suite.replace("_", " "), listed))
     return make_table(
-        "failures", "How it fails", ("candidate", "suite", "wrong answers by reason"), rows
+        "failures",
+        "Wrong answers by reason",
+        ("candidate", "suite", "wrong answers by reason"),
+        rows,
     )
 
 
@@ -335,11 +338,11 @@ def _environment_table(data: ReportData) -> Table:
 def label_kinds() -> tuple[tuple[str, str], ...]:
     """Say what each kind of number means."""
     return (
-        (Kind.MEASURED.value, "seen on this machine in this run"),
+        (Kind.MEASURED.value, "measured on this machine in this run"),
         (
             Kind.EMULATED.value,
-            "seen here on an emulator of another engine; right results, wrong speed",
+            "measured here on an emulator: results are right, times are not the device's",
         ),
-        (Kind.PROJECTED.value, "computed from a formula, with its expected error"),
+        (Kind.PROJECTED.value, "computed by a formula, with its expected error"),
         (Kind.PUBLISHED.value, "published by others, with its source"),
     )

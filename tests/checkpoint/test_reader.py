@@ -198,7 +198,9 @@ def test_files_that_are_not_read_are_named(tmp_path, name):
     folder = write_tiny_checkpoint(tmp_path / "m")
     (folder / name).write_bytes(b"")
     (folder / "consolidated.safetensors").write_bytes(b"")
-    assert open_checkpoint(folder).notes == [f"not read, because model.safetensors is: {name}"]
+    assert open_checkpoint(folder).notes == [
+        f"not read: {name} (the weights are in model.safetensors)"
+    ]
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapters.safetensors"])
