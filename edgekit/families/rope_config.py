@@ -290,8 +290,8 @@ def _read_yarn(section: RawConfig, context: RopeContext) -> YarnScaling:
     fast = section.take("beta_fast", float, None) or 32.0
     slow = section.take("beta_slow", float, None) or 1.0
     _check_positive(section, factor=factor, beta_fast=fast, beta_slow=slow)
-    # Some configs repeat the context length; the key outside the section counts. ``finetuned`` is
-    # from the first programs with YaRN.
+    # Some configs repeat the context length; the key outside the section counts. ``finetuned`` only
+    # says that the model was tuned with YaRN.
     section.ignore(["max_position_embeddings", "finetuned"])
     attention_factor = section.take("attention_factor", float, None)
     scale = section.take("mscale", float, None)

@@ -185,7 +185,7 @@ class Attention:
         # Read once; later layers use the updated value. coremltools' passes may merge a second
         # read_state before a write with the first, which would undo earlier layers.
         self._caches = {n: self._mb.read_state(input=s) for n, s in self._states.items()}
-        # Where heads are normed after rotation, more counts than the distance of two positions.
+        # Heads normed after rotation depend on absolute positions, not only on their distance.
         is_absolute = call.spec.qk_norm is QkNorm.HEAD_AFTER_ROPE
         self._rotary = Rotary(call, self._shift_to_first() if is_absolute else None)
 

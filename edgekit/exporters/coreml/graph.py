@@ -31,8 +31,8 @@ from edgekit.formats.mlpackage import (
 )
 from edgekit.scheme import Scheme
 
-# A norm after the block makes the size of its inside irrelevant, in training as here; gate times up
-# leaves fp16 in such models. A power of two changes only the exponent and rounds nothing.
+# If a norm follows the block, training does not limit the size of its inside, and gate times up can
+# exceed fp16. The factor is a power of two, so it changes only the exponent and rounds nothing.
 _INNER_FACTOR: Final = 64.0
 
 

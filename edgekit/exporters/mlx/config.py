@@ -249,7 +249,7 @@ def _partial_factor(rope: RopeSpec, head_width: int) -> float:
     """Give the factor for which ``int(head_width * factor)`` is the rotary width."""
     width = rope.rotary_width or head_width
     factor = width / head_width
-    # Rounding: 49 / 98 gives 49 again, others would come out one smaller without this.
+    # Rounding: 98 * (49 / 98) is 49 again, but some other products are just below the width.
     return factor if int(head_width * factor) == width else math.nextafter(factor, 1)
 
 

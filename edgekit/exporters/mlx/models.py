@@ -68,7 +68,7 @@ _QK_NORMS: Final[Mapping[QkNorm, Mapping[str, str]]] = {
         "k_norm": "self_attn.key_layernorm",
     },
 }
-# The relative error of a number rounded to bf16: at most half of 2 ** -7.
+# Largest relative error of a number rounded to bf16: half of 2 ** -7.
 _BF16_ROUNDING: Final = 2.0**-8
 _SAME: Final = 1e-9
 

@@ -99,7 +99,7 @@ class AttentionBuilder:
         inputs += [self._lengths.last, self._lengths.total]
         if table is not None and is_inside:
             inputs += [table.cos, table.sin]
-            # Without ids, the kernel counts positions from the mask, without nodes for it.
+            # Without these rows the kernel counts positions from the mask, which needs no nodes.
             inputs += [self._rows(table)] if table.changes_after is not None else []
         output = at + "attention.out"
         is_windowed = window is not None and window < self._n_positions
