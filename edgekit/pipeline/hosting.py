@@ -76,7 +76,7 @@ def open_server(
     """
     if (url is None) == (replay is None):
         raise UsageError(
-            "the server is not clear",
+            "exactly one server is needed",
             got="both --server and --replay" if url else "neither",
             wanted="--server URL --server-model NAME, or --replay FILE",
         )
