@@ -66,7 +66,7 @@ _UNPROBED: Final[SourcedValue[float]] = SourcedValue(
     ValueKind.UNKNOWN, "the probe does not measure it"
 )
 _MEASURED: Final = "largest of 5 M and 55 M parameter models, x86-64 Linux (docs/method.md)"
-_ASSUMED: Final = "every weight resident once; nobody measured it for this package layout"
+_ASSUMED: Final = "every weight is resident once; not measured for this package layout"
 
 
 def _engine(
