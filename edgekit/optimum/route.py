@@ -26,10 +26,11 @@ from edgekit.errors import CheckpointError, ExportError, UsageError
 from edgekit.exporters.base import ExportOptions
 from edgekit.exporters.context import ContextRange
 from edgekit.exporters.staging import PARTIAL_PREFIX, list_files, refuse_small_disk, staged_folder
+from edgekit.formats.onnx_io import GRAPH_NAME
 from edgekit.optimum import check as optimum_check
 from edgekit.optimum.child import last_error, run_python
 from edgekit.optimum.environment import OptimumEnvironment, child_variables
-from edgekit.optimum.graph import GRAPH_NAME, GraphFacts, read_facts
+from edgekit.optimum.graph import GraphFacts, read_facts
 from edgekit.optimum.model import (
     check_floats,
     check_model_type,
@@ -66,10 +67,7 @@ _STAGES: Final = (
 _N_STEPS: Final = len(_STAGES) + 2
 _OFFLINE: Final = {
     "CUDA_VISIBLE_DEVICES": "",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
-    "ORT_DISABLE_TELEMETRY": "1",
     "TRANSFORMERS_OFFLINE": "1",
 }
 
@@ -318,8 +316,16 @@ def _positions(config: Mapping[str, Any]) -> ContextRange:
 
 
 def _variables(environment: OptimumEnvironment) -> dict[str, str]:
-    # A home folder of its own, so that the user's token, cached models and modules are not used.
-    return child_variables() | _OFFLINE | {"HF_HOME": str(environment.folder / "hf-home")}
+    return (
+        child_variables()
+        | _OFFLINE
+        | {
+            # A home of its own: the user's token, cached models and modules are not used.
+            "HF_HOME": str(environment.folder / "hf-home"),
+            # torch makes this folder when imported; its default is in the shared temporary folder.
+            "TORCHINDUCTOR_CACHE_DIR": str(environment.folder / "torchinductor"),
+        }
+    )
 
 
 def _move_graph(traced: Path, staging: Path) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.errors import EngineLoadError, UsageError
+from edgekit.formats.onnx_io import GRAPH_NAME
 from edgekit.lazy import require
 
-GRAPH_NAME: Final = "model.onnx"
 DEFAULT_CHUNK: Final = 128
 PROVIDER: Final = "CPUExecutionProvider"
 _FATAL: Final = 4
@@ -64,7 +64,7 @@ class OnnxruntimeOptions:
 
 def foreign_errors() -> tuple[type[Exception], ...]:
     """Give every exception that onnxruntime raises: its own, and those of its bindings."""
-    state = require("onnxruntime.capi.onnxruntime_pybind11_state", package="onnxruntime")
+    state = require("onnxruntime.capi.onnxruntime_pybind11_state")
     own = [
         value
         for value in vars(state).values()

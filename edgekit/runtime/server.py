@@ -30,6 +30,11 @@ DEADLINE_FACTOR: Final = 10.0
 MAX_RETRY_WAIT_S: Final = 20.0
 _FIRST_WAIT_S: Final = 0.5
 _KEY_VARIABLE: Final = "OPENAI_API_KEY"
+# What the library tells every server of the machine that asks; the answer does not depend on it.
+_MACHINE_HEADERS: Final = tuple(
+    f"X-Stainless-{what}"
+    for what in ("Arch", "Async", "Lang", "OS", "Package-Version", "Runtime", "Runtime-Version")
+)
 _NO_KEY: Final = "none"
 _EVENT_STREAM: Final = "text/event-stream"
 _PACKINGS: Final = ("identity", "gzip", "deflate")
@@ -75,6 +80,7 @@ class ServerBackend:
             max_retries=0,
             timeout=timeout_s,
             http_client=self._transport.http,
+            default_headers=dict.fromkeys(_MACHINE_HEADERS, openai.omit),
         )
 
     @classmethod

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+import re
 import socket
 import threading
 import traceback
@@ -363,3 +365,18 @@ def test_the_key_comes_from_the_environment_and_is_shown_nowhere(monkeypatch):
         shown = f"{backend!r} {backend.info} {backend.last_request_stats} {backend._error_mapper!r}"
         assert KEY not in shown
         assert KEY not in json.dumps(dict(backend.info.settings))
+
+
+def test_a_server_is_told_nothing_of_the_machine_that_asks():
+    with RawServer(send(GOOD)) as server, ServerBackend.open(server.url, "m") as backend:
+        backend.chat(ASK)
+        sent = server.headers[0]
+    names = {line.partition(":")[0].lower() for line in sent.splitlines()[1:] if line.strip()}
+    assert names <= {
+        "host", "accept", "accept-encoding", "connection", "user-agent", "content-type",
+        "content-length", "authorization", "x-stainless-raw-response", "x-stainless-read-timeout",
+        "x-stainless-retry-count",
+    }  # fmt: skip
+    assert not {platform.system().lower(), platform.machine().lower()} & set(
+        re.split(r"\W+", sent.lower())
+    )

@@ -3,7 +3,8 @@
 Number types: mlx computes in the type of scales and norms, so all floats of an artifact have one
 type. It is the type of the scheme (fp32, fp16), and for integer schemes that of the source
 (``torch_dtype``), as in ``mlx_lm.convert``. Scales on the common grid and their biases
-(-8 s, -128 s) are exact in each of them: eight significant bits within the range of fp16.
+(-8 s, -128 s) are exact in each of them: eight significant bits within the range of fp16. If
+a float is beyond the range of fp16, an artifact of an integer scheme has bf16, with a note.
 
 Source:
     mlx-lm 0.32 utils.py (load_model), models/llama.py; mlx 0.32 ops.cpp (affine, LSB first).
@@ -25,7 +26,7 @@ from edgekit.dtypes import DType
 from edgekit.errors import ExportError, FormatError
 from edgekit.exporters.base import ExportOptions, SizeEstimate, Written
 from edgekit.exporters.context import ContextRange
-from edgekit.exporters.mlx.arrays import SCALE_BYTES, plan_slots
+from edgekit.exporters.mlx.arrays import SCALE_BYTES, is_within, plan_slots
 from edgekit.exporters.mlx.config import (
     CONFIG_NAME,
     TORCH_DTYPES,
@@ -100,14 +101,14 @@ class MlxExporter:
         """Write the folder; one module is in memory at a time.
 
         Raises:
-            ExportError: mlx-lm does not compute the decoder, a scale does not fit the float type,
-                or the source's config is unreadable.
+            ExportError: mlx-lm does not compute the decoder, a scale or a float does not fit the
+                float type, or the source's config is unreadable.
             UsageError: More context than the artifact can hold.
         """
         chosen = _chosen_file(model.spec)
         positions = self.positions(model.spec)
         context_length = positions.choose(options.context_length, self.format.value)
-        dtype = _float_dtype(model)
+        dtype, notes = _dtype_that_holds(model)
         write_config(folder, make_config(chosen, model.spec, model.scheme, model.entries, dtype))
         for name, path in model.assets.items():
             if name != CONFIG_NAME:
@@ -133,7 +134,7 @@ class MlxExporter:
             "n_rounded_float_tensors": n_rounded,
             "mode": "affine",
         }
-        return Written(context_length, {"numpy": np.__version__}, settings)
+        return Written(context_length, {"numpy": np.__version__}, settings, notes)
 
     def recover(self, artifact: Artifact) -> Iterator[ModelTensor]:
         """Re-read every tensor with ``mlx.core.load``, in the order of the manifest.
@@ -185,6 +186,26 @@ def _float_dtype(model: ModelOutline) -> DType:
     return TORCH_DTYPES[name]
 
 
+def _dtype_that_holds(model: QuantizedModel) -> tuple[DType, tuple[str, ...]]:
+    """Choose the one float type of the artifact by its values too, and say if they decided.
+
+    The source's fp16 can be too small for what is no fp16 there: weights that an adapter was merged
+    into, tensors stored in another type than the config says. bf16 has the same size and the range
+    of fp32, and holds every scale exactly.
+    """
+    dtype = _float_dtype(model)
+    if dtype is DType.FP16 and model.scheme.is_quantized:
+        for entry in model.entries:
+            tensor = model.get(entry.name) if entry.sha256 is None else None
+            if isinstance(tensor, FloatTensor) and not is_within(tensor.values, dtype):
+                largest = np.abs(tensor.values).max()
+                return DType.BF16, (
+                    f"floats are bf16, not the source's fp16, which cannot hold {tensor.name} "
+                    f"(a value of {largest:g})",
+                )
+    return dtype, ()
+
+
 def _count_rounded(tensors: list[ModelTensor], array: NDArray[Any], dtype: DType) -> int:
     """Count the float tensors, in rows one after another in ``array``, that were rounded."""
     n_rounded = first = 0
@@ -205,7 +226,7 @@ def _load_arrays(path: Path) -> dict[str, Any]:
     Raises:
         FormatError: The file is damaged.
     """
-    mx = require("mlx.core", package="mlx")
+    mx = require("mlx.core")
     # mlx trusts the header, so the strict reader checks it first.
     with SafetensorsFile(path):
         pass

@@ -17,12 +17,15 @@ from edgekit.exporters.onnx.weights import (
     plan_ropes,
 )
 from edgekit.families.spec import DecoderSpec, QkNorm
+from edgekit.formats.onnx_io import (
+    ATTENTION_MASK,
+    CACHE_PARTS,
+    CALL_LENGTH,
+    INPUT_IDS,
+    past_name,
+    present_name,
+)
 
-INPUT_IDS: Final = "input_ids"
-ATTENTION_MASK: Final = "attention_mask"
-CALL_LENGTH: Final = "call_length"
-PAST: Final = "past_key_values.{layer}.{part}"
-PRESENT: Final = "present.{layer}.{part}"
 # What GroupQueryAttention of onnxruntime 1.32 accepts on the CPU: heads of any multiple of 8
 # channels, and for its own rope multiples of 16 of which it rotates multiples of 16.
 HEAD_STEP: Final = 8
@@ -95,7 +98,7 @@ class AttentionBuilder:
         else:
             queries, keys, values = self._project(at, inner)
         inputs = [queries, keys, values]
-        inputs += [PAST.format(layer=layer, part=part) for part in ("key", "value")]
+        inputs += [past_name(layer, part) for part in CACHE_PARTS]
         inputs += [self._lengths.last, self._lengths.total]
         if table is not None and is_inside:
             inputs += [table.cos, table.sin]
@@ -106,7 +109,7 @@ class AttentionBuilder:
         parts.node(
             "GroupQueryAttention",
             inputs,
-            [output, *(PRESENT.format(layer=layer, part=part) for part in ("key", "value"))],
+            [output, *(present_name(layer, part) for part in CACHE_PARTS)],
             name=at + "attention",
             domain=MICROSOFT,
             num_heads=spec.n_heads,

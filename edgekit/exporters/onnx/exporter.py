@@ -21,7 +21,7 @@ from edgekit.exporters.onnx.attention import HEAD_STEP
 from edgekit.exporters.onnx.genai import GENAI_NAME, genai_config
 from edgekit.exporters.onnx.graph import IR_VERSION, OPSET, GraphBuilder
 from edgekit.exporters.onnx.ops import ACCURACY_LEVEL
-from edgekit.exporters.onnx.recover import GRAPH_NAME, recover_tensors
+from edgekit.exporters.onnx.recover import recover_tensors
 from edgekit.exporters.onnx.weights import (
     WEIGHTS_NAME,
     make_tables,
@@ -31,6 +31,7 @@ from edgekit.exporters.onnx.weights import (
     write_weights,
 )
 from edgekit.families.spec import DecoderSpec
+from edgekit.formats.onnx_io import GRAPH_NAME
 from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.lazy import require
 from edgekit.progress import Progress

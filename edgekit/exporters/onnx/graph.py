@@ -10,24 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from edgekit.exporters.onnx.attention import (
-    ATTENTION_MASK,
-    CALL_LENGTH,
-    INPUT_IDS,
-    PAST,
-    PRESENT,
-    AttentionBuilder,
-)
+from edgekit.exporters.onnx.attention import AttentionBuilder
 from edgekit.exporters.onnx.ops import MICROSOFT, GraphWriter, Matmuls, Norms
 from edgekit.exporters.onnx.weights import Content, Stored, plan_linears
 from edgekit.families.spec import Activation, DecoderSpec, NormPlacement
+from edgekit.formats.onnx_io import INPUT_IDS, LOGITS, LOGITS_START, GraphPorts
 from edgekit.lazy import require
 from edgekit.scheme import FP16, Scheme
 
 OPSET: Final = 21
 IR_VERSION: Final = 10
-LOGITS: Final = "logits"
-LOGITS_START: Final = "logits_start"
 _SLICE_END: Final = 1 << 62
 
 
@@ -157,27 +149,17 @@ class GraphBuilder:
         return self._parts.node("Mul", [x, self._parts.number(name, factor)], f"{name}.out")
 
     def _model(self, has_call_length: bool) -> Any:
-        spec, helper, types = self._spec, require("onnx.helper"), require("onnx").TensorProto
-        batch, total = "batch_size", "total_sequence_length"
-        inputs = [
-            helper.make_tensor_value_info(INPUT_IDS, types.INT64, [batch, "sequence_length"]),
-            helper.make_tensor_value_info(ATTENTION_MASK, types.INT64, [batch, total]),
-        ]
-        # One row is declared, so that onnxruntime-genai sees a pruned head; a caller that gives
-        # logits_start may ask for more.
-        outputs = [helper.make_tensor_value_info(LOGITS, types.FLOAT, [batch, 1, spec.vocab_size])]
-        for layer in range(spec.n_layers):
-            for part in ("key", "value"):
-                for names, into, length in (
-                    (PAST, inputs, "past_sequence_length"),
-                    (PRESENT, outputs, total),
-                ):
-                    shape = [batch, spec.n_kv_heads, length, spec.head_width]
-                    name = names.format(layer=layer, part=part)
-                    into.append(helper.make_tensor_value_info(name, types.FLOAT, shape))
-        # These have initializers, so a caller may omit them.
-        told = (LOGITS_START, CALL_LENGTH) if has_call_length else (LOGITS_START,)
-        inputs += [helper.make_tensor_value_info(name, types.INT64, [1]) for name in told]
+        spec, helper = self._spec, require("onnx.helper")
+        ports = GraphPorts(
+            spec.n_layers,
+            spec.n_kv_heads,
+            spec.head_width,
+            spec.vocab_size,
+            has_call_length=has_call_length,
+        )
+        # The last ones have initializers, so a caller may omit them.
+        inputs = [self._parts.declare(port) for port in (*ports.inputs, *ports.defaults)]
+        outputs = [self._parts.declare(port) for port in ports.outputs]
         graph = helper.make_graph(
             self._parts.nodes, "decoder", inputs, outputs, initializer=self._parts.initializers
         )

@@ -15,6 +15,7 @@ import numpy as np
 from edgekit.dtypes import DType
 from edgekit.exporters.onnx.weights import WEIGHTS_NAME, Linear, Stored
 from edgekit.families.spec import DecoderSpec
+from edgekit.formats.onnx_io import Port
 from edgekit.lazy import require
 from edgekit.scheme import FP16
 from edgekit.tensors import TensorInfo
@@ -76,6 +77,11 @@ class GraphWriter:
         self.initializers.append(tensor)
         return name
 
+    def declare(self, port: Port) -> Any:
+        """Give the ``ValueInfoProto`` of an input or output of the graph."""
+        make = self._helper.make_tensor_value_info
+        return make(port.name, _onnx_types(self._onnx)[port.dtype], port.shape)
+
     def integers(self, name: str, value: int | list[int]) -> str:
         """Add an int64 initializer inside the graph file, where shape inference can read it."""
         return self._small(name, np.asarray(value, dtype=np.int64))
@@ -90,9 +96,14 @@ class GraphWriter:
 
 
 def _onnx_types(onnx: Any) -> dict[DType, int]:
-    """Give ONNX's number for each type that the weight file holds."""
+    """Give ONNX's number for each type of a stored array, an input or an output."""
     types = onnx.TensorProto
-    return {DType.FP32: types.FLOAT, DType.FP16: types.FLOAT16, DType.UINT8: types.UINT8}
+    return {
+        DType.FP32: types.FLOAT,
+        DType.FP16: types.FLOAT16,
+        DType.INT64: types.INT64,
+        DType.UINT8: types.UINT8,
+    }
 
 
 class Matmuls:
