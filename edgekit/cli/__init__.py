@@ -55,7 +55,7 @@ app = typer.Typer(
 
 
 def _help(command: Callable[..., None]) -> str:
-    """Give a command's docstring with the lines of its example kept as they are."""
+    """Give a command's docstring with the lines of its example unchanged."""
     text = inspect_docstring(command) or ""
     # click joins and breaks the lines of a paragraph, unless this character stands before it.
     return text.replace("\nExample:\n", "\n\b\nExample:\n")
