@@ -76,7 +76,7 @@ class Port:
 
     @property
     def signature(self) -> tuple[str, tuple[int, ...]]:
-        """onnxruntime's type name and the fixed sizes, for comparison with a loaded graph."""
+        """The type name in onnxruntime and the fixed sizes, for comparison with a loaded graph."""
         return TYPE_NAMES[self.dtype], tuple(n for n in self.shape if isinstance(n, int))
 
 
