@@ -27,7 +27,7 @@ MAX_MANIFEST_BYTES: Final = 16 << 20
 OPTIMUM_GRAPH: Final = "optimum"
 """``settings["graph"]`` of an ONNX artifact whose graph optimum wrote; absent: edgekit's own."""
 _CHUNK_BYTES: Final = 1 << 20
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal would act on them
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal would obey them
 
 
 class Format(enum.Enum):

@@ -239,7 +239,7 @@ class ComparisonRecord:
 
 @dataclass(frozen=True, slots=True)
 class VerifyRecord:
-    """Whether artifacts hold the same weights, and how far their logits differ.
+    """Whether artifacts hold the same weights, and how far their logits lie apart.
 
     ``n_codes_differing`` and ``n_scales_differing`` count against the first artifact.
     """

@@ -82,7 +82,7 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def sha256(self) -> str:
-        """Hash everything that the result depends on: 64 hexadecimal digits."""
+        """Hash everything that the result follows from: 64 hexadecimal digits."""
 
     @abstractmethod
     def close(self) -> None:

@@ -157,7 +157,7 @@ def _sweep(parent: Path) -> None:
         if not owner.isdigit() or _is_alive(int(owner)):
             continue
         for earlier in path.iterdir() if _EARLIER in path.name else ():
-            # A swap was cut between its two renames: put the earlier artifact back.
+            # A swap that was cut between its two renames: put the earlier artifact back.
             if (earlier / MANIFEST_NAME).is_file() and not (parent / earlier.name).exists():
                 earlier.rename(parent / earlier.name)
         shutil.rmtree(path, ignore_errors=True)

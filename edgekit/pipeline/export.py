@@ -59,8 +59,8 @@ def export(
             default the model's own, in ONNX and Core ML no more than 4,096 unless their
             key/value cache stays small (exporters/context.py).
         method: How scales are chosen, ``search`` or ``rtn``.
-        ignore_config_keys: Keys of config.json that are ignored although edgekit does not know
-            them; one in a section is written ``section.key``. The manifest's notes name them.
+        ignore_config_keys: Keys of config.json that pass although edgekit does not know them; one
+            of a section is written ``section.key``. The manifest's notes name them.
         adapter: Folder of a LoRA adapter that is merged into the weights (docs/adapters.md).
         progress: Called as ``progress(what, n_done, n_total)``.
         warn: Gets warnings about what may go wrong, such as scarce memory.

@@ -113,7 +113,7 @@ def _verify_scheme(
 
 
 def is_verified(records: Sequence[VerifyRecord]) -> bool:
-    """Tell whether no code or scale differs and every logit error is within its tolerance."""
+    """Say whether no code or scale differs and every logit error is within its tolerance."""
     return all(
         record.is_identical
         and (

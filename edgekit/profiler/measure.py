@@ -154,7 +154,7 @@ def _look(
     progress: Progress,
     timeout_s: float,
 ) -> _Seen | Failed:
-    """Run all children and read their results; the first failure ends it."""
+    """Run all children and read their answers; the first failure ends it."""
     title = f"profile {artifact.name} on {arguments['engine']}"
     workload = arguments["workload"]
     n_steps = 2 * n_loads + 1 + workload["n_warmup"] + workload["n_repeats"]

@@ -33,7 +33,7 @@ def _drop(path: Path) -> bool:
     except OSError:
         return False
     try:
-        os.fsync(descriptor)  # pages that are not written yet cannot be dropped
+        os.fsync(descriptor)  # dirty pages stay
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         n_bytes = os.fstat(descriptor).st_size
         return not any(_is_cached(descriptor, at) for at in range(0, n_bytes, _STRIDE_BYTES))

@@ -71,7 +71,7 @@ def measure_divergence(logits: Logits, reference: ReferenceRun) -> Divergence:
             raise MeasureError("logits to compare", got=got.shape, wanted=wanted.shape)
         expected = wanted.astype(np.float64)
         divergence = (np.exp(expected) * (expected - got)).sum(axis=-1)  # (T - 1,)
-        # Rounding can make an exact zero slightly negative.
+        # Rounding can push an exact zero a little below it.
         divergence = np.maximum(divergence, 0.0)
         kl_sums.append(float(divergence.sum()))
         kl_tokens.append(divergence)

@@ -86,7 +86,7 @@ def open_decoder(
         engine: A name of ``ENGINES``; None takes the default of this system.
         n_threads: Threads to compute with; None leaves it to the engine.
         context_length: Positions of the cache; None takes the artifact's own.
-        options: Options of this engine alone.
+        options: Choices that only this engine knows.
 
     Raises:
         UsageError: No such engine, it does not run this format, or an option is wrong.

@@ -42,7 +42,7 @@ class ReferenceDecoder:
 
     Args:
         spec: The decoder.
-        weights: Canonical name to float32 array; each is read once and kept.
+        weights: Canonical name to float32 array; each is asked for once and kept.
         dtype: Number type of all arithmetic, np.float32 or np.float64.
         model: Name shown in records.
         context_length: Most positions; None takes the model's own.
@@ -76,7 +76,7 @@ class ReferenceDecoder:
 
     @classmethod
     def from_quantized(cls, model: QuantizedModel, dtype: FloatType = np.float32) -> Self:
-        """Run exactly the weights of an artifact."""
+        """Run exactly the weights that an artifact holds."""
 
         def read(name: str) -> F32Array:
             tensor = model.get(name)
@@ -86,7 +86,7 @@ class ReferenceDecoder:
 
     @classmethod
     def from_source(cls, source: SourceModel, dtype: FloatType = np.float32) -> Self:
-        """Run the weights of the checkpoint, converted to ``dtype``."""
+        """Run the weights of the checkpoint, widened to ``dtype``."""
 
         def read(name: str) -> F32Array:
             return source.tensor(name).read()
@@ -95,7 +95,7 @@ class ReferenceDecoder:
 
     @property
     def info(self) -> EngineInfo:
-        """Facts for records."""
+        """What goes into records."""
         settings = {"dtype": np.dtype(self._dtype).name}
         return EngineInfo("reference", np.__version__, self._model, settings=settings)
 
@@ -128,7 +128,7 @@ class ReferenceDecoder:
         )
         ids = np.asarray(token_ids, dtype=np.int64)
         self._reserve(n_past + len(ids))
-        # LongRoPE depends on the whole call, so that its chunks do not change the answer.
+        # LongRoPE looks at the whole call, so that chunks of it do not change the answer.
         is_long = self._is_long(n_past + len(ids))
         hidden = [
             self._run_chunk(ids[start : start + _CHUNK_TOKENS], n_past + start, is_long)
@@ -142,7 +142,7 @@ class ReferenceDecoder:
         return capped
 
     def close(self) -> None:
-        """Free weights and cache; safe to call twice."""
+        """Let go of weights and cache; safe to call twice."""
         self._is_closed = True
         self._weights.clear()
         self._cache.clear()
@@ -199,7 +199,7 @@ class ReferenceDecoder:
         return self._linear(joined, at + "o")
 
     def _normed_linear(self, inner: FloatArray, name: str) -> FloatArray:
-        """Project to queries or keys, and norm them if that comes before rope; (T, heads * D)."""
+        """Project to queries or keys and norm them if before rope, (T, C) to (T, heads * D)."""
         projected = self._linear(inner, name)
         match self._spec.qk_norm:
             case QkNorm.NONE | QkNorm.HEAD_AFTER_ROPE:
@@ -246,14 +246,14 @@ class ReferenceDecoder:
         return scaled * (self._weight(name) + self._dtype(self._spec.norm_offset))
 
     def _maybe_norm(self, x: FloatArray, name: str) -> FloatArray:
-        """Norm if the decoder has this norm."""
+        """Norm where the decoder has this norm."""
         return self._norm(x, name) if name in self._shapes else x
 
     def _scaled(self, values: FloatArray, factor: float) -> FloatArray:
         return values if factor == 1.0 else values * self._dtype(factor)
 
     def _capped(self, values: FloatArray, cap: float | None) -> FloatArray:
-        """Limit values smoothly to -cap .. cap."""
+        """Keep values within -cap .. cap, smoothly."""
         if cap is None:
             return values
         capped: FloatArray = np.tanh(values / self._dtype(cap)) * self._dtype(cap)
@@ -291,7 +291,7 @@ class ReferenceDecoder:
 
 
 def _is_seen(n_past: int, n_total: int, window: int | None) -> NDArray[np.bool_]:
-    """Give which keys a query sees: itself and earlier ones, within the window; (T, S)."""
+    """Say which keys a query sees: itself and what came before, within the window; (T, S)."""
     query = np.arange(n_past, n_total)[:, None]
     key = np.arange(n_total)[None, :]
     is_seen: NDArray[np.bool_] = key <= query

@@ -31,7 +31,7 @@ class GraphBuilder:
         schemes: Scheme of every canonical name.
         arrays: What the weight file holds.
         offsets: First byte of each array in it.
-        n_positions: Positions the artifact holds; a window at least as long has no effect.
+        n_positions: Positions the artifact holds; a window at least as long is no window.
     """
 
     def __init__(

@@ -56,7 +56,7 @@ def recover_tensors(artifact: Artifact) -> Iterator[ModelTensor]:
             offsets = read_offsets(weights, arrays)
             wanted = GraphBuilder(spec, schemes, arrays, offsets, n_positions).build()
         except (KeyError, TypeError, ValueError) as error:
-            # A manifest value that is not a number shows where it is first used as one.
+            # What is no number in the manifest shows where it is first used as one.
             raise FormatError(
                 f"{artifact.path}: decoder in the manifest",
                 got=f"{type(error).__name__}: {error}",

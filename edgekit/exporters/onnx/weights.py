@@ -71,8 +71,8 @@ class Linear:
         n_in: M.
         scheme: How all parts are stored.
         has_bias: Whether every part has a bias.
-        stored: Name under which the weights are in the file; a tied ``lm_head`` is there as
-            ``embed``.
+        stored: Name under which the weights lie in the file; differs from ``name`` for a
+            tied ``lm_head``, which lies there as ``embed``.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Linear:
 
 
 def plan_linears(spec: DecoderSpec, schemes: Mapping[str, Scheme]) -> tuple[Linear, ...]:
-    """Plan the matmuls of the graph, in file order.
+    """Say which matmuls the graph has, in file order.
 
     Query, key and value are one matmul when they are stored alike, else three.
 
