@@ -1,6 +1,6 @@
-"""Writing an artifact so that it appears on disk whole or not at all.
+"""Staging: an artifact appears in its folder complete, or not at all.
 
-Files are written to a hidden folder beside the target (work_folder.py). When all are there, the
+Files are written to a hidden folder next to the target (work_folder.py). When all are there, the
 folder and the target exchange their names in one step, so that there is an artifact at any moment.
 """
 
@@ -204,7 +204,7 @@ def _mapped_os_errors(folder: Path) -> Iterator[None]:
                 do="Free space or choose another --out; nothing was left behind.",
             ) from error
         reason, name = error.strerror or str(error), str(error.filename or "")
-        # The folder that files are staged in means nothing to the user; other files do.
+        # The staging folder means nothing to the user; the names of other files do.
         if name and PARTIAL_PREFIX not in name:
             reason = f"{reason}: {name}"
         raise ExportError(
