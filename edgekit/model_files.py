@@ -1,7 +1,8 @@
-"""Which files make up a model folder, and which of them hold the weights."""
+"""Names of the files in a model folder, and the choice of those that hold the weights."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from edgekit.errors import CheckpointError, MissingFileError
+from edgekit.files import NotTrustedError, file_kind, has_plain, is_inside
 from edgekit.strict_json import read_object
 
 CONFIG_NAME: Final = "config.json"
@@ -24,7 +26,7 @@ SENTENCEPIECE_NAME: Final = "tokenizer.model"
 VOCAB_NAME: Final = "vocab.json"
 MERGES_NAME: Final = "merges.txt"
 TEMPLATE_NAME: Final = "chat_template.jinja"
-# Where processors of multimodal models kept their template; the tokenizer's own comes first.
+# Where processors of multimodal models keep their template; the tokenizer's own comes first.
 OLD_TEMPLATE_NAME: Final = "chat_template.json"
 ASSET_NAMES: Final = (
     CONFIG_NAME,
@@ -46,7 +48,7 @@ TEXT_NAMES: Final = (
     VOCAB_NAME,
     MERGES_NAME,
 )
-# Read where the usual file is not there; an artifact carries the usual one (checkpoint/assets.py).
+# Read where the usual file is absent; an artifact always holds the usual one.
 STAND_INS: Final[Mapping[str, str]] = {
     TEKKEN_NAME: TOKENIZER_NAME,
     SENTENCEPIECE_NAME: TOKENIZER_NAME,
@@ -62,7 +64,7 @@ PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 INDEX_SUFFIX: Final = ".safetensors.index.json"
 _SUFFIX: Final = ".safetensors"
 _SHARD: Final = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors")
-# mlx-lm keeps earlier states of a training as 0000100_adapters.safetensors.
+# mlx-lm saves earlier states of a training run as 0000100_adapters.safetensors.
 _ADAPTER: Final = re.compile(r"adapter_model.*\.safetensors|(\d+_)?adapters\.safetensors")
 _MISTRAL_OWN: Final = re.compile(r"consolidated.*\.safetensors")
 _MAX_NAME_BYTES: Final = 255
@@ -77,7 +79,7 @@ class WeightFiles:
         names: Files, in the order in which they are read.
         index: The index that says which file holds which tensor; None if there is none.
         note: What is unusual about the choice, for the user; None if nothing is.
-        is_counted: Whether names or index say how many files there are.
+        is_counted: Whether the names or the index say how many files there are.
     """
 
     names: tuple[str, ...]
@@ -86,22 +88,67 @@ class WeightFiles:
     is_counted: bool = True
 
 
+def is_weights(name: str) -> bool:
+    """Tell by its name whether a file holds weights or says which file holds them."""
+    return name.endswith((_SUFFIX, INDEX_SUFFIX))
+
+
+def has_file(folder: Path, name: str) -> bool:
+    """Tell whether a folder holds a file of that name which can be read.
+
+    Raises:
+        CheckpointError: What bears the name is a pipe, a device, a folder, or a link that leads
+            out of the folder or nowhere. Taken for absent, it would be left out without a word.
+    """
+    try:
+        return has_plain(folder / name)
+    except OSError as error:
+        raise _not_readable(folder / name, error, "a plain file in this folder") from error
+
+
+def has_folder(folder: Path, name: str) -> bool:
+    """Tell whether a folder holds a folder of that name.
+
+    Raises:
+        CheckpointError: What bears the name is something else.
+    """
+    path = folder / name
+    if not os.path.lexists(path):
+        return False
+    kind = file_kind(path) or "a file"
+    if kind == "a link" and is_inside(path) and path.is_dir():
+        return True
+    if kind != "a folder":
+        raise _not_readable(path, NotTrustedError(kind), "a folder in this folder")
+    return True
+
+
+def _not_readable(path: Path, error: OSError, wanted: str) -> CheckpointError:
+    do = error.do if isinstance(error, NotTrustedError) else None
+    return CheckpointError(
+        f"{path}: cannot be read",
+        got=str(error),
+        wanted=wanted,
+        do=do or f"Put the model's own {path.name} there, or remove what bears its name.",
+    )
+
+
 def choose_weight_files(
     names: Collection[str], read_map: Callable[[str], Mapping[str, str]], where: object
 ) -> WeightFiles:
-    """Tell which files of a folder or repository hold the weights.
+    """Choose the files of a folder or repository that hold the weights.
 
     ``model.safetensors`` comes first, then the files of an index, as in transformers. Without
-    either, a complete set of numbered shards is taken, and last whatever safetensors files there
-    are; adapters and Mistral's own ``consolidated.safetensors`` are never taken.
+    either, a complete set of numbered shards is taken, and last any other safetensors files.
+    Adapters and Mistral's own ``consolidated.safetensors`` are never taken.
 
     Args:
-        names: Names of the files at the top.
-        read_map: Reads the index of a name: tensor name to file name.
+        names: Names of the files at the top level.
+        read_map: Reads the index with this name: tensor name to file name.
         where: The folder or repository, for messages.
 
     Raises:
-        MissingFileError: There are no weights, or not all of them; the absent files are named.
+        MissingFileError: There are no weights, or some files are missing; the message names them.
         CheckpointError: Several sets of files could be the weights, or the index is damaged.
     """
     tensors = sorted(name for name in names if name.endswith(_SUFFIX))
@@ -124,7 +171,7 @@ def choose_weight_files(
             f"{where}: several sets of weight files and no {INDEX_NAME}",
             got=", ".join(f"{stem}-*-of-{total:05}{_SUFFIX}" for stem, total in sorted(sets)),
             wanted="one of them",
-            do="Leave the files of one model in the folder.",
+            do="Keep only the files of one model in the folder.",
         )
     for stem, total in sets:
         shards = tuple(f"{stem}-{i + 1:05}-of-{total:05}{_SUFFIX}" for i in range(total))
@@ -146,22 +193,22 @@ def _require_all(
             f"{where}: {len(missing)} of {len(shards)} weight files are missing",
             got=f"no {_listed(missing)}",
             wanted=wanted,
-            do="Bring the missing files into the folder, or download the model again.",
+            do="Copy the missing files into the folder, or download the model again.",
         )
 
 
 def _note_unread(tensors: list[str], read: tuple[str, ...]) -> str | None:
-    """Name the other safetensors files; Mistral ships its own file beside the usual ones."""
+    """Name the other safetensors files; Mistral publishes its own file next to the usual ones."""
     others = [
         name
         for name in tensors
         if name not in read and not _MISTRAL_OWN.fullmatch(name) and not _ADAPTER.fullmatch(name)
     ]
-    return f"not read, because {_listed(read)} is: {_listed(others)}" if others else None
+    return f"not read: {_listed(others)} (the weights are in {_listed(read)})" if others else None
 
 
 def _no_weights(names: Collection[str], tensors: list[str], where: object) -> MissingFileError:
-    """Say what lies there in place of the weights, and what to do with it."""
+    """Make the error for a folder without weights: what it holds instead, and what to do."""
     pickles = sorted(name for name in names if name.endswith(PICKLES))
     if pickles:
         return MissingFileError(
@@ -176,7 +223,7 @@ def _no_weights(names: Collection[str], tensors: list[str], where: object) -> Mi
             f"{where}: no weights in the layout of transformers",
             got=f"{_listed(tensors)}, Mistral's own layout",
             wanted=f"{WEIGHTS_NAME} or {INDEX_NAME}",
-            do="Take the files in the layout of transformers, which most such repositories hold "
+            do="Use the files in the layout of transformers, which most such repositories hold "
             "too, or convert these with transformers.",
         )
     ggufs = sorted(name for name in names if name.endswith(".gguf"))
@@ -191,7 +238,7 @@ def _no_weights(names: Collection[str], tensors: list[str], where: object) -> Mi
         f"{where}: no weights",
         got=_listed(a) if (a := sorted(filter(_ADAPTER.fullmatch, names))) else None,
         wanted=f"{WEIGHTS_NAME} or {INDEX_NAME}",
-        do="Bring the weight files into the folder, or download the model again.",
+        do="Copy the weight files into the folder, or download the model again.",
     )
 
 
@@ -203,10 +250,10 @@ def _listed(names: Collection[str]) -> str:
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
-    """Read tensor name to file name from the index.
+    """Read the index of the weight files: tensor name to file name.
 
     Raises:
-        CheckpointError: No map, or a file name that is not a plain name beside the index.
+        CheckpointError: Not such a map, or a file name that leads out of the folder.
     """
     entries = read_object(path, max_bytes=MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(entries, dict) or not entries:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgekit import file_hashes
 from edgekit.artifact import MANIFEST_NAME, Artifact, Manifest
 from edgekit.errors import ArtifactError
 from edgekit.scheme import Scheme
@@ -24,6 +25,7 @@ def edit(folder, change) -> None:
     path = folder / MANIFEST_NAME
     data = json.loads(path.read_text())
     change(data)
+    del data["manifest_sha256"]
     path.write_text(json.dumps(data))
 
 
@@ -140,6 +142,170 @@ def test_a_file_that_is_gone_or_has_another_size_is_named(copy):
         Artifact.open(copy)
 
 
+def test_a_manifest_of_which_a_byte_changed_is_refused(copy):
+    text = (copy / MANIFEST_NAME).read_text()
+    changes = (("norm stays float", "norm stays fl0at"), ("\n  ", "\n\t "), (": [", ":  ["))
+    for old, new in (*changes, ('"manifest_sha256": "', '"manifest_sha256": "0')):
+        assert old in text
+        (copy / MANIFEST_NAME).write_text(text.replace(old, new, 1))
+        with pytest.raises(ArtifactError, match="was changed since the export") as caught:
+            Artifact.open(copy)
+        assert caught.value.do == "Export the model again."
+    (copy / MANIFEST_NAME).write_text(text)
+    Artifact.open(copy)
+
+
+def test_a_manifest_of_an_earlier_version_has_no_seal(copy):
+    edit(copy, lambda data: None)
+    Artifact.open(copy).check_files()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda d: d.update(model_name="n" * 256), "of 256 characters"),
+        (lambda d: d["tensors"][0].update(name="n" * 256), "of 256 characters"),
+        (lambda d: d.update(notes=["n" * 4097]), "a text of 4097 characters, at most 4096"),
+        (lambda d: d.update(notes=["n"] * 513), "513 notes"),
+        (lambda d: d.update(source="n" * (8 << 20)), "a text of 8388608 characters"),
+        (lambda d: d.update(settings={"n" * 5000: [{"a": 1}]}), "a text of 5000 characters"),
+        (lambda d: d.update(settings={"a": [{"b": "n" * 5000}]}), "a text of 5000 characters"),
+        (lambda d: d.update(source_sha256="0" * 63), "sha256 '000"),
+        (lambda d: d["files"][0].update(sha256="A" * 64), "sha256 'AAA"),
+    ],
+)
+def test_texts_that_edgekit_never_writes_are_refused(copy, change, named):
+    edit(copy, change)
+    with pytest.raises(ArtifactError, match="is not a manifest") as caught:
+        Artifact.open(copy)
+    assert named in caught.value.got
+    assert len(str(caught.value)) < 1000
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+def link(path):
+    path.symlink_to("/etc/passwd")
+
+
+def lost_link(path):
+    path.symlink_to("nowhere")
+
+
+def file(path):
+    path.write_text("x")
+
+
+def folder(path):
+    path.mkdir()
+
+
+def folder_of_a_file(name):
+    return lambda path: (path.mkdir(), file(path / name))
+
+
+READ = [
+    ("chat_template.jinja", file),
+    ("CHAT_TEMPLATE.jinja", file),
+    ("added_tokens.json", file),
+    ("tokenizer.model", file),
+    ("merges.txt", file),
+    ("merges.txt", pipe),
+    ("vocab.json", link),
+    ("vocab.json", lost_link),
+    ("vocab.txt", file),
+    ("preprocessor_config.json", file),
+    ("model-extra.safetensors", file),
+    ("modeling_x.py", file),
+    ("x.onnx", file),
+    ("model.mlmodelc", folder),
+    ("additional_chat_templates", folder),
+    ("additional_chat_templates", folder_of_a_file("tool_use.jinja")),
+    ("anything", pipe),
+    (".DS_Store", pipe),
+]
+UNREAD = [
+    ("README.md", file),
+    ("LICENSE", file),
+    ("notes.txt", file),
+    ("report.json", file),
+    ("demo.py", file),
+    (".github", folder),
+    ("README", link),
+    (".gitignore", link),
+]
+
+
+@pytest.mark.parametrize(("name", "make"), READ)
+def test_what_a_program_might_read_and_is_not_listed_is_refused_at_a_load(copy, name, make):
+    make(copy / name)
+    artifact = Artifact.open(copy)
+    for check in (artifact.check_unchanged, artifact.check_files):
+        with pytest.raises(ArtifactError, match="does not list") as caught:
+            check()
+        assert caught.value.got == name + ("/tool_use.jinja" if "/" in caught.value.got else "")
+
+
+@pytest.mark.parametrize(("name", "make"), UNREAD)
+def test_what_nothing_reads_is_found_by_verify_only(copy, name, make):
+    make(copy / name)
+    artifact = Artifact.open(copy)
+    artifact.check_unchanged()
+    with pytest.raises(ArtifactError, match="does not list") as caught:
+        artifact.check_files()
+    assert caught.value.got == name
+
+
+def test_a_file_in_a_package_that_is_not_listed_is_refused_whatever_its_name(
+    tiny_artifacts, tmp_path
+):
+    folder = shutil.copytree(tiny_artifacts["coreml-int4"].path, tmp_path / "c")
+    inside = folder / "model.mlpackage" / "Data" / "com.apple.CoreML" / "weights"
+    file(inside / "README")
+    with pytest.raises(ArtifactError, match="does not list"):
+        Artifact.open(folder).check_unchanged()
+
+
+def test_what_systems_keep_for_themselves_is_nobodys_fault(tiny_artifacts, tmp_path):
+    folder = shutil.copytree(tiny_artifacts["coreml-int4"].path, tmp_path / "c")
+    for place in (folder, folder / "model.mlpackage", folder / "model.mlpackage" / "Data"):
+        for name in (".DS_Store", "._config.json", "Thumbs.db", "desktop.ini", ".localized"):
+            file(place / name)
+    file(folder / ".gitattributes")
+    for name in (".git", ".cache"):
+        folder_of_a_file("config.json")(folder / name)
+    artifact = Artifact.open(folder)
+    artifact.check_unchanged()
+    artifact.check_files()
+
+
+@pytest.mark.parametrize("make", [pipe, link, lost_link, lambda p: p.mkdir()])
+def test_a_listed_file_that_is_no_plain_file_is_refused_without_waiting(copy, make):
+    artifact = Artifact.open(copy)
+    (copy / "tokenizer.json").unlink()
+    make(copy / "tokenizer.json")
+    for check in (artifact.check_unchanged, artifact.check_files, lambda: Artifact.open(copy)):
+        with pytest.raises(ArtifactError, match=r"tokenizer\.json"):
+            check()
+
+
+def test_a_changed_file_is_refused_at_a_load_also_after_its_hash_was_remembered(copy, monkeypatch):
+    monkeypatch.setattr(file_hashes, "_SETTLED_NS", 0)
+    artifact = Artifact.open(copy)
+    artifact.check_unchanged()
+    target = copy / "model.safetensors"
+    status = target.stat()
+    data = bytearray(target.read_bytes())
+    data[-1] ^= 1
+    target.write_bytes(data)
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(ArtifactError, match="files changed since the export") as caught:
+        artifact.check_unchanged()
+    assert (caught.value.got, caught.value.exit_code) == ("model.safetensors", 1)
+
+
 def test_a_changed_file_of_the_same_size_is_found_and_only_it(copy):
     artifact = Artifact.open(copy)
     target = copy / "model.safetensors"
@@ -150,5 +316,5 @@ def test_a_changed_file_of_the_same_size_is_found_and_only_it(copy):
         Artifact.open(copy).check_files()
     assert caught.value.got == "model.safetensors"
     target.unlink()
-    with pytest.raises(ArtifactError, match="a file cannot be read"):
+    with pytest.raises(ArtifactError, match="got no such file"):
         artifact.check_files()

@@ -1,14 +1,12 @@
-"""A model folder as config and tensors that can be read one at a time.
+"""``FolderCheckpoint``: a model folder as config and tensors that can be read one at a time.
 
 Config and tensor headers are read and checked at once; weights only when asked for. Pickles
-are never read. It must not know what the tensors mean.
+are never read. This module does not know what the tensors mean.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
@@ -19,17 +17,22 @@ from edgekit.checkpoint.base import Checkpoint
 from edgekit.checkpoint.config import RawConfig
 from edgekit.checkpoint.prequantized.method import join_parts, read_beside
 from edgekit.checkpoint.repository import model_name, resolve_model
+from edgekit.checkpoint.source_files import SourceFiles
 from edgekit.errors import CheckpointError, FormatError, MissingFileError
-from edgekit.files import is_inside, open_inside
+from edgekit.files import open_inside
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsTensor
 from edgekit.model_files import (
     ADAPTER_WEIGHTS_NAMES,
     ASSET_NAMES,
     CONFIG_NAME,
+    TEXT_NAMES,
     choose_weight_files,
+    has_file,
+    is_weights,
     read_weight_map,
 )
 from edgekit.progress import Progress, ignore_progress
+from edgekit.strict_json import read_stored
 from edgekit.tensors import LazyTensor
 from edgekit.text.files import TextFiles
 
@@ -59,8 +62,18 @@ class FolderFiles:
         self._folder = folder
 
     def names(self) -> tuple[str, ...]:
-        """Give the names of all files."""
-        return tuple(sorted(path.name for path in self._folder.iterdir() if path.is_file()))
+        """Give the names of all files; what bears the name of weights must be a plain file.
+
+        Raises:
+            CheckpointError: It is something else.
+        """
+        return tuple(
+            sorted(
+                path.name
+                for path in self._folder.iterdir()
+                if path.is_file() or (is_weights(path.name) and has_file(self._folder, path.name))
+            )
+        )
 
     def open(self, name: str) -> SafetensorsFile:
         """Open a weight file: its header is read.
@@ -81,20 +94,20 @@ class FolderCheckpoint(Checkpoint):
 
         Args:
             model: What the user named.
-            folder: Where config, tokenizer and template lie.
-            weight_files: Where the weights lie; None for the same folder.
+            folder: Folder of config, tokenizer and template.
+            weight_files: The weight files; None for those in the same folder.
         """
         self.folder = folder
         self.notes = []
         self.name = model_name(model, self.folder)
         self.origin = str(model)
+        self._source_files = SourceFiles(self.folder)
         _refuse_lost_links(self.folder)
         require_config(self.folder)
         self.config = RawConfig.open(self.folder / CONFIG_NAME)
         self.assets = MappingProxyType(
-            {name: self.folder / name for name in ASSET_NAMES if (self.folder / name).is_file()}
+            {name: self.folder / name for name in ASSET_NAMES if has_file(self.folder, name)}
         )
-        self._refuse_links_out()
         weight_files = weight_files or FolderFiles(folder)
         names = weight_files.names()
         self.adapter_files = tuple(name for name in ADAPTER_WEIGHTS_NAMES if name in names)
@@ -125,7 +138,7 @@ class FolderCheckpoint(Checkpoint):
 
     @property
     def assets_bytes(self) -> int:
-        """Bytes of the files that go into every artifact as they are."""
+        """Bytes of the files that every artifact holds unchanged."""
         return sum(path.stat().st_size for path in self.assets.values())
 
     def weights(self) -> dict[str, LazyTensor]:
@@ -146,9 +159,17 @@ class FolderCheckpoint(Checkpoint):
         )
 
     def sha256(self) -> str:
-        """Hash config.json as stored and every tensor; the same however the file is sharded."""
-        config = json.dumps(self.config.as_read(), sort_keys=True, separators=(",", ":"))
-        digest = hashlib.sha256(config.encode())
+        """Hash the model's own bytes: config.json and every tensor, both as they are stored.
+
+        The tensors come in the order of their names, each after a line with name, type and shape:
+        the hash is the same however they are distributed over files. Nothing that edgekit fills
+        in, ignores or converts plays a part; nor do tokenizer and template.
+
+        Raises:
+            CheckpointError: config.json cannot be read any more.
+            FormatError: A weight file cannot be read any more.
+        """
+        digest = hashlib.sha256(read_stored(self.folder / CONFIG_NAME))
         for name in sorted(self.tensors):
             tensor = self.tensors[name]
             info = tensor.info
@@ -157,20 +178,18 @@ class FolderCheckpoint(Checkpoint):
                 digest.update(piece.data)
         return digest.hexdigest()
 
-    def close(self) -> None:
-        """Let go of the files; safe to call twice."""
-        self._files.close()
+    def refuse_changed(self, sha256: str | None) -> None:
+        """Refuse a model that was changed since it was opened; see ``Checkpoint``."""
+        weights = {tensor.file.path for tensor in self.tensors.values()}
+        texts = self._source_files.with_texts(self.text_files)
+        self._source_files.refuse_changes(
+            {self.folder / CONFIG_NAME} | texts | weights,
+            lambda: sha256 is None or self.sha256() == sha256,
+        )
 
-    def _refuse_links_out(self) -> None:
-        """Refuse assets that are links to elsewhere: an export would copy what they lead to."""
-        outside = [name for name, path in self.assets.items() if not is_inside(path)]
-        if outside:
-            raise CheckpointError(
-                f"{self.folder}: links that lead out of the folder",
-                got=", ".join(outside),
-                wanted="files of the model",
-                do="Put the files themselves in place of the links, if you trust where they lead.",
-            )
+    def close(self) -> None:
+        """Close the files; safe to call twice."""
+        self._files.close()
 
     def _open_tensors(
         self, files: WeightFiles, names: tuple[str, ...]
@@ -225,7 +244,7 @@ def _refuse_lost_links(folder: Path) -> None:
         MissingFileError: There are some; all are named.
     """
     lost = [path for path in sorted(folder.iterdir()) if path.is_symlink() and not path.exists()]
-    wanted = [p for p in lost if p.name in ASSET_NAMES or p.suffix == ".safetensors"]
+    wanted = [p for p in lost if p.name in TEXT_NAMES or p.suffix == ".safetensors"]
     if wanted:
         first = wanted[0]
         raise MissingFileError(
@@ -237,7 +256,7 @@ def _refuse_lost_links(folder: Path) -> None:
 
 
 def _read_license(card: Path) -> str:
-    """Read ``license`` from the front matter of a model card, which anyone may have written."""
+    """Read ``license`` from the front matter of a model card, which is untrusted text."""
     try:
         with open_inside(card) as stream:
             lines = stream.read(_MAX_CARD_BYTES).decode("utf-8", "replace").splitlines()
@@ -260,8 +279,9 @@ def require_config(folder: Path) -> None:
 
     Raises:
         MissingFileError: It has no config.json.
+        CheckpointError: What bears the name is no plain file of the folder.
     """
-    if os.path.lexists(folder / CONFIG_NAME):
+    if has_file(folder, CONFIG_NAME):
         return
     refuse_adapter_folder(folder)
     inner = sorted(path.parent for path in folder.glob(f"*/{CONFIG_NAME}"))

@@ -1,4 +1,4 @@
-"""Recipes: the real models that are known by name, and what is known of each.
+"""Recipes: the real models that edgekit knows by name, and what is known of each.
 
 One TOML file per model under ``models/``. What it says was taken from the model's card and is
 only shown; the checkpoint's own config decides.
@@ -9,13 +9,16 @@ from __future__ import annotations
 import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from edgekit.errors import CheckpointError
+from edgekit.files import open_plain, read_capped
 from edgekit.text.chat import ChatTemplate
 from edgekit.text.files import TextFiles
 from edgekit.text.tokenizer import Tokenizer
 from edgekit.typed_values import WrongValuesError, from_plain
+
+_MAX_RECIPE_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +141,16 @@ def read_recipe(path: Path) -> Recipe:
         CheckpointError: Unreadable, no TOML, or keys missing, unknown or of another type.
     """
     try:
-        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        with open_plain(path) as stream:
+            text = read_capped(stream, _MAX_RECIPE_BYTES).decode("utf-8")
+        data: dict[str, Any] = tomllib.loads(text.replace("\r\n", "\n"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read", got=str(error), wanted="TOML") from error
     try:
         return from_plain(Recipe, {**data, "name": path.stem})
     except WrongValuesError as error:
         raise CheckpointError(
-            f"{path} is not a recipe", got=error, do="Compare with another."
+            f"{path} is not a recipe", got=error, do="Compare it with another file of models/."
         ) from error
 
 
@@ -186,7 +191,7 @@ def _compare(
             f"{recipe.golden.source}",
             got=_shown(found),
             wanted=_shown(wanted),
-            do="Download the model again. A folder is taken as it is: if you know that the "
+            do="Download the model again. A folder is not checked this way: if you know that the "
             f"tokenizer is right, export {folder}.",
         )
 

@@ -48,18 +48,21 @@ def command(
     from edgekit.report.terminal import print_table
 
     output = Output(is_json=as_json)
+    opened = [Artifact.open(path) for path in artifacts]
+    for artifact in opened:
+        artifact.check_unchanged()
     workload = Workload(n_prompt, n_new, repeats, n_warmup=1)
     with output.progress() as progress:
         records = [
             profile(
-                Artifact.open(path),
+                artifact,
                 device=device,
                 engine=engine,
                 n_threads=threads,
                 workload=workload,
                 progress=progress,
             )
-            for path in artifacts
+            for artifact in opened
         ]
 
     def show(console: Console) -> None:

@@ -1,4 +1,4 @@
-"""`edgekit verify`: are artifacts right, as they lie on disk and as they run?"""
+"""`edgekit verify`: check artifacts as they lie on disk and as they run."""
 
 from __future__ import annotations
 

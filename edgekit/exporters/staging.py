@@ -1,32 +1,38 @@
-"""Answer one question: how does an artifact appear on disk all at once, or not at all?
+"""Staging: an artifact appears in its folder complete, or not at all.
 
-Files are written to a hidden folder beside the target and renamed into place when complete.
-What a killed export leaves behind carries the prefix below and is swept by the next one.
+Files are written to a hidden folder next to the target (work_folder.py). When all are there, the
+folder and the target exchange their names in one step, so that there is an artifact at any moment.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import platform
 import shutil
-import tempfile
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from edgekit.artifact import MANIFEST_NAME, Artifact, FileEntry, Manifest, hash_file
+from edgekit.artifact import MANIFEST_NAME, Artifact, FileEntry, Manifest
 from edgekit.decision import Rejected
 from edgekit.errors import ExportError
 from edgekit.exporters.base import Exporter, ExportOptions
+from edgekit.exporters.work_folder import EARLIER, PARTIAL_PREFIX, sweep, work_folder
+from edgekit.file_hashes import hash_file
 from edgekit.progress import Progress, ignore_progress
 from edgekit.quantize.model import QuantizedModel, combine_hashes
 from edgekit.units import format_bytes
 
-PARTIAL_PREFIX: Final = ".edgekit-partial-"
-_EARLIER: Final = "-earlier-"
+_NEW: Final = "new"
+_AT_CWD: Final = -100  # AT_FDCWD of Linux
+_EXCHANGE: Final = 2  # RENAME_EXCHANGE of renameat2 (Linux), RENAME_SWAP of renamex_np (macOS)
+# What a system, or the file system, answers that cannot exchange two names.
+_CANNOT: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
 def write_artifact(
@@ -83,7 +89,7 @@ def write_artifact(
             ),
             end_tokens=model.source.ends,
         )
-        (staging / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+        (staging / MANIFEST_NAME).write_bytes(manifest.to_json().encode("utf-8"))
     return Artifact.open(folder)
 
 
@@ -97,17 +103,13 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     with _mapped_os_errors(folder):
         _refuse_foreign(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder.parent)
-        staging = Path(
-            tempfile.mkdtemp(prefix=f"{PARTIAL_PREFIX}{os.getpid()}-", dir=folder.parent)
-        )
-    try:
-        with _mapped_os_errors(folder):
+        sweep(folder.parent)
+        with work_folder(folder.parent) as work:
+            staging = work / _NEW
+            staging.mkdir()
             yield staging
             _sync(staging)
-            _swap(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            _put_in_place(staging, folder)
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -121,23 +123,46 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
-def _swap(staging: Path, folder: Path) -> None:
-    staging.chmod(0o755)
+def _put_in_place(staging: Path, folder: Path) -> None:
+    """Give the name ``folder`` to ``staging``; what bore it is afterwards in the work folder."""
     if not folder.exists():
         staging.rename(folder)
-        return
-    old = Path(
-        tempfile.mkdtemp(prefix=f"{PARTIAL_PREFIX}{os.getpid()}{_EARLIER}", dir=folder.parent)
-    )
+    elif not _exchange(staging, folder):
+        _replace(staging, folder)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Have two folders exchange their names in one step; False where that cannot be done.
+
+    Source:
+        Linux man-pages, rename(2); macOS, renamex_np(2).
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    names = (os.fsencode(first), os.fsencode(second))
+    if sys.platform == "darwin":
+        failed = library.renamex_np(*names, ctypes.c_uint(_EXCHANGE))
+    elif hasattr(library, "renameat2"):
+        failed = library.renameat2(_AT_CWD, names[0], _AT_CWD, names[1], ctypes.c_uint(_EXCHANGE))
+    else:
+        return False
+    if not failed:
+        return True
+    number = ctypes.get_errno()
+    if number in _CANNOT:
+        return False
+    raise OSError(number, os.strerror(number), str(first), None, str(second))
+
+
+def _replace(staging: Path, folder: Path) -> None:
+    """Replace a folder by two renames; a kill between them is mended by the next export."""
+    earlier = staging.parent / EARLIER / folder.name
+    earlier.parent.mkdir()
+    folder.rename(earlier)
     try:
-        folder.rename(old / folder.name)
-        try:
-            staging.rename(folder)
-        except OSError:
-            (old / folder.name).rename(folder)
-            raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+        staging.rename(folder)
+    except OSError:
+        earlier.rename(folder)
+        raise
 
 
 def _sync(folder: Path) -> None:
@@ -148,29 +173,6 @@ def _sync(folder: Path) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-
-
-def _sweep(parent: Path) -> None:
-    """Remove what dead exports left; a live process keeps its own."""
-    for path in parent.glob(f"{PARTIAL_PREFIX}*"):
-        owner = path.name[len(PARTIAL_PREFIX) :].partition("-")[0]
-        if not owner.isdigit() or _is_alive(int(owner)):
-            continue
-        for earlier in path.iterdir() if _EARLIER in path.name else ():
-            # A swap that was cut between its two renames: put the earlier artifact back.
-            if (earlier / MANIFEST_NAME).is_file() and not (parent / earlier.name).exists():
-                earlier.rename(parent / earlier.name)
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def list_files(folder: Path) -> tuple[FileEntry, ...]:
@@ -202,7 +204,7 @@ def _mapped_os_errors(folder: Path) -> Iterator[None]:
                 do="Free space or choose another --out; nothing was left behind.",
             ) from error
         reason, name = error.strerror or str(error), str(error.filename or "")
-        # The folder that files are staged in means nothing to the user; other files do.
+        # The staging folder means nothing to the user; the names of other files do.
         if name and PARTIAL_PREFIX not in name:
             reason = f"{reason}: {name}"
         raise ExportError(

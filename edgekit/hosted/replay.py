@@ -1,8 +1,8 @@
-"""Answer one question: how does a recording answer in place of the server it was taken from?
+"""``ReplayBackend``: answers from a recording in place of the server it was taken from.
 
-Nothing is asked and nothing waits: events carry the recorded times, counted from the moment of
-the replayed request. A line that is cut off at the end of the file is what a killed run leaves
-and is passed over; any other damage is an error.
+No request is sent and nothing waits: events have the recorded times, counted from the start of the
+replayed request. An unfinished last line, which an interrupted run may leave, is ignored; any other
+damage is an error.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from edgekit.errors import FormatError, ServerError, UsageError
+from edgekit.files import open_plain
 from edgekit.hosted.recording import SCHEMA_VERSION, hash_request
 from edgekit.records import EngineInfo, from_data
 from edgekit.runtime.base import GenerateOptions, Message, TokenEvent
@@ -117,7 +118,7 @@ class ReplayBackend:
             yield dataclasses.replace(event, time_s=start_s + event.time_s)
 
     def close(self) -> None:
-        """Nothing is held. Safe to call twice."""
+        """Do nothing; no resource is open. Safe to call twice."""
 
     def __enter__(self) -> Self:
         return self
@@ -133,15 +134,17 @@ def read_answers(path: Path) -> Iterator[Answer]:
         FormatError: The file cannot be read, or a whole line is damaged; names the line.
     """
     try:
-        with path.open("rb") as stream:
+        with open_plain(path) as stream:
             for number, line in enumerate(stream, start=1):
                 if line.endswith(b"\n"):
                     yield _answer(line, f"{path} line {number}")
     except OSError as error:
         raise FormatError(
-            f"cannot read the recording {path}", got=error.strerror, wanted="a JSONL file",
+            f"cannot read the recording {path}",
+            got=error.strerror or str(error),
+            wanted="a JSONL file",
             do="Make one with: edgekit compare --record FILE",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _answer(line: bytes, where: str) -> Answer:

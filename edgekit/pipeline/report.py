@@ -1,10 +1,11 @@
-"""Answer one question: how does a report.json become a report again?"""
+"""Reading a report.json back, to write its report again."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from edgekit.errors import FormatError, UsageError
+from edgekit.files import open_plain, read_capped
 from edgekit.records import SCHEMA_VERSION, ReportData, from_data
 from edgekit.strict_json import parse_object
 
@@ -18,9 +19,9 @@ def read_report(path: Path) -> ReportData:
         UsageError: No such file, not JSON, or not a report of this version.
     """
     try:
-        if path.stat().st_size > MAX_REPORT_BYTES:
-            raise UsageError(f"{path} is too large for a report", got=path.stat().st_size)
-        data = parse_object(path.read_bytes(), str(path), allows_surrogates=True)
+        with open_plain(path) as stream:
+            text = read_capped(stream, MAX_REPORT_BYTES)
+        data = parse_object(text, str(path), allows_surrogates=True)
     except (OSError, FormatError) as error:
         raise UsageError(
             f"cannot read {path}",

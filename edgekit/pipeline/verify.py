@@ -1,4 +1,4 @@
-"""Whether artifacts hold the same weights, and run as they should: what ``edgekit verify`` does.
+"""``verify``: check that artifacts hold the same weights, and run as they should.
 
 Three checks. Weights: every artifact is re-read from disk with its format's own library; codes and
 scales are counted against the first, and against its manifest. Logits: each graph runs with float
@@ -31,10 +31,11 @@ from edgekit.pipeline.agreement import (
     refuse_traced,
     run_by_default,
 )
+from edgekit.pipeline.claims import recover_entries, refuse_false_claims
 from edgekit.pipeline.stock import check_stock
 from edgekit.progress import Progress, ignore_progress
 from edgekit.quality.evaluate import SuitePlan
-from edgekit.quantize.model import ModelTensor, QuantizedTensor, combine_hashes
+from edgekit.quantize.model import QuantizedTensor, combine_hashes
 from edgekit.records import LogitsCheck, VerifyRecord, WeightsCheck
 from edgekit.text.chat import ChatTemplate
 from edgekit.text.tokenizer import Tokenizer
@@ -89,8 +90,9 @@ def verify(
 
     Raises:
         UsageError: None given, or they come from different models.
-        ArtifactError: A file changed since the export.
-        FormatError: A file is not what its exporter writes, or the manifest claims something else.
+        ArtifactError: A file changed since the export, or the manifest claims what its files do
+            not say.
+        FormatError: A file is not what its exporter writes.
         NoFitError: No engine of this machine runs one of them.
         EngineError: An engine failed on the tokens.
     """
@@ -106,12 +108,12 @@ def verify(
 def _verify_scheme(
     artifacts: Sequence[Artifact], plan: VerifyPlan | None, progress: Progress
 ) -> list[VerifyRecord]:
-    entries: list[tuple[TensorEntry, ...]] = []
+    entries: list[list[TensorEntry]] = []
     for index, artifact in enumerate(artifacts):
         progress(f"re-read {artifact.name}", index, len(artifacts))
         artifact.check_files()
-        entries.append(_recovered_entries(artifact))
-        _check_tensors(artifact, entries[-1])
+        entries.append(recover_entries(artifact))
+        refuse_false_claims(artifact, entries[-1])
     records = [
         VerifyRecord(
             artifact.name,
@@ -199,7 +201,7 @@ def verification_tokens(artifact: Artifact, n_tokens: int) -> list[int]:
         ids = []
     while len(ids) < limit:
         ids.append((7919 * len(ids) + 13) % spec.vocab_size)
-    # Short documents one after another reach every kind of text within the limit.
+    # Short documents one after another cover every kind of text within the limit.
     return ids[:limit]
 
 
@@ -214,51 +216,6 @@ def _refuse_mixed(artifacts: Sequence[Artifact]) -> None:
             got=", ".join(str(path) for path in sources.values()),
             wanted="artifacts exported from the same weights",
             do="Verify them in separate calls.",
-        )
-
-
-def _recovered_entries(artifact: Artifact) -> tuple[TensorEntry, ...]:
-    """Re-read an artifact and describe its tensors as they lie in its files."""
-    return tuple(
-        TensorEntry(tensor.name, tensor.shape, str(tensor.scheme), "", _hash(tensor))
-        for tensor in open_exporter(artifact.format).recover(artifact)
-    )
-
-
-def _hash(tensor: ModelTensor) -> str | None:
-    return tensor.sha256() if isinstance(tensor, QuantizedTensor) else None
-
-
-def _check_tensors(artifact: Artifact, found: Sequence[TensorEntry]) -> None:
-    """Refuse tensors that are not those which the manifest lists, or not those of its decoder.
-
-    Raises:
-        FormatError: See above.
-    """
-    shapes = read_spec(artifact).weight_shapes()
-    listed = {e.name: (e.shape, e.scheme, e.sha256) for e in artifact.manifest.tensors}
-    own = {e.name: (e.shape, e.scheme, e.sha256) for e in found}
-    odd = sorted(own.keys() ^ listed.keys() | own.keys() ^ shapes.keys())
-    if odd:
-        raise FormatError(
-            f"{artifact.path}: tensors", got=", ".join(odd[:5]), wanted="those of the manifest"
-        )
-    for index, title in enumerate(("shapes", "schemes", "weights")):
-        wrong = [name for name in own if own[name][index] != listed[name][index]]
-        if index == 0:
-            wrong += [name for name in own if own[name][0] != shapes[name]]
-        if wrong:
-            raise FormatError(
-                f"{artifact.path}: {title} on disk are not those of its manifest",
-                got=", ".join(wrong[:5]),
-                do="Export the model again.",
-            )
-    if combine_hashes(found) != artifact.manifest.weights_sha256:
-        raise FormatError(
-            f"{artifact.path}: weights_sha256 in the manifest",
-            got=artifact.manifest.weights_sha256[:12],
-            wanted=combine_hashes(found)[:12],
-            do="Export the model again.",
         )
 
 

@@ -73,7 +73,7 @@ class StoredModel:
         return QuantizedTensor(name, bits, scheme.group, codes, tensors[f"{name}.scales"].read())
 
     def close(self) -> None:
-        """Let go of the weights file; safe to call twice."""
+        """Close the weights file; safe to call twice."""
         self._weights.close()
 
 
@@ -104,6 +104,7 @@ def quantize_model(
 
     Raises:
         QuantError: The scheme cannot hold the model; the message names the tensors.
+        CheckpointError: The model was changed while it was read.
         ExportError: The store cannot be written.
     """
     plans = plan_source(source, scheme)
@@ -137,6 +138,7 @@ def quantize_model(
                 _append(writer, tensor)
                 entries.append(item.entry(_sha256(tensor)))
                 progress(item.name, n_done, len(plans))
+        checkpoint.refuse_changed(origin.sha256)
         weights_file = SafetensorsFile(folder / WEIGHTS_NAME)
     except OSError as error:
         raise ExportError(
@@ -149,7 +151,7 @@ def quantize_model(
 
 
 def _stored_infos(name: str, shape: tuple[int, ...], scheme: Scheme) -> list[TensorInfo]:
-    """Say which tensors of the file hold one tensor of the model."""
+    """Give the tensors of the file that hold one tensor of the model."""
     if scheme.group is None:
         return [TensorInfo(name, shape, _FLOAT_DTYPES[scheme.kind])]
     n_rows, n_cols = shape
@@ -173,7 +175,7 @@ def _sha256(tensor: ModelTensor) -> str | None:
 
 
 def _copy_assets(view: TextView, folder: Path) -> Mapping[str, Path]:
-    """Put tokenizer, template and config files into the store."""
+    """Copy tokenizer, template and config files into the store."""
     target = folder / ASSETS_NAME
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()

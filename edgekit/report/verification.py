@@ -1,4 +1,4 @@
-"""How the results of ``edgekit verify`` are shown: one table for each check.
+"""Tables of a verification: one for each check of ``edgekit verify``.
 
 a) the weights that are stored, b) logits with float activations, c) the artifact as it runs by
 default; then the stock runtimes, and the graphs of another exporter.

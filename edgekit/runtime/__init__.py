@@ -1,7 +1,6 @@
-"""Answer one question: which engines are there, and which one runs an artifact?
+"""The engines by name, which formats each runs, and how to load an artifact into one.
 
-Engines are named by strings, so that importing this package imports no runtime. It must not
-know how an engine works.
+They are listed as strings, so that importing this package imports no runtime library.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def default_engine(artifact_format: Format, host_os: str) -> str:
 
     Args:
         artifact_format: The format.
-        host_os: As ``platform.system()`` says it, in any case: darwin, linux, windows.
+        host_os: What ``platform.system()`` returns, in any case: darwin, linux, windows.
     """
     if host_os.lower() in ("darwin", "macos"):
         return _DARWIN_ENGINES.get(artifact_format, _DEFAULT_ENGINES[artifact_format])
@@ -79,8 +78,9 @@ def open_decoder(
     n_threads: int | None = None,
     context_length: int | None = None,
     options: Mapping[str, Any] | None = None,
+    is_checked: bool = False,
 ) -> Decoder:
-    """Load an artifact into an engine.
+    """Load an artifact into an engine, unless it changed since the export.
 
     Args:
         artifact: What to run.
@@ -88,8 +88,10 @@ def open_decoder(
         n_threads: Threads to compute with; None leaves it to the engine.
         context_length: Positions of the cache; None takes the artifact's own.
         options: Choices that only this engine knows.
+        is_checked: The caller has just called ``artifact.check_unchanged``.
 
     Raises:
+        ArtifactError: The artifact is not as it was exported.
         UsageError: No such engine, it does not run this format, or an option is wrong.
         MissingExtraError: The engine's package is not installed.
         EngineLoadError: The engine refuses the files.
@@ -103,6 +105,8 @@ def open_decoder(
             wanted=" or ".join(sorted(f.value for f in ENGINE_FORMATS[name])),
             do=f"Use --engine {default_engine(artifact.format, platform.system())}.",
         )
+    if not is_checked:
+        artifact.check_unchanged()
     decoder = load_object(ENGINES[name]).open(
         artifact, n_threads=n_threads, context_length=context_length, options=dict(options or {})
     )

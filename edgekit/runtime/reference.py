@@ -1,7 +1,7 @@
-"""Answer one question: what are the right logits?
+"""The reference decoder: right logits from plain numpy, the measure for every engine.
 
-A decoder in plain numpy, written to be read next to the papers and checked by hand. Every
-engine's logits are compared with it, so it shares no code with any of them; it is not fast.
+It is written to be read next to the papers and checked by hand. It shares no code with any engine;
+it is not fast.
 """
 
 from __future__ import annotations

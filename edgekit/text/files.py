@@ -1,4 +1,4 @@
-"""The files that say how a model turns text into token ids and back, wherever they lie.
+"""``TextFiles``: the tokenizer and chat template files of a model, wherever they are stored.
 
 A model folder holds them as files; a GGUF file holds the same facts in its header, and an adapter
 may bring some of its own. Everything that reads a tokenizer or a chat template takes a
@@ -7,15 +7,15 @@ may bring some of its own. Everything that reads a tokenizer or a chat template 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from edgekit.errors import CheckpointError, FormatError
-from edgekit.files import is_inside, read_inside
-from edgekit.model_files import TEMPLATES_FOLDER, TEXT_NAMES
+from edgekit.files import read_inside
+from edgekit.model_files import TEMPLATES_FOLDER, TEXT_NAMES, has_file, has_folder
 from edgekit.strict_json import MAX_OBJECT_BYTES, parse_object
 
 
@@ -25,7 +25,7 @@ class TextFiles:
 
     Attributes:
         where: Folder or file that they come from, for messages.
-        sources: File name to the file, or to its content where it is no file of its own.
+        sources: File name to the file, or to its content where it is not a separate file.
     """
 
     where: Path
@@ -37,12 +37,20 @@ class TextFiles:
         return source if isinstance(source, TextFiles) else cls.of_folder(source)
 
     @classmethod
-    def of_folder(cls, folder: str | Path) -> TextFiles:
-        """Find the text files of a model folder; none of them has to be there."""
+    def of_folder(cls, folder: str | Path, names: Collection[str] | None = None) -> TextFiles:
+        """Find the text files of a model folder; none of them has to be there.
+
+        Args:
+            folder: Where they lie.
+            names: Take these only: what the manifest of an artifact lists. None takes any.
+
+        Raises:
+            CheckpointError: What bears such a name is no plain file of the folder.
+        """
         folder = Path(folder)
-        return cls(
-            folder, MappingProxyType({p.relative_to(folder).as_posix(): p for p in _find(folder)})
-        )
+        found = {path.relative_to(folder).as_posix(): path for path in _find(folder)}
+        wanted = found if names is None else {n: p for n, p in found.items() if n in names}
+        return cls(folder, MappingProxyType(wanted))
 
     @classmethod
     def of_contents(cls, where: str | Path, contents: Mapping[str, bytes | str]) -> TextFiles:
@@ -138,8 +146,8 @@ class TextFiles:
 def _find(folder: Path) -> Iterator[Path]:
     """Give the text files of a folder, and the named templates in the folder for them."""
     for name in TEXT_NAMES:
-        if (folder / name).is_file():
+        if has_file(folder, name):
             yield folder / name
-    templates = folder / TEMPLATES_FOLDER
-    if is_inside(templates):
-        yield from sorted(path for path in templates.glob("*.jinja") if path.is_file())
+    if has_folder(folder, TEMPLATES_FOLDER):
+        templates = folder / TEMPLATES_FOLDER
+        yield from sorted(p for p in templates.glob("*.jinja") if has_file(templates, p.name))

@@ -1,4 +1,4 @@
-"""Answer one question: which caps bound what a stranger's file may cost?
+"""The limits on what an untrusted file may cost, read from the code.
 
 The value is read from the code, so that the table in docs/security.md cannot be wrong.
 """
@@ -37,6 +37,9 @@ work of a chat template, units | edgekit.text.sandbox._MAX_UNITS
 time of a chat template, seconds | edgekit.text.sandbox._MAX_S
 integer in a chat template, bits | edgekit.text.sandbox._MAX_INT_BITS
 manifest of an artifact, bytes | edgekit.artifact.MAX_MANIFEST_BYTES
+name in a manifest, characters | edgekit.artifact.MAX_NAME_CHARS
+text in a manifest, characters | edgekit.artifact.MAX_TEXT_CHARS
+notes in a manifest | edgekit.artifact.MAX_NOTES
 model spec of a Core ML package, bytes | edgekit.formats.mlpackage._MAX_SPEC_BYTES
 device profile, bytes | edgekit.devices.profile.MAX_PROFILE_BYTES
 event of a server's stream, bytes | edgekit.runtime.server_sse.MAX_EVENT_BYTES

@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import edgekit
-from edgekit.exporters.staging import PARTIAL_PREFIX
+from edgekit.exporters.work_folder import PARTIAL_PREFIX
 from tests.builders import write_tiny_checkpoint
 from tests.cli.cli import Said
 from tests.runtime.raw_server import HELLO, RawServer, Script, hang, refuse, reply, send, sse
@@ -133,6 +133,12 @@ def test_an_unknown_device_is_refused_with_the_nearest_name(edgekit_cli):
         (lambda a: (a / "manifest.json").unlink(), ("is not an artifact", "edgekit export")),
         (lambda a: os.truncate(a / WEIGHTS, 100), (WEIGHTS, "size")),
         (shutil.rmtree, ("is not an artifact",)),
+        (lambda a: flip(a / WEIGHTS), (WEIGHTS, "changed since the export")),
+        (lambda a: flip(a / "tokenizer.json"), ("tokenizer.json", "changed since the export")),
+        (lambda a: flip(a / "manifest.json"), ("manifest.json",)),
+        (lambda a: (a / "chat_template.jinja").write_text("EVIL"), ("chat_template.jinja",)),
+        (lambda a: os.mkfifo(a / "chat_template.jinja"), ("chat_template.jinja",)),
+        (lambda a: os.mkfifo(a / "notes"), ("notes",)),
     ],
 )
 @pytest.mark.parametrize("command", ["run", "verify", "evaluate", "profile", "serve", "chat"])
@@ -143,6 +149,13 @@ def test_a_bad_artifact_is_refused_by_every_command(
     damage(artifact)
     arguments = ["hi"] if command == "run" else []
     assert_is_clear(edgekit_cli(command, artifact, *arguments), 1, *words)
+
+
+def flip(path: Path) -> None:
+    """Change one bit."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
 
 
 def fault_server(case: str) -> Script:

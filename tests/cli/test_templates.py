@@ -13,6 +13,7 @@ import sys
 
 import pytest
 
+import edgekit
 from tests.builders import write_tiny_checkpoint
 
 GOOD = (
@@ -29,7 +30,7 @@ WRONG = {
         "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
         "chat template failed",
     ),
-    "ignores the question": ("{{ bos_token }}[user]hi[assistant]", "leaves out what the user says"),
+    "ignores the question": ("{{ bos_token }}[user]hi[assistant]", "leaves out the user's message"),
     "no opening": (
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}",
         "does not open the assistant's answer",
@@ -73,6 +74,7 @@ def put_into_artifact(artifact, template):
         }
         for name in sorted(names)
     ]
+    del manifest["manifest_sha256"]
     path.write_text(json.dumps(manifest), encoding="utf-8")
 
 
@@ -125,9 +127,11 @@ def test_a_model_without_a_template_serves_completions_where_that_is_asked_for(a
 
 
 def test_a_template_that_leaves_out_the_tools_is_loud_where_tools_are_asked_for(
-    edgekit_cli, artifact, tiny_model
+    edgekit_cli, tiny_model, tmp_path
 ):
-    put_into_artifact(artifact, GOOD.replace("{% if tools %}{{ tools | tojson }}{% endif %}", ""))
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    put_template(model, GOOD.replace("{% if tools %}{{ tools | tojson }}{% endif %}", ""))
+    artifact = edgekit.export(model, "onnx", "int8", tmp_path)[0].path
     asked = ("evaluate", artifact, "--items", 1, "--json", "--suite")
     said = edgekit_cli(*asked, "tool_calls")
     assert said.code == 1

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,11 @@ from edgekit.artifact import MANIFEST_NAME, Artifact
 from edgekit.errors import ExportError, FormatError
 from edgekit.exporters import staging
 from edgekit.exporters.mlx.exporter import MlxExporter
-from edgekit.exporters.staging import PARTIAL_PREFIX, staged_folder, write_artifact
+from edgekit.exporters.staging import staged_folder, write_artifact
+from edgekit.exporters.work_folder import PARTIAL_PREFIX, work_folder
 from tests.exporters.memory_model import memory_model
 
-DEAD_PID = 2**22 + 1  # above the largest pid that Linux gives
+A_DAY_S = 86_400
 
 
 class Failing(MlxExporter):
@@ -121,15 +124,41 @@ def test_a_refused_rename_puts_the_earlier_artifact_back(target, monkeypatch):
     real = Path.rename
 
     def rename(path, to):
-        if path.name.startswith(PARTIAL_PREFIX):
+        if path.name == "new":
             raise OSError(16, "Device or resource busy")
         return real(path, to)
 
+    monkeypatch.setattr(staging, "_exchange", cannot_exchange)
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(ExportError, match="Device or resource busy"):
         write_artifact(MlxExporter(), memory_model(seed=1), target)
     assert contents(target) == before
     assert names(target.parent) == ["a"]
+
+
+def cannot_exchange(first: Path, second: Path) -> bool:
+    """What a file system says that cannot exchange two names; it then takes two renames."""
+    return False
+
+
+def test_the_answer_of_a_system_that_cannot_exchange_names_means_two_renames(target, monkeypatch):
+    for number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        monkeypatch.setattr(staging.ctypes, "CDLL", lambda *_, **__: Refusing())
+        monkeypatch.setattr(staging.ctypes, "get_errno", lambda number=number: number)
+        artifact = write_artifact(MlxExporter(), memory_model(seed=number), target)
+        assert artifact.manifest == Artifact.open(target).manifest
+        assert names(target.parent) == ["a"]
+    monkeypatch.setattr(staging.ctypes, "get_errno", lambda: errno.EACCES)
+    with pytest.raises(ExportError, match="Permission denied"):
+        write_artifact(MlxExporter(), memory_model(), target)
+    assert artifact.manifest == Artifact.open(target).manifest
+
+
+class Refusing:
+    """A C library whose renaming fails."""
+
+    def __getattr__(self, name):
+        return lambda *_: -1
 
 
 EXPORT = """
@@ -148,13 +177,18 @@ class Slow(MlxExporter):
         return written
 
 if sys.argv[2] == "swap":
+    staging._exchange = lambda first, second: False
     rename = Path.rename
     def cut(path, to):
-        if path.name.startswith(staging.PARTIAL_PREFIX):
+        if path.name == "new":
             print("ready", flush=True)
             time.sleep(60)
         return rename(path, to)
     Path.rename = cut
+if sys.argv[2] == "again":
+    print("ready", flush=True)
+    for seed in range(1000):
+        staging.write_artifact(MlxExporter(), memory_model(seed=seed), Path(sys.argv[1]))
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 staging.write_artifact(Slow(), memory_model(seed=1), Path(sys.argv[1]))
 """
@@ -210,18 +244,80 @@ def test_a_terminated_export_cleans_up_itself(target):
     assert names(target.parent) == ["a"]
 
 
-def test_sweeping_spares_the_living_and_what_is_not_ours(target):
-    live = target.parent / f"{PARTIAL_PREFIX}{os.getpid()}-x"
-    odd = target.parent / f"{PARTIAL_PREFIX}note"
-    for folder in (live, odd):
-        folder.mkdir()
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the exchange of names")
+def test_there_is_a_whole_artifact_at_any_moment_of_a_replacement(target):
+    """Each look opens the artifact by its path; one that is being replaced is another's files."""
+    manifest = target / MANIFEST_NAME
+    seen = set()
+    with exporting(target, "again") as child:
+        while len(seen) < 12:
+            seen.add(manifest.stat().st_ino)  # raises where there is none
+            assert child.poll() is None
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.05, 0.1, 0.15])
+def test_a_kill_at_any_moment_of_a_replacement_leaves_an_artifact(target, delay_s):
+    with exporting(target, "again") as child:
+        time.sleep(delay_s)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    Artifact.open(target).check_files()
     write_artifact(MlxExporter(), memory_model(), target.parent / "b")
-    assert names(target.parent) == sorted(["a", "b", live.name, odd.name])
+    assert names(target.parent) == ["a", "b"]
+
+
+UNSHARE = ("unshare", "--user", "--map-root-user", "--pid", "--fork")
+
+
+def has_namespaces() -> bool:
+    try:
+        return subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not has_namespaces(), reason="this system gives no process namespaces")
+def test_an_export_in_another_container_is_not_swept(target):
+    """On a disk that two containers share, the other's process ids mean nothing here."""
+    with exporting(target, "write") as child:
+        subprocess.run(
+            [*UNSHARE, sys.executable, "-c", EXPORT, str(target.parent / "b"), "once"],
+            cwd=Path(staging.__file__).parents[2],
+            check=True,
+        )
+        assert any(name.startswith(PARTIAL_PREFIX) for name in names(target.parent))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    subprocess.run(
+        [*UNSHARE, sys.executable, "-c", EXPORT, str(target.parent / "b"), "once"],
+        cwd=Path(staging.__file__).parents[2],
+        check=True,
+    )
+    assert names(target.parent) == ["a", "b"]
+
+
+def test_sweeping_spares_the_living_and_goes_by_age_where_locks_say_nothing(target):
+    bare = target.parent / f"{PARTIAL_PREFIX}note"
+    bare.mkdir()
+    elsewhere = target.parent / f"{PARTIAL_PREFIX}1-00000000-x"
+    elsewhere.mkdir()
+    (elsewhere / "lock").touch()
+    with work_folder(target.parent) as live:
+        write_artifact(MlxExporter(), memory_model(), target.parent / "b")
+        others = [bare.name, elsewhere.name]
+        assert names(target.parent) == sorted(["a", "b", live.name, *others])
+        for folder in (bare, elsewhere, live):
+            os.utime(folder, (0, time.time() - A_DAY_S - 60))
+        write_artifact(MlxExporter(), memory_model(), target.parent / "b")
+        assert names(target.parent) == sorted(["a", "b", live.name])
+    assert names(target.parent) == ["a", "b"]
 
 
 def test_a_half_written_package_with_a_manifest_of_its_own_is_not_taken_for_an_artifact(tmp_path):
     # Core ML packages hold Manifest.json, the same name on a disk that ignores case.
-    package = tmp_path / f"{PARTIAL_PREFIX}{DEAD_PID}-x" / "model.mlpackage"
+    with work_folder(tmp_path) as left:
+        pass
+    package = left / "new" / "model.mlpackage"
     package.mkdir(parents=True)
     (package / MANIFEST_NAME).write_text("{}")
     write_artifact(MlxExporter(), memory_model(), tmp_path / "b")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import struct
+import tempfile
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
+import edgekit
 from edgekit.artifact import Artifact
 from edgekit.checkpoint.reader import open_checkpoint
 from edgekit.cli.output import Output
@@ -20,7 +24,6 @@ from edgekit.errors import (
     CheckpointError,
     EdgekitError,
     FormatError,
-    MissingFileError,
     ProfileError,
 )
 from edgekit.families import open_model
@@ -29,11 +32,13 @@ from edgekit.files import open_plain
 from edgekit.formats.gguf import GgufFile
 from edgekit.formats.mil_blob import BlobReader
 from edgekit.formats.safetensors import MAX_HEADER_BYTES, SafetensorsFile
+from edgekit.model_files import TEXT_NAMES, is_weights
 from edgekit.text import escaping
 from edgekit.text.chat import ChatTemplate
 from edgekit.text.tokenizer import Tokenizer
 from tests.builders import tiny_config, write_tiny_checkpoint
 from tests.fuzz.contract import check_message, cpu_limit
+from tests.tiny_adapters import write_tiny_adapter
 from tests.tiny_families import TINY_CONFIGS
 
 FOLDER_READERS = {
@@ -99,12 +104,69 @@ def test_a_snapshot_of_the_cache_may_link_to_the_blobs_of_its_own_repository(fol
 def test_what_is_no_plain_file_is_refused_without_waiting(name, kind, folder):
     (folder / name).unlink()
     os.mkfifo(folder / name) if kind == "pipe" else (folder / name).mkdir()
-    if name in ("chat_template.jinja", "generation_config.json", "tokenizer_config.json"):
-        # Optional files that are no plain file are not there.
+    with pytest.raises(CheckpointError, match=f"{name}: cannot be read; got a {kind}") as caught:
         FOLDER_READERS[name](folder)
+    check_message(caught.value)
+
+
+MODEL_NAMES = (
+    *TEXT_NAMES, "additional_chat_templates/tool_use.jinja", "model.safetensors.index.json",
+    "model-00001-of-00002.safetensors", "extra.safetensors", "quantize_config.json",
+    "quant_config.json", "hf_quant_config.json",
+)  # fmt: skip
+ODD = {
+    "a pipe": os.mkfifo,
+    "a folder": lambda path: path.mkdir(),
+    "a socket": lambda path: make_socket(path),
+    "not there": lambda path: path.symlink_to("nowhere"),
+    "leads out of the folder": lambda path: path.symlink_to("/etc/passwd"),
+    "a link to a folder": lambda path: (path.with_name("d").mkdir(), path.symlink_to("d")),
+    "links in a circle": lambda path: path.symlink_to(path.name),
+}
+
+
+def make_socket(path):
+    with tempfile.TemporaryDirectory(dir="/tmp") as short, socket.socket(socket.AF_UNIX) as made:
+        made.bind(f"{short}/s")
+        Path(short, "s").rename(path)
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize("kind", ODD)
+def test_no_name_that_an_export_reads_is_passed_over(name, kind, folder, tmp_path):
+    """Whatever bears it: without that file the artifact would be another one."""
+    path = folder / name
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    ODD[kind](path)
+    if is_weights(name) and name != "model.safetensors" and kind == "leads out of the folder":
+        edgekit.export(folder, "onnx", "int8", tmp_path / "out")  # model.safetensors is read
         return
-    with pytest.raises((CheckpointError, MissingFileError)) as caught:
-        FOLDER_READERS[name](folder)
+    with cpu_limit(5.0), pytest.raises(CheckpointError) as caught:
+        edgekit.export(folder, "onnx", "int8", tmp_path / "out")
+    assert path.name in str(caught.value)
+    check_message(caught.value)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_folder_of_templates_that_is_none_is_not_passed_over(kind, folder, tmp_path):
+    if kind in ("a folder", "a link to a folder"):
+        return
+    ODD[kind](folder / "additional_chat_templates")
+    with pytest.raises(CheckpointError, match="additional_chat_templates: cannot be read"):
+        ChatTemplate.open(folder)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("kind", ODD)
+def test_no_file_of_an_adapter_is_passed_over(name, kind, folder, tmp_path):
+    _, adapter = write_tiny_adapter(tmp_path / "a", "lora")
+    (adapter / name).unlink()
+    ODD[kind](adapter / name)
+    with pytest.raises(EdgekitError) as caught:
+        open_model(folder, adapter=adapter)
+    assert name in str(caught.value)
     check_message(caught.value)
 
 
@@ -117,8 +179,6 @@ def test_a_pipe_named_by_the_user_is_refused_without_waiting(name, tmp_path):
 
 
 def test_a_device_is_no_plain_file():
-    from pathlib import Path
-
     with pytest.raises(OSError, match="not a plain file"):
         open_plain(Path("/dev/zero"))
 

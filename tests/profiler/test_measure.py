@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 
 import pytest
 
-from edgekit.artifact import Artifact, FileEntry, Format, Manifest, TensorEntry, hash_file
+from edgekit import file_hashes
+from edgekit.artifact import Artifact, FileEntry, Format, Manifest, TensorEntry
 from edgekit.devices.facts import facts_of
 from edgekit.devices.host import host_profile
 from edgekit.devices.profile import SourcedValue, ValueKind, load_profile
 from edgekit.errors import MeasureError
+from edgekit.file_hashes import hash_file
 from edgekit.profiler.measure import profile_artifact
 from edgekit.profiler.projected import project_artifact
 from edgekit.profiler.roofline import roofline_metrics
+from edgekit.profiler.tasks import load_task
 from edgekit.records import HostFacts, Kind, Workload, from_data, to_data, to_json
 
 WORKLOAD = Workload(n_prompt_tokens=8, n_new_tokens=4, n_repeats=5, n_warmup=1)
@@ -185,3 +189,19 @@ def test_the_share_of_bandwidth_is_hand_worked_and_doubtful_above_one(artifact):
     fast = fraction(1152.0)
     assert fast["bandwidth_fraction"].value == 2.0
     assert "suspicious" in fast["bandwidth_fraction"].note
+
+
+def test_a_child_that_times_a_load_hashes_nothing(artifact, monkeypatch):
+    """The parent has checked the files; a user's later loads hash nothing either."""
+
+    def refuse(path):
+        raise AssertionError(f"hashed {path}")
+
+    monkeypatch.setattr(file_hashes, "_hash", refuse)
+    arguments = {
+        "artifact": str(artifact.path), "engine": "fake", "n_threads": None,
+        "context_length": None, "n_opens": 1, "spawn_s": time.monotonic(),
+    }  # fmt: skip
+    assert load_task(arguments, lambda event, **fields: None)["load_s"] > 0
+    with pytest.raises(AssertionError, match=r"hashed .*weights\.bin"):
+        run(artifact)

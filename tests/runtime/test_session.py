@@ -22,6 +22,7 @@ from edgekit.text.chat import ChatTemplate
 from edgekit.text.tokenizer import Tokenizer
 from tests.builders import write_tiny_tokenizer
 from tests.exporters.memory_model import memory_model, tiny_spec
+from tests.relist import relist
 
 VOCAB = 384
 BOS, EOS, TOOL_CALLS = 1, 2, 10
@@ -322,23 +323,23 @@ class TestArtifact:
     def test_end_tokens_come_from_model_and_generation_config(self, artifact):
         assert read_eos_ids(artifact) == {2, 3}
         (artifact.path / "generation_config.json").unlink()
-        assert read_eos_ids(artifact) == {2}
+        assert read_eos_ids(relist(artifact.path)) == {2}
 
     @pytest.mark.parametrize("value", ["</s>", [True], [2, "x"], {"id": 2}, 2.0])
     def test_end_tokens_that_are_no_ids_are_an_error(self, artifact, value):
         (artifact.path / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
         with pytest.raises(ArtifactError, match=r"generation_config\.json: eos_token_id"):
-            open_session(artifact, engine="fake")
+            open_session(relist(artifact.path), engine="fake")
 
     def test_a_broken_generation_config_is_an_error(self, artifact):
         (artifact.path / "generation_config.json").write_text("{")
         with pytest.raises(ArtifactError, match="cannot be read"):
-            open_session(artifact, engine="fake")
+            open_session(relist(artifact.path), engine="fake")
 
     def test_without_a_tokenizer_ids_are_answered_and_text_is_an_error(self, artifact):
         for name in ("tokenizer.json", "tokenizer_config.json"):
             (artifact.path / name).unlink()
-        with open_session(artifact) as session:
+        with open_session(relist(artifact.path)) as session:
             assert session.logits([1, 5]).shape == (2, VOCAB)
             events = list(session.generate([1, 5], max_tokens=3, n_logprobs=2))
             assert [event.text for event in events] == [""] * len(events)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,12 @@ def test_the_files_of_another_source_win(tmp_path):
 
 def test_damage_names_the_file(tmp_path):
     (tmp_path / "vocab.json").write_bytes(b"\xff")
-    (tmp_path / "merges.txt").symlink_to("/etc/passwd")
     files = TextFiles.of_folder(tmp_path)
     for read in (files.read_object, lambda name: files.read_text(name, 10)):
         with pytest.raises(CheckpointError, match=r"vocab\.json"):
             read("vocab.json")
+    (tmp_path / "merges.txt").symlink_to("/etc/passwd")
     with pytest.raises(CheckpointError, match="leads out of the folder"):
-        files.read("merges.txt", 1 << 20)
+        TextFiles.of_folder(tmp_path)
+    with pytest.raises(CheckpointError, match="leads out of the folder"):
+        replace(files, sources={"merges.txt": tmp_path / "merges.txt"}).read("merges.txt", 99)

@@ -1,9 +1,9 @@
-"""A GGUF file as a checkpoint: config, weights and text files out of the one file.
+"""A GGUF file as a checkpoint: config, weights and text files read from one file.
 
-The metadata become the keys of a config.json (architectures.py), the tensors get Hugging Face's
-names so that a family reads them like any other (weights.py), and the vocabulary becomes the
-tokenizer files of a model folder (tokenizer.py). A model that is split over several files is read
-from all of them, whichever is named.
+The metadata become the keys of a config.json (architectures.py). The tensors get Hugging Face's
+names, so that a family reads them like those of a folder (weights.py). The vocabulary becomes the
+tokenizer files of a model folder (tokenizer.py). The user may name any part of a model that is
+split over several files; all parts are read.
 
 Source: https://github.com/ggml-org/ggml, docs/gguf.md, and
 https://github.com/ggml-org/llama.cpp, tools/gguf-split (split files).
@@ -34,6 +34,7 @@ from edgekit.checkpoint.gguf.rope import TABLES
 from edgekit.checkpoint.gguf.tokenizer import has_tokenizer, text_contents, why_unreadable
 from edgekit.checkpoint.gguf.weights import open_weight, original_float_type
 from edgekit.checkpoint.prequantized.tensor import describe_decoded
+from edgekit.checkpoint.source_files import SourceFiles
 from edgekit.errors import CheckpointError, MissingFileError
 from edgekit.formats.gguf import GgufFile, GgufTensor
 from edgekit.formats.gguf_blocks import NOT_FLOATS
@@ -47,7 +48,7 @@ _PART: Final = re.compile(r"(?P<name>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]
 _MAX_PARTS: Final = 1 << 10
 _MAX_LICENSE: Final = 80
 _FROM_BESIDE: Final = frozenset(TEXT_NAMES) - {CONFIG_NAME}
-# What a converter stores although it follows from the settings.
+# Tensors that a converter stores although they follow from the settings.
 _COMPUTED: Final = ("rope_freqs", "attn_rot_embd")
 
 
@@ -76,6 +77,7 @@ class GgufCheckpoint(Checkpoint):
         parts = find_parts(path)
         self.folder, self.name, self.origin = path.parent, _display_name(path), str(model)
         self.notes = []
+        self._source_files = SourceFiles(self.folder)
         self.assets = MappingProxyType({})  # no files; what they would hold is in text_files
         self.tensors = MappingProxyType({})
         self._files = ExitStack()
@@ -121,6 +123,14 @@ class GgufCheckpoint(Checkpoint):
                 digest.update(piece.data)
         return digest.hexdigest()
 
+    def refuse_changed(self, sha256: str | None) -> None:
+        """Refuse a model that was changed since it was opened; see ``Checkpoint``."""
+        beside = {self.folder / name for name in self._names_beside}
+        self._source_files.refuse_changes(
+            {part.path for part in self._parts} | beside,
+            lambda: sha256 is None or self.sha256() == sha256,
+        )
+
     def close(self) -> None:
         """Let go of the files; safe to call twice."""
         self._files.close()
@@ -138,14 +148,17 @@ class GgufCheckpoint(Checkpoint):
 
     def _read_text_files(self, first: GgufFile, config: Mapping[str, Any]) -> TextFiles:
         """Give the text files; those beside the file count where it has no tokenizer of its own."""
+        self._names_beside: list[str] = []
         contents: dict[str, str | bytes] = {CONFIG_NAME: json.dumps(config, indent=2) + "\n"}
         reason = None if has_tokenizer(first) else "no tokenizer in it"
         reason = reason or why_unreadable(first)
-        beside = TextFiles.of_folder(self.folder)
-        if reason is None or (has_tokenizer(first) and not beside.has(TOKENIZER_NAME)):
+        # Files beside a GGUF file that has a tokenizer may be another model's.
+        beside = TextFiles.of_folder(self.folder) if reason is not None else None
+        if beside is None or (has_tokenizer(first) and not beside.has(TOKENIZER_NAME)):
             contents |= text_contents(first)
         else:
             names = [name for name in beside.names() if name in _FROM_BESIDE]
+            self._names_beside = names
             for name in names:
                 contents[name] = beside.read(name, MAX_TOKENIZER_BYTES) or b""
             if names:
@@ -195,13 +208,13 @@ def _check_parts(parts: list[GgufFile]) -> None:
     for number, part in enumerate(parts):
         count = part.metadata.get("split.count", 1)
         said = part.metadata.get("split.no", number)
-        # A file that was not split says nothing, or that it has 0 or 1 parts.
+        # A file that was not split has no such key, or says that it has 0 or 1 parts.
         if (count or 1, said) != (len(parts), number):
             raise CheckpointError(
                 f"{part.path}: part of a split model",
                 got=f"split.no {said}, split.count {count}, by its metadata",
                 wanted=f"split.no {number}, split.count {len(parts)}, by its name",
-                do="Give the file the name that it was published under, beside the other parts.",
+                do="Give the file the name that it was published under, next to the other parts.",
             )
 
 
@@ -210,7 +223,7 @@ def _join_tensors(parts: list[GgufFile]) -> Mapping[str, GgufTensor]:
     for part in parts:
         for name, tensor in part.tensors.items():
             if name in joined:
-                raise CheckpointError(f"{part.path}: tensor of another part again", got=name)
+                raise CheckpointError(f"{part.path}: a tensor of two parts", got=name)
             joined[name] = tensor
     wanted = parts[0].metadata.get("split.tensors.count", len(joined))
     if wanted != len(joined):
@@ -243,7 +256,7 @@ def _read_weights(
             continue
         ours, part = named or (name, "")
         if ours in weights:
-            raise CheckpointError(f"{tensor.file.path}: two tensors are {ours}", got=name)
+            raise CheckpointError(f"{tensor.file.path}: two tensors have the name {ours}", got=name)
         undo = architecture.undo(part, head_width, _scale_of(name, stored))
         weights[ours] = open_weight(tensor, ours, undo)
     if left_out:
@@ -257,7 +270,7 @@ def _is_computed(name: str) -> bool:
 
 
 def _scale_of(name: str, stored: Mapping[str, GgufTensor]) -> float:
-    """Give the second scale of a tensor, which llama.cpp keeps beside it for NVFP4 and BitNet."""
+    """Give the second scale of a tensor, a tensor of its own in NVFP4 and BitNet files."""
     base, _, kind = name.rpartition(".")
     tensor = stored.get(f"{base}.scale") if kind == "weight" else None
     if tensor is None:

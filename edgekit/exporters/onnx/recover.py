@@ -1,4 +1,4 @@
-"""The weights that an ONNX artifact really holds, read back with the onnx library.
+"""Reading the codes and scales of an ONNX artifact back from its files.
 
 ``onnx.checker`` looks at the file first. The schemes are read from the nodes of the graph, which
 must then be the graph that this exporter writes for them, node by node; only where the weights lie
@@ -382,7 +382,7 @@ def _read_tensor(
 
 
 def _checked_floats(values: NDArray[Any], name: str, scheme: Scheme) -> NDArray[np.float32]:
-    """Give float32; a small tensor listed as fp16 is stored wider and must not need it."""
+    """Give float32; a small tensor listed as fp16 is stored as fp32 and must fit fp16."""
     wide = values.astype(np.float32)
     if scheme == FP16 and not np.array_equal(wide.astype(np.float16).astype(np.float32), wide):
         raise FormatError(f"{name}: values", got="more digits than fp16 has", wanted=scheme)

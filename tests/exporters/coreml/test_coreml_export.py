@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekit.artifact import Artifact, hash_file
+from edgekit.artifact import Artifact
 from edgekit.decision import Accepted, Rejected
 from edgekit.errors import ExportError, FormatError, UsageError
 from edgekit.exporters.coreml.exporter import CoremlExporter
 from edgekit.exporters.coreml.lint import lint_package
+from edgekit.file_hashes import hash_file
 from edgekit.formats.mil_blob import BlobReader, BlobType
 from edgekit.formats.mlpackage import (
     PACKAGE_NAME,
