@@ -1,4 +1,4 @@
-"""Answer one question: what does a manifest look like that knows a changed artifact as it is?"""
+"""Manifests of artifacts that a test changed, written again so that the change is not seen."""
 
 from __future__ import annotations
 
