@@ -8,7 +8,7 @@ it depends on the export format.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -24,9 +24,12 @@ from edgekit.formats.packing import unpack_codes
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from edgekit.model_files import CONFIG_NAME
 from edgekit.progress import Progress, ignore_progress
+from edgekit.quantize.calibration import calibration_ids, measure_inputs
+from edgekit.quantize.fold import ChannelScales, choose_scales, find_sites, float_names
 from edgekit.quantize.imports import import_codes, plan_source
 from edgekit.quantize.methods import Method
 from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor, Source
+from edgekit.quantize.recipe import TensorPlan
 from edgekit.quantize.row_blocks import quantize_tensor
 from edgekit.scheme import Scheme
 from edgekit.strict_json import read_object
@@ -83,6 +86,7 @@ def quantize_model(
     store_dir: str | Path,
     *,
     method: Method = Method.SEARCH,
+    is_folded: bool = True,
     n_threads: int = 1,
     progress: Progress = ignore_progress,
 ) -> StoredModel:
@@ -96,6 +100,7 @@ def quantize_model(
         scheme: What was asked for; recipe.py decides what each tensor gets.
         store_dir: Folder of the store; an earlier store there is replaced.
         method: How scales are chosen.
+        is_folded: Whether channel scales are moved first (fold.py).
         n_threads: Threads to compute with.
         progress: Called as ``progress(name, n_done, n_total)`` after each tensor.
 
@@ -107,6 +112,8 @@ def quantize_model(
         ExportError: The store cannot be written.
     """
     plans = plan_source(source, scheme)
+    moved = find_scales(source, plans, progress) if is_folded else ChannelScales()
+    plans = moved.explain(plans)
     folder = Path(store_dir)
     checkpoint = source.checkpoint
     adapter, view = checkpoint.adapter, source.text
@@ -133,7 +140,8 @@ def quantize_model(
                 if item.keeps_codes and weights.prequantized is not None:
                     tensor: ModelTensor = import_codes(weights.prequantized, item)
                 else:
-                    tensor = quantize_tensor(weights, item, method, n_threads=n_threads)
+                    scaled = moved.apply(item.name, weights)
+                    tensor = quantize_tensor(scaled, item, method, n_threads=n_threads)
                 _append(writer, tensor)
                 entries.append(item.entry(_sha256(tensor)))
                 progress(item.name, n_done, len(plans))
@@ -146,6 +154,29 @@ def quantize_model(
         ) from error
     spec = replace(source.spec, eos_token_ids=view.end_ids)
     return StoredModel(spec, scheme, origin, tuple(entries), assets, weights_file)
+
+
+def find_scales(
+    source: SourceModel, plans: Iterable[TensorPlan], progress: Progress = ignore_progress
+) -> ChannelScales:
+    """Choose the channel scales of a model by running it once over edgekit's own text.
+
+    Args:
+        source: The model.
+        plans: What becomes of each tensor.
+        progress: Called as ``progress("calibrate", n_done, n_total)`` after each layer.
+
+    Raises:
+        CheckpointError: A weight is no finite number.
+    """
+    spec = source.spec
+    sites = find_sites(spec, plans)
+    if not sites:
+        return ChannelScales()
+    ids = calibration_ids(source.text, spec.vocab_size)
+    inputs = measure_inputs(source, [site.readers for site in sites], ids, progress=progress)
+    floats = {name: source.tensor(name).read() for name in float_names(spec, sites)}
+    return choose_scales(spec, sites, inputs, floats)
 
 
 def _stored_infos(name: str, shape: tuple[int, ...], scheme: Scheme) -> list[TensorInfo]:

@@ -74,6 +74,7 @@ class Linear:
         has_bias: Whether every part has a bias.
         stored: Name under which the weights lie in the file; differs from ``name`` for a
             tied ``lm_head``, which lies there as ``embed``.
+        n_terms: Terms of 8 bits that quantized products take their activations in, 1 or 2.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Linear:
     scheme: Scheme
     has_bias: bool
     stored: str
+    n_terms: int = 1
 
     @property
     def n_out(self) -> int:
@@ -101,7 +103,9 @@ def plan_linears(spec: DecoderSpec, schemes: Mapping[str, Scheme]) -> tuple[Line
     """
     shapes = spec.weight_shapes()
 
-    def linear(name: str, parts: tuple[str, ...], stored: str | None = None) -> Linear:
+    def linear(
+        name: str, parts: tuple[str, ...], stored: str | None = None, n_terms: int = 1
+    ) -> Linear:
         return Linear(
             name=name,
             parts=parts,
@@ -110,6 +114,7 @@ def plan_linears(spec: DecoderSpec, schemes: Mapping[str, Scheme]) -> tuple[Line
             scheme=schemes[parts[0]],
             has_bias=f"{parts[0]}.bias" in shapes,
             stored=stored or name,
+            n_terms=n_terms,
         )
 
     linears = []
@@ -122,9 +127,9 @@ def plan_linears(spec: DecoderSpec, schemes: Mapping[str, Scheme]) -> tuple[Line
             linears.extend(linear(part, (part,)) for part in qkv)
         linears.extend(linear(at + part, (at + part,)) for part in ("o", "gate", "up", "down"))
     if spec.is_tied:
-        linears.append(linear("lm_head", ("embed",), stored="embed"))
+        linears.append(linear("lm_head", ("embed",), stored="embed", n_terms=2))
     else:
-        linears.append(linear("lm_head", ("lm_head",)))
+        linears.append(linear("lm_head", ("lm_head",), n_terms=2))
     return tuple(linears)
 
 
