@@ -45,6 +45,7 @@ def export_by_route(
     *,
     context_length: int | None,
     method: str | None,
+    fold: bool = True,
     ignore_config_keys: Sequence[str] = (),
     adapter: Path | None = None,
     tell: Tell,
@@ -84,6 +85,7 @@ def export_by_route(
                 out,
                 context_length=context_length,
                 method=method or "search",
+                fold=fold,
                 ignore_config_keys=ignore_config_keys,
                 adapter=adapter,
                 progress=progress,
@@ -97,9 +99,12 @@ def export_by_route(
             wanted="onnx",
             do="optimum writes ONNX; leave --format out.",
         )
-    if method is not None:
+    if method is not None or not fold:
         raise UsageError(
-            "--method with --via optimum", got=method, wanted="none", do="Nothing is quantized."
+            "--method or --no-fold with --via optimum",
+            got=method or "--no-fold",
+            wanted="none",
+            do="Nothing is quantized.",
         )
     if ignore_config_keys:
         raise UsageError(

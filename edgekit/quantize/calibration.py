@@ -68,8 +68,8 @@ _CONVERSATION: Final = (
 )
 
 
-def calibration_ids(view: TextView, n_rows: int) -> tuple[int, ...]:
-    """Give the token ids that a model is calibrated on, at most ``MAX_TOKENS``.
+def calibration_ids(view: TextView, n_rows: int) -> tuple[tuple[int, ...], str]:
+    """Give the token ids that a model is calibrated on, and say in words what they are.
 
     The conversation in the model's own chat form; as plain text where it has no template or the
     template refuses it; without a tokenizer, ids spread over the vocabulary.
@@ -77,17 +77,27 @@ def calibration_ids(view: TextView, n_rows: int) -> tuple[int, ...]:
     Args:
         view: The model's text files.
         n_rows: Rows of the embedding.
+
+    Returns:
+        1 to ``MAX_TOKENS`` ids, each with a row.
     """
-    tokenizer = view.tokenizer
-    spread = tuple((7919 * i + 13) % n_rows for i in range(MAX_TOKENS))
-    if tokenizer is None:
-        return spread
+    ids, form = _conversation_ids(view)
+    read = tuple(i for i in ids if i < n_rows)[:MAX_TOKENS]
+    if not read:
+        read, form = tuple((7919 * i + 13) % n_rows for i in range(MAX_TOKENS)), "ids evenly spread"
+    return read, f"{len(read)} tokens: {form}"
+
+
+def _conversation_ids(view: TextView) -> tuple[list[int], str]:
+    if view.tokenizer is None:
+        return [], ""
     messages = [{"role": role, "content": content} for role, content in _CONVERSATION]
     try:
-        ids = view.template.encode(messages, tokenizer, add_generation_prompt=False)
+        ids = view.template.encode(messages, view.tokenizer, add_generation_prompt=False)
     except CheckpointError:
-        ids = tokenizer.encode("\n\n".join(text for _, text in _CONVERSATION), allow_special=False)
-    return tuple(i for i in ids if i < n_rows)[:MAX_TOKENS] or spread
+        text = "\n\n".join(content for _, content in _CONVERSATION)
+        return view.tokenizer.encode(text, allow_special=False), "a conversation, as plain text"
+    return ids, "a conversation, in the model's chat form"
 
 
 def measure_inputs(

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -29,8 +29,10 @@ from edgekit.formats.floats import to_bf16, to_float32
 from edgekit.quantize.recipe import TensorPlan
 from edgekit.tensors import LazyTensor, TensorInfo
 
-EXPONENT: Final = 0.25
-"""Scales are (mean square of a channel / mean square of the columns that meet it) to this power."""
+EXPONENTS: Final[Mapping[int, float]] = {4: 0.15, 8: 0.25}
+"""Bits of the codes -> the power of (mean square of a channel / mean square of its columns) that
+the scale is. A quarter makes inputs and columns equally uneven; with 4 bits the error of the
+weights counts more, and a group must stay even."""
 LARGEST_SCALE: Final = 16.0
 """Scales lie between this and its inverse: a channel that is silent here may speak elsewhere."""
 _LARGEST_FLOAT: Final = float(np.finfo(np.float16).max)
@@ -43,11 +45,13 @@ class Site:
     Attributes:
         writer: A norm, or a matrix whose rows make the channels; it is divided.
         readers: Matrices that read the channels; their columns are multiplied. All read the same.
+        bits: Fewest bits of the readers' codes.
         n_sharing: Consecutive heads of the readers' columns that read one head of the writer.
     """
 
     writer: str
     readers: tuple[str, ...]
+    bits: int
     n_sharing: int = 1
 
     @property
@@ -65,18 +69,31 @@ class ChannelScales:
         rows: Matrix to float32 (N,): its rows are divided by it.
         floats: Norm or bias to its new values, float32, 8 significant bits each.
         sites: Where scales were moved.
+        measured_on: What the model read when its inputs were measured.
     """
 
     columns: Mapping[str, F32Array] = field(default_factory=dict)
     rows: Mapping[str, F32Array] = field(default_factory=dict)
     floats: Mapping[str, F32Array] = field(default_factory=dict)
     sites: tuple[Site, ...] = ()
+    measured_on: str = ""
 
     def apply(self, name: str, tensor: LazyTensor) -> LazyTensor:
         """Give a tensor with its scales moved; still not read."""
         if name in self.floats or name in self.columns or name in self.rows:
             return _ScaledTensor(tensor, self, name)
         return tensor
+
+    def describe(self) -> dict[str, Any]:
+        """Give what a manifest says of them; empty where none were moved."""
+        if not self.sites:
+            return {}
+        return {
+            "n_sites": len(self.sites),
+            "exponents": {f"int{bits}": value for bits, value in EXPONENTS.items()},
+            "largest": LARGEST_SCALE,
+            "measured_on": self.measured_on,
+        }
 
     def explain(self, plans: Iterable[TensorPlan]) -> tuple[TensorPlan, ...]:
         """Add to the reason of every tensor what was moved."""
@@ -107,22 +124,26 @@ def find_sites(spec: DecoderSpec, plans: Iterable[TensorPlan]) -> tuple[Site, ..
         spec: The decoder.
         plans: What becomes of each tensor.
     """
-    made = {item.name for item in plans if item.scheme.is_quantized and not item.keeps_codes}
-    has_norm = spec.norm_placement is not NormPlacement.AFTER
-    sites: list[Site] = []
+    bits = {
+        item.name: item.scheme.bits
+        for item in plans
+        if item.scheme.is_quantized and not item.keeps_codes
+    }
+    n_sharing = spec.n_heads // spec.n_kv_heads
+    pairs: list[tuple[str, tuple[str, ...], int]] = []
     for i in range(spec.n_layers):
         at = f"layers.{i}."
-        if has_norm:
-            sites.append(Site(f"{at}attn_norm", (f"{at}q", f"{at}k", f"{at}v")))
-            sites.append(Site(f"{at}ffn_norm", (f"{at}gate", f"{at}up")))
-        sites.append(Site(f"{at}v", (f"{at}o",), n_sharing=spec.n_heads // spec.n_kv_heads))
-        sites.append(Site(f"{at}up", (f"{at}down",)))
+        if spec.norm_placement is not NormPlacement.AFTER:
+            pairs.append((f"{at}attn_norm", (f"{at}q", f"{at}k", f"{at}v"), 1))
+            pairs.append((f"{at}ffn_norm", (f"{at}gate", f"{at}up"), 1))
+        pairs.append((f"{at}v", (f"{at}o",), n_sharing))
+        pairs.append((f"{at}up", (f"{at}down",), 1))
     if not spec.is_tied:
-        sites.append(Site("final_norm", ("lm_head",)))
+        pairs.append(("final_norm", ("lm_head",), 1))
     return tuple(
-        site
-        for site in sites
-        if made.issuperset(site.readers) and (site.is_norm or site.writer in made)
+        Site(writer, readers, min(bits[name] for name in readers), n_shared)
+        for writer, readers, n_shared in pairs
+        if bits.keys() >= {*readers, *([] if writer.endswith("norm") else [writer])}
     )
 
 
@@ -146,10 +167,10 @@ def choose_scales(
     made: dict[str, F32Array] = {}
     for site in sites:
         sizes = inputs[site.readers[0]]
-        shape = (-1, site.n_sharing, spec.head_width if site.n_sharing > 1 else 1)
         if site.n_sharing > 1:
-            sizes = sizes.reshape(shape).mean(axis=1).reshape(-1)
-        scales = _scales_of(sizes)
+            heads = sizes.reshape(-1, site.n_sharing, spec.head_width)
+            sizes = heads.mean(axis=1).reshape(-1)
+        scales = _scales_of(sizes, EXPONENTS[site.bits])
         stored = site.writer if site.is_norm else f"{site.writer}.bias"
         if stored in floats:
             offset = spec.norm_offset if site.is_norm else 0.0
@@ -157,8 +178,8 @@ def choose_scales(
         if not site.is_norm:
             rows[site.writer] = scales
         if site.n_sharing > 1:
-            heads = scales.reshape(-1, 1, spec.head_width)
-            scales = np.repeat(heads, site.n_sharing, axis=1).reshape(-1)
+            shared = scales.reshape(-1, 1, spec.head_width)
+            scales = np.repeat(shared, site.n_sharing, axis=1).reshape(-1)
         columns.update(dict.fromkeys(site.readers, scales))
     return ChannelScales(columns, rows, made, tuple(sites))
 
@@ -170,14 +191,15 @@ def float_names(spec: DecoderSpec, sites: Iterable[Site]) -> tuple[str, ...]:
     return tuple(name for name in names if name in shapes)
 
 
-def _scales_of(sizes: F64Array) -> F32Array:
+def _scales_of(sizes: F64Array, exponent: float) -> F32Array:
     """Give the scale of each channel from its mean square, around 1; a silent site has ones."""
     heard = sizes > 0
     if not heard.any():
         return np.ones(sizes.shape, dtype=np.float32)
-    powers = np.log2(sizes, where=heard, out=np.full(sizes.shape, -np.inf)) * EXPONENT
+    powers = np.log2(sizes, where=heard, out=np.full(sizes.shape, -np.inf)) * exponent
     limit = np.log2(LARGEST_SCALE)
-    return np.exp2(np.clip(powers - powers[heard].mean(), -limit, limit)).astype(np.float32)
+    scales: F64Array = np.exp2(np.clip(powers - powers[heard].mean(), -limit, limit))
+    return scales.astype(np.float32)
 
 
 def _settle(stored: F32Array, scales: F32Array, offset: float) -> tuple[F32Array, F32Array]:
@@ -196,9 +218,11 @@ def _settle(stored: F32Array, scales: F32Array, offset: float) -> tuple[F32Array
     new_used = _round_bits(_round_bits(used / scales - offset) + offset)
     new = new_used - offset
     is_zero = used == 0
+    with np.errstate(over="ignore"):
+        half = new.astype(np.float16)
     is_held = (
         (new == _round_bits(new))
-        & (new == new.astype(np.float16))
+        & (new == half)
         & (np.abs(new) <= _LARGEST_FLOAT)
         & (np.sign(new_used) == np.sign(used))
         & ~is_zero

@@ -36,7 +36,9 @@ class TensorPlan:
     def entry(self, sha256: str | None) -> TensorEntry:
         """Give what a manifest says of the tensor, once its codes are known by their hash."""
         scheme = str(self.scheme)
-        return TensorEntry(self.name, self.shape, scheme, self.reason, sha256, self.imported)
+        return TensorEntry(
+            self.name, self.shape, scheme, self.reason, sha256, self.imported, self.keeps_codes
+        )
 
 
 def plan(spec: DecoderSpec, scheme: Scheme) -> tuple[TensorPlan, ...]:

@@ -86,13 +86,14 @@ def quantize_model(
     store_dir: str | Path,
     *,
     method: Method = Method.SEARCH,
-    is_folded: bool = True,
+    fold: bool = True,
     n_threads: int = 1,
     progress: Progress = ignore_progress,
 ) -> StoredModel:
     """Quantize a model once, tensor by tensor, into a store.
 
-    Codes that the source holds already are kept where the grid has them (imports.py).
+    Codes that the source holds already are kept where the grid has them (imports.py); between the
+    other matrices, channel scales are moved first (fold.py).
     The same source, scheme and method give the same bytes, whatever ``n_threads`` is.
 
     Args:
@@ -100,7 +101,7 @@ def quantize_model(
         scheme: What was asked for; recipe.py decides what each tensor gets.
         store_dir: Folder of the store; an earlier store there is replaced.
         method: How scales are chosen.
-        is_folded: Whether channel scales are moved first (fold.py).
+        fold: Whether channel scales are moved first (fold.py).
         n_threads: Threads to compute with.
         progress: Called as ``progress(name, n_done, n_total)`` after each tensor.
 
@@ -112,7 +113,7 @@ def quantize_model(
         ExportError: The store cannot be written.
     """
     plans = plan_source(source, scheme)
-    moved = find_scales(source, plans, progress) if is_folded else ChannelScales()
+    moved = find_scales(source, plans, progress) if fold else ChannelScales()
     plans = moved.explain(plans)
     folder = Path(store_dir)
     checkpoint = source.checkpoint
@@ -126,6 +127,7 @@ def quantize_model(
         adapter=str(adapter.folder) if adapter is not None else "",
         adapter_sha256=adapter.sha256() if adapter is not None else "",
         ends=view.ends,
+        channel_scales=moved.describe(),
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -173,10 +175,10 @@ def find_scales(
     sites = find_sites(spec, plans)
     if not sites:
         return ChannelScales()
-    ids = calibration_ids(source.text, spec.vocab_size)
+    ids, what = calibration_ids(source.text, spec.vocab_size)
     inputs = measure_inputs(source, [site.readers for site in sites], ids, progress=progress)
     floats = {name: source.tensor(name).read() for name in float_names(spec, sites)}
-    return choose_scales(spec, sites, inputs, floats)
+    return replace(choose_scales(spec, sites, inputs, floats), measured_on=what)
 
 
 def _stored_infos(name: str, shape: tuple[int, ...], scheme: Scheme) -> list[TensorInfo]:

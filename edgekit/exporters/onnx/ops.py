@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgekit.dtypes import DType
+from edgekit.exporters.onnx.activations import ACCURACY_LEVEL
 from edgekit.exporters.onnx.weights import WEIGHTS_NAME, Linear, Stored
 from edgekit.families.spec import DecoderSpec
 from edgekit.lazy import require
@@ -21,7 +22,6 @@ from edgekit.scheme import FP16
 from edgekit.tensors import TensorInfo
 
 MICROSOFT: Final = "com.microsoft"
-ACCURACY_LEVEL: Final = 4
 _INT8_STEPS: Final = 127  # from zero to the largest of a block, as onnxruntime's kernel rounds
 _SMALLEST_STEP: Final = 1e-30  # of a block of zeros
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgekit.artifact import Artifact
 from edgekit.dtypes import Bits
 from edgekit.errors import FormatError, UsageError
+from edgekit.exporters.onnx.activations import plan_precision, terms_of
 from edgekit.exporters.onnx.graph import GraphBuilder
 from edgekit.exporters.onnx.weights import (
     WEIGHTS_NAME,
@@ -54,7 +55,8 @@ def recover_tensors(artifact: Artifact) -> Iterator[ModelTensor]:
             schemes = _read_schemes(graph, spec, artifact, path)
             arrays = plan_arrays(spec, schemes, n_positions)
             offsets = read_offsets(weights, arrays)
-            wanted = GraphBuilder(spec, schemes, arrays, offsets, n_positions).build()
+            terms = terms_of(plan_precision(spec, artifact.manifest.tensors))
+            wanted = GraphBuilder(spec, schemes, arrays, offsets, n_positions, terms).build()
         except (KeyError, TypeError, ValueError) as error:
             # What is no number in the manifest shows where it is first used as one.
             raise FormatError(

@@ -16,6 +16,7 @@ import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -35,6 +36,7 @@ from edgekit.tensors import TensorInfo
 WEIGHTS_NAME: Final = "weights.safetensors"
 QUERY_FACTORS: Final = "query.factors"
 ALIGN_BYTES: Final = 64
+_NO_TERMS: Final[Mapping[str, int]] = MappingProxyType({})
 _METADATA: Final = {"format": "onnx", "producer": "edgekit"}
 
 
@@ -92,7 +94,9 @@ class Linear:
         return sum(self.n_rows)
 
 
-def plan_linears(spec: DecoderSpec, schemes: Mapping[str, Scheme]) -> tuple[Linear, ...]:
+def plan_linears(
+    spec: DecoderSpec, schemes: Mapping[str, Scheme], n_terms: Mapping[str, int] = _NO_TERMS
+) -> tuple[Linear, ...]:
     """Say which matrix products the graph has, in file order.
 
     Query, key and value are one product when they are stored alike, else three.
@@ -100,12 +104,12 @@ def plan_linears(spec: DecoderSpec, schemes: Mapping[str, Scheme]) -> tuple[Line
     Args:
         spec: The decoder.
         schemes: Scheme of every canonical name.
+        n_terms: Canonical name, or ``lm_head`` of a tied one, to the terms that its product takes
+            its activations in; 1 where nothing is said.
     """
     shapes = spec.weight_shapes()
 
-    def linear(
-        name: str, parts: tuple[str, ...], stored: str | None = None, n_terms: int = 1
-    ) -> Linear:
+    def linear(name: str, parts: tuple[str, ...], stored: str | None = None) -> Linear:
         return Linear(
             name=name,
             parts=parts,
@@ -114,7 +118,7 @@ def plan_linears(spec: DecoderSpec, schemes: Mapping[str, Scheme]) -> tuple[Line
             scheme=schemes[parts[0]],
             has_bias=f"{parts[0]}.bias" in shapes,
             stored=stored or name,
-            n_terms=n_terms,
+            n_terms=max(n_terms.get(part, 1) for part in (name, *parts)),
         )
 
     linears = []
@@ -127,9 +131,9 @@ def plan_linears(spec: DecoderSpec, schemes: Mapping[str, Scheme]) -> tuple[Line
             linears.extend(linear(part, (part,)) for part in qkv)
         linears.extend(linear(at + part, (at + part,)) for part in ("o", "gate", "up", "down"))
     if spec.is_tied:
-        linears.append(linear("lm_head", ("embed",), stored="embed", n_terms=2))
+        linears.append(linear("lm_head", ("embed",), stored="embed"))
     else:
-        linears.append(linear("lm_head", ("lm_head",), n_terms=2))
+        linears.append(linear("lm_head", ("lm_head",)))
     return tuple(linears)
 
 
