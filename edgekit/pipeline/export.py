@@ -112,7 +112,7 @@ def export(
                 method=chosen,
                 fold=fold,
                 n_threads=os.cpu_count() or 1,
-                progress=lambda name, done, total: progress(f"quantize {name}", done, total),
+                progress=progress,
             )
             try:
                 return [

@@ -103,7 +103,8 @@ def quantize_model(
         method: How scales are chosen.
         fold: Whether channel scales are moved first (fold.py).
         n_threads: Threads to compute with.
-        progress: Called as ``progress(name, n_done, n_total)`` after each tensor.
+        progress: Called as ``progress(what, n_done, n_total)`` after each layer that is calibrated
+            and each tensor that is quantized.
 
     Returns:
         The store, open.
@@ -146,7 +147,7 @@ def quantize_model(
                     tensor = quantize_tensor(scaled, item, method, n_threads=n_threads)
                 _append(writer, tensor)
                 entries.append(item.entry(_sha256(tensor)))
-                progress(item.name, n_done, len(plans))
+                progress(f"quantize {item.name}", n_done, len(plans))
         weights_file = SafetensorsFile(folder / WEIGHTS_NAME)
     except OSError as error:
         raise ExportError(
