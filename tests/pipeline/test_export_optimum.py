@@ -261,7 +261,7 @@ def test_what_optimum_does_not_know_is_refused_before_the_environment_is_made(
         (["--via", "magic"], "unknown --via"),
         (["--via", "optimum", "--format", "mlx"], "format for --via optimum"),
         (["--via", "optimum", "--format", "all"], "format for --via optimum"),
-        (["--via", "optimum", "--method", "rtn"], "--method with --via optimum"),
+        (["--via", "optimum", "--method", "rtn"], "--method or --no-fold with --via optimum"),
         (["--via", "optimum", "--scheme", "int8"], "scheme for --via optimum"),
     ],
 )
