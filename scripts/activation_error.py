@@ -1,7 +1,7 @@
 """Measure what quantization and int8 activations cost a real model, and write docs/activations.md.
 
     python scripts/activation_error.py FOLDER            the table of errors
-    python scripts/activation_error.py FOLDER --speed    decode speed, too; on an idle machine
+    python scripts/activation_error.py FOLDER --speed    decode speed instead; on an idle machine
 
 FOLDER is a float checkpoint with a chat template, such as scripts/real_model.py writes. Every
 artifact is exported twice, with channel scales moved and without (``--no-fold``); of the latter,
@@ -132,7 +132,7 @@ def main() -> None:
     """Measure and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--speed", action="store_true", help="also compare decode speed")
+    parser.add_argument("--speed", action="store_true", help="compare decode speed instead")
     parser.add_argument("--threads", type=int, default=1, help="for the comparison of speed")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgekit-activations-") as folder:

@@ -3,8 +3,8 @@
 onnxruntime's fast kernels round what goes into a product to int8, block by block
 (accuracy_level 4). Its other levels keep floats and are slow: about a third less speed with 4-bit
 codes, hundreds of times slower with 8-bit ones. In between, a product can take its activations as
-the sum of two int8 terms, which leaves next to no error: a tenth more time for a product of one
-token, twice as much for the many tokens of a prompt.
+the sum of two int8 terms, which leaves next to no error: one token becomes two rows that meet the
+weights together, a prompt twice the work.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Weights are references into the weight file; only small numbers lie in the proto itself.
 Block-quantized matmuls have accuracy_level 4: activations are rounded to int8 per block; every
 other level falls off a speed cliff on the CPU. A product that needs more takes its activations in
-two such terms, which costs about a tenth of its time when it runs on one token (activations.py).
+two such terms (activations.py).
 """
 
 from __future__ import annotations
