@@ -178,7 +178,7 @@ class EngineCrashError(EngineError):
 
 
 class ServerError(EngineError):
-    """A server refused, timed out, broke off or answered nonsense; .status is the HTTP code."""
+    """A server refused, timed out, broke off or sent an invalid response; .status: HTTP."""
 
     def __init__(
         self,

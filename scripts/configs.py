@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from tests.corpus.published import Outcome, names, outcome, rows
+from tests.corpus.published import Outcome, names, outcome, rows, tensors_of
+from tests.corpus.tensors import versions
 
 DOC: Final = Path(__file__).resolve().parent.parent / "docs" / "configs.md"
 TEMPLATE: Final = """\
@@ -24,10 +25,17 @@ Written by `scripts/configs.py`; do not edit.
 
 {n} configurations as people publish them: first saves, fine-tunes, conversions, quantizations.
 Where each comes from stands in `tests/corpus/SOURCES.tsv`. Each was opened with a weight file of
-the names, types and shapes that its writer gives. {n_open} open; {n_refused} are refused.
+the names, types and shapes that its writer gives, and a hole in place of the weights.
+{n_open} open; {n_refused} are refused.
 
-| model | writer | result | decoder, or reason |
-| --- | --- | --- | --- |
+Names and shapes are not edgekit's own. Where the last column says transformers, they are those of
+the tensors that it would save for the config, found by building the model without memory
+({versions}; `scripts/corpus_tensors.py`). Otherwise it names the code
+beside the checkpoint that they were written down from. What a quantizer stores in place of a matrix
+comes after a semicolon.
+
+| model | writer | result | decoder, or reason | tensors |
+| --- | --- | --- | --- | --- |
 {rows}
 """
 
@@ -48,10 +56,13 @@ def make_text(outcomes: Mapping[str, Outcome]) -> str:
     lines = []
     for name, found in outcomes.items():
         text = "; ".join((found.what, *found.said)).replace("|", "\\|")
-        lines.append(f"| {name} | {writer_of[name]} | {found.result} | {text} |")
+        lines.append(
+            f"| {name} | {writer_of[name]} | {found.result} | {text} | {tensors_of(name)} |"
+        )
     n_open = sum(found.result == "opens" for found in outcomes.values())
     return TEMPLATE.format(
         n=len(outcomes),
+        versions=versions(),
         n_open=n_open,
         n_refused=len(outcomes) - n_open,
         rows="\n".join(lines),

@@ -125,7 +125,7 @@ def write_folder(gguf_file: Path, folder: Path) -> Path:
         name, part = _name_of(tensor.name)
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         if part in _N_HEADS:
-            # llama.cpp keeps the two lanes of a rotated pair beside each other.
+            # llama.cpp keeps the two channels of a rotated pair beside each other.
             n_heads, (n_rows, width) = _N_HEADS[part], values.shape
             pairs = values.reshape(n_heads, n_rows // n_heads // 2, 2, width)
             values = pairs.swapaxes(1, 2).reshape(n_rows, width)

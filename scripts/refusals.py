@@ -53,7 +53,7 @@ CONFIGS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
 # What the decoder has -> member, keys, and which format then says no or holds less.
 FORMATS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "fp32 weights": ("llama", {}),
-    "heads of 20 lanes": ("llama", {"head_dim": 20}),
+    "heads of 20 channels": ("llama", {"head_dim": 20}),
     "row lengths that no group divides": ("llama", {"intermediate_size": 250}),
     "Gemma 3 with attention biases": ("gemma3_text", {"attention_bias": True}),
     "Gemma, its activation": ("gemma", {}),
@@ -65,7 +65,7 @@ FORMATS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
         {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1},
     ),
     "Mistral v0.1, its window in all layers": ("mistral-v0.1", {}),
-    "Llama with half of the lanes turned": ("llama", {"partial_rotary_factor": 0.5}),
+    "Llama with half of the channels rotated": ("llama", {"partial_rotary_factor": 0.5}),
     "LongRoPE": ("phi3", {}),
 }
 

@@ -6,6 +6,7 @@ No test reaches the network, and the expensive exports happen once a session.
 from __future__ import annotations
 
 import ipaddress
+import os
 import shutil
 import socket
 import time
@@ -20,6 +21,7 @@ from hypothesis import HealthCheck, settings
 
 import edgekit
 from edgekit.artifact import Artifact
+from edgekit.lazy import quiet_variables
 from edgekit.optimum.environment import OptimumEnvironment, open_environment
 from edgekit.paths import models_dir
 from edgekit.pipeline.export_optimum import export_via_optimum
@@ -28,6 +30,9 @@ from tests.cli.cli import Edgekit, make_edgekit
 from tests.foreign_models import write_foreign_checkpoint
 from tests.hub.hub_case import CHUNK_BYTES
 from tests.hub.hub_server import add_what_nobody_wants, serve
+
+# Tests import foreign packages by themselves, past edgekit's own way.
+os.environ.update(quiet_variables())
 
 # A busy machine is no reason to fail: time is never asserted.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from edgekit.checkpoint.adapter import Adapter
-from edgekit.checkpoint.reader import Checkpoint
+from edgekit.checkpoint.base import Checkpoint
 from edgekit.model_files import CONFIG_NAME, GENERATION_NAME, TEMPLATES_FOLDER
 from edgekit.tensors import LazyTensor
 from edgekit.text.files import TextFiles
@@ -52,6 +52,11 @@ class AdaptedCheckpoint(Checkpoint):
         return overlay_text(self._base.text_files, self._adapter.text_files)
 
     @property
+    def license(self) -> str:
+        """The license that the base names."""
+        return self._base.license
+
+    @property
     def weights_bytes(self) -> int:
         """Bytes of all tensors of the base as stored."""
         return self._base.weights_bytes
@@ -62,7 +67,7 @@ class AdaptedCheckpoint(Checkpoint):
         return self._base.assets_bytes
 
     def weights(self) -> dict[str, LazyTensor]:
-        """Give the base's weights, the adapter's own tensors left out; see ``Checkpoint``."""
+        """Give the base's weights, the adapter's own tensors left out."""
         if not self._adapter.is_inside:
             return self._base.weights()
         return {

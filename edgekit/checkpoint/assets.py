@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekit.checkpoint.reader import Checkpoint
+from edgekit.checkpoint.base import Checkpoint
 from edgekit.errors import CheckpointError
 from edgekit.model_files import (
     ASSET_NAMES,

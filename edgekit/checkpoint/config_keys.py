@@ -49,7 +49,7 @@ NEVER_READ: Final[Mapping[str, str]] = {
     r"transformers[._]js\w*|transformers_js\w*|internal_version|mlx_\w+|gguf\w*|vllm\w*|"
     r"sglang\w*|ollama\w*|coreml\w*|executorch\w*|merge(kit)?_?\w*|transformers_weights":
         "of the tool that wrote the file",
-    # How products and attention are computed, with the same result.
+    # How matmuls and attention are computed, with the same result.
     r"attn_implementation\w*|attention_implementation|experts_implementation|"
     r"(use_|enable_|is_)?(flash|mem(ory)?_efficient|xformers|sdpa|triton|fused|liger)(_?\w+)?|"
     r"\w*_kernels?|use_kernels|use_cache_\w+|(attn_|attention_)?softmax_in_fp32|"
@@ -99,7 +99,7 @@ CHANGES: Final[Mapping[str, str]] = {
     "add_cross_attention": "layers attend to an encoder",
     "cross_attention_hidden_size": "layers attend to an encoder",
     "tie_encoder_decoder": "an encoder stands before the decoder",
-    "rope_interleaved": "rope would turn neighbours instead of halves",
+    "rope_interleaved": "rope would rotate neighbours instead of halves",
 }
 
 _MAX_NAME_CHARS: Final = 100  # so that no pattern takes long on a name that is none

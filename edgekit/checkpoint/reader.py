@@ -9,18 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
-from typing import Self
+from typing import Final, Protocol
 
-from edgekit.checkpoint.adapter import Adapter, refuse_adapter_folder
+from edgekit.checkpoint.adapter import refuse_adapter_folder
+from edgekit.checkpoint.base import Checkpoint
 from edgekit.checkpoint.config import RawConfig
 from edgekit.checkpoint.prequantized.method import join_parts, read_beside
 from edgekit.checkpoint.repository import model_name, resolve_model
 from edgekit.errors import CheckpointError, FormatError, MissingFileError
-from edgekit.files import is_inside
+from edgekit.files import is_inside, open_inside
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsTensor
 from edgekit.model_files import (
     ADAPTER_WEIGHTS_NAMES,
@@ -33,49 +33,80 @@ from edgekit.progress import Progress, ignore_progress
 from edgekit.tensors import LazyTensor
 from edgekit.text.files import TextFiles
 
+_CARD_NAME: Final = "README.md"
+_MAX_CARD_BYTES: Final = 1 << 16
 
-class Checkpoint:
-    """An open model folder.
 
-    Attributes:
-        name: Short display name.
-        origin: What the user named.
-        folder: Where it lies.
-        config: The keys of config.json.
-        tensors: Every tensor by its own name, in file order.
-        assets: Config, tokenizer and template files that exist, by file name.
-        has_weights: Whether the tensors can be read, and not only listed.
-        notes: What is left out, ignored or changed while reading, one sentence each, for the user.
-        adapter: The adapter that is to be merged into the weights, or None.
-        ignored_config_keys: Keys that the user wants ignored, whatever their value is.
-    """
+class WeightFiles(Protocol):
+    """The files of a model as they are listed and opened, on this disk or elsewhere."""
 
-    has_weights = True
-    adapter: Adapter | None = None
-    ignored_config_keys: tuple[str, ...] = ()
+    def names(self) -> tuple[str, ...]:
+        """Give the names of all files."""
 
-    def __init__(self, model: str | Path, folder: Path) -> None:
-        """Open the folder of a model; see ``open_checkpoint``."""
+    def open(self, name: str) -> SafetensorsFile:
+        """Open a weight file: its header is read.
+
+        Raises:
+            FormatError: The header is damaged.
+        """
+
+
+class FolderFiles:
+    """The files at the top of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Name the folder."""
+        self._folder = folder
+
+    def names(self) -> tuple[str, ...]:
+        """Give the names of all files."""
+        return tuple(sorted(path.name for path in self._folder.iterdir() if path.is_file()))
+
+    def open(self, name: str) -> SafetensorsFile:
+        """Open a weight file: its header is read.
+
+        Raises:
+            FormatError: The header is damaged.
+        """
+        return SafetensorsFile(self._folder / name)
+
+
+class FolderCheckpoint(Checkpoint):
+    """An open model folder."""
+
+    def __init__(
+        self, model: str | Path, folder: Path, weight_files: WeightFiles | None = None
+    ) -> None:
+        """Open the folder of a model; see ``open_checkpoint``.
+
+        Args:
+            model: What the user named.
+            folder: Where config, tokenizer and template lie.
+            weight_files: Where the weights lie; None for the same folder.
+        """
         self.folder = folder
-        self.notes: list[str] = []
+        self.notes = []
         self.name = model_name(model, self.folder)
         self.origin = str(model)
         _refuse_lost_links(self.folder)
         require_config(self.folder)
         self.config = RawConfig.open(self.folder / CONFIG_NAME)
-        self.assets: Mapping[str, Path] = MappingProxyType(
+        self.assets = MappingProxyType(
             {name: self.folder / name for name in ASSET_NAMES if (self.folder / name).is_file()}
         )
         self._refuse_links_out()
+        weight_files = weight_files or FolderFiles(folder)
+        names = weight_files.names()
+        self.adapter_files = tuple(name for name in ADAPTER_WEIGHTS_NAMES if name in names)
         self._files = ExitStack()
         try:
-            self.tensors: Mapping[str, SafetensorsTensor] = MappingProxyType(self._open_tensors())
+            self.tensors = MappingProxyType(self._open_tensors(weight_files, names))
         except BaseException:
             self.close()
             raise
 
     def fetch_text(self) -> None:
-        """Bring tokenizer and chat template to this disk; those of a folder are here."""
+        """Do nothing: tokenizer and chat template are here."""
 
     @property
     def text_files(self) -> TextFiles:
@@ -83,9 +114,9 @@ class Checkpoint:
         return TextFiles.of_folder(self.folder)
 
     @property
-    def adapter_files(self) -> tuple[str, ...]:
-        """Weight files of adapters that lie beside the model."""
-        return tuple(name for name in ADAPTER_WEIGHTS_NAMES if name in self._file_names())
+    def license(self) -> str:
+        """The license that the model card names; empty if there is none."""
+        return _read_license(self.folder / _CARD_NAME)
 
     @property
     def weights_bytes(self) -> int:
@@ -130,12 +161,6 @@ class Checkpoint:
         """Let go of the files; safe to call twice."""
         self._files.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _refuse_links_out(self) -> None:
         """Refuse assets that are links to elsewhere: an export would copy what they lead to."""
         outside = [name for name, path in self.assets.items() if not is_inside(path)]
@@ -147,13 +172,15 @@ class Checkpoint:
                 do="Put the files themselves in place of the links, if you trust where they lead.",
             )
 
-    def _open_tensors(self) -> dict[str, SafetensorsTensor]:
+    def _open_tensors(
+        self, files: WeightFiles, names: tuple[str, ...]
+    ) -> dict[str, SafetensorsTensor]:
         """Find the weight files and list their tensors; a note says what is unusual."""
-        chosen = choose_weight_files(self._file_names(), self._read_map, self.folder)
+        chosen = choose_weight_files(names, self._read_map, self.folder)
         if chosen.note is not None:
             self.notes.append(chosen.note)
         shard_of = self._read_map(chosen.index) if chosen.index is not None else {}
-        shards = {name: self._open_file(name) for name in chosen.names}
+        shards = {name: self._open_file(files, name) for name in chosen.names}
         absent = [f"{t} (in {s})" for t, s in shard_of.items() if t not in shards[s].tensors]
         if absent:
             raise CheckpointError(
@@ -176,16 +203,12 @@ class Checkpoint:
                 found[name] = tensor
         return found
 
-    def _file_names(self) -> tuple[str, ...]:
-        """Give the names of the files at the top of the folder."""
-        return tuple(sorted(path.name for path in self.folder.iterdir() if path.is_file()))
-
     def _read_map(self, index: str) -> dict[str, str]:
         return read_weight_map(self.folder / index)
 
-    def _open_file(self, name: str) -> SafetensorsFile:
+    def _open_file(self, files: WeightFiles, name: str) -> SafetensorsFile:
         try:
-            return self._files.enter_context(SafetensorsFile(self.folder / name))
+            return self._files.enter_context(files.open(name))
         except FormatError as error:
             raise FormatError(
                 error.what,
@@ -211,6 +234,25 @@ def _refuse_lost_links(folder: Path) -> None:
             wanted=f"the files themselves; {first.name} leads to {first.readlink()}",
             do="Copy the folder with what its links lead to (cp -rL), or download it again.",
         )
+
+
+def _read_license(card: Path) -> str:
+    """Read ``license`` from the front matter of a model card, which anyone may have written."""
+    try:
+        with open_inside(card) as stream:
+            lines = stream.read(_MAX_CARD_BYTES).decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    if not lines or lines[0].strip() != "---":
+        return ""
+    for line in lines[1:]:
+        key, _, value = line.partition(":")
+        if line.strip() == "---":
+            break
+        is_named = key in ("license", "license_name") and value.strip() not in ("", "other")
+        if is_named and value.strip().isprintable():
+            return value.strip().strip("\"'")[:80]
+    return ""
 
 
 def require_config(folder: Path) -> None:
@@ -248,4 +290,4 @@ def open_checkpoint(model: str | Path, progress: Progress = ignore_progress) -> 
         CheckpointError: No such model, the download failed, or config or index are damaged.
         FormatError: A weight file is damaged.
     """
-    return Checkpoint(model, resolve_model(model, progress))
+    return FolderCheckpoint(model, resolve_model(model, progress))

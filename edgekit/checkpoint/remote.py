@@ -10,15 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
+from edgekit.checkpoint.base import Checkpoint
 from edgekit.checkpoint.gguf.file import is_gguf
-from edgekit.checkpoint.reader import Checkpoint
+from edgekit.checkpoint.reader import FolderCheckpoint
 from edgekit.checkpoint.repository import find_packaged, locate
 from edgekit.dtypes import U8Array
 from edgekit.errors import CheckpointError
 from edgekit.formats.open_file import ByteSource
 from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.hub.download import Fetch, cached
-from edgekit.hub.http import Source, file_path
+from edgekit.hub.http import HubRepo, file_path
 from edgekit.model_files import ASSET_NAMES
 
 
@@ -58,17 +59,34 @@ class RemoteFile(ByteSource):
         self._is_closed = True
 
 
-class HubCheckpoint(Checkpoint):
+class RemoteFiles:
+    """The weight files of a model on the Hub: their headers, and nothing else."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        """Name the model."""
+        self._fetch = fetch
+
+    def names(self) -> tuple[str, ...]:
+        """Give the names of all files."""
+        return (*self._fetch.listing.files, *self._fetch.listing.pickles)
+
+    def open(self, name: str) -> SafetensorsFile:
+        """Read the header of a weight file."""
+        with RemoteFile(self._fetch, name) as source:
+            return SafetensorsFile(source)
+
+
+class RemoteCheckpoint(FolderCheckpoint):
     """A model on the Hub whose tensors can be listed and not read."""
 
     has_weights = False
 
-    def __init__(self, model: str | Path, source: Source) -> None:
+    def __init__(self, model: str | Path, source: HubRepo) -> None:
         """Fetch config and headers; see ``open_headers``."""
         self._fetch = Fetch(source)
         with self._fetch.writing():
             self._fetch.fetch(self._fetch.listing.small_files())
-        super().__init__(model, self._fetch.folder)
+        super().__init__(model, self._fetch.folder, RemoteFiles(self._fetch))
 
     def fetch_text(self) -> None:
         """Bring tokenizer and chat template into the cache, so that they can be checked."""
@@ -81,21 +99,13 @@ class HubCheckpoint(Checkpoint):
         files = self._fetch.listing.files
         return sum(files[name].n_bytes for name in ASSET_NAMES if name in files)
 
-    def _file_names(self) -> tuple[str, ...]:
-        return (*self._fetch.listing.files, *self._fetch.listing.pickles)
-
-    def _open_file(self, name: str) -> SafetensorsFile:
-        """Read the header of a weight file, and nothing else."""
-        with RemoteFile(self._fetch, name) as source:
-            return SafetensorsFile(source)
-
 
 def needs_download(model: str | Path) -> bool:
     """Tell whether a model lies on the Hub and not on this disk; asks nobody."""
     if is_gguf(model) or find_packaged(model) is not None:
         return False
     found = locate(model)
-    return isinstance(found, Source) and cached(found) is None
+    return isinstance(found, HubRepo) and cached(found) is None
 
 
 def open_headers(model: str | Path) -> Checkpoint:
@@ -109,7 +119,7 @@ def open_headers(model: str | Path) -> Checkpoint:
         FormatError: A header is damaged.
     """
     found = locate(model)
-    if isinstance(found, Source):
+    if isinstance(found, HubRepo):
         folder = cached(found)
-        return Checkpoint(model, folder) if folder else HubCheckpoint(model, found)
-    return Checkpoint(model, found)
+        return FolderCheckpoint(model, folder) if folder else RemoteCheckpoint(model, found)
+    return FolderCheckpoint(model, found)

@@ -18,7 +18,7 @@ from typing import Final
 from edgekit.checkpoint.recipe import Recipe, recipes
 from edgekit.errors import CheckpointError
 from edgekit.hub.download import download
-from edgekit.hub.http import HubUnavailableError, Source
+from edgekit.hub.http import HubRepo, HubUnavailableError
 from edgekit.model_files import CONFIG_NAME
 from edgekit.paths import models_dir, packaged_file
 from edgekit.progress import Progress, ignore_progress
@@ -41,10 +41,10 @@ def resolve_model(model: str | Path, progress: Progress = ignore_progress) -> Pa
         MissingExtraError: A Hub id was given and huggingface_hub is not installed.
     """
     found = locate(model)
-    return download(found, progress) if isinstance(found, Source) else found
+    return download(found, progress) if isinstance(found, HubRepo) else found
 
 
-def locate(model: str | Path) -> Path | Source:
+def locate(model: str | Path) -> Path | HubRepo:
     """Tell whether a model is a folder or a repository on the Hub; asks nobody.
 
     Raises:
@@ -156,7 +156,7 @@ def recipe_of(model: str | Path) -> Recipe | None:
     return next((recipe for recipe in known.values() if recipe.source == source.repo), None)
 
 
-def _hub_id(text: str) -> Source | None:
+def _hub_id(text: str) -> HubRepo | None:
     """Read a Hub id; neither part may lead out of the cache or into another repository's."""
     match = _HUB_ID.fullmatch(text)
     if match is None or "--" in match["repo"] or ".." in text or "//" in text:
@@ -164,15 +164,15 @@ def _hub_id(text: str) -> Source | None:
     revision = match["revision"]
     if revision and (revision.startswith(("/", ".")) or revision.endswith(("/", "."))):
         return None
-    return Source(match["repo"], revision)
+    return HubRepo(match["repo"], revision)
 
 
-def _named(name: str) -> Path | Source:
+def _named(name: str) -> Path | HubRepo:
     if name in bundled_models():
         return models_dir() / name
     known = recipes(models_dir())
     if name in known:
-        return Source(known[name].source, known[name].revision)
+        return HubRepo(known[name].source, known[name].revision)
     raise CheckpointError(f"no model named {name!r}", do=_known_names(name))
 
 

@@ -1,4 +1,4 @@
-"""Answer one question: what does the ``edgekit`` command offer?
+"""The ``edgekit`` command.
 
 Each command is a file: options, one call, one render. Nothing heavy is imported before a
 command runs, so that ``--help`` answers at once. The only try/except for the user is ``main``.
@@ -6,11 +6,15 @@ command runs, so that ``--help`` answers at once. The only try/except for the us
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import warnings
+from collections.abc import Callable
+from inspect import getdoc as inspect_docstring
 from io import TextIOWrapper
 from types import FrameType
-from typing import NoReturn
+from typing import Any, Final, NoReturn
 
 import typer
 
@@ -29,8 +33,13 @@ from edgekit.cli import (
     serve,
     verify,
 )
-from edgekit.cli.output import Output
-from edgekit.errors import EdgekitError
+from edgekit.cli.output import Output, show_warning
+from edgekit.errors import EdgekitError, UsageError
+
+# typer keeps the base of its own errors in a private module, older versions take click's.
+_CommandLineError: Final[type[Any]] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
 
 app = typer.Typer(
     name="edgekit",
@@ -43,6 +52,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _help(command: Callable[..., None]) -> str:
+    """Give a command's docstring with the lines of its example kept as they are."""
+    text = inspect_docstring(command) or ""
+    # click joins and breaks the lines of a paragraph, unless this character stands before it.
+    return text.replace("\nExample:\n", "\n\b\nExample:\n")
+
+
 for module in (
     inspect,
     export,
@@ -57,7 +75,7 @@ for module in (
     serve,
     demo,
 ):
-    app.command(module.__name__.rpartition(".")[2])(module.command)
+    app.command(module.__name__.rpartition(".")[2], help=_help(module.command))(module.command)
 
 
 def _show_version(value: bool) -> None:
@@ -82,22 +100,36 @@ def _options(
 def main() -> NoReturn:
     """Run the command line; every edgekit error becomes a message and its exit code."""
     signal.signal(signal.SIGTERM, _stop)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
+    warnings.showwarning = show_warning
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell (>&-): said to nobody
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        elif isinstance(stream, TextIOWrapper):
             # Text of models may hold what the terminal's encoding lacks.
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        code = app(standalone_mode=False)
     except EdgekitError as error:
-        Output(is_json="--json" in sys.argv).error(error)
-        sys.exit(error.exit_code)
+        _output().error(error)
+        code = error.exit_code
+    except _CommandLineError as error:
+        error.show()
+        if _is_json():
+            _output().document(UsageError(error.format_message()).as_dict())
+        code = error.exit_code
     except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader of a pipe went away; nobody is left to tell.
-        sys.stderr.close()
-        sys.exit(0)
-    sys.exit(0)
+        code = 130
+    sys.exit(code or 0)
+
+
+def _is_json() -> bool:
+    """Say whether ``--json`` is asked for, also where the command line is wrong."""
+    return "--json" in sys.argv[: sys.argv.index("--") if "--" in sys.argv else None]
+
+
+def _output() -> Output:
+    return Output(is_json=_is_json())
 
 
 def _stop(signum: int, frame: FrameType | None) -> NoReturn:

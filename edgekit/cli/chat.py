@@ -21,7 +21,14 @@ from edgekit.cli.output import Output
 
 def command(
     artifact: ArtifactArg,
-    system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
+    system: Annotated[
+        str | None,
+        typer.Option(
+            "--system",
+            metavar="TEXT",
+            help="Instructions that the model gets before your messages.",
+        ),
+    ] = None,
     device: DeviceOpt = "host",
     engine: EngineOpt = None,
     threads: ThreadsOpt = None,
@@ -29,9 +36,12 @@ def command(
     temperature: TemperatureOpt = 0.0,
     sample_seed: SampleSeedOpt = None,
 ) -> None:
-    """Talk to ARTIFACT; an empty line or end of input ends the conversation.
+    """Talk with an artifact in the terminal.
 
-    Example: edgekit chat artifacts/pocket-onnx-int4-g32
+    An empty line, or the end of the input, ends the conversation.
+
+    Example:
+      edgekit chat artifacts/pocket-onnx-int4-g32
     """
     from edgekit.pipeline.run import load
     from edgekit.runtime.base import GenerateOptions, Message

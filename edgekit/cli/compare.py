@@ -13,6 +13,7 @@ from edgekit.cli.options import (
     EngineOpt,
     ItemsOpt,
     JsonOpt,
+    MarginOpt,
     SeedOpt,
     SuiteOpt,
     ThreadsOpt,
@@ -27,48 +28,89 @@ def command(
     artifact: ArtifactArg,
     server: Annotated[
         str | None,
-        typer.Option("--server", metavar="URL", help="Base URL, such as http://host/v1."),
+        typer.Option(
+            "--server",
+            metavar="URL",
+            help="Base URL of an OpenAI-compatible server, such as http://host/v1. The questions "
+            "are sent there, and nowhere else.",
+        ),
     ] = None,
     server_model: Annotated[
         str | None,
-        typer.Option("--server-model", help="Model name to ask for; needed with --server."),
+        typer.Option(
+            "--server-model",
+            metavar="NAME",
+            help="Name of the model to ask there; needed with --server.",
+        ),
     ] = None,
     api_key_env: Annotated[
-        str, typer.Option("--api-key-env", help="Environment variable that holds the key.")
+        str,
+        typer.Option(
+            "--api-key-env",
+            metavar="VARIABLE",
+            help="Environment variable that holds the server's API key.",
+        ),
     ] = "OPENAI_API_KEY",
     timeout: Annotated[
-        float, typer.Option("--timeout", min=0.1, help="Seconds per answer.")
+        float,
+        typer.Option(
+            "--timeout", min=0.1, metavar="SECONDS", help="Longest wait for an answer, in seconds."
+        ),
     ] = 60.0,
     record: Annotated[
-        Path | None, typer.Option("--record", help="Write the server's answers to this JSONL file.")
+        Path | None,
+        typer.Option(
+            "--record",
+            metavar="FILE",
+            help="Keep the server's answers in this file (JSONL), for --replay.",
+        ),
     ] = None,
     replay: Annotated[
-        Path | None, typer.Option("--replay", help="Answer from a recording; no network.")
+        Path | None,
+        typer.Option(
+            "--replay",
+            metavar="FILE",
+            help="Take the server's answers from this file; nothing is sent anywhere.",
+        ),
     ] = None,
     items: ItemsOpt = 100,
     suite: SuiteOpt = None,
     seed: SeedOpt = 20261,
-    margin: Annotated[
-        float, typer.Option("--margin", min=0, max=100, help="Points a suite may lose.")
-    ] = 5.0,
+    margin: MarginOpt = 5.0,
     max_ttft: Annotated[
-        float, typer.Option("--max-ttft", min=0, help="Seconds to the first token.")
+        float,
+        typer.Option(
+            "--max-ttft",
+            min=0,
+            metavar="SECONDS",
+            help="Longest time to the first token that is good enough on the device, in seconds.",
+        ),
     ] = 1.0,
     min_speed: Annotated[
-        float, typer.Option("--min-speed", min=0, help="Tokens per second when decoding.")
+        float,
+        typer.Option(
+            "--min-speed",
+            min=0,
+            metavar="SPEED",
+            help="Lowest speed of the answer that is good enough on the device, in tokens per "
+            "second.",
+        ),
     ] = 10.0,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write a report to this folder.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Also write the pages of a report here."),
     ] = None,
     device: DeviceOpt = "host",
     engine: EngineOpt = None,
     threads: ThreadsOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Ask ARTIFACT and a server the same items and say where to ship.
+    r"""Ask an artifact and a server the same, and say which to ship.
 
-    Example: edgekit compare artifacts/pocket-onnx-int4-g32 --server http://127.0.0.1:8080/v1
-    --server-model pocket-onnx-fp32 --record answers.jsonl --out report
+    Example:
+      edgekit compare artifacts/pocket-onnx-int4-g32 \
+        --server http://127.0.0.1:8080/v1 --server-model pocket-onnx-fp32 \
+        --record answers.jsonl --out report
     """
     from edgekit.artifact import Artifact
     from edgekit.pipeline.compare import compare, comparison_report

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgekit.cli.options import JsonOpt
+from edgekit.cli.options import JsonOpt, MarginOpt
 from edgekit.cli.output import Output
 
 if TYPE_CHECKING:
@@ -19,27 +19,35 @@ def command(
         str,
         typer.Option(
             "--model",
-            help="Default the bundled one; smollm2-135m-instruct is a real one. "
-            "Or a folder, GGUF file or Hub id.",
+            metavar="MODEL",
+            help="Model: pocket is bundled and made for this demo, smollm2-135m-instruct is a real "
+            "one; or a folder, a GGUF file or a Hub id.",
         ),
     ] = "pocket",
-    out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("demo-report"),
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the report.")] = Path(
+        "demo-report"
+    ),
     items: Annotated[
         int | None,
         typer.Option(
-            "--items", min=1, help="Items of each suite; default 100, of a larger model 12."
+            "--items",
+            min=1,
+            metavar="N",
+            help="Number of questions of each suite.",
+            show_default="100; 12 for a larger model",
         ),
     ] = None,
-    margin: Annotated[
-        float, typer.Option("--margin", min=0, max=100, help="Points a suite may lose.")
-    ] = 5.0,
+    margin: MarginOpt = 5.0,
     as_json: JsonOpt = False,
 ) -> None:
-    """Export, verify, run, profile, evaluate and compare a model; write a report.
+    """Do all of it with one model and write a report.
+
+    Exports, verifies, runs, profiles, evaluates and compares the model.
 
     The bundled model needs no network; another one that is not on this disk is downloaded.
 
-    Example: edgekit demo --model smollm2-135m-instruct
+    Example:
+      edgekit demo --model smollm2-135m-instruct
     """
     from edgekit.pipeline.demo import run_demo
     from edgekit.quality.verdict import Rule

@@ -17,19 +17,26 @@ if TYPE_CHECKING:
 def command(
     device: Annotated[
         str | None,
-        typer.Argument(metavar="DEVICE", help="Profile to show: host, a name, or a TOML file."),
+        typer.Argument(
+            metavar="DEVICE",
+            help="Profile to show: host (this machine), a name from the list, or a TOML file.",
+            show_default="list all profiles",
+        ),
     ] = None,
     artifacts: Annotated[
         list[Path] | None,
         typer.Option(
-            "--artifact", help="Match this artifact against the profile; may be repeated."
+            "--artifact",
+            metavar="DIR",
+            help="Say whether this artifact fits on DEVICE, and why; may be repeated.",
         ),
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """List device profiles, show DEVICE, or match artifacts against it.
+    """List device profiles, or say which artifacts fit on a device.
 
-    Example: edgekit devices raspberry-pi-5 --artifact artifacts/pocket-onnx-int4-g32
+    Example:
+      edgekit devices raspberry-pi-5 --artifact artifacts/pocket-onnx-int4-g32
     """
     from edgekit.artifact import Artifact
     from edgekit.pipeline.devices import describe_profile, list_devices, match_tables

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgekit.cli.options import (
+    AdapterOpt,
     ArtifactsArg,
     DeviceOpt,
     EngineOpt,
+    IgnoreKeysOpt,
     ItemsOpt,
     JsonOpt,
     SeedOpt,
@@ -26,8 +28,16 @@ def command(
     artifacts: ArtifactsArg,
     reference: Annotated[
         str | None,
-        typer.Option("--reference", help="Float model: a MODEL, or an fp32/fp16 artifact."),
+        typer.Option(
+            "--reference",
+            metavar="MODEL",
+            help="Float model to compare with: a model as for `edgekit export`, or an fp32 or fp16 "
+            "artifact.",
+            show_default="none: only the suites are asked",
+        ),
     ] = None,
+    adapter: AdapterOpt = None,
+    ignore_config_keys: IgnoreKeysOpt = None,
     items: ItemsOpt = 100,
     suite: SuiteOpt = None,
     seed: SeedOpt = 20261,
@@ -36,9 +46,13 @@ def command(
     threads: ThreadsOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Measure KL divergence, top-1 agreement and perplexity, and run the task suites.
+    """Measure how well artifacts answer, and what quantizing cost.
 
-    Example: edgekit evaluate artifacts/pocket-onnx-int4-g32 --reference pocket --items 100
+    Asks the task suites. With --reference also says how far the artifact is from the float model:
+    KL divergence, how often the likeliest token is the same, and perplexity.
+
+    Example:
+      edgekit evaluate artifacts/pocket-onnx-int4-g32 --reference pocket
     """
     from edgekit.artifact import Artifact
     from edgekit.pipeline.evaluate import evaluate
@@ -54,6 +68,8 @@ def command(
             evaluate(
                 Artifact.open(path),
                 reference=reference,
+                adapter=adapter,
+                ignore_config_keys=ignore_config_keys or (),
                 plan=plan,
                 device=device,
                 engine=engine,

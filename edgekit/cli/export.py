@@ -15,27 +15,45 @@ def command(
     model: ModelArg,
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", help="onnx, mlx, coreml or all (default); may be repeated."),
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="File format to write: onnx, mlx, coreml or all; may be repeated.",
+            show_default="all",
+        ),
     ] = None,
     schemes: Annotated[
         list[str] | None,
         typer.Option(
-            "--scheme", help="fp32, fp16, int8, int4 (default), int4-g64, ...; may be repeated."
+            "--scheme",
+            metavar="SCHEME",
+            help="Number type of the weights: fp32, fp16, int8 or int4; int4-g64 means one scale "
+            "for 64 weights (32, 64 or 128); may be repeated.",
+            show_default="int4, which is int4-g32",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Parent folder of the artifacts.")] = Path(
-        "artifacts"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", help="Folder in which each artifact gets a folder."),
+    ] = Path("artifacts"),
     context_length: Annotated[
         int | None,
         typer.Option(
             "--context",
-            help="Tokens that prompt and answer may have together; default the model's own, in "
-            "ONNX and Core ML often 4096.",
+            metavar="TOKENS",
+            help="Most tokens that a prompt and its answer may have together.",
+            show_default="the model's own; in ONNX and Core ML often 4096, to save memory",
         ),
     ] = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="Scales by search (default) or rtn.")
+        str | None,
+        typer.Option(
+            "--method",
+            metavar="METHOD",
+            help="How the scale of each group of weights is chosen: search (smallest error) or rtn "
+            "(from the largest weight).",
+            show_default="search",
+        ),
     ] = None,
     no_fold: Annotated[
         bool,
@@ -48,16 +66,20 @@ def command(
     via: Annotated[
         str,
         typer.Option(
-            "--via", help="edgekit, or optimum: any architecture it knows, as float ONNX."
+            "--via",
+            metavar="ROUTE",
+            help="Who writes the graph: edgekit, or optimum, which knows more architectures and "
+            "writes float ONNX only.",
         ),
     ] = "edgekit",
     adapter: AdapterOpt = None,
     ignore_config_keys: IgnoreKeysOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Quantize MODEL once and write it as ONNX, MLX and Core ML.
+    """Quantize a model once and write it as ONNX, MLX and Core ML.
 
-    Example: edgekit export pocket --format all --scheme int4 --out artifacts
+    Example:
+      edgekit export pocket --format all --scheme int4 --out artifacts
     """
     from edgekit.pipeline.export import describe_import
     from edgekit.pipeline.export_optimum import export_by_route

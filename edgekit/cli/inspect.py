@@ -28,16 +28,21 @@ def command(
         bool | None,
         typer.Option(
             "--measure/--no-measure",
-            help="Measure this machine again, or never; default once, for the export times.",
+            help="Measure how fast this machine exports, for the predicted times: again, or never.",
+            show_default="once, then remembered",
         ),
     ] = None,
     adapter: AdapterOpt = None,
     ignore_config_keys: IgnoreKeysOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Show what MODEL is, which formats can hold it, and what exporting it takes; reads no weights.
+    """Show what a model is and what exporting it would take.
 
-    Example: edgekit inspect pocket
+    Reads the config and the names and shapes of the weights, not the weights. Says which formats
+    can hold the model, and the size, disk, memory and time of each export.
+
+    Example:
+      edgekit inspect pocket
     """
     from edgekit.pipeline.inspect import describe_support, inspect
     from edgekit.pipeline.preflight import EXPECTED_ERROR

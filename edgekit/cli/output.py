@@ -1,20 +1,26 @@
-"""Answer one question: what goes to stdout and what to stderr? Nobody else prints.
+"""What a command writes to stdout and to stderr.
 
 stdout carries the result: tables and text for a person, or exactly one JSON document. Messages
-and progress go to stderr.
+and progress go to stderr, and so does whatever a library prints, from Python or from C: the first
+``Output`` of a process keeps stdout for itself. Nobody else prints.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import signal
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from edgekit.errors import EdgekitError, NoFitError
-from edgekit.lazy import require
+from edgekit.lazy import UntestedVersionWarning, require
 from edgekit.progress import Progress
 
 if TYPE_CHECKING:
@@ -23,26 +29,36 @@ if TYPE_CHECKING:
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
+# As a shell counts a program that SIGPIPE ended: what was to be said was not all read.
+CLOSED_PIPE: Final = 128 + signal.SIGPIPE
+_kept: TextIO | None = None
+
+
 class Output:
-    """Where a command's result and messages go."""
+    """Where a command's result and messages go; made before any library is imported."""
 
     def __init__(self, *, is_json: bool = False) -> None:
         self.is_json = is_json
-
-    @property
-    def console(self) -> Console:
-        """Console of the result; stderr in JSON mode, so that stdout stays one document."""
-        console: Console = require("rich.console").Console(stderr=self.is_json, highlight=False)
-        return console
+        self._stdout = _own_stdout()
 
     def result(self, data: Any, show: Callable[[Console], None]) -> None:
         """Print the JSON form, or let ``show`` draw the human one."""
         if self.is_json:
-            text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()
-        else:
-            show(self.console)
+            self.document(data, indent=2)
+            return
+        console: Console = require("rich.console").Console(file=self._stdout, highlight=False)
+        # Drawn first and written in one piece: rich ends the process itself at a closed pipe.
+        with console.capture() as drawn:
+            show(console)
+        _write(self._stdout, drawn.get())
+
+    def document(self, data: Any, indent: int | None = None) -> None:
+        """Print the one JSON document of a command, in what stdout's encoding can hold."""
+        is_unicode = (self._stdout.encoding or "").lower().replace("-", "") == "utf8"
+        text = json.dumps(
+            data, indent=indent, sort_keys=True, ensure_ascii=not is_unicode, allow_nan=False
+        )
+        _write(self._stdout, text + "\n")
 
     def write(self, text: str) -> None:
         """Stream a piece of the answer to stdout; nothing in JSON mode.
@@ -50,19 +66,24 @@ class Output:
         What a model or a server says must not steer the terminal; a file or pipe gets it as it is.
         """
         if not self.is_json:
-            if sys.stdout.isatty():
-                text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            _write(
+                self._stdout,
+                _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text) if self.is_terminal else text,
+            )
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person looks at stdout."""
+        return self._stdout.isatty()
 
     def message(self, text: str) -> None:
         """Tell the person something that is not the result."""
-        sys.stderr.write(text + "\n")
+        _write(sys.stderr, text + "\n")
 
     def error(self, error: EdgekitError) -> None:
         """Say what failed, what was found, what was wanted and what to do."""
         if self.is_json:
-            sys.stdout.write(json.dumps(error.as_dict(), ensure_ascii=False) + "\n")
+            self.document(error.as_dict())
         lines = [f"error: {error.what}"]
         if isinstance(error, NoFitError):
             lines += [f"  {name}: {reason}" for name, reason in error.reasons.items()]
@@ -93,3 +114,58 @@ class Output:
             yield lambda what, done, total: bar.update(
                 task, description=what[:48], completed=done, total=max(1, total)
             )
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Write to stdout or stderr; end the process, cleaning up, when nobody reads it any more.
+
+    A thread of a server goes on without a log.
+
+    Raises:
+        SystemExit: With ``CLOSED_PIPE``.
+    """
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        # What is still in the buffer goes nowhere, so that closing it does not fail again.
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+        if threading.current_thread() is threading.main_thread():
+            sys.exit(CLOSED_PIPE)
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Write a warning of edgekit's own without the line of code that it comes from."""
+    if issubclass(category, UntestedVersionWarning):
+        _write(sys.stderr, f"warning: {message}\n")
+    else:
+        _write(sys.stderr, warnings.formatwarning(message, category, filename, lineno, line))
+
+
+def _own_stdout() -> TextIO:
+    """Give the process's stdout, and send everything else that is printed to stderr."""
+    global _kept
+    if _kept is None or sys.stdout is not sys.stderr:
+        _kept = sys.stdout
+        if _is_descriptor(_kept, 1):
+            # Text of models may hold what the terminal's encoding lacks.
+            _kept = os.fdopen(os.dup(1), "w", encoding=_kept.encoding, errors="backslashreplace")
+            if _is_descriptor(sys.stderr, 2):
+                os.dup2(2, 1)
+        sys.stdout = sys.stderr
+    return _kept
+
+
+def _is_descriptor(stream: TextIO, number: int) -> bool:
+    try:
+        return stream.fileno() == number
+    except (OSError, ValueError, AttributeError):
+        return False

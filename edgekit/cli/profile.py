@@ -18,21 +18,33 @@ def command(
     device: DeviceOpt = "host",
     engine: EngineOpt = None,
     threads: ThreadsOpt = None,
-    n_prompt: Annotated[int, typer.Option("--prompt", min=1, help="Prompt tokens.")] = 64,
-    n_new: Annotated[int, typer.Option("--new", min=2, help="New tokens.")] = 32,
-    repeats: Annotated[int, typer.Option("--repeats", min=5, help="Counted runs.")] = 5,
+    n_prompt: Annotated[
+        int,
+        typer.Option("--prompt", min=1, metavar="TOKENS", help="Length of the prompt, in tokens."),
+    ] = 64,
+    n_new: Annotated[
+        int, typer.Option("--new", min=2, metavar="TOKENS", help="Length of the answer, in tokens.")
+    ] = 32,
+    repeats: Annotated[
+        int,
+        typer.Option(
+            "--repeats", min=5, metavar="N", help="Runs that count, after one that warms up."
+        ),
+    ] = 5,
     as_json: JsonOpt = False,
 ) -> None:
-    """Measure load, first token, prefill, decode and memory of each ARTIFACT.
+    """Measure the speed and memory of artifacts on this machine.
 
-    Every measurement runs in a fresh process; one warm-up is discarded; all samples are kept.
+    Time to load, time to the first token, tokens per second of prompt and answer, and memory. Each
+    measurement runs in a new process; the result has every single sample.
 
-    Example: edgekit profile artifacts/pocket-onnx-int4-g32 --json > profile.json
+    Example:
+      edgekit profile artifacts/pocket-onnx-int4-g32 --json > profile.json
     """
     from edgekit.artifact import Artifact
     from edgekit.pipeline.profile import profile
     from edgekit.records import Workload, to_data
-    from edgekit.report.sections import gap_table, memory_table, speed_table
+    from edgekit.report.sections import itl_table, memory_table, speed_table
     from edgekit.report.terminal import print_table
 
     output = Output(is_json=as_json)
@@ -52,7 +64,7 @@ def command(
 
     def show(console: Console) -> None:
         print_table(speed_table(records), console)
-        print_table(gap_table(records), console)
+        print_table(itl_table(records), console)
         print_table(memory_table(records), console)
 
     output.result(to_data(records), show)

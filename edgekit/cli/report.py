@@ -12,13 +12,20 @@ from edgekit.cli.output import Output
 
 
 def command(
-    data: Annotated[Path, typer.Argument(metavar="REPORT_JSON", help="A report.json file.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("report"),
+    data: Annotated[
+        Path, typer.Argument(metavar="REPORT_JSON", help="The report.json of a report.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write to.")] = Path(
+        "report"
+    ),
     as_json: JsonOpt = False,
 ) -> None:
-    """Write index.html, report.md, report.json and report.csv from a report.json.
+    """Write the pages of a report again from its report.json.
 
-    Example: edgekit report demo-report/report.json --out page
+    The pages are index.html, report.md, report.json and report.csv.
+
+    Example:
+      edgekit report demo-report/report.json --out page
     """
     from edgekit.pipeline.report import read_report
     from edgekit.report.write import write_report

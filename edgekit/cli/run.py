@@ -24,9 +24,12 @@ from edgekit.cli.output import Output
 
 def command(
     artifact: ArtifactArg,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to ask.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The question or instruction.")],
     raw: Annotated[
-        bool, typer.Option("--raw", help="Continue the text; no chat template.")
+        bool,
+        typer.Option(
+            "--raw", help="Continue PROMPT as plain text, without the model's chat template."
+        ),
     ] = False,
     device: DeviceOpt = "host",
     engine: EngineOpt = None,
@@ -39,9 +42,10 @@ def command(
     stop: StopOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Ask ARTIFACT one question and stream the answer.
+    """Ask an artifact one question and print its answer.
 
-    Example: edgekit run artifacts/pocket-onnx-int4-g32 "Ana has 5 apples and buys 3. How many?"
+    Example:
+      edgekit run artifacts/pocket-onnx-int4-g32 "Set a timer for 5 minutes"
     """
     from edgekit.pipeline.run import load
     from edgekit.records import to_data

@@ -13,25 +13,52 @@ from edgekit.cli.output import Output
 
 def command(
     artifact: ArtifactArg,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host",
+            metavar="ADDRESS",
+            help="Address to listen on; 0.0.0.0 lets other machines connect.",
+        ),
+    ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="0 picks a free one.")
+        int,
+        typer.Option(
+            "--port",
+            min=0,
+            max=65535,
+            metavar="PORT",
+            help="Port to listen on; 0 takes one that is free.",
+        ),
     ] = 8080,
     api_key: Annotated[
         str | None,
-        typer.Option("--api-key", envvar="EDGEKIT_API_KEY", help="Key that clients must send."),
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            envvar="EDGEKIT_API_KEY",
+            help="Key that clients must send. Other users of this machine can read a key given "
+            "here; they cannot read the environment variable.",
+            show_default="none",
+        ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No line per request.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Write no line for each request.")] = False,
     is_raw: Annotated[
-        bool, typer.Option("--raw", help="Also a model without a chat template: completions only.")
+        bool,
+        typer.Option(
+            "--raw", help="Also serve a model that has no chat template: completions only."
+        ),
     ] = False,
     device: DeviceOpt = "host",
     engine: EngineOpt = None,
     threads: ThreadsOpt = None,
 ) -> None:
-    """Serve ARTIFACT: chat completions, completions, streaming, usage, logprobs.
+    """Serve an artifact with an OpenAI-compatible HTTP API.
 
-    Example: edgekit serve artifacts/pocket-onnx-int4-g32 --port 8080
+    Chat completions and completions, whole or streamed, with usage and logprobs.
+
+    Example:
+      edgekit serve artifacts/pocket-onnx-int4-g32 --port 8080
     """
     from edgekit.artifact import Artifact
     from edgekit.hosted.http_server import ModelServer, ignore_log

@@ -16,25 +16,46 @@ if TYPE_CHECKING:
 def command(
     artifacts: ArtifactsArg,
     with_logits: Annotated[
-        bool, typer.Option("--logits/--no-logits", help="Also run each engine on the same tokens.")
+        bool,
+        typer.Option(
+            "--logits/--no-logits",
+            help="Also run every artifact on the same tokens and compare the logits.",
+        ),
     ] = True,
-    n_tokens: Annotated[int, typer.Option("--tokens", min=2, help="Tokens to compare.")] = 192,
+    n_tokens: Annotated[
+        int,
+        typer.Option(
+            "--tokens", min=2, metavar="N", help="Number of tokens to compare the logits of."
+        ),
+    ] = 192,
     n_prompts: Annotated[
-        int, typer.Option("--greedy", min=0, help="Prompts whose greedy answers must be identical.")
+        int,
+        typer.Option(
+            "--greedy",
+            min=0,
+            metavar="N",
+            help="Number of prompts to which all artifacts must give the same greedy answer.",
+        ),
     ] = 0,
     oracle: Annotated[
         str | None,
         typer.Option(
-            "--oracle", help="optimum: also compare with its graph over the same weights."
+            "--oracle",
+            metavar="NAME",
+            help="Also compare the logits with a graph over the same weights that another program "
+            "wrote: optimum.",
+            show_default="none",
         ),
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Re-read every ARTIFACT from disk and compare codes, scales, logits and greedy text.
+    """Check that artifacts hold the same weights and answer alike.
 
-    Exit code 1 when anything differs by more than its named tolerance.
+    Reads every artifact from disk with its format's own library and compares codes, scales, logits
+    and greedy answers. Exit code 1 when anything differs by more than its tolerance.
 
-    Example: edgekit verify artifacts/pocket-*-int4-g32
+    Example:
+      edgekit verify artifacts/pocket-*-int4-g32
     """
     from edgekit.artifact import Artifact
     from edgekit.pipeline.greedy import compare_greedy

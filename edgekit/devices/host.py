@@ -15,10 +15,10 @@ from edgekit.devices.profile import (
     Cpu,
     DeviceProfile,
     EngineSupport,
-    Figure,
-    FigureKind,
     Memory,
+    SourcedValue,
     Storage,
+    ValueKind,
 )
 from edgekit.records import HostFacts
 from edgekit.units import MIB
@@ -50,7 +50,7 @@ def host_profile(facts: HostFacts) -> DeviceProfile:
             type="",
             total_bytes=_probed(facts.memory_bytes, "physical memory"),
             app_limit_bytes=_probed(limit, "cgroup limit, else physical memory"),
-            app_limit_raised_bytes=Figure(FigureKind.UNKNOWN, "there is one limit"),
+            app_limit_raised_bytes=SourcedValue(ValueKind.UNKNOWN, "there is one limit"),
             bandwidth_bytes_per_s=_UNPROBED,
         ),
         storage=Storage(type="", read_bytes_per_s=_UNPROBED),
@@ -58,11 +58,13 @@ def host_profile(facts: HostFacts) -> DeviceProfile:
     )
 
 
-def _probed(value: int, source: str) -> Figure[int]:
-    return Figure(FigureKind.PROBED, source, value, verified=True)
+def _probed(value: int, source: str) -> SourcedValue[int]:
+    return SourcedValue(ValueKind.PROBED, source, value, verified=True)
 
 
-_UNPROBED: Final[Figure[float]] = Figure(FigureKind.UNKNOWN, "the probe does not measure it")
+_UNPROBED: Final[SourcedValue[float]] = SourcedValue(
+    ValueKind.UNKNOWN, "the probe does not measure it"
+)
 _MEASURED: Final = "largest of 5 M and 55 M parameter models, x86-64 Linux (docs/method.md)"
 _ASSUMED: Final = "every weight resident once; nobody measured it for this package layout"
 
@@ -74,8 +76,8 @@ def _engine(
         id=engine_id,
         formats=(fmt,),
         compute_units=units,
-        overhead_bytes=Figure(FigureKind.MEASURED, _MEASURED, overhead_mib * MIB),
-        weights_factor=Figure(FigureKind.MEASURED, _MEASURED, factor),
+        overhead_bytes=SourcedValue(ValueKind.MEASURED, _MEASURED, overhead_mib * MIB),
+        weights_factor=SourcedValue(ValueKind.MEASURED, _MEASURED, factor),
         sustained_factor=_UNPROBED,
     )
 
@@ -99,8 +101,8 @@ _MLX_ON_CPU: Final = replace(
 _MLX: Final = replace(
     _MLX_ON_CPU,
     compute_units=("gpu",),
-    overhead_bytes=Figure(FigureKind.ASSUMED, _ASSUMED, 200 * MIB),
-    weights_factor=Figure(FigureKind.ASSUMED, _ASSUMED, 1.0),
+    overhead_bytes=SourcedValue(ValueKind.ASSUMED, _ASSUMED, 200 * MIB),
+    weights_factor=SourcedValue(ValueKind.ASSUMED, _ASSUMED, 1.0),
     note="",
 )
 _COREML: Final = replace(

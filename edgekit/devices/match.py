@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from edgekit.artifact import Format
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.devices.facts import ArtifactFacts
-from edgekit.devices.profile import DeviceProfile, EngineSupport, Figure, FigureKind
+from edgekit.devices.profile import DeviceProfile, EngineSupport, SourcedValue, ValueKind
 from edgekit.errors import NoFitError, UsageError
 from edgekit.records import HostFacts
 from edgekit.units import format_bytes
@@ -52,7 +52,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class RunConstraints:
     """What the caller insists on; None leaves the choice to ``match``.
 
     Attributes:
@@ -81,7 +81,7 @@ def match(
     artifacts: Sequence[ArtifactFacts],
     profile: DeviceProfile,
     host: HostFacts | None = None,
-    wish: Wish = Wish(),
+    constraints: RunConstraints = RunConstraints(),
 ) -> list[Candidate]:
     """Answer for every artifact on every engine of the device that runs its format.
 
@@ -94,10 +94,10 @@ def match(
         profile: The device to decide for.
         host: Given when the plan is to run on this machine: the engine must then be installed,
             and the host's cores and memory bound the plan too.
-        wish: What the caller insists on.
+        constraints: What the caller insists on.
     """
     candidates = [
-        _answer(facts, engine, profile, host, wish)
+        _answer(facts, engine, profile, host, constraints)
         for facts in artifacts
         for engine in _engines_for(facts, profile)
     ]
@@ -155,8 +155,8 @@ def memory_limit(
     Raises:
         UsageError: The raised limit was asked for and is not known.
     """
-    figure = limit_figure(profile, use_raised=use_raised)
-    limit, basis = figure.value or 0, f"{figure.kind.value}: {figure.source}"
+    sourced = sourced_limit(profile, use_raised=use_raised)
+    limit, basis = sourced.value or 0, f"{sourced.kind.value}: {sourced.source}"
     if host is not None:
         bound = host.memory_limit_bytes or host.memory_bytes
         if bound < limit:
@@ -164,21 +164,21 @@ def memory_limit(
     return limit, basis
 
 
-def limit_figure(profile: DeviceProfile, *, use_raised: bool = False) -> Figure[int]:
+def sourced_limit(profile: DeviceProfile, *, use_raised: bool = False) -> SourcedValue[int]:
     """Give the memory limit of one app with its source; never unknown.
 
     Raises:
         UsageError: The raised limit was asked for and is not known.
     """
     memory = profile.memory
-    figure = memory.app_limit_raised_bytes if use_raised else memory.app_limit_bytes
-    if figure.value is not None:
-        return figure
+    sourced = memory.app_limit_raised_bytes if use_raised else memory.app_limit_bytes
+    if sourced.value is not None:
+        return sourced
     if use_raised:
-        raise UsageError(f"{profile.id}: no raised memory limit is known", got=figure.source)
+        raise UsageError(f"{profile.id}: no raised memory limit is known", got=sourced.source)
     # Half of memory is what phones give an app without an entitlement.
     half = (memory.total_bytes.value or 0) // 2
-    return Figure(FigureKind.ASSUMED, "half of memory; no limit is known", half)
+    return SourcedValue(ValueKind.ASSUMED, "half of memory; no limit is known", half)
 
 
 def _engines_for(facts: ArtifactFacts, profile: DeviceProfile) -> Sequence[EngineSupport | None]:
@@ -191,20 +191,20 @@ def _answer(
     engine: EngineSupport | None,
     profile: DeviceProfile,
     host: HostFacts | None,
-    wish: Wish,
+    constraints: RunConstraints,
 ) -> Candidate:
     if engine is None:
         runs = ", ".join(sorted({f.value for e in profile.engines for f in e.formats})) or "nothing"
         reason = f"no engine on {profile.name} runs {facts.format.value}; it runs {runs}"
         return Candidate(facts, "", Rejected(reason))
-    reason = _unwanted(facts, engine, wish) or _not_here(engine, host)
+    reason = _unwanted(facts, engine, constraints) or _not_here(engine, host)
     if reason:
         return Candidate(facts, engine.id, Rejected(reason))
-    context_length = wish.context_length or facts.context_length
+    context_length = constraints.context_length or facts.context_length
     if context_length > facts.context_length:
         reason = f"context of {context_length} asked for, the artifact holds {facts.context_length}"
         return Candidate(facts, engine.id, Rejected(reason))
-    limit, basis = memory_limit(profile, host, use_raised=wish.use_raised_limit)
+    limit, basis = memory_limit(profile, host, use_raised=constraints.use_raised_limit)
     need = need_bytes(facts, engine, context_length)
     if need > limit:
         reason = (
@@ -215,14 +215,14 @@ def _answer(
     notes: tuple[str, ...] = (f"memory limit: {basis}",)
     if engine.is_emulated:
         notes += (f"{engine.id} only emulates the device here; its speed means nothing",)
-    if engine.chooses_threads and wish.n_threads is not None:
+    if engine.chooses_threads and constraints.n_threads is not None:
         notes += (f"{engine.id} chooses its own threads",)
     if engine.note:
         notes += (engine.note,)
     plan = Plan(
         artifact=facts.name,
         engine=engine.id,
-        n_threads=_n_threads(engine, profile, host, wish),
+        n_threads=_n_threads(engine, profile, host, constraints),
         memory_limit_bytes=limit,
         need_bytes=need,
         context_length=context_length,
@@ -231,11 +231,11 @@ def _answer(
     return Candidate(facts, engine.id, Accepted(notes), plan)
 
 
-def _unwanted(facts: ArtifactFacts, engine: EngineSupport, wish: Wish) -> str:
-    if wish.format is not None and facts.format is not wish.format:
-        return f"format {wish.format.value} was asked for"
-    if wish.engine is not None and engine.id != wish.engine:
-        return f"engine {wish.engine} was asked for"
+def _unwanted(facts: ArtifactFacts, engine: EngineSupport, constraints: RunConstraints) -> str:
+    if constraints.format is not None and facts.format is not constraints.format:
+        return f"format {constraints.format.value} was asked for"
+    if constraints.engine is not None and engine.id != constraints.engine:
+        return f"engine {constraints.engine} was asked for"
     return ""
 
 
@@ -251,12 +251,15 @@ def _not_here(engine: EngineSupport, host: HostFacts | None) -> str:
 
 
 def _n_threads(
-    engine: EngineSupport, profile: DeviceProfile, host: HostFacts | None, wish: Wish
+    engine: EngineSupport,
+    profile: DeviceProfile,
+    host: HostFacts | None,
+    constraints: RunConstraints,
 ) -> int | None:
     if engine.chooses_threads:
         return None
-    if wish.n_threads is not None:
-        return wish.n_threads
+    if constraints.n_threads is not None:
+        return constraints.n_threads
     cpu = profile.cpu
     n_threads = cpu.n_threads.value or cpu.n_big_cores.value or 1
     return n_threads if host is None else min(n_threads, host.n_cores)

@@ -26,7 +26,7 @@ MAX_PROFILE_BYTES: Final = 1 << 20
 Number = TypeVar("Number", int, float)
 
 
-class FigureKind(enum.Enum):
+class ValueKind(enum.Enum):
     """How a figure was had."""
 
     PUBLISHED = "published"  # the maker, or a specification sheet
@@ -40,16 +40,16 @@ class FigureKind(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Figure(Generic[Number]):
+class SourcedValue(Generic[Number]):
     """A number with its origin; ``value`` is None exactly when ``kind`` is unknown."""
 
-    kind: FigureKind
+    kind: ValueKind
     source: str
     value: Number | None = None
     verified: bool = False
 
     def __post_init__(self) -> None:
-        if (self.value is None) != (self.kind is FigureKind.UNKNOWN):
+        if (self.value is None) != (self.kind is ValueKind.UNKNOWN):
             raise ValueError("a value, or kind = 'unknown' without one")
         if not self.source.strip():
             raise ValueError("a source that is not empty")
@@ -61,9 +61,9 @@ class Figure(Generic[Number]):
 class Cpu:
     """Cores and the thread count to use; ``features`` in Linux' spelling."""
 
-    n_big_cores: Figure[int]
-    n_little_cores: Figure[int]
-    n_threads: Figure[int]
+    n_big_cores: SourcedValue[int]
+    n_little_cores: SourcedValue[int]
+    n_threads: SourcedValue[int]
     features: tuple[str, ...] = ()
 
 
@@ -75,10 +75,10 @@ class Memory:
     """
 
     type: str
-    total_bytes: Figure[int]
-    app_limit_bytes: Figure[int]
-    app_limit_raised_bytes: Figure[int]
-    bandwidth_bytes_per_s: Figure[float]
+    total_bytes: SourcedValue[int]
+    app_limit_bytes: SourcedValue[int]
+    app_limit_raised_bytes: SourcedValue[int]
+    bandwidth_bytes_per_s: SourcedValue[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Storage:
     """Where model files lie."""
 
     type: str
-    read_bytes_per_s: Figure[float]
+    read_bytes_per_s: SourcedValue[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Gpu:
     """Graphics processor."""
 
     name: str
-    fp16_flops_per_s: Figure[float]
+    fp16_flops_per_s: SourcedValue[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,8 @@ class Npu:
     """
 
     name: str
-    tops: Figure[float]
-    bandwidth_bytes_per_s: Figure[float]
+    tops: SourcedValue[float]
+    bandwidth_bytes_per_s: SourcedValue[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +130,9 @@ class EngineSupport:
     id: str
     formats: tuple[Format, ...]
     compute_units: tuple[str, ...]
-    overhead_bytes: Figure[int]
-    weights_factor: Figure[float]
-    sustained_factor: Figure[float]
+    overhead_bytes: SourcedValue[int]
+    weights_factor: SourcedValue[float]
+    sustained_factor: SourcedValue[float]
     min_version: str = ""
     is_emulated: bool = False
     chooses_threads: bool = False
@@ -156,9 +156,9 @@ class Projection:
 
     engine: str
     fitted_on: str
-    eta: Figure[float]
-    t0_s: Figure[float]
-    prefill_flops_per_s: Figure[float]
+    eta: SourcedValue[float]
+    t0_s: SourcedValue[float]
+    prefill_flops_per_s: SourcedValue[float]
     range_factor: float
     range_source: str
 

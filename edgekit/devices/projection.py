@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from edgekit.devices.facts import ArtifactFacts
-from edgekit.devices.profile import DeviceProfile, Figure, FigureKind, Projection
+from edgekit.devices.profile import DeviceProfile, Projection, SourcedValue, ValueKind
 from edgekit.records import Kind, Metric
 
 DECODE_FORMULA: Final = "decode-t0-bytes-eta-bandwidth"
@@ -30,7 +30,7 @@ class _Ready:
     """A projection whose figures are all known."""
 
     value: float
-    inputs: tuple[Figure[float], ...]
+    inputs: tuple[SourcedValue[float], ...]
     projection: Projection
 
 
@@ -114,8 +114,8 @@ def _refused(name: str, formula: str, reason: str) -> Metric:
 
 def _metric(name: str, value: float, formula: str, parts: Sequence[_Ready]) -> Metric:
     projection = parts[0].projection
-    figures = [figure for part in parts for figure in part.inputs]
-    weak = sorted({f.kind.value for f in figures if f.kind in _WEAK})
+    values = [sourced for part in parts for sourced in part.inputs]
+    weak = sorted({f.kind.value for f in values if f.kind in _WEAK})
     note = f"fitted on {projection.fitted_on}; range x{projection.range_factor:g}"
     if weak:
         note += f"; rests on {' and '.join(weak)} figures"
@@ -126,9 +126,9 @@ def _metric(name: str, value: float, formula: str, parts: Sequence[_Ready]) -> M
         formula,
         low=value / projection.range_factor,
         high=value * projection.range_factor,
-        source="; ".join(dict.fromkeys(f.source for f in figures)),
+        source="; ".join(dict.fromkeys(f.source for f in values)),
         note=f"{note} ({projection.range_source})",
     )
 
 
-_WEAK: Final = (FigureKind.ANALOGY, FigureKind.ASSUMED)
+_WEAK: Final = (ValueKind.ANALOGY, ValueKind.ASSUMED)

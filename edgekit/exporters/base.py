@@ -35,11 +35,13 @@ class Written:
         context_length: Positions this artifact can hold.
         tool_versions: Packages that took part, name to version.
         settings: Format facts worth keeping (opset, accuracy_level, activation type, ...).
+        notes: What turned out while the weights were written, one sentence each.
     """
 
     context_length: int
     tool_versions: Mapping[str, str]
     settings: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,12 @@ def write_artifact(
             ignored_config_keys=model.source.ignored_config_keys,
             adapter=model.source.adapter,
             adapter_sha256=model.source.adapter_sha256,
-            notes=(*model.source.notes, *decision.notes, *([cut] if cut else [])),
+            notes=(
+                *model.source.notes,
+                *decision.notes,
+                *written.notes,
+                *([cut] if cut else []),
+            ),
             end_tokens=model.source.ends,
         )
         (staging / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")

@@ -8,8 +8,9 @@ from typing import Final
 
 from edgekit.checkpoint.adapted import AdaptedCheckpoint
 from edgekit.checkpoint.adapter import Adapter
+from edgekit.checkpoint.base import Checkpoint
 from edgekit.checkpoint.gguf.file import GgufCheckpoint, is_gguf
-from edgekit.checkpoint.reader import Checkpoint, open_checkpoint
+from edgekit.checkpoint.reader import open_checkpoint
 from edgekit.checkpoint.remote import open_headers
 from edgekit.checkpoint.repository import PackagedModel, find_packaged, offering_package
 from edgekit.errors import UnsupportedArchError

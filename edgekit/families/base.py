@@ -17,9 +17,9 @@ import numpy as np
 
 from edgekit.checkpoint.adapter import plain_name
 from edgekit.checkpoint.assets import read_end_ids, read_text
+from edgekit.checkpoint.base import Checkpoint
 from edgekit.checkpoint.config import RawConfig
 from edgekit.checkpoint.prequantized.tensor import DecodedTensor, PrequantizedTensor
-from edgekit.checkpoint.reader import Checkpoint
 from edgekit.dtypes import DTYPES, DType, F32Array
 from edgekit.errors import CheckpointError, EdgekitError
 from edgekit.families.adapted import merge_adapter

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Final
 
 from edgekit.artifact import EndToken
-from edgekit.checkpoint.gguf.file import GgufCheckpoint
 from edgekit.errors import CheckpointError
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
 from edgekit.families.rope_spec import Llama3Scaling, LongRopeScaling, YarnScaling
 from edgekit.families.spec import DecoderSpec
-from edgekit.files import open_inside
 from edgekit.scheme import Scheme
 
 SCHEMES: Final = (
@@ -41,7 +39,6 @@ _GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
         "final_norm",
     ),
 }
-_MAX_CARD_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +148,7 @@ def summarize(source: SourceModel) -> ModelSummary:
         kv_bytes_per_token={"fp32": 4 * n_kv_values, "fp16": 2 * n_kv_values},
         left_out=dict(source.left_out),
         n_sliding_layers=sum(spec.attention(i).window is not None for i in range(spec.n_layers)),
-        license=checkpoint.license
-        if isinstance(checkpoint, GgufCheckpoint)
-        else _read_license(checkpoint.folder / "README.md"),
+        license=checkpoint.license,
         prequantized=dict(prequantized),
         decoded=dict(decoded),
         notes=(*checkpoint.notes, *notes),
@@ -198,22 +193,3 @@ def _by_group(source: SourceModel) -> dict[str, int]:
 def _part(name: str) -> str:
     """Give ``q`` of ``layers.3.q.bias``."""
     return name.removesuffix(".bias").rpartition(".")[2]
-
-
-def _read_license(card: Path) -> str:
-    """Read ``license`` from the front matter of a model card, which anyone may have written."""
-    try:
-        with open_inside(card) as stream:
-            lines = stream.read(_MAX_CARD_BYTES).decode("utf-8", "replace").splitlines()
-    except OSError:
-        return ""
-    if not lines or lines[0].strip() != "---":
-        return ""
-    for line in lines[1:]:
-        key, _, value = line.partition(":")
-        if line.strip() == "---":
-            break
-        is_named = key in ("license", "license_name") and value.strip() not in ("", "other")
-        if is_named and value.strip().isprintable():
-            return value.strip().strip("\"'")[:80]
-    return ""

@@ -185,7 +185,7 @@ def _read_head_width(config: RawConfig, hidden_width: int, n_heads: int) -> int:
             return 2
         head_width = hidden_width // n_heads
         if head_width > MAX_HEAD_WIDTH:
-            config.report(f"heads have {head_width} lanes (wanted at most {MAX_HEAD_WIDTH})")
+            config.report(f"heads have {head_width} channels (wanted at most {MAX_HEAD_WIDTH})")
             return 2
     if head_width % 2:
         config.report(f"head_dim is {head_width} (rope wants an even number)")

@@ -88,37 +88,41 @@ def align(stored: Collection[str], tables: Sequence[NameTable]) -> Alignment:
     """Find the decoder among the stored names, whatever stands before them.
 
     Programs put prefixes before all names (``base_model.model.``, ``_orig_mod.``, ``module.``,
-    ``language_model.``) or take ``model.`` away. The prefix under which most names are known is
-    the right one. What lies beside the root, such as ``lm_head.weight``, may keep any shorter part
-    of the prefix.
+    ``language_model.``) or take ``model.`` away. The prefix under which most of a table's names
+    are found is the right one, and of two with as many the one with more tensors: a vision tower
+    may have more layers than the decoder, but never all that a decoder has. What lies beside the
+    root, such as ``lm_head.weight``, may keep any shorter part of the prefix.
 
     Args:
         stored: Names in the checkpoint.
         tables: The family's tables; the first that fits best counts.
     """
     best = Alignment(tables[0], tables[0].root, {})
-    best_score = (0, False, 0)
+    best_score = (0, 0, False, 0)
     for table in tables:
-        counts = Counter(prefix for name in stored for prefix in _prefixes(name, table))
-        for prefix, n_known in counts.items():
-            score = (n_known, prefix == table.root, -len(prefix))
+        found: dict[str, Counter[str]] = {}
+        for name in stored:
+            for prefix, known in _known_parts(name, table):
+                found.setdefault(prefix, Counter())[known] += 1
+        for prefix, counts in found.items():
+            score = (len(counts), counts.total(), prefix == table.root, -len(prefix))
             if score > best_score:
                 best, best_score = Alignment(table, prefix, {}), score
     return Alignment(best.table, best.prefix, _rename(stored, best.table, best.prefix))
 
 
-def _prefixes(name: str, table: NameTable) -> Iterator[str]:
-    """Give what stands in a name before something that the table has under its root."""
+def _known_parts(name: str, table: NameTable) -> Iterator[tuple[str, str]]:
+    """Find what the table has under its root in a name: what stands before it, and what it is."""
     for theirs in table.top.values():
         inner = theirs.removeprefix(table.root)
         if theirs.startswith(table.root) and (name == inner or name.endswith(f".{inner}")):
-            yield name.removesuffix(inner)
+            yield name.removesuffix(inner), theirs
     before, after = table.layer_prefix.removeprefix(table.root).split("{i}")
     match = re.fullmatch(
         rf"((?:.*\.)?){re.escape(before)}(?:0|[1-9][0-9]{{0,8}}){re.escape(after)}(.+)", name
     )
     if match and match[2] in table.layer.values():
-        yield match[1]
+        yield match[1], match[2]
 
 
 def _rename(stored: Collection[str], table: NameTable, prefix: str) -> dict[str, str]:

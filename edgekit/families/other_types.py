@@ -47,7 +47,7 @@ DIFFERENCES: Final[Mapping[str, str]] = {
     "internvl_chat": "a wrapper with code of its own around the decoder in llm_config",
     "internlm2": "query, key and value rows that lie between each other in one matrix",
     **dict.fromkeys(
-        ("chatglm", "glm", "glm4"), "rope that turns neighbours, on half of each head"
+        ("chatglm", "glm", "glm4"), "rope that rotates neighbours, on half of each head"
     ),
     **dict.fromkeys(
         ("codegen", "falcon", "gpt_neox", "gptj", "phi", "persimmon"),

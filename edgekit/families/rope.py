@@ -1,4 +1,4 @@
-"""Angles of rotary position encoding: what each position is turned by.
+"""Angles of rotary position encoding: what each position is rotated by.
 
 One computation for every exporter and engine, in float64, rounded to float32 at the end.
 """
@@ -15,20 +15,20 @@ from edgekit.families.spec import QueryScaling
 
 
 def rope_inv_freq(rope: RopeSpec, head_width: int, *, is_long: bool = False) -> F64Array:
-    """Give the angle per position of each pair of lanes.
+    """Give the angle per position of each pair of channels.
 
     Args:
         rope: The position encoding.
-        head_width: D, lanes of a head.
+        head_width: D, channels of a head.
         is_long: Which of LongRoPE's two sets; without effect on the others.
 
     Returns:
-        float64, shape (R // 2,) with R lanes turned, radians per position, highest first.
+        float64, shape (R // 2,) with R channels rotated, radians per position, highest first.
 
     Source:
         RoFormer (Su et al. 2021), section 3.2.2; linear scaling: Chen et al. 2023
         (arXiv 2306.15595); llama3: Meta's llama-models, ``apply_scaling`` of Llama 3.1;
-        YaRN: Peng et al. 2023 (arXiv 2309.00071), section 3.2, with the ramp over lanes of its
+        YaRN: Peng et al. 2023 (arXiv 2309.00071), section 3.2, with the ramp over channels of its
         code; LongRoPE: Ding et al. 2024 (arXiv 2402.13753).
     """
     width = rope.rotary_width or head_width
@@ -51,7 +51,7 @@ def rope_tables(
     """Give cosine and sine of every position's angles, times the scaling's attention factor.
 
     Returns:
-        (cos, sin), each float32, shape (T, R // 2) with T = ``n_positions`` and R lanes turned.
+        (cos, sin), each float32, shape (T, R // 2) with T = ``n_positions`` and R channels rotated.
     """
     inv_freq = rope_inv_freq(rope, head_width, is_long=is_long)
     angles = np.outer(np.arange(n_positions, dtype=np.float64), inv_freq)
@@ -62,7 +62,7 @@ def rope_tables(
     return cos.astype(np.float32), sin.astype(np.float32)
 
 
-def query_factors(scaling: QueryScaling, n_positions: int) -> F32Array:
+def attention_temperatures(scaling: QueryScaling, n_positions: int) -> F32Array:
     """Give the factor of the queries at every position, float32, shape (T,).
 
     Source: Llama 4's attention temperature, as Ministral 3 uses it.
@@ -74,22 +74,22 @@ def query_factors(scaling: QueryScaling, n_positions: int) -> F32Array:
 
 def _scale_llama3(inv_freq: F64Array, scaling: Llama3Scaling) -> F64Array:
     """Slow long waves by ``factor``, keep short ones, and blend between the two."""
-    n_turns = scaling.original_context_length * inv_freq / (2 * math.pi)
+    n_rotations = scaling.original_context_length * inv_freq / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    keep = np.clip((n_turns - low) / (high - low), 0.0, 1.0)
+    keep = np.clip((n_rotations - low) / (high - low), 0.0, 1.0)
     scaled: F64Array = keep * inv_freq + (1 - keep) * inv_freq / scaling.factor
     return scaled
 
 
 def _scale_yarn(inv_freq: F64Array, scaling: YarnScaling, theta: float) -> F64Array:
-    """Keep lanes that turn often, slow by ``factor`` those that hardly turn, ramp between."""
+    """Slow channels that hardly rotate, by ``factor``; keep the fast ones; ramp between."""
     width = 2 * len(inv_freq)
 
-    def lane_of(n_turns: float) -> float:
-        ratio = scaling.original_context_length / (n_turns * 2 * math.pi)
+    def channel_of(n_rotations: float) -> float:
+        ratio = scaling.original_context_length / (n_rotations * 2 * math.pi)
         return width * math.log(ratio) / (2 * math.log(theta))
 
-    first, last = lane_of(scaling.beta_fast), lane_of(scaling.beta_slow)
+    first, last = channel_of(scaling.beta_fast), channel_of(scaling.beta_slow)
     if scaling.is_truncated:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, width - 1)

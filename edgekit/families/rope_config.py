@@ -37,7 +37,7 @@ class RopeContext:
     """What the meaning of rope keys depends on.
 
     Attributes:
-        head_width: D, lanes of a head.
+        head_width: D, channels of a head.
         context_length: ``max_position_embeddings``.
         original_context_length: ``original_max_position_embeddings`` beside the section, if any.
         default_theta: Meaning of an absent ``rope_theta``.
@@ -63,10 +63,10 @@ def read_rope(config: RawConfig, context: RopeContext) -> tuple[RopeSpec, QueryS
     sections = [s for s in map(config.take_section, ("rope_parameters", "rope_scaling")) if s]
     if len(sections) > 1 and dict(sections[0]) != dict(sections[1]):
         config.report("rope_parameters and rope_scaling contradict each other")
-    rope, growth = read_rope_section(config, None, context, theta, partial)
+    rope, temperature = read_rope_section(config, None, context, theta, partial)
     for section in sections:
-        rope, growth = read_rope_section(config, section, context, theta, partial)
-    return rope, growth
+        rope, temperature = read_rope_section(config, section, context, theta, partial)
+    return rope, temperature
 
 
 def read_ropes_by_layer_kind(
@@ -112,7 +112,7 @@ def read_rope_section(
     """
     scaling: Scaling | None = None
     linear_factor = stretch = 1.0
-    growth: QueryScaling | None = None
+    temperature: QueryScaling | None = None
     if section is not None:
         inner_theta = section.take("rope_theta", float, None)
         if inner_theta is not None and theta is not None and inner_theta != theta:
@@ -124,7 +124,7 @@ def read_rope_section(
             stretch = _take_ntk_stretch(section, context.head_width)
         else:
             scaling, linear_factor = _read_scaling(section, context)
-        growth = _read_query_scaling(section)
+        temperature = _read_query_scaling(section)
     theta = stretch * (context.default_theta if theta is None else theta)
     if not 1 < theta < 1e15:
         config.report(f"rope_theta is {theta} (wanted more than 1)")
@@ -132,7 +132,7 @@ def read_rope_section(
     width = _rotary_width(config, context.head_width, partial)
     rope = RopeSpec(theta, scaling, linear_factor, width)
     _check_factors(config, rope, context.head_width)
-    return rope, growth
+    return rope, temperature
 
 
 def effective_length(
@@ -184,7 +184,8 @@ def _rotary_width(config: RawConfig, head_width: int, partial: float | None) -> 
     width = int(head_width * partial) if 0 < partial < 1 else 0
     if width < 2 or width % 2:
         config.report(
-            f"partial_rotary_factor is {partial} (wanted an even number of the {head_width} lanes)"
+            f"partial_rotary_factor is {partial} "
+            f"(wanted an even number of the {head_width} channels)"
         )
         return None
     return width
@@ -221,7 +222,7 @@ def _take_ntk_stretch(section: RawConfig, head_width: int) -> float:
     section.ignore(["factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"])
     alpha = section.take("alpha", float)
     if not 1 <= alpha < 1e9 or head_width <= 2:
-        section.report(f"alpha is {alpha} (wanted at least 1, and heads of more than 2 lanes)")
+        section.report(f"alpha is {alpha} (wanted at least 1, and heads of more than 2 channels)")
         return 1.0
     return float(alpha ** (head_width / (head_width - 2)))
 
@@ -230,7 +231,7 @@ def _read_scaling(section: RawConfig, context: RopeContext) -> tuple[Scaling | N
     kind = _kind_of(section)
     if kind == "su" or (kind == "yarn" and "short_factor" in section):
         kind = "longrope"  # names that early Phi-3 configs used
-    # Which lanes turn by the row and the column of an image; in a text, all by the position.
+    # Which channels rotate by the row and the column of an image; in a text, all by the position.
     section.ignore(["mrope_section", "mrope_interleaved"])
     match kind:
         case "default" | "mrope":

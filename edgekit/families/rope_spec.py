@@ -22,15 +22,15 @@ class Llama3Scaling:
 
 @dataclass(frozen=True, slots=True)
 class YarnScaling:
-    """YaRN (``rope_type: yarn``): slow lanes interpolate, fast ones stay, a ramp between.
+    """YaRN (``rope_type: yarn``): slow channels interpolate, fast ones stay, a ramp between.
 
     Attributes:
         factor: How much longer the context became.
-        beta_fast: Turns over the original context above which a lane stays.
-        beta_slow: Turns below which a lane is slowed by ``factor``.
+        beta_fast: Rotations over the original context above which a channel stays.
+        beta_slow: Rotations below which a channel is slowed by ``factor``.
         original_context_length: Positions that the model was first trained on.
         attention_factor: Multiplies cosine and sine.
-        is_truncated: Whether the ends of the ramp are rounded to whole lanes.
+        is_truncated: Whether the ends of the ramp are rounded to whole channels.
     """
 
     factor: float
@@ -44,13 +44,13 @@ class YarnScaling:
 
 @dataclass(frozen=True, slots=True)
 class LongRopeScaling:
-    """LongRoPE (``rope_type: longrope``): two sets of divisors, one per lane.
+    """LongRoPE (``rope_type: longrope``): two sets of divisors, one per channel.
 
     The long set holds as soon as a position at or beyond ``original_context_length`` is in use,
     for all positions that are computed from then on.
 
     Attributes:
-        short_factors: Divisors up to ``original_context_length`` positions, one per pair of lanes.
+        short_factors: Divisors up to ``original_context_length`` positions, one per channel pair.
         long_factors: Divisors beyond it.
         original_context_length: Positions that the model was first trained on.
         attention_factor: Multiplies cosine and sine, in both cases.
@@ -74,7 +74,7 @@ class RopeSpec:
         theta: Base of the frequencies.
         scaling: How they were stretched to a longer context, or None.
         linear_factor: Divides every frequency.
-        rotary_width: Lanes of a head that are turned, from the first on; None means all.
+        rotary_width: Channels of a head that are rotated, from the first on; None means all.
     """
 
     theta: float

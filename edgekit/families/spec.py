@@ -4,7 +4,7 @@ Canonical weight names (N out, M in; every matrix is stored as (N, M), as in Hug
 ``embed`` (V, C) · ``layers.{i}.attn_norm`` (C,) · ``layers.{i}.q|k|v|o`` · ``layers.{i}.ffn_norm``
 (C,) · ``layers.{i}.gate|up|down`` · ``final_norm`` (C,) · ``lm_head`` (V, C), absent when tied.
 A bias of matrix ``X`` is ``X.bias``. Norms of queries and keys are ``q_norm`` and ``k_norm``;
-norms of what a block adds to the stream are ``attn_post_norm`` and ``ffn_post_norm``.
+norms of what a block adds to the residual are ``attn_post_norm`` and ``ffn_post_norm``.
 RoPE is the rotate-half form of Hugging Face.
 """
 
@@ -77,7 +77,7 @@ class QueryScaling:
 
 @dataclass(frozen=True, slots=True)
 class LayerAttention:
-    """How one layer attends: ``rope`` None turns nothing, ``window`` None sees everything."""
+    """How one layer attends: ``rope`` None rotates nothing, ``window`` None sees everything."""
 
     rope: RopeSpec | None
     window: int | None
@@ -99,9 +99,9 @@ class DecoderSpec:
         activation: What the gate goes through.
         attention_scale: Factor of the scores; None means head_width ** -0.5.
         scores_softcap: Scores s become cap * tanh(s / cap) before the mask; None leaves them.
-        query_scaling: Growth of queries with position, or None.
+        query_scaling: Attention temperature: a factor of queries that grows with position, or None.
         embed_scale: Factor of the embedding's output.
-        residual_scale: Factor of what each block adds to the stream.
+        residual_scale: Factor of what each block adds to the residual.
         logits_scale: Factor of the logits.
         logits_softcap: Scaled logits z become cap * tanh(z / cap); None leaves them.
     """
@@ -261,9 +261,10 @@ def find_fault(spec: DecoderSpec) -> str | None:
     ids = (spec.bos_token_id, spec.pad_token_id, *spec.eos_token_ids)
     if not all(i is None or (type(i) is int and 0 <= i < _MAX_POSITIONS) for i in ids):
         return "token ids"
-    growth = spec.query_scaling
-    if growth is not None and not (
-        _is_number(growth.beta) and _is_count(growth.original_context_length, _MAX_POSITIONS)
+    temperature = spec.query_scaling
+    if temperature is not None and not (
+        _is_number(temperature.beta)
+        and _is_count(temperature.original_context_length, _MAX_POSITIONS)
     ):
         return "query_scaling"
     ropes = (spec.rope, spec.local_rope)

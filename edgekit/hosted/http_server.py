@@ -47,7 +47,7 @@ class ModelServer:
         port: 0 lets the system choose.
         api_key: Key that requests must carry; None asks for none.
         log: Receives a line per request.
-        max_waiting, max_wait_s: See ``Turnstile``.
+        max_waiting, max_wait_s: See ``RequestQueue``.
         read_limit_s: Longest time a client may take to send a request, or stay idle.
 
     Raises:

@@ -15,7 +15,7 @@ from typing import Final
 
 from edgekit.errors import MeasureError
 from edgekit.records import Kind, Metric
-from edgekit.runtime.exchange import Exchange, NetworkSamples
+from edgekit.runtime.request_stats import NetworkSamples, RequestStats
 
 ROUND_TRIP_FORMULA: Final = "rtt-head-warm"
 CONNECT_FORMULA: Final = "tcp-connect-fresh"
@@ -29,11 +29,11 @@ DECODE_FORMULA: Final = "decode-first-text-to-end"
 _TOOL_CALLS: Final = "tool_calls"
 
 
-def split_latency(exchanges: Sequence[Exchange], network: NetworkSamples) -> tuple[Metric, ...]:
+def split_latency(requests: Sequence[RequestStats], network: NetworkSamples) -> tuple[Metric, ...]:
     """Split the time to first token into network and server.
 
     Args:
-        exchanges: Answers of one server.
+        requests: Answers of one server.
         network: Samples taken in the same session.
 
     Returns:
@@ -44,14 +44,14 @@ def split_latency(exchanges: Sequence[Exchange], network: NetworkSamples) -> tup
     Raises:
         MeasureError: No answer has a time to first token, or the network was not measured.
     """
-    texts = [e for e in exchanges if e.ttft_s is not None and e.finish_reason != _TOOL_CALLS]
+    texts = [e for e in requests if e.ttft_s is not None and e.finish_reason != _TOOL_CALLS]
     if not texts or not network.round_trip_s or not network.connect_s:
         raise MeasureError(
             "latency cannot be split",
             got=f"{len(texts)} timed answers, {len(network.round_trip_s)} round trips",
             wanted="at least one of each",
         )
-    n_left_out = sum(e.finish_reason == _TOOL_CALLS for e in exchanges)
+    n_left_out = sum(e.finish_reason == _TOOL_CALLS for e in requests)
     note = f"{n_left_out} tool-call answers left out" if n_left_out else ""
     round_trip_s = median(network.round_trip_s)
     ttft_s = [_warm(e, e.ttft_s or 0.0) for e in texts]
@@ -71,22 +71,22 @@ def split_latency(exchanges: Sequence[Exchange], network: NetworkSamples) -> tup
             REPORTED_TTFT_FORMULA,
             note,
         ),
-        _metric("e2e_s", [_warm(e, e.e2e_s) for e in exchanges], E2E_FORMULA),
+        _metric("e2e_s", [_warm(e, e.e2e_s) for e in requests], E2E_FORMULA),
         _metric("decode_tok_per_s", _decode_rates(texts), DECODE_FORMULA, note),
     ]
     return tuple(metric for metric in metrics if metric.samples)
 
 
-def _warm(exchange: Exchange, seconds: float) -> float:
+def _warm(stats: RequestStats, seconds: float) -> float:
     """Take the connection set-up out of a time."""
-    return seconds - (exchange.connect_s or 0.0) - (exchange.tls_s or 0.0)
+    return seconds - (stats.connect_s or 0.0) - (stats.tls_s or 0.0)
 
 
-def _decode_rates(exchanges: Sequence[Exchange]) -> list[float]:
+def _decode_rates(requests: Sequence[RequestStats]) -> list[float]:
     rates = []
-    for exchange in exchanges:
-        n_output = exchange.n_output_tokens or 0
-        decode_s = exchange.e2e_s - (exchange.ttft_s or 0.0)
+    for stats in requests:
+        n_output = stats.n_output_tokens or 0
+        decode_s = stats.e2e_s - (stats.ttft_s or 0.0)
         if n_output >= 2 and decode_s > 0:
             rates.append((n_output - 1) / decode_s)
     return rates

@@ -17,7 +17,7 @@ from edgekit.hosted.api_error import ApiError, ClientGoneError, from_model_error
 from edgekit.hosted.model import HostedModel
 from edgekit.hosted.openai_answer import AnswerWriter
 from edgekit.hosted.openai_request import HostedRequest
-from edgekit.hosted.turnstile import Turnstile
+from edgekit.hosted.request_queue import RequestQueue
 from edgekit.runtime.base import TokenEvent
 
 Check: TypeAlias = Callable[[], None]
@@ -33,7 +33,7 @@ class OpenAiApi:
     Args:
         model: What answers.
         model_name: Its name in the API.
-        max_waiting, max_wait_s: See ``Turnstile``.
+        max_waiting, max_wait_s: See ``RequestQueue``.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class OpenAiApi:
     ) -> None:
         self._model = model
         self._model_name = model_name
-        self._turnstile = Turnstile(max_waiting, max_wait_s)
+        self._queue = RequestQueue(max_waiting, max_wait_s)
         self._created_s = int(time.time())
         info = model.info
         self._fingerprint = f"{info.engine}-{info.version}"
@@ -145,7 +145,7 @@ class OpenAiApi:
         self, request: HostedRequest, writer: AnswerWriter, check: Check
     ) -> Generator[TokenEvent, None, None]:
         """Run the model when its turn comes, until it ends or nobody listens."""
-        with self._turnstile.turn(check):
+        with self._queue.hold(check):
             writer.begin(time.monotonic())
             events: Iterator[TokenEvent] = iter(())
             try:

@@ -18,17 +18,17 @@ from typing import Any, Final, Protocol, Self, runtime_checkable
 from edgekit.errors import MeasureError
 from edgekit.records import EngineInfo, to_data
 from edgekit.runtime.base import ChatBackend, GenerateOptions, Message, TokenEvent
-from edgekit.runtime.exchange import Exchange
+from edgekit.runtime.request_stats import RequestStats
 
 SCHEMA_VERSION: Final = 1
 
 
 @runtime_checkable
-class HasExchange(Protocol):
+class HasRequestStats(Protocol):
     """A backend that knows the facts of its last answer."""
 
     @property
-    def last_exchange(self) -> Exchange | None:
+    def last_request_stats(self) -> RequestStats | None:
         """Facts of the last answer that was read to its end."""
         ...
 
@@ -87,9 +87,9 @@ class RecordingBackend:
         return self._inner.info
 
     @property
-    def last_exchange(self) -> Exchange | None:
+    def last_request_stats(self) -> RequestStats | None:
         """Facts of the last answer, where the inner backend knows them."""
-        return self._inner.last_exchange if isinstance(self._inner, HasExchange) else None
+        return self._inner.last_request_stats if isinstance(self._inner, HasRequestStats) else None
 
     def stream_chat(
         self,
@@ -127,9 +127,9 @@ class RecordingBackend:
         return asked_model(self._inner.info)
 
     def _write(self, request_sha256: str, events: Sequence[TokenEvent], start_s: float) -> None:
-        exchange = self.last_exchange
-        if exchange is not None:
-            start_s = exchange.start_s
+        stats = self.last_request_stats
+        if stats is not None:
+            start_s = stats.start_s
         line = {
             "schema_version": SCHEMA_VERSION,
             "request_sha256": request_sha256,
@@ -138,7 +138,7 @@ class RecordingBackend:
             "server": to_data(self._inner.info),
             "text": "".join(event.text for event in events),
             "events": [_event_data(event, start_s) for event in events],
-            "exchange": None if exchange is None else _exchange_data(exchange),
+            "exchange": None if stats is None else _stats_data(stats),
         }
         data = json.dumps(line, sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n"
         try:
@@ -184,7 +184,8 @@ def _event_data(event: TokenEvent, start_s: float) -> dict[str, Any]:
     return data
 
 
-def _exchange_data(exchange: Exchange) -> dict[str, Any]:
-    data = dataclasses.asdict(exchange)
+def _stats_data(stats: RequestStats) -> dict[str, Any]:
+    data = dataclasses.asdict(stats)
+    data["refused"] = data.pop("unsupported_params")  # its name in schema version 1
     del data["start_s"]  # a monotonic clock means nothing after the run
     return data

@@ -20,7 +20,7 @@ from edgekit.errors import FormatError, ServerError, UsageError
 from edgekit.hosted.recording import SCHEMA_VERSION, hash_request
 from edgekit.records import EngineInfo, from_data
 from edgekit.runtime.base import GenerateOptions, Message, TokenEvent
-from edgekit.runtime.exchange import Exchange
+from edgekit.runtime.request_stats import RequestStats
 from edgekit.strict_json import parse_object
 
 
@@ -32,7 +32,7 @@ class Answer:
     model: str
     server: EngineInfo
     events: tuple[TokenEvent, ...]
-    exchange: Exchange | None
+    stats: RequestStats | None
 
 
 class ReplayBackend:
@@ -50,7 +50,7 @@ class ReplayBackend:
         for answer in answers:
             self._answers[answer.request_sha256].append(answer)
         self._n_asked: dict[str, int] = defaultdict(int)
-        self._last: Exchange | None = None
+        self._last: RequestStats | None = None
 
     @classmethod
     def open(cls, path: str | Path, *, model: str | None = None) -> Self:
@@ -83,7 +83,7 @@ class ReplayBackend:
         return dataclasses.replace(self._server, settings=settings)
 
     @property
-    def last_exchange(self) -> Exchange | None:
+    def last_request_stats(self) -> RequestStats | None:
         """Facts of the last replayed answer."""
         return self._last
 
@@ -111,8 +111,8 @@ class ReplayBackend:
             )
         answer = known[self._n_asked[key] % len(known)]
         self._n_asked[key] += 1
-        if answer.exchange is not None:
-            self._last = dataclasses.replace(answer.exchange, start_s=start_s)
+        if answer.stats is not None:
+            self._last = dataclasses.replace(answer.stats, start_s=start_s)
         for event in answer.events:
             yield dataclasses.replace(event, time_s=start_s + event.time_s)
 
@@ -150,15 +150,13 @@ def _answer(line: bytes, where: str) -> Answer:
     if version != SCHEMA_VERSION:
         raise FormatError(f"{where}: schema_version", got=version, wanted=SCHEMA_VERSION)
     try:
-        exchange = data["exchange"]
+        stats = data["exchange"]
         answer = Answer(
             request_sha256=str(data["request_sha256"]),
             model=str(data["model"]),
             server=from_data(EngineInfo, data["server"]),
             events=tuple(_event(i, event) for i, event in enumerate(data["events"])),
-            exchange=None
-            if exchange is None
-            else from_data(Exchange, {**exchange, "start_s": 0.0}),
+            stats=None if stats is None else _stats(stats),
         )
         is_whole = answer.events[-1].finish is not None
         is_same = data["text"] == "".join(event.text for event in answer.events)
@@ -169,6 +167,13 @@ def _answer(line: bytes, where: str) -> Answer:
     if not (is_whole and is_same):
         raise FormatError(f"{where}: text and events do not agree")
     return answer
+
+
+def _stats(data: Mapping[str, Any]) -> RequestStats:
+    """Read the facts of a request; when it began is not recorded."""
+    fields = {**data, "start_s": 0.0}
+    fields["unsupported_params"] = fields.pop("refused", ())
+    return from_data(RequestStats, fields)
 
 
 def _event(index: int, data: Mapping[str, Any]) -> TokenEvent:

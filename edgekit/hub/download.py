@@ -20,9 +20,9 @@ from typing import Any, Final
 from edgekit.errors import CheckpointError, MissingFileError
 from edgekit.hub.http import (
     HubClient,
-    HubNonsenseError,
+    HubInvalidResponseError,
+    HubRepo,
     HubUnavailableError,
-    Source,
     file_path,
     is_offline,
 )
@@ -34,12 +34,12 @@ from edgekit.progress import Progress, ignore_progress
 _HASH_CHUNK_BYTES: Final = 4 << 20
 
 
-def cached(source: Source) -> Path | None:
+def cached(source: HubRepo) -> Path | None:
     """Give the folder of a model that is on this disk already; asks nobody."""
     return _Cache(source).complete_folder()
 
 
-def download(source: Source, progress: Progress = ignore_progress) -> Path:
+def download(source: HubRepo, progress: Progress = ignore_progress) -> Path:
     """Bring a model to this disk; what is there already is only checked.
 
     Args:
@@ -77,7 +77,7 @@ class Fetch:
         folder: The files of the commit.
     """
 
-    def __init__(self, source: Source, progress: Progress = ignore_progress) -> None:
+    def __init__(self, source: HubRepo, progress: Progress = ignore_progress) -> None:
         """Ask what the revision holds.
 
         Raises:
@@ -178,7 +178,7 @@ class Fetch:
             def update(self, n_bytes: int) -> None:
                 self._n_done += n_bytes
                 if self._n_done > file.n_bytes:
-                    raise hub.nonsense(
+                    raise hub.invalid_response(
                         path, f"more than {file.n_bytes} bytes", f"{file.n_bytes} bytes"
                     )
                 progress(f"download {file.name}", self._n_done // 10**6, n_total)
@@ -195,7 +195,7 @@ class Fetch:
             try:
                 if stream.tell() < file.n_bytes:
                     hub.download(path, stream, Bar)
-            except HubNonsenseError:
+            except HubInvalidResponseError:
                 partial.unlink()
                 raise
 
@@ -244,7 +244,7 @@ class Fetch:
 class _Cache:
     """The files of one repository in huggingface_hub's cache, and which of them were checked."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: HubRepo) -> None:
         self._revision = source.revision or "main"
         self._root = _cache_dir()
         self.folder = self._root / f"models--{source.repo.replace('/', '--')}"

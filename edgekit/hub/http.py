@@ -31,12 +31,12 @@ class HubUnavailableError(CheckpointError):
     """The Hub cannot be reached, broke off, or has no time."""
 
 
-class HubNonsenseError(CheckpointError):
+class HubInvalidResponseError(CheckpointError):
     """The answer is not one that a Hub gives; bytes taken from it are worth nothing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class HubRepo:
     """A repository on the Hub.
 
     Attributes:
@@ -60,7 +60,7 @@ def is_offline() -> bool:
 class HubClient:
     """Asks the Hub about one repository."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: HubRepo) -> None:
         """Read the settings.
 
         Raises:
@@ -93,7 +93,7 @@ class HubClient:
         """
         data = self._get(path, stop - start, (start, stop))
         if len(data) != stop - start:
-            raise self.nonsense(path, f"{len(data)} bytes", f"{stop - start} bytes")
+            raise self.invalid_response(path, f"{len(data)} bytes", f"{stop - start} bytes")
         return data
 
     def download(self, path: str, stream: IO[bytes], bar: type[Any]) -> None:
@@ -141,20 +141,22 @@ class HubClient:
                 raise self._refusal(path, status, said)
             stated = said.get("content-range", "")
             if part is not None and status == 200:
-                raise self.nonsense(path, "the whole file", f"bytes {part[0]}:{part[1]} of it")
+                raise self.invalid_response(
+                    path, "the whole file", f"bytes {part[0]}:{part[1]} of it"
+                )
             if part is not None and not stated.startswith(f"bytes {part[0]}-"):
-                raise self.nonsense(path, repr(stated), f"bytes from {part[0]}")
+                raise self.invalid_response(path, repr(stated), f"bytes from {part[0]}")
             for chunk in response.iter_bytes():
                 data += chunk
                 if len(data) > max_bytes:
-                    raise self.nonsense(
+                    raise self.invalid_response(
                         path, f"more than {max_bytes} bytes", f"at most {max_bytes}"
                     )
         return bytes(data)
 
-    def nonsense(self, path: str, got: object, wanted: object) -> HubNonsenseError:
+    def invalid_response(self, path: str, got: object, wanted: object) -> HubInvalidResponseError:
         """Make the error for an answer that no Hub gives."""
-        return HubNonsenseError(
+        return HubInvalidResponseError(
             f"{self.source}: the Hub's answer makes no sense ({_file_of(path)})",
             got=self._clean(str(got)),
             wanted=wanted,
@@ -179,7 +181,7 @@ class HubClient:
         def refuse_packed(response: Any) -> None:
             packing = response.headers.get("content-encoding", "identity").strip().lower()
             if packing != "identity" and packing not in PACKINGS:
-                raise self.nonsense(path, f"encoding {packing}", "plain bytes")
+                raise self.invalid_response(path, f"encoding {packing}", "plain bytes")
 
         session.event_hooks = {**hooks, "response": [*hooks.get("response", ()), refuse_packed]}
         try:
@@ -210,7 +212,7 @@ class HubClient:
                 do=f"Run the command again {when}: {_KEPT}{token}",
             )
         if status == 416:
-            return self.nonsense(path, "a shorter file", "the size that it lists")
+            return self.invalid_response(path, "a shorter file", "the size that it lists")
         if code == "GatedRepo":
             what = "access is restricted"
             do = "Accept the licence on the model's page, then set HF_TOKEN."
@@ -240,19 +242,19 @@ class HubClient:
         return text if len(text) <= _MAX_QUOTE else text[:_MAX_QUOTE] + "..."
 
 
-def info_path(source: Source) -> str:
+def info_path(source: HubRepo) -> str:
     """Path that lists a revision and its files with sizes and hashes."""
     return (
         f"/api/models/{source.repo}/revision/{quote(source.revision or 'main', safe='')}?blobs=true"
     )
 
 
-def tree_path(source: Source, commit: str) -> str:
+def tree_path(source: HubRepo, commit: str) -> str:
     """Path that lists the files at the top of a commit."""
     return f"/api/models/{source.repo}/tree/{commit}"
 
 
-def file_path(source: Source, commit: str, name: str) -> str:
+def file_path(source: HubRepo, commit: str, name: str) -> str:
     """Path of a file's bytes."""
     return f"/{source.repo}/resolve/{commit}/{quote(name)}"
 

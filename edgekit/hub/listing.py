@@ -108,15 +108,17 @@ def fetch_listing(hub: HubClient) -> Listing:
     Raises:
         HubUnavailableError: Unreachable or busy.
         MissingFileError: No config, or no weights that edgekit reads.
-        CheckpointError: Refused, nonsense, or a repository with names that leave the folder.
+        CheckpointError: Refused, an invalid response, or names that leave the repository's folder.
     """
     path = info_path(hub.source)
     answer = _parse(hub, path, hub.read(path, _MAX_LISTING_BYTES))
     commit, siblings = answer.get("sha"), answer.get("siblings")
     if not isinstance(commit, str) or COMMIT.fullmatch(commit) is None:
-        raise hub.nonsense(path, f"sha {commit!r}", "a commit of 40 hexadecimal digits")
+        raise hub.invalid_response(path, f"sha {commit!r}", "a commit of 40 hexadecimal digits")
     if not isinstance(siblings, list):
-        raise hub.nonsense(path, f"siblings {type(siblings).__name__}", "siblings, a list of files")
+        raise hub.invalid_response(
+            path, f"siblings {type(siblings).__name__}", "siblings, a list of files"
+        )
     if not any(isinstance(entry, dict) and entry.keys() & {"blobId", "lfs"} for entry in siblings):
         siblings = _with_hashes(hub, commit, siblings)
     files: dict[str, HubFile] = {}
@@ -124,7 +126,7 @@ def fetch_listing(hub: HubClient) -> Listing:
     for entry in siblings:
         name = entry.get("rfilename") if isinstance(entry, dict) else None
         if not isinstance(name, str) or not name:
-            raise hub.nonsense(path, f"file {entry!r}", "a file with an rfilename")
+            raise hub.invalid_response(path, f"file {entry!r}", "a file with an rfilename")
         _refuse_escape(hub, name)
         if name.endswith(_PICKLES) and "/" not in name:
             pickles.append(name)
@@ -139,7 +141,7 @@ def _parse(hub: HubClient, path: str, data: bytes) -> dict[str, Any]:
     try:
         return parse_object(data, "answer")
     except FormatError as error:
-        raise hub.nonsense(path, error.got, "a JSON object") from error
+        raise hub.invalid_response(path, error.got, "a JSON object") from error
 
 
 def _with_hashes(hub: HubClient, commit: str, siblings: list[Any]) -> list[Any]:
@@ -150,7 +152,7 @@ def _with_hashes(hub: HubClient, commit: str, siblings: list[Any]) -> list[Any]:
     found: dict[object, dict[str, Any]] = {}
     for entry in tree if isinstance(tree, list) else ():
         if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
-            raise hub.nonsense(path, f"file {entry!r}", "a file with a path")
+            raise hub.invalid_response(path, f"file {entry!r}", "a file with a path")
         found[entry["path"]] = {"size": entry.get("size"), "blobId": entry.get("oid")}
         lfs = entry.get("lfs")
         if isinstance(lfs, dict):
@@ -193,14 +195,16 @@ def _file(hub: HubClient, path: str, name: str, entry: dict[str, Any]) -> HubFil
     else:
         n_bytes, digest, form = entry.get("size"), entry.get("blobId"), COMMIT
     if not isinstance(digest, str) or form.fullmatch(digest) is None:
-        raise hub.nonsense(path, f"{name}: hash {digest!r}", "lfs.sha256 or blobId")
+        raise hub.invalid_response(path, f"{name}: hash {digest!r}", "lfs.sha256 or blobId")
     limit = _MAX_FILE_BYTES
     if name in TEXT_NAMES:
         limit = _MAX_ASSET_BYTES
     elif name.endswith(INDEX_SUFFIX):
         limit = MAX_INDEX_BYTES
     if not isinstance(n_bytes, int) or isinstance(n_bytes, bool) or not 0 <= n_bytes <= limit:
-        raise hub.nonsense(path, f"{name}: size {n_bytes!r}", f"a size of 0 .. {limit} bytes")
+        raise hub.invalid_response(
+            path, f"{name}: size {n_bytes!r}", f"a size of 0 .. {limit} bytes"
+        )
     return HubFile(name, n_bytes, digest)
 
 

@@ -23,6 +23,7 @@ from typing import Final, TypeAlias
 
 from edgekit.errors import ExportError
 from edgekit.exporters.staging import refuse_small_disk
+from edgekit.lazy import quiet_variables
 from edgekit.optimum.child import last_error, run_python
 from edgekit.paths import cache_dir
 from edgekit.progress import Progress, ignore_progress
@@ -137,12 +138,17 @@ def open_environment(
 
 def child_variables() -> dict[str, str]:
     """Give the environment variables for programs of the environment."""
-    return {name: value for name, value in os.environ.items() if name not in _DROPPED} | {
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        "PIP_NO_INPUT": "1",
-        # A setting of the user's pip.conf that a virtual environment would refuse.
-        "PIP_USER": "0",
-    }
+    kept = {name: value for name, value in os.environ.items() if name not in _DROPPED}
+    return (
+        kept
+        | quiet_variables()
+        | {
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "PIP_NO_INPUT": "1",
+            # A setting of the user's pip.conf that a virtual environment would refuse.
+            "PIP_USER": "0",
+        }
+    )
 
 
 def _create(folder: Path, tell: Tell, progress: Progress) -> OptimumEnvironment:

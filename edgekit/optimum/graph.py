@@ -14,11 +14,18 @@ from typing import Any, Final
 
 from edgekit.artifact import TensorEntry
 from edgekit.errors import ExportError
+from edgekit.formats.onnx_io import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    LOGITS,
+    POSITION_IDS,
+    is_past,
+    is_present,
+)
 from edgekit.lazy import require
 
-GRAPH_NAME: Final = "model.onnx"
 _REASON: Final = "as optimum wrote it"
-_KNOWN_INPUTS: Final = ("input_ids", "attention_mask", "position_ids")
+_KNOWN_INPUTS: Final = (INPUT_IDS, ATTENTION_MASK, POSITION_IDS)
 _DO: Final = "This model cannot be run through optimum's graph."
 
 
@@ -69,7 +76,7 @@ def read_facts(path: Path) -> GraphFacts:
     graph = model.graph
     types = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16"}
     inputs = {item.name: item.type.tensor_type for item in graph.input}
-    past = {name: _shape(t) for name, t in inputs.items() if name.startswith("past_key_values.")}
+    past = {name: _shape(t) for name, t in inputs.items() if is_past(name)}
     odd = [name for name in inputs if name not in past and name not in _KNOWN_INPUTS]
     shapes = set(past.values())
     shape = next(iter(shapes), ())
@@ -81,7 +88,7 @@ def read_facts(path: Path) -> GraphFacts:
             do=_DO,
         )
     cache_type = inputs[next(iter(past))].elem_type
-    given = {o.name: o.type.tensor_type for o in graph.output if o.name.startswith("present.")}
+    given = {o.name: o.type.tensor_type for o in graph.output if is_present(o.name)}
     wide = [name for name, t in given.items() if t.elem_type != cache_type]
     if wide or len(given) != len(past) or cache_type not in types:
         raise ExportError(
@@ -90,7 +97,7 @@ def read_facts(path: Path) -> GraphFacts:
             wanted="what a run gives to be what the next run takes",
             do="Try --scheme fp32." if cache_type == onnx.TensorProto.FLOAT16 else _DO,
         )
-    logits = next((o.type.tensor_type for o in graph.output if o.name == "logits"), None)
+    logits = next((o.type.tensor_type for o in graph.output if o.name == LOGITS), None)
     vocab_size = _shape(logits)[-1] if logits is not None else None
     if vocab_size is None:
         raise ExportError("optimum's graph has no logits of a fixed width", do=_DO)
@@ -128,7 +135,7 @@ def _find_embedding(graph: Any, vocab_size: int) -> str:
             # The ids may pass through a reshape or a cast on their way.
             while name in made_from and made_from[name].op_type in ("Reshape", "Cast"):
                 name = made_from[name].input[0]
-            if name == "input_ids":
+            if name == INPUT_IDS:
                 return str(node.input[0])
     raise ExportError(
         "optimum's graph has no input embedding that can be found",

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from edgekit.checkpoint.reader import Checkpoint
+from edgekit.checkpoint.base import Checkpoint
 from edgekit.errors import CheckpointError, UnsupportedArchError, UsageError
 from edgekit.families.other_types import OPTIMUM_TYPES
 from edgekit.families.rope_config import effective_length

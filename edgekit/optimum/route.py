@@ -21,15 +21,16 @@ from typing import Any, Final
 
 from edgekit.artifact import MANIFEST_NAME, OPTIMUM_GRAPH, Artifact, Format, Manifest
 from edgekit.checkpoint.assets import copy_assets, read_text
-from edgekit.checkpoint.reader import Checkpoint
+from edgekit.checkpoint.base import Checkpoint
 from edgekit.errors import CheckpointError, ExportError, UsageError
 from edgekit.exporters.base import ExportOptions
 from edgekit.exporters.context import ContextRange
 from edgekit.exporters.staging import PARTIAL_PREFIX, list_files, refuse_small_disk, staged_folder
+from edgekit.formats.onnx_io import GRAPH_NAME
 from edgekit.optimum import check as optimum_check
 from edgekit.optimum.child import last_error, run_python
 from edgekit.optimum.environment import OptimumEnvironment, child_variables
-from edgekit.optimum.graph import GRAPH_NAME, GraphFacts, read_facts
+from edgekit.optimum.graph import GraphFacts, read_facts
 from edgekit.optimum.model import (
     check_floats,
     check_model_type,
@@ -66,10 +67,7 @@ _STAGES: Final = (
 _N_STEPS: Final = len(_STAGES) + 2
 _OFFLINE: Final = {
     "CUDA_VISIBLE_DEVICES": "",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
-    "ORT_DISABLE_TELEMETRY": "1",
     "TRANSFORMERS_OFFLINE": "1",
 }
 
@@ -318,8 +316,16 @@ def _positions(config: Mapping[str, Any]) -> ContextRange:
 
 
 def _variables(environment: OptimumEnvironment) -> dict[str, str]:
-    # A home of its own: no token, no cached model and no module of the user's is looked at.
-    return child_variables() | _OFFLINE | {"HF_HOME": str(environment.folder / "hf-home")}
+    return (
+        child_variables()
+        | _OFFLINE
+        | {
+            # A home of its own: no token, no cached model and no module of the user's is read.
+            "HF_HOME": str(environment.folder / "hf-home"),
+            # torch makes this folder when it is imported, else beside everybody's temporary files.
+            "TORCHINDUCTOR_CACHE_DIR": str(environment.folder / "torchinductor"),
+        }
+    )
 
 
 def _move_graph(traced: Path, staging: Path) -> None:

@@ -10,7 +10,7 @@ from statistics import median
 from edgekit import __version__
 from edgekit.artifact import Artifact
 from edgekit.devices.facts import facts_of
-from edgekit.devices.match import Wish
+from edgekit.devices.match import RunConstraints
 from edgekit.devices.probe import probe_host
 from edgekit.errors import MeasureError
 from edgekit.hosted.latency import split_latency
@@ -36,7 +36,7 @@ from edgekit.records import (
     Workload,
 )
 from edgekit.runtime.base import ChatBackend
-from edgekit.runtime.exchange import Exchange
+from edgekit.runtime.request_stats import RequestStats
 from edgekit.runtime.server import ServerBackend
 
 
@@ -129,7 +129,7 @@ def join(
     device_profile = open_profile(device, facts)
     budget = memory_budget(facts_of(artifact), device_profile, measured.engine.engine)
     if rule.memory_limit_bytes is None:
-        limit = plan_run(artifact, device, Wish(engine=engine)).memory_limit_bytes
+        limit = plan_run(artifact, device, RunConstraints(engine=engine)).memory_limit_bytes
         rule = replace(rule, memory_limit_bytes=limit)
     pairs = pair_suites(device_quality.suites, asked.quality.suites)
     record = ComparisonRecord(
@@ -161,14 +161,14 @@ def ask_server(
     server: ChatBackend, items: Mapping[str, Sequence[Item]], progress: Progress
 ) -> ServerRun:
     """Ask a server every item; measure the network too when it is a live one."""
-    exchanges: list[Exchange] = []
-    suites = run_suites(server, items, _labelled("server", progress), exchanges)
+    requests: list[RequestStats] = []
+    suites = run_suites(server, items, _labelled("server", progress), requests)
     quality = QualityRecord(f"server {server.info.model}", server.info, None, suites)
     live = server.inner if isinstance(server, RecordingBackend) else server
     if not isinstance(live, ServerBackend):
         return ServerRun(quality, _reply_metrics(suites))
     try:
-        return ServerRun(quality, split_latency(exchanges, live.measure_network()))
+        return ServerRun(quality, split_latency(requests, live.measure_network()))
     except MeasureError:
         # Nothing but tool calls, or a server without a HEAD: the plain times still hold.
         return ServerRun(quality, _reply_metrics(suites))

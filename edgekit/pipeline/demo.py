@@ -158,7 +158,7 @@ def _distances(
     for artifact in artifacts:
         step = 1 if artifact.format is Format.ONNX else size.parity_step
         with load(artifact) as session:
-            found[artifact.name] = measure_session(session, reference.thin(step), progress)
+            found[artifact.name] = measure_session(session, reference.subsample(step), progress)
     return found
 
 

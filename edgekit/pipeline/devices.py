@@ -9,7 +9,7 @@ from edgekit.artifact import Artifact
 from edgekit.decision import Accepted, Rejected
 from edgekit.devices.match import Candidate, Plan
 from edgekit.devices.probe import probe_host
-from edgekit.devices.profile import DeviceProfile, Figure, list_profiles
+from edgekit.devices.profile import DeviceProfile, SourcedValue, list_profiles
 from edgekit.pipeline.run import HOST, match_artifacts, open_profile
 from edgekit.profiler.measure import DEFAULT_WORKLOAD
 from edgekit.profiler.projected import project_artifact
@@ -51,8 +51,8 @@ def describe_profile(device: str) -> tuple[Any, list[Table]]:
     """Give one profile as JSON data and as a table of figures with their sources."""
     profile = open_profile(device, probe_host())
     rows = [
-        (name, _value(name, figure), figure.kind.value, figure.source)
-        for name, figure in _figures(profile)
+        (name, _value(name, sourced), sourced.kind.value, sourced.source)
+        for name, sourced in _sourced_values(profile)
     ]
     table = make_table(
         f"device-{profile.id}",
@@ -134,7 +134,7 @@ def _range(record: ProfileRecord, name: str) -> Cell:
     return Cell(f"{low} to {high}", metric.kind)
 
 
-def _figures(profile: DeviceProfile) -> list[tuple[str, Figure[Any]]]:
+def _sourced_values(profile: DeviceProfile) -> list[tuple[str, SourcedValue[Any]]]:
     parts: list[tuple[str, object]] = [
         ("cpu", profile.cpu),
         ("memory", profile.memory),
@@ -149,19 +149,19 @@ def _figures(profile: DeviceProfile) -> list[tuple[str, Figure[Any]]]:
         for name, part in parts
         if part is not None
         for field in getattr(part, "__slots__", ())
-        if isinstance(value := getattr(part, field), Figure)
+        if isinstance(value := getattr(part, field), SourcedValue)
     ]
 
 
-def _value(name: str, figure: Figure[Any]) -> str:
-    if figure.value is None:
+def _value(name: str, sourced: SourcedValue[Any]) -> str:
+    if sourced.value is None:
         return "unknown"
     if name.endswith("_bytes"):
-        return format_bytes(figure.value)
+        return format_bytes(sourced.value)
     if name.endswith("_bytes_per_s"):
-        return f"{figure.value / 1e9:.1f} GB/s"
-    return f"{figure.value:g}"
+        return f"{sourced.value / 1e9:.1f} GB/s"
+    return f"{sourced.value:g}"
 
 
-def _bytes(figure: Figure[int]) -> str:
-    return "unknown" if figure.value is None else format_bytes(figure.value)
+def _bytes(sourced: SourcedValue[int]) -> str:
+    return "unknown" if sourced.value is None else format_bytes(sourced.value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,8 @@ def evaluate(
     artifact: Artifact,
     *,
     reference: str | Path | None = None,
+    adapter: str | Path | None = None,
+    ignore_config_keys: Iterable[str] = (),
     plan: SuitePlan | None = None,
     device: str = HOST,
     engine: str | None = None,
@@ -43,6 +45,8 @@ def evaluate(
     Args:
         artifact: What to measure, on the engine that would ship.
         reference: Float model: a checkpoint, or a float artifact. None leaves divergence out.
+        adapter: Folder of a LoRA adapter to merge into the checkpoint of ``reference``.
+        ignore_config_keys: Keys of that checkpoint's config that pass whatever their value is.
         plan: Suites, items and seed; no suites measures divergence alone.
         device: Device profile.
         engine: Only this engine.
@@ -52,17 +56,27 @@ def evaluate(
     Raises:
         NoFitError: No engine of the device can run the artifact.
         CheckpointError: The float model cannot be read.
-        UsageError: The float model is a quantized artifact.
+        UsageError: The float model is a quantized artifact, or an adapter or keys are given
+            without a checkpoint.
         MeasureError: The float model has another vocabulary.
         EngineError: An engine failed.
     """
     chosen = plan or SuitePlan()
+    if reference is None and (adapter is not None or tuple(ignore_config_keys)):
+        raise _only_with_checkpoint(adapter, "no --reference")
     with load(artifact, device, engine=engine, n_threads=n_threads) as session:
         items = chosen.make_items(session.count_tokens, offers_tools=session.offers_tools)
         divergence = None
         if reference is not None:
             documents = session_documents(session)
-            with_reference = run_float_model(reference, documents, n_threads, progress)
+            with_reference = run_float_model(
+                reference,
+                documents,
+                n_threads,
+                progress,
+                adapter=adapter,
+                ignore_config_keys=ignore_config_keys,
+            )
             divergence = measure_session(session, with_reference, progress)
         suites = run_suites(session, items, progress)
         return QualityRecord(
@@ -102,17 +116,25 @@ def run_float_model(
     documents: Sequence[Sequence[int]],
     n_threads: int | None = None,
     progress: Progress = ignore_progress,
+    *,
+    adapter: str | Path | None = None,
+    ignore_config_keys: Iterable[str] = (),
 ) -> ReferenceRun:
     """Run the float model once over the documents: a float artifact, or a checkpoint in numpy.
 
+    ``adapter`` and ``ignore_config_keys`` are those of ``open_model``, for a checkpoint.
+
     Raises:
-        UsageError: The reference is a quantized artifact.
+        UsageError: The reference is a quantized artifact, or an adapter or keys are given for an
+            artifact.
         CheckpointError: The checkpoint cannot be read.
         EngineError: The engine failed.
     """
     decoder: Decoder
     source = None
     if (Path(reference) / MANIFEST_NAME).is_file():
+        if adapter is not None or tuple(ignore_config_keys):
+            raise _only_with_checkpoint(adapter, f"the artifact {reference}")
         artifact = Artifact.open(reference)
         if artifact.scheme.is_quantized:
             raise UsageError(
@@ -120,7 +142,9 @@ def run_float_model(
             )
         decoder = open_decoder(artifact, n_threads=n_threads)
     else:
-        source = open_model(reference, progress=progress)
+        source = open_model(
+            reference, adapter=adapter, ignore_config_keys=ignore_config_keys, progress=progress
+        )
         decoder = ReferenceDecoder.from_source(source)
     try:
         return run_reference(_counted(decoder, "float model", len(documents), progress), documents)
@@ -128,6 +152,15 @@ def run_float_model(
         decoder.close()
         if source is not None:
             source.close()
+
+
+def _only_with_checkpoint(adapter: str | Path | None, got: str) -> UsageError:
+    return UsageError(
+        "--adapter" if adapter is not None else "--ignore-config-key",
+        got=got,
+        wanted="a --reference that is a model, whose weights and config are read",
+        do="Name the model that the artifact was exported from as --reference.",
+    )
 
 
 def measure_session(

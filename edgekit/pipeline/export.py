@@ -25,8 +25,8 @@ from edgekit.families.base import SourceModel
 from edgekit.pipeline.preflight import check_room, join_predictions, predict_export
 from edgekit.pipeline.rates import known_rates
 from edgekit.progress import Progress, ignore_progress
-from edgekit.quantize.imports import CHANGES_OF_CODES
 from edgekit.quantize.methods import Method
+from edgekit.quantize.prequantized import CHANGES_OF_CODES
 from edgekit.quantize.store import quantize_model
 from edgekit.scheme import Scheme
 from edgekit.text.view import TextView

@@ -25,9 +25,9 @@ from edgekit.families.base import SourceModel
 from edgekit.model_files import CONFIG_NAME
 from edgekit.pipeline.rates import Rates
 from edgekit.quantize.fold import find_sites
-from edgekit.quantize.imports import expected_plan
 from edgekit.quantize.memory_estimate import PlannedModel, largest_handled_bytes
-from edgekit.quantize.recipe import TensorPlan
+from edgekit.quantize.plan import TensorPlan
+from edgekit.quantize.prequantized import expected_plan
 from edgekit.scheme import Scheme
 from edgekit.units import format_bytes
 

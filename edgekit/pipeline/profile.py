@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgekit.artifact import Artifact
-from edgekit.devices.match import Wish
+from edgekit.devices.match import RunConstraints
 from edgekit.devices.probe import probe_host
 from edgekit.pipeline.run import HOST, open_profile, plan_run
 from edgekit.profiler.measure import DEFAULT_N_LOADS, DEFAULT_WORKLOAD, profile_artifact
@@ -27,7 +27,7 @@ def profile(
         ProfileError: No such device profile.
         NoFitError: No engine of the profile can run it here.
     """
-    plan = plan_run(artifact, device, Wish(engine=engine, n_threads=n_threads))
+    plan = plan_run(artifact, device, RunConstraints(engine=engine, n_threads=n_threads))
     host = probe_host()
     return profile_artifact(
         artifact,

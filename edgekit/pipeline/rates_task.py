@@ -30,8 +30,8 @@ from edgekit.families.base import SourceModel
 from edgekit.formats.floats import to_bf16
 from edgekit.formats.safetensors import SafetensorsWriter
 from edgekit.lazy import require
-from edgekit.quantize.imports import plan_source
 from edgekit.quantize.memory_estimate import handled_bytes
+from edgekit.quantize.prequantized import plan_source
 from edgekit.quantize.store import StoredModel, find_scales, quantize_model
 from edgekit.scheme import Scheme
 from edgekit.tensors import TensorInfo

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgekit.artifact import Artifact
 from edgekit.devices.facts import facts_of
 from edgekit.devices.host import host_profile
-from edgekit.devices.match import Candidate, Plan, Wish, choose, match
+from edgekit.devices.match import Candidate, Plan, RunConstraints, choose, match
 from edgekit.devices.probe import probe_host
 from edgekit.devices.profile import DeviceProfile, load_profile
 from edgekit.records import HostFacts
@@ -51,7 +51,9 @@ def load(
 
     opened = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
     chosen = plan_run(
-        opened, device, Wish(engine=engine, n_threads=n_threads, context_length=context_length)
+        opened,
+        device,
+        RunConstraints(engine=engine, n_threads=n_threads, context_length=context_length),
     )
     return open_session(
         opened,
@@ -61,23 +63,25 @@ def load(
     )
 
 
-def plan_run(artifact: Artifact, device: str = HOST, wish: Wish | None = None) -> Plan:
+def plan_run(
+    artifact: Artifact, device: str = HOST, constraints: RunConstraints | None = None
+) -> Plan:
     """Choose engine, threads and memory limit for one artifact on this machine.
 
     Raises:
-        UsageError: No engine has the name that is wished for.
+        UsageError: No engine has the name that is asked for.
         ProfileError: No such device profile.
         NoFitError: Nothing fits, with every reason.
     """
-    if wish is not None and wish.engine is not None:
-        check_engine_name(wish.engine)
+    if constraints is not None and constraints.engine is not None:
+        check_engine_name(constraints.engine)
     facts = probe_host()
     profile = open_profile(device, facts)
-    return choose(match([facts_of(artifact)], profile, facts, wish or Wish()))
+    return choose(match([facts_of(artifact)], profile, facts, constraints or RunConstraints()))
 
 
 def match_artifacts(
-    artifacts: list[Artifact], device: str, wish: Wish | None = None
+    artifacts: list[Artifact], device: str, constraints: RunConstraints | None = None
 ) -> list[Candidate]:
     """Answer for every artifact and engine of a device; ``host`` also needs them installed.
 
@@ -87,7 +91,12 @@ def match_artifacts(
     facts = probe_host()
     profile = open_profile(device, facts)
     host = facts if device == HOST else None
-    return match([facts_of(artifact) for artifact in artifacts], profile, host, wish or Wish())
+    return match(
+        [facts_of(artifact) for artifact in artifacts],
+        profile,
+        host,
+        constraints or RunConstraints(),
+    )
 
 
 def open_profile(device: str, facts: HostFacts) -> DeviceProfile:

@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, Final, TypeAlias, cast
 
+from edgekit.lazy import quiet_variables
 from edgekit.profiler.memory import MemoryPeak, MemorySampler
 
 _WORKER: Final = "edgekit.profiler.worker"
@@ -137,7 +138,7 @@ def run_isolated(job: Job, *, timeout_s: float, on_event: OnEvent | None = None)
 
 
 def _environment(n_threads: int) -> dict[str, str]:
-    environment = dict(os.environ)
+    environment = dict(os.environ) | quiet_variables()
     environment.update(dict.fromkeys(_THREAD_VARIABLES, str(n_threads)))
     # The child finds modules where the parent does, whatever put them on its path.
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)

@@ -257,4 +257,4 @@ def _notes(seen: _Seen, host: HostFacts) -> tuple[str, ...]:
 
 
 def _tpots_s(runs: Sequence[RunTimes]) -> list[float]:
-    return [sum(run.gaps_s) / len(run.gaps_s) for run in runs]
+    return [sum(run.itl_s) / len(run.itl_s) for run in runs]

@@ -28,11 +28,11 @@ def metric_of(
 
 
 def speed_metrics(runs: Sequence[RunTimes], workload: Workload, kind: Kind) -> tuple[Metric, ...]:
-    """Turn the runs into time to first token, rates, gaps and end-to-end time."""
-    tpot_s = [sum(run.gaps_s) / len(run.gaps_s) for run in runs]
+    """Turn the runs into time to first token, rates, inter-token latency and end-to-end time."""
+    tpot_s = [sum(run.itl_s) / len(run.itl_s) for run in runs]
     prefill = [workload.n_prompt_tokens / run.prefill_s for run in runs]
-    gaps_s = [gap for run in runs for gap in run.gaps_s]
-    pooled = f"all {len(gaps_s)} gaps of {len(runs)} runs"
+    itl_s = [itl for run in runs for itl in run.itl_s]
+    pooled = f"all {len(itl_s)} latencies of {len(runs)} runs"
     return (
         metric_of("ttft_s", [run.ttft_s for run in runs], kind, "ttft-ids"),
         metric_of("prefill_tok_per_s", prefill, kind, "prefill-forward"),
@@ -41,11 +41,11 @@ def speed_metrics(runs: Sequence[RunTimes], workload: Workload, kind: Kind) -> t
         *(
             Metric(
                 name,
-                quantile(gaps_s, fraction),
+                quantile(itl_s, fraction),
                 kind,
                 "itl-pooled",
-                # One copy of the raw gaps is enough: they are the same for every quantile.
-                samples=tuple(gaps_s) if fraction == _ITL[0][1] else (),
+                # One copy of the raw latencies is enough: they are the same for every quantile.
+                samples=tuple(itl_s) if fraction == _ITL[0][1] else (),
                 note=pooled,
             )
             for name, fraction in _ITL

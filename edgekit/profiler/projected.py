@@ -10,16 +10,16 @@ from typing import Final
 
 from edgekit.artifact import Artifact
 from edgekit.devices.facts import ArtifactFacts, facts_of
-from edgekit.devices.match import limit_figure, need_bytes
-from edgekit.devices.profile import DeviceProfile, FigureKind
+from edgekit.devices.match import need_bytes, sourced_limit
+from edgekit.devices.profile import DeviceProfile, ValueKind
 from edgekit.devices.projection import project
 from edgekit.errors import UsageError
 from edgekit.records import EngineInfo, HostFacts, Kind, Metric, ProfileRecord, Workload
 
 _KINDS: Final = {
-    FigureKind.PROBED: Kind.MEASURED,
-    FigureKind.PUBLISHED: Kind.PUBLISHED,
-    FigureKind.MEASURED: Kind.PUBLISHED,  # by somebody else: the profile names them
+    ValueKind.PROBED: Kind.MEASURED,
+    ValueKind.PUBLISHED: Kind.PUBLISHED,
+    ValueKind.MEASURED: Kind.PUBLISHED,  # by somebody else: the profile names them
 }
 """What a figure of a profile is in a record; everything else was computed or carried over."""
 
@@ -85,14 +85,14 @@ def memory_budget(
 ) -> tuple[Metric, ...]:
     """Give the estimated need, and the limit it must stay under, for the report to compare."""
     support = profile.engine(engine)
-    figure = limit_figure(profile)
+    sourced = sourced_limit(profile)
     limit = Metric(
         "memory_limit_bytes",
-        figure.value,
-        _KINDS.get(figure.kind, Kind.PROJECTED),
+        sourced.value,
+        _KINDS.get(sourced.kind, Kind.PROJECTED),
         "app-memory-limit",
-        source=figure.source,
-        note=figure.kind.value,
+        source=sourced.source,
+        note=sourced.kind.value,
     )
     if support is None:
         return (limit,)
@@ -113,12 +113,12 @@ def sustained_metric(profile: DeviceProfile, engine: str) -> Metric:
     if support is None or support.sustained_factor.value is None:
         reason = "no such engine" if support is None else support.sustained_factor.source
         return Metric("sustained_factor", None, Kind.PUBLISHED, "sustained-10min", note=reason)
-    figure = support.sustained_factor
+    sourced = support.sustained_factor
     return Metric(
         "sustained_factor",
-        figure.value,
-        _KINDS.get(figure.kind, Kind.PROJECTED),
+        sourced.value,
+        _KINDS.get(sourced.kind, Kind.PROJECTED),
         "sustained-10min",
-        source=figure.source,
-        note=figure.kind.value,
+        source=sourced.source,
+        note=sourced.kind.value,
     )

@@ -38,13 +38,13 @@ class RunTimes:
     Attributes:
         prefill_s: The forward call on the prompt.
         ttft_s: Prompt ids handed over to first new id in hand; prefill and the choice of an id.
-        gaps_s: Between new ids, ``n_new_tokens - 1`` values.
+        itl_s: Inter-token latency, ``n_new_tokens - 1`` values.
         e2e_s: Prompt ids handed over to last new id in hand.
     """
 
     prefill_s: float
     ttft_s: float
-    gaps_s: tuple[float, ...]
+    itl_s: tuple[float, ...]
     e2e_s: float
 
 
@@ -114,12 +114,12 @@ def _run_once(decoder: Decoder, prompt: Sequence[int], n_new: int, clock: Clock)
     for n_past in range(len(prompt), len(prompt) + n_new - 1):
         token = int(decoder.forward([token], n_past=n_past)[-1].argmax())
         times_s.append(clock())
-    gaps_s = tuple(float(gap) for gap in np.diff(times_s))
-    if prefilled_s <= start_s or min(gaps_s) <= 0:
+    itl_s = tuple(float(itl) for itl in np.diff(times_s))
+    if prefilled_s <= start_s or min(itl_s) <= 0:
         raise MeasureError(
             "the clock is too coarse for this model", got="a step of 0 s", wanted="time that passes"
         )
-    return RunTimes(prefilled_s - start_s, times_s[0] - start_s, gaps_s, times_s[-1] - start_s)
+    return RunTimes(prefilled_s - start_s, times_s[0] - start_s, itl_s, times_s[-1] - start_s)
 
 
 @contextlib.contextmanager

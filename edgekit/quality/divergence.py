@@ -34,7 +34,7 @@ class ReferenceRun:
         picked = [_picked(t, ids) for t, ids in zip(self.log_probs, self.documents, strict=True)]
         return float(np.exp(-np.concatenate(picked).mean()))
 
-    def thin(self, step: int) -> ReferenceRun:
+    def subsample(self, step: int) -> ReferenceRun:
         """Keep every ``step``-th document, for engines that are too slow for all of them."""
         return ReferenceRun(self.documents[::step], self.log_probs[::step])
 

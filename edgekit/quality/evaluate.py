@@ -16,7 +16,7 @@ from edgekit.progress import Progress
 from edgekit.quality.suites import SUITES, Answer, Item, load_suite, parse_tool_calls
 from edgekit.records import ItemOutcome, SuiteRecord
 from edgekit.runtime.base import ChatBackend, GenerateOptions, TokenEvent
-from edgekit.runtime.exchange import Exchange
+from edgekit.runtime.request_stats import RequestStats
 from edgekit.statistics import wilson_interval
 
 DEFAULT_SEED: Final = 20261
@@ -67,7 +67,7 @@ def run_suites(
     backend: ChatBackend,
     items: Mapping[str, Sequence[Item]],
     progress: Progress,
-    exchanges: list[Exchange] | None = None,
+    requests: list[RequestStats] | None = None,
 ) -> tuple[SuiteRecord, ...]:
     """Ask every item and score the answers.
 
@@ -75,13 +75,13 @@ def run_suites(
         backend: What answers.
         items: Items by suite.
         progress: Called as ``progress(suite, n_done, n_total)``.
-        exchanges: Collects what a server said of each answer.
+        requests: Collects what a server said of each answer.
 
     Raises:
         EngineError: The runtime or server failed.
     """
     return tuple(
-        _run_suite(backend, name, suite_items, progress, exchanges)
+        _run_suite(backend, name, suite_items, progress, requests)
         for name, suite_items in items.items()
     )
 
@@ -91,15 +91,15 @@ def _run_suite(
     name: str,
     items: Sequence[Item],
     progress: Progress,
-    exchanges: list[Exchange] | None,
+    requests: list[RequestStats] | None,
 ) -> SuiteRecord:
     suite = load_suite(name)
     outcomes: list[ItemOutcome] = []
     for index, item in enumerate(items):
         progress(name, index, len(items))
         reply = ask(backend, item)
-        if exchanges is not None and reply.exchange is not None:
-            exchanges.append(reply.exchange)
+        if requests is not None and reply.stats is not None:
+            requests.append(reply.stats)
         answer = Answer(reply.text, parse_tool_calls(reply.text) if item.tools else ())
         score = suite.score(item, answer)
         outcomes.append(
@@ -139,7 +139,7 @@ class Reply:
     ttft_s: float | None
     e2e_s: float
     n_output_tokens: int
-    exchange: Exchange | None = None
+    stats: RequestStats | None = None
 
 
 def ask(backend: ChatBackend, item: Item) -> Reply:
@@ -147,13 +147,13 @@ def ask(backend: ChatBackend, item: Item) -> Reply:
     options = GenerateOptions(max_tokens=item.max_tokens, temperature=0.0, seed=0)
     start_s = monotonic()
     reply = _collect(backend.stream_chat(item.messages, options, item.tools), start_s)
-    exchange = getattr(backend, "last_exchange", None)
-    if not isinstance(exchange, Exchange):
+    stats = getattr(backend, "last_request_stats", None)
+    if not isinstance(stats, RequestStats):
         return reply
     return replace(
         reply,
-        exchange=exchange,
-        n_output_tokens=exchange.n_output_tokens or reply.n_output_tokens,
+        stats=stats,
+        n_output_tokens=stats.n_output_tokens or reply.n_output_tokens,
     )
 
 

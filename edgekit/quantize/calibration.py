@@ -128,13 +128,13 @@ def measure_inputs(
     read = np.asarray(ids[: spec.context_length], dtype=np.int64)
     is_long = forward.is_long(len(read))
     forward.reserve(len(read))
-    stream = forward.embed(read)
+    residual = forward.embed(read)
     for layer in range(spec.n_layers):
         cache = forward.empty_cache(len(read))
-        stream = forward.run_layer(layer, stream, cache, 0, is_long=is_long)
+        residual = forward.run_layer(layer, residual, cache, 0, is_long=is_long)
         progress("calibrate", layer + 1, spec.n_layers)
     if "lm_head" in forward.inputs:
-        forward.measure_head(forward.finish(stream))
+        forward.measure_head(forward.finish(residual))
     return {name: forward.ratio(name) for name in forward.inputs}
 
 
@@ -167,7 +167,7 @@ class _Measuring(Forward):
         for _, block in self._blocks("lm_head"):
             self._note_columns("lm_head", block)
 
-    def _product(self, inner: FloatArray, name: str) -> FloatArray:
+    def _matmul(self, inner: FloatArray, name: str) -> FloatArray:
         first = self._first.get(name)
         if first == name:
             self._note_inputs(name, inner)

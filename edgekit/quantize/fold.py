@@ -26,7 +26,7 @@ import numpy as np
 from edgekit.dtypes import DType, F32Array, F64Array
 from edgekit.families.spec import DecoderSpec, NormPlacement
 from edgekit.formats.floats import to_bf16, to_float32
-from edgekit.quantize.recipe import TensorPlan
+from edgekit.quantize.plan import TensorPlan
 from edgekit.tensors import LazyTensor, TensorInfo
 
 EXPONENTS: Final[Mapping[int, float]] = {4: 0.15, 8: 0.25}

@@ -16,7 +16,7 @@ from edgekit.dtypes import Bits, F32Array
 from edgekit.errors import QuantError
 from edgekit.quantize.methods import Method, quantize_rows, round_floats
 from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor
-from edgekit.quantize.recipe import TensorPlan
+from edgekit.quantize.plan import TensorPlan
 from edgekit.tensors import LazyTensor
 
 BLOCK_ELEMENTS: Final = 1 << 22  # 16 MiB of float32 a thread: large reads, small memory

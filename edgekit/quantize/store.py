@@ -26,10 +26,10 @@ from edgekit.model_files import CONFIG_NAME
 from edgekit.progress import Progress, ignore_progress
 from edgekit.quantize.calibration import calibration_ids, measure_inputs
 from edgekit.quantize.fold import ChannelScales, choose_scales, find_sites, float_names
-from edgekit.quantize.imports import import_codes, plan_source
 from edgekit.quantize.methods import Method
 from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor, Source
-from edgekit.quantize.recipe import TensorPlan
+from edgekit.quantize.plan import TensorPlan
+from edgekit.quantize.prequantized import import_codes, plan_source
 from edgekit.quantize.row_blocks import quantize_tensor
 from edgekit.scheme import Scheme
 from edgekit.strict_json import read_object
@@ -98,7 +98,7 @@ def quantize_model(
 
     Args:
         source: The float model.
-        scheme: What was asked for; recipe.py decides what each tensor gets.
+        scheme: What was asked for; plan.py decides what each tensor gets.
         store_dir: Folder of the store; an earlier store there is replaced.
         method: How scales are chosen.
         fold: Whether channel scales are moved first (fold.py).

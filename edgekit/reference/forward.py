@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.dtypes import F32Array
-from edgekit.families.rope import query_factors, rope_tables
+from edgekit.families.rope import attention_temperatures, rope_tables
 from edgekit.families.rope_spec import LongRopeScaling, RopeSpec
 from edgekit.families.spec import Activation, DecoderSpec, QkNorm
 
@@ -70,26 +70,26 @@ class Forward:
         return self._scaled(self._embedding_rows(ids), self._spec.embed_scale)
 
     def run_layer(
-        self, layer: int, stream: FloatArray, cache: LayerCache, n_past: int, *, is_long: bool
+        self, layer: int, residual: FloatArray, cache: LayerCache, n_past: int, *, is_long: bool
     ) -> FloatArray:
         """Run T tokens through one layer, (T, C) to (T, C), and extend its cache."""
         spec, at = self._spec, f"layers.{layer}."
-        inner = self._maybe_norm(stream, at + "attn_norm")
-        change = self._attend(layer, inner, cache, n_past, is_long)
-        change = self._maybe_norm(change, at + "attn_post_norm")
-        stream = stream + self._scaled(change, spec.residual_scale)
-        inner = self._maybe_norm(stream, at + "ffn_norm")
-        change = self._maybe_norm(self._feed_forward(inner, at), at + "ffn_post_norm")
-        return stream + self._scaled(change, spec.residual_scale)
+        inner = self._maybe_norm(residual, at + "attn_norm")
+        output = self._attend(layer, inner, cache, n_past, is_long)
+        output = self._maybe_norm(output, at + "attn_post_norm")
+        residual = residual + self._scaled(output, spec.residual_scale)
+        inner = self._maybe_norm(residual, at + "ffn_norm")
+        output = self._maybe_norm(self._feed_forward(inner, at), at + "ffn_post_norm")
+        return residual + self._scaled(output, spec.residual_scale)
 
-    def finish(self, stream: FloatArray) -> FloatArray:
+    def finish(self, residual: FloatArray) -> FloatArray:
         """Norm what the last layer gives, (T, C)."""
-        return self._norm(stream, "final_norm")
+        return self._norm(residual, "final_norm")
 
     def head(self, finished: FloatArray) -> FloatArray:
         """Give the logits of finished states, (T, C) to (T, V)."""
         name = "embed" if self._spec.is_tied else "lm_head"
-        logits = self._scaled(self._product(finished, name), self._spec.logits_scale)
+        logits = self._scaled(self._matmul(finished, name), self._spec.logits_scale)
         return self._capped(logits, self._spec.logits_softcap)
 
     def is_long(self, n_total: int) -> bool:
@@ -120,8 +120,8 @@ class Forward:
         if spec.qk_norm is QkNorm.HEAD_AFTER_ROPE:
             queries, keys = self._norm(queries, at + "q_norm"), self._norm(keys, at + "k_norm")
         if spec.query_scaling is not None:
-            grown = query_factors(spec.query_scaling, n_total)
-            factors: FloatArray = np.asarray(grown, dtype=self._dtype)
+            temperatures = attention_temperatures(spec.query_scaling, n_total)
+            factors: FloatArray = np.asarray(temperatures, dtype=self._dtype)
             queries *= factors[n_past:, None]
         new = slice(n_past, n_total)
         cache.keys[:, new] = keys
@@ -153,13 +153,13 @@ class Forward:
         return projected.reshape(len(projected), n_heads, self._spec.head_width).swapaxes(0, 1)
 
     def _rotate(self, heads: FloatArray, n_past: int, rope: RopeSpec, is_long: bool) -> FloatArray:
-        """Apply RoPE in the rotate-half form to the first lanes; (heads, T, D)."""
+        """Apply RoPE in the rotate-half form to the first channels; (heads, T, D)."""
         part = slice(n_past, n_past + heads.shape[1])
         cos, sin = (table[part] for table in self._rope(rope, is_long))
         half = cos.shape[1]
         first, second, rest = np.split(heads, [half, 2 * half], axis=-1)
-        turned = [first * cos - second * sin, second * cos + first * sin, rest]
-        return np.concatenate(turned, axis=-1)
+        rotated = [first * cos - second * sin, second * cos + first * sin, rest]
+        return np.concatenate(rotated, axis=-1)
 
     def _linear(self, inner: FloatArray, name: str) -> FloatArray:
         spec, part = self._spec, name.rpartition(".")[2]
@@ -169,10 +169,10 @@ class Forward:
             "v": spec.has_qkv_bias,
             "o": spec.has_o_bias,
         }.get(part, spec.has_mlp_bias)
-        product = self._product(inner, name)
+        product = self._matmul(inner, name)
         return product + self._weight(f"{name}.bias") if has_bias else product
 
-    def _product(self, inner: FloatArray, name: str) -> FloatArray:
+    def _matmul(self, inner: FloatArray, name: str) -> FloatArray:
         """Multiply (T, M) by a matrix (N, M); give (T, N)."""
         product: FloatArray = inner @ self._weight(name).T
         return product
@@ -180,14 +180,14 @@ class Forward:
     def _embedding_rows(self, ids: NDArray[np.int64]) -> FloatArray:
         return self._weight("embed")[ids]
 
-    def _norm(self, stream: FloatArray, name: str) -> FloatArray:
-        mean_square = np.mean(np.square(stream), axis=-1, keepdims=True)
-        scaled: FloatArray = stream / np.sqrt(mean_square + self._dtype(self._spec.norm_eps))
+    def _norm(self, residual: FloatArray, name: str) -> FloatArray:
+        mean_square = np.mean(np.square(residual), axis=-1, keepdims=True)
+        scaled: FloatArray = residual / np.sqrt(mean_square + self._dtype(self._spec.norm_eps))
         return scaled * (self._weight(name) + self._dtype(self._spec.norm_offset))
 
-    def _maybe_norm(self, stream: FloatArray, name: str) -> FloatArray:
+    def _maybe_norm(self, residual: FloatArray, name: str) -> FloatArray:
         """Norm where the decoder has this norm."""
-        return self._norm(stream, name) if name in self._shapes else stream
+        return self._norm(residual, name) if name in self._shapes else residual
 
     def _scaled(self, values: FloatArray, factor: float) -> FloatArray:
         return values if factor == 1.0 else values * self._dtype(factor)

@@ -44,7 +44,7 @@ def _all_tables(data: ReportData) -> Iterator[Table]:
         yield criteria_table(comparison)
     yield weights_table(data.verifications)
     yield speed_table(data.profiles)
-    yield gap_table(data.profiles)
+    yield itl_table(data.profiles)
     yield memory_table(data.profiles)
     yield divergence_table(data.qualities)
     yield suite_table(data.qualities)
@@ -120,7 +120,7 @@ def speed_table(profiles: Sequence[ProfileRecord]) -> Table:
     )
 
 
-def gap_table(profiles: Sequence[ProfileRecord]) -> Table:
+def itl_table(profiles: Sequence[ProfileRecord]) -> Table:
     """Show the time between tokens, tail included."""
     names = ("itl_p50_s", "itl_p95_s", "itl_p99_s")
     rows: list[Sequence[Cell | str]] = [

@@ -5,7 +5,7 @@ through in chunks of which only the caches are evaluated (mlx is lazy), so the v
 projection runs for the wanted positions only, as in mlx-lm's own generation.
 
 On Metal the artifact's own float type is kept. The CPU backend of mlx accumulates in the storage
-type (bf16: 5e-2 relative error of one product), so there every float is widened to fp32 unless
+type (bf16: 5e-2 relative error of one matmul), so there every float is widened to fp32 unless
 the option ``activation`` says ``native``. The CPU backend is for parity: its speed says nothing
 about a device.
 """
@@ -88,9 +88,13 @@ class MlxDecoder:
         check_format(artifact, "mlx", Format.MLX, "MLX")
         refuse_threads("mlx", n_threads)
         length = chosen_length(artifact, context_length)
-        mx = require("mlx.core", package="mlx-lm")
-        mlx_utils = require("mlx_lm.utils", package="mlx-lm")
+        mx = require("mlx.core")
+        mlx_utils = require("mlx_lm.utils")
         backend = _backend(mx)
+        if backend == "cpu":
+            # With a C++ compiler on the PATH mlx would write sources to a folder for temporary
+            # files that everybody can name beforehand, compile them and load what lies there.
+            mx.disable_compile()
         activation = _chosen_activation(options, backend)
         with _mapped_load_errors(artifact):
             for path in sorted(artifact.path.glob("model*.safetensors")):
@@ -143,7 +147,7 @@ class MlxDecoder:
             vocab_size=self._vocab_size,
             context_length=self._context_length,
         )
-        mx = require("mlx.core", package="mlx-lm")
+        mx = require("mlx.core")
         n_silent = len(token_ids) - n_logits
         try:
             self._rewind(mx, n_past)
@@ -162,7 +166,7 @@ class MlxDecoder:
         """Free the model. Safe to call twice."""
         if self._model is not None:
             self._model, self._cache, self._cached_ids = None, [], []
-            require("mlx.core", package="mlx-lm").clear_cache()
+            require("mlx.core").clear_cache()
 
     def _run(self, mx: Any, token_ids: Sequence[int]) -> Any:
         """Queue one chunk: (T,) ids to logits (1, T, V)."""
@@ -176,7 +180,7 @@ class MlxDecoder:
 
     def _rewind(self, mx: Any, n_past: int) -> None:
         """Forget every position from ``n_past`` on."""
-        caches = require("mlx_lm.models.cache", package="mlx-lm")
+        caches = require("mlx_lm.models.cache")
         n_back = len(self._cached_ids) - n_past
         if n_past == 0:
             self._cache = caches.make_prompt_cache(self._model)

@@ -13,16 +13,28 @@ from typing import Any, Final
 import numpy as np
 
 from edgekit.artifact import Artifact
-from edgekit.dtypes import F32Array
+from edgekit.dtypes import DTYPES, DType, F32Array
 from edgekit.errors import EngineCrashError, EngineLoadError
+from edgekit.formats.onnx_io import (
+    ATTENTION_MASK,
+    GRAPH_NAME,
+    INPUT_IDS,
+    LOGITS,
+    POSITION_IDS,
+    TYPE_NAMES,
+    GraphPorts,
+    is_past,
+    past_of,
+)
 from edgekit.lazy import require
 from edgekit.records import EngineInfo
 from edgekit.runtime.base import check_forward
-from edgekit.runtime.onnx_session import GRAPH_NAME, PROVIDER, foreign_errors, make_session
+from edgekit.runtime.onnx_session import PROVIDER, foreign_errors, make_session
 
 _AGAIN: Final = "Export the model again."
-_INT64: Final = "tensor(int64)"
-_FLOATS: Final[Mapping[str, Any]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_FLOATS: Final[Mapping[str, DType]] = {
+    TYPE_NAMES[dtype]: dtype for dtype in (DType.FP32, DType.FP16)
+}
 _SIZES: Final = ("vocab_size", "n_layers", "n_kv_heads", "head_width")
 
 
@@ -45,10 +57,10 @@ class PlainOnnxDecoder:
         self._foreign = foreign_errors()
         self._wrap = require("onnxruntime").OrtValue.ortvalue_from_numpy
         types = {arg.name: arg.type for arg in session.get_inputs()}
-        self._has_positions = "position_ids" in types
+        self._has_positions = POSITION_IDS in types
         self._outputs = [arg.name for arg in session.get_outputs()]
-        self._past_names = [_past_name(name) for name in self._outputs if name != "logits"]
-        self._cache_dtype = _FLOATS[types[self._past_names[0]]]
+        self._past_names = [past_of(name) for name in self._outputs if name != LOGITS]
+        self._cache_dtype = DTYPES[_FLOATS[types[self._past_names[0]]]].numpy
         self._cache_shape = (1, sizes["n_kv_heads"], 0, sizes["head_width"])
         self._mask = np.ones((1, context_length), dtype=np.int64)
         self._n_cached = 0
@@ -158,17 +170,17 @@ class PlainOnnxDecoder:
         """Run one piece after the cache, which grows by it; give its logits."""
         start, stop = self._n_cached, self._n_cached + ids.shape[1]
         binding = self._session.io_binding()
-        binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids))
-        binding.bind_cpu_input("attention_mask", self._mask[:, :stop])
+        binding.bind_cpu_input(INPUT_IDS, np.ascontiguousarray(ids))
+        binding.bind_cpu_input(ATTENTION_MASK, self._mask[:, :stop])
         if self._has_positions:
-            binding.bind_cpu_input("position_ids", np.arange(start, stop, dtype=np.int64)[None])
+            binding.bind_cpu_input(POSITION_IDS, np.arange(start, stop, dtype=np.int64)[None])
         for name, value in zip(self._past_names, self._cache, strict=True):
             binding.bind_ortvalue_input(name, value)
         for name in self._outputs:
             binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(binding)
         found = dict(zip(self._outputs, binding.get_outputs(), strict=True))
-        logits = found.pop("logits")
+        logits = found.pop(LOGITS)
         # A traced graph may have the length of its example in it: then shapes give it away.
         wanted = (1, self._cache_shape[1], stop, self._cache_shape[3])
         for name, value in found.items():
@@ -195,10 +207,6 @@ class PlainOnnxDecoder:
     def _empty_cache(self) -> list[Any]:
         empty = np.zeros(self._cache_shape, dtype=self._cache_dtype)
         return [self._wrap(empty) for _ in self._past_names]
-
-
-def _past_name(present: str) -> str:
-    return present.replace("present", "past_key_values", 1)
 
 
 def _read_sizes(artifact: Artifact) -> dict[str, int]:
@@ -229,7 +237,7 @@ def _check_signature(session: Any, sizes: Mapping[str, int], artifact: Artifact)
     n_layers = sizes["n_layers"]
     inputs = {arg.name: arg for arg in session.get_inputs()}
     outputs = {arg.name: arg for arg in session.get_outputs()}
-    n_caches = sum(name.startswith("past_key_values.") for name in inputs)
+    n_caches = sum(is_past(name) for name in inputs)
     if n_caches != 2 * n_layers:
         raise EngineLoadError(
             f"{path}: key and value inputs",
@@ -237,8 +245,8 @@ def _check_signature(session: Any, sizes: Mapping[str, int], artifact: Artifact)
             wanted=f"{2 * n_layers} for the decoder in the manifest",
             do=_AGAIN,
         )
-    cache_type = next(a.type for n, a in inputs.items() if n.startswith("past_key_values."))
-    logits_type = outputs["logits"].type if "logits" in outputs else "absent"
+    cache_type = next(a.type for n, a in inputs.items() if is_past(n))
+    logits_type = outputs[LOGITS].type if LOGITS in outputs else "absent"
     if cache_type not in _FLOATS or logits_type not in _FLOATS:
         raise EngineLoadError(
             f"{path}: type of keys, values and logits",
@@ -246,20 +254,18 @@ def _check_signature(session: Any, sizes: Mapping[str, int], artifact: Artifact)
             wanted=" or ".join(_FLOATS),
             do=_AGAIN,
         )
-    cache = (cache_type, (sizes["n_kv_heads"], sizes["head_width"]))
-    wanted_in: dict[str, tuple[str, tuple[int, ...]]] = {
-        "input_ids": (_INT64, ()),
-        "attention_mask": (_INT64, ()),
-    }
-    if "position_ids" in inputs:
-        wanted_in["position_ids"] = (_INT64, ())
-    wanted_out: dict[str, tuple[str, tuple[int, ...]]] = {
-        "logits": (logits_type, (sizes["vocab_size"],))
-    }
-    for layer in range(n_layers):
-        for part in ("key", "value"):
-            wanted_in[f"past_key_values.{layer}.{part}"] = cache
-            wanted_out[f"present.{layer}.{part}"] = cache
+    ports = GraphPorts(
+        n_layers,
+        sizes["n_kv_heads"],
+        sizes["head_width"],
+        sizes["vocab_size"],
+        cache=_FLOATS[cache_type],
+        logits=_FLOATS[logits_type],
+        is_traced=True,
+        has_positions=POSITION_IDS in inputs,
+    )
+    wanted_in = {port.name: port.signature for port in ports.inputs}
+    wanted_out = {port.name: port.signature for port in ports.outputs}
     for found, wanted in ((inputs, wanted_in), (outputs, wanted_out)):
         for name in sorted(found.keys() | wanted.keys()):
             arg = found.get(name)

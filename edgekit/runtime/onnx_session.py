@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.errors import EngineLoadError, UsageError
+from edgekit.formats.onnx_io import GRAPH_NAME
 from edgekit.lazy import require
 
-GRAPH_NAME: Final = "model.onnx"
 DEFAULT_CHUNK: Final = 128
 PROVIDER: Final = "CPUExecutionProvider"
 _FATAL: Final = 4
@@ -60,7 +60,7 @@ class OnnxruntimeOptions:
 
 def foreign_errors() -> tuple[type[Exception], ...]:
     """Give every exception that onnxruntime raises: its own, and those of its bindings."""
-    state = require("onnxruntime.capi.onnxruntime_pybind11_state", package="onnxruntime")
+    state = require("onnxruntime.capi.onnxruntime_pybind11_state")
     own = [
         value
         for value in vars(state).values()
@@ -70,7 +70,7 @@ def foreign_errors() -> tuple[type[Exception], ...]:
 
 
 def make_session(folder: Path, n_threads: int | None, is_float: bool = False) -> Any:
-    """Load the graph of an artifact; ``is_float`` keeps activations of quantized products wide.
+    """Load the graph of an artifact; ``is_float`` keeps activations of quantized matmuls wide.
 
     Raises:
         EngineLoadError: With ``is_float``: the file is no ONNX model.
@@ -92,7 +92,7 @@ def make_session(folder: Path, n_threads: int | None, is_float: bool = False) ->
 
 
 def _float_activation_graph(path: Path) -> bytes:
-    """Give the graph with float activations in every quantized product."""
+    """Give the graph with float activations in every quantized matmul."""
     decode_error = require("google.protobuf.message", package="protobuf").DecodeError
     try:
         model = require("onnx").load_model(path, load_external_data=False)

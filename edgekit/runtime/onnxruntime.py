@@ -20,12 +20,23 @@ from edgekit.dtypes import F32Array
 from edgekit.errors import EngineCrashError, EngineLoadError, UsageError
 from edgekit.families.rope_spec import LongRopeScaling
 from edgekit.families.spec import DecoderSpec
+from edgekit.formats.onnx_io import (
+    ATTENTION_MASK,
+    CACHE_PARTS,
+    CALL_LENGTH,
+    GRAPH_NAME,
+    INPUT_IDS,
+    LOGITS,
+    LOGITS_START,
+    GraphPorts,
+    past_name,
+    present_name,
+)
 from edgekit.lazy import require
 from edgekit.records import EngineInfo
 from edgekit.runtime.base import check_forward
 from edgekit.runtime.onnx_plain import PlainOnnxDecoder
 from edgekit.runtime.onnx_session import (
-    GRAPH_NAME,
     PROVIDER,
     OnnxruntimeOptions,
     foreign_errors,
@@ -60,16 +71,16 @@ class OnnxruntimeDecoder:
         self._token_value = self._wrap(self._token_id)
         self._logits_value = self._wrap(self._last_row[None])
         self._binding = session.io_binding()
-        self._binding.bind_ortvalue_input("logits_start", self._wrap(self._start))
-        if any(arg.name == "call_length" for arg in session.get_overridable_initializers()):
-            self._binding.bind_ortvalue_input("call_length", self._wrap(self._call_length))
+        self._binding.bind_ortvalue_input(LOGITS_START, self._wrap(self._start))
+        if any(arg.name == CALL_LENGTH for arg in session.get_overridable_initializers()):
+            self._binding.bind_ortvalue_input(CALL_LENGTH, self._wrap(self._call_length))
         self._bind_decode()
         shape = (1, spec.n_kv_heads, context_length, spec.head_width)
         for layer in range(spec.n_layers):
-            for part in ("key", "value"):
+            for part in CACHE_PARTS:
                 cache = self._wrap(_lazy_buffer(shape))
-                self._binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", cache)
-                self._binding.bind_ortvalue_output(f"present.{layer}.{part}", cache)
+                self._binding.bind_ortvalue_input(past_name(layer, part), cache)
+                self._binding.bind_ortvalue_output(present_name(layer, part), cache)
 
     @classmethod
     def open(
@@ -197,7 +208,7 @@ class OnnxruntimeDecoder:
 
     def _run(self, n_positions: int) -> None:
         """Run what is bound with a mask over the first ``n_positions``."""
-        self._binding.bind_cpu_input("attention_mask", self._mask[:, :n_positions])
+        self._binding.bind_cpu_input(ATTENTION_MASK, self._mask[:, :n_positions])
         # No RunOptions: with them, onnxruntime 1.32 raises and swallows an exception per call,
         # 50 microseconds.
         self._session.run_with_iobinding(self._binding)
@@ -214,15 +225,15 @@ class OnnxruntimeDecoder:
             for start in range(0, n_tokens, self._chunk):
                 stop = min(start + self._chunk, n_tokens)
                 n_rows = stop - max(start, first)
-                self._binding.bind_cpu_input("input_ids", ids[:, start:stop])
+                self._binding.bind_cpu_input(INPUT_IDS, ids[:, start:stop])
                 if n_rows > 1:
                     # The graph declares one row and onnxruntime holds a bound buffer to that,
                     # but takes more rows when it may allocate them itself.
                     self._start[0] = -n_rows
-                    self._binding.bind_output("logits", "cpu")
+                    self._binding.bind_output(LOGITS, "cpu")
                 else:
                     self._start[0] = -1
-                    self._binding.bind_ortvalue_output("logits", self._logits_value)
+                    self._binding.bind_ortvalue_output(LOGITS, self._logits_value)
                 self._run(n_past + stop)
                 if n_rows > 0:
                     logits = self._binding.get_outputs()[_LOGITS_INDEX].numpy()
@@ -235,8 +246,8 @@ class OnnxruntimeDecoder:
         """Bind one token in and one row of logits out, as every decode step uses them."""
         self._start[0] = -1
         self._call_length[0] = 0
-        self._binding.bind_ortvalue_input("input_ids", self._token_value)
-        self._binding.bind_ortvalue_output("logits", self._logits_value)
+        self._binding.bind_ortvalue_input(INPUT_IDS, self._token_value)
+        self._binding.bind_ortvalue_output(LOGITS, self._logits_value)
 
 
 def _lazy_buffer(shape: tuple[int, ...]) -> F32Array:
@@ -254,8 +265,8 @@ def _check_positions(artifact: Artifact, spec: DecoderSpec, n_positions: int) ->
     Raises:
         EngineLoadError: See above; the buffers for such a context might not fit in memory.
     """
-    n_lanes = sum(rope.rotary_width or spec.head_width for rope in spec.ropes)
-    if n_positions * n_lanes * 4 > artifact.n_bytes:
+    n_channels = sum(rope.rotary_width or spec.head_width for rope in spec.ropes)
+    if n_positions * n_channels * 4 > artifact.n_bytes:
         raise EngineLoadError(
             f"{artifact.path}: context length in the manifest",
             got=n_positions,
@@ -279,7 +290,6 @@ def _check_signature(session: Any, spec: DecoderSpec, artifact: Artifact) -> Non
         EngineLoadError: A name, type or fixed size differs.
     """
     path = artifact.path / GRAPH_NAME
-    cache = (spec.n_kv_heads, spec.head_width)
     n_caches = len(session.get_inputs()) - 2
     if n_caches != 2 * spec.n_layers:
         raise EngineLoadError(
@@ -288,18 +298,15 @@ def _check_signature(session: Any, spec: DecoderSpec, artifact: Artifact) -> Non
             wanted=f"{2 * spec.n_layers} for the decoder in the manifest",
             do="Export the model again.",
         )
-    wanted: dict[str, tuple[str, tuple[int, ...]]] = {
-        "input_ids": ("tensor(int64)", ()),
-        "attention_mask": ("tensor(int64)", ()),
-        "logits_start": ("tensor(int64)", (1,)),
-        "logits": ("tensor(float)", (1, spec.vocab_size)),
-    }
-    if _changes_rope(spec, artifact.manifest.context_length):
-        wanted["call_length"] = ("tensor(int64)", (1,))
-    for layer in range(spec.n_layers):
-        for part in ("key", "value"):
-            for name in (f"past_key_values.{layer}.{part}", f"present.{layer}.{part}"):
-                wanted[name] = ("tensor(float)", cache)
+    ports = GraphPorts(
+        spec.n_layers,
+        spec.n_kv_heads,
+        spec.head_width,
+        spec.vocab_size,
+        has_call_length=_changes_rope(spec, artifact.manifest.context_length),
+    )
+    all_ports = (*ports.inputs, *ports.defaults, *ports.outputs)
+    wanted = {port.name: port.signature for port in all_ports}
     found = {
         arg.name: (arg.type, tuple(n for n in arg.shape if isinstance(n, int)))
         for arg in (

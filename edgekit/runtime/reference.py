@@ -127,10 +127,10 @@ class ReferenceDecoder:
 
     def _run_chunk(self, ids: NDArray[np.int64], n_past: int, is_long: bool) -> FloatArray:
         """Give the final hidden states of T tokens, (T, C), and extend the cache."""
-        stream = self._forward.embed(ids)
+        residual = self._forward.embed(ids)
         for layer, cache in enumerate(self._cache):
-            stream = self._forward.run_layer(layer, stream, cache, n_past, is_long=is_long)
-        return self._forward.finish(stream)
+            residual = self._forward.run_layer(layer, residual, cache, n_past, is_long=is_long)
+        return self._forward.finish(residual)
 
     def _reserve(self, n_positions: int) -> None:
         """Make room for ``n_positions``, keeping what is cached."""

@@ -18,9 +18,9 @@ from edgekit.errors import ServerError, UsageError
 from edgekit.lazy import require
 from edgekit.records import EngineInfo
 from edgekit.runtime.base import Finish, GenerateOptions, Message, TokenEvent
-from edgekit.runtime.exchange import Exchange, NetworkSamples
+from edgekit.runtime.request_stats import NetworkSamples, RequestStats
 from edgekit.runtime.server_chunks import ChunkReader
-from edgekit.runtime.server_errors import Door, FaultError
+from edgekit.runtime.server_errors import ErrorMapper, FaultError
 from edgekit.runtime.server_fields import Fields
 from edgekit.runtime.server_sse import iter_data
 from edgekit.runtime.server_transport import Transport, WireTimes
@@ -30,6 +30,11 @@ DEADLINE_FACTOR: Final = 10.0
 MAX_RETRY_WAIT_S: Final = 20.0
 _FIRST_WAIT_S: Final = 0.5
 _KEY_VARIABLE: Final = "OPENAI_API_KEY"
+# What the library tells every server of the machine that asks; the answer does not depend on it.
+_MACHINE_HEADERS: Final = tuple(
+    f"X-Stainless-{what}"
+    for what in ("Arch", "Async", "Lang", "OS", "Package-Version", "Runtime", "Runtime-Version")
+)
 _NO_KEY: Final = "none"
 _EVENT_STREAM: Final = "text/event-stream"
 _PACKINGS: Final = ("identity", "gzip", "deflate")
@@ -43,7 +48,7 @@ class ServerAnswer:
     text: str
     finish: Finish
     events: tuple[TokenEvent, ...]
-    exchange: Exchange
+    stats: RequestStats
 
 
 class ServerBackend:
@@ -63,10 +68,10 @@ class ServerBackend:
         self._timeout_s, self._deadline_s, self._max_retries = timeout_s, deadline_s, n_retries
         self._url = base_url.rstrip("/")
         self._scheme, self._name = parts.scheme, parts.hostname or ""
-        self._door = Door(parts.netloc, key if key != _NO_KEY else "", timeout_s)
+        self._error_mapper = ErrorMapper(parts.netloc, key if key != _NO_KEY else "", timeout_s)
         self._transport = self._connect()
         self._fields = Fields()
-        self._last: Exchange | None = None
+        self._last: RequestStats | None = None
         openai = require("openai")
         self._version = f"openai {openai.__version__}"
         self._client = openai.OpenAI(
@@ -75,6 +80,7 @@ class ServerBackend:
             max_retries=0,
             timeout=timeout_s,
             http_client=self._transport.http,
+            default_headers=dict.fromkeys(_MACHINE_HEADERS, openai.omit),
         )
 
     @classmethod
@@ -127,15 +133,15 @@ class ServerBackend:
             version=(last.system_fingerprint if last else "") or "unknown",
             model=(last.model if last else "") or self._model,
             settings={
-                "host": self._door.host,
+                "host": self._error_mapper.host,
                 "client": self._version,
                 "model_asked": self._model,
-                "refused_fields": sorted(self._fields.refused),
+                "refused_fields": sorted(self._fields.unsupported),
             },
         )
 
     @property
-    def last_exchange(self) -> Exchange | None:
+    def last_request_stats(self) -> RequestStats | None:
         """Facts of the last answer that was read to its end."""
         return self._last
 
@@ -151,27 +157,27 @@ class ServerBackend:
         and as the JSON list of all of them with the last event.
 
         Raises:
-            ServerError: The server refused, timed out, broke off or answered nonsense.
+            ServerError: The server refused, timed out, broke off or sent an invalid response.
         """
-        refused = self._fields.refused
+        unsupported = self._fields.unsupported
         n_retries = 0
         while True:
             has_text = False
-            sent = self._fields.make(self._model, messages, options, tools, refused)
+            sent = self._fields.make(self._model, messages, options, tools, unsupported)
             try:
-                for event in self._attempt(sent, n_retries, refused):
+                for event in self._attempt(sent, n_retries, unsupported):
                     has_text = True
                     yield event
             except FaultError as fault:
                 if has_text:
                     raise fault.error from fault.__cause__
-                more = self._learn(fault, sent, refused)
-                if more == refused:
-                    if not fault.is_passing or n_retries >= self._max_retries:
+                more = self._learn(fault, sent, unsupported)
+                if more == unsupported:
+                    if not fault.is_transient or n_retries >= self._max_retries:
                         raise fault.error from fault.__cause__
                     time.sleep(_wait_s(fault, n_retries))
                     n_retries += 1
-                refused = more
+                unsupported = more
             else:
                 return
 
@@ -188,7 +194,7 @@ class ServerBackend:
         """
         events = tuple(self.stream_chat(messages, options or GenerateOptions(), tools))
         if self._last is None or events[-1].finish is None:
-            raise ServerError(f"{self._door.host} sent an answer without end")
+            raise ServerError(f"{self._error_mapper.host} sent an answer without end")
         text = "".join(event.text for event in events)
         return ServerAnswer(text, events[-1].finish, events, self._last)
 
@@ -224,7 +230,7 @@ class ServerBackend:
         self.close()
 
     def _attempt(
-        self, sent: Mapping[str, Any], n_retries: int, refused: frozenset[str]
+        self, sent: Mapping[str, Any], n_retries: int, unsupported: frozenset[str]
     ) -> Iterator[TokenEvent]:
         """Send one request and read its answer; every fault leaves as ``FaultError``."""
         reader = ChunkReader()
@@ -239,33 +245,33 @@ class ServerBackend:
                         break
                 self._transport.drain(chunks)
             last_event = reader.finish()
-        self._fields.remember(refused)
-        self._last = _exchange(reader, times, n_retries, refused)
+        self._fields.remember(unsupported)
+        self._last = _request_stats(reader, times, n_retries, unsupported)
         yield last_event
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
         """Let faults out as ``FaultError``; a deadline shows as a broken connection otherwise."""
         try:
-            with self._door.mapped():
+            with self._error_mapper.mapped():
                 yield
         except FaultError as fault:
             if not self._transport.has_expired:
                 raise
             error = ServerError(
-                f"{self._door.host} did not finish in time",
+                f"{self._error_mapper.host} did not finish in time",
                 got="an answer that drips",
                 wanted=f"all of it within {self._deadline_s:g} s",
                 do="Raise the time limit, or ask for fewer tokens.",
             )
-            raise FaultError(error, is_passing=True) from fault
+            raise FaultError(error, is_transient=True) from fault
 
     def _learn(
-        self, fault: FaultError, sent: Mapping[str, Any], refused: frozenset[str]
+        self, fault: FaultError, sent: Mapping[str, Any], unsupported: frozenset[str]
     ) -> frozenset[str]:
         if fault.error.status not in (400, 422):
-            return refused
-        return self._fields.find_refused(fault.reply, sent, refused)
+            return unsupported
+        return self._fields.find_unsupported(fault.reply, sent, unsupported)
 
     def _connect(self) -> Transport:
         return Transport(self._scheme, self._name, self._timeout_s)
@@ -279,21 +285,21 @@ class ServerBackend:
 
     def _probe(self, transport: Transport) -> WireTimes:
         try:
-            with self._door.mapped(), transport.exchange(self._deadline_s) as times:
+            with self._error_mapper.mapped(), transport.exchange(self._deadline_s) as times:
                 transport.http.head(f"{self._url}/models")
         except FaultError as fault:
             raise fault.error from fault.__cause__
         return times
 
 
-def _exchange(
-    reader: ChunkReader, times: WireTimes, n_retries: int, refused: frozenset[str]
-) -> Exchange:
+def _request_stats(
+    reader: ChunkReader, times: WireTimes, n_retries: int, unsupported: frozenset[str]
+) -> RequestStats:
     start_s, first_s, end_s = times.start_s, reader.first_text_s, reader.end_s
     prompt_ms: Any = reader.timings.get("prompt_ms")
     is_number = isinstance(prompt_ms, int | float) and not isinstance(prompt_ms, bool)
     prompt_ms = prompt_ms if is_number and 0 <= prompt_ms < _MAX_MS else None
-    return Exchange(
+    return RequestStats(
         model=reader.model,
         system_fingerprint=reader.system_fingerprint,
         finish_reason=reader.finish_reason,
@@ -309,7 +315,7 @@ def _exchange(
         first_byte_s=times.first_byte_s,
         server_ttft_s=None if prompt_ms is None else prompt_ms / 1000,
         n_retries=n_retries,
-        refused=tuple(sorted(refused)),
+        unsupported_params=tuple(sorted(unsupported)),
     )
 
 
@@ -353,5 +359,5 @@ def _check_is_stream(headers: Mapping[str, str]) -> None:
 
 
 def _wait_s(fault: FaultError, n_retries: int) -> float:
-    wished_s = fault.retry_after_s
-    return min(_FIRST_WAIT_S * 2**n_retries if wished_s is None else wished_s, MAX_RETRY_WAIT_S)
+    asked_s = fault.retry_after_s
+    return min(_FIRST_WAIT_S * 2**n_retries if asked_s is None else asked_s, MAX_RETRY_WAIT_S)

@@ -98,7 +98,7 @@ class ChunkReader:
         return TokenEvent(self._n_events, None, text, self.end_s, finish=finish)
 
     def count(self, name: str, *path: str) -> int | None:
-        """Give a usage count; None when the server gave none or nonsense."""
+        """Give a usage count; None when the server gave none or an invalid one."""
         value: Any = self.usage.get(name)
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None

@@ -18,7 +18,7 @@ from edgekit.errors import ServerError
 from edgekit.lazy import require
 
 _MAX_REPLY_CHARS: Final = 300
-_PASSING: Final = frozenset({408, 409, 425, 429})
+_TRANSIENT: Final = frozenset({408, 409, 425, 429})
 _ADVICE: Final[Mapping[int, str]] = {
     400: "Check the model and the options.",
     401: "Set the API key in OPENAI_API_KEY.",
@@ -35,8 +35,8 @@ class FaultError(Exception):
     Attributes:
         error: What the caller gets if nothing helps.
         reply: The server's own words, for finding a refused field; not to be shown.
-        is_passing: The same request may succeed later.
-        retry_after_s: The server's wish, if it had one.
+        is_transient: The same request may succeed later.
+        retry_after_s: How long the server asked to wait, if it said so.
     """
 
     def __init__(
@@ -44,18 +44,18 @@ class FaultError(Exception):
         error: ServerError,
         *,
         reply: str = "",
-        is_passing: bool = False,
+        is_transient: bool = False,
         retry_after_s: float | None = None,
     ) -> None:
         self.error = error
         self.reply = reply
-        self.is_passing = is_passing
+        self.is_transient = is_transient
         self.retry_after_s = retry_after_s
         super().__init__(str(error))
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class ErrorMapper:
     """Where foreign exceptions become ours.
 
     Attributes:
@@ -69,7 +69,7 @@ class Door:
     timeout_s: float
 
     def __repr__(self) -> str:
-        return f"Door({self.host!r})"
+        return f"ErrorMapper({self.host!r})"
 
     @contextmanager
     def mapped(self) -> Iterator[None]:
@@ -87,7 +87,7 @@ class Door:
         try:
             yield
         except ServerError as error:
-            raise FaultError(error, is_passing=_is_passing(error.status)) from None
+            raise FaultError(error, is_transient=_is_transient(error.status)) from None
         except openai.APIStatusError as error:
             raise self._status(error) from error
         except foreign as error:
@@ -111,7 +111,7 @@ class Door:
         return FaultError(
             ServerError(f"{self.host} refused the request", status=status, got=got, do=advice),
             reply=reply,
-            is_passing=_is_passing(status),
+            is_transient=_is_transient(status),
             retry_after_s=_retry_after(error.response.headers.get("retry-after")),
         )
 
@@ -136,7 +136,7 @@ class Door:
             do = "Try again; if it persists, look at the server's log."
         got = self._clean(str(chain[-1])) or type(chain[-1]).__name__
         return FaultError(
-            ServerError(f"{self.host} {what}", got=got, wanted=wanted, do=do), is_passing=True
+            ServerError(f"{self.host} {what}", got=got, wanted=wanted, do=do), is_transient=True
         )
 
     def _clean(self, text: str) -> str:
@@ -152,8 +152,8 @@ def http_library() -> Any:
     return require(base.__module__.partition(".")[0])
 
 
-def _is_passing(status: int | None) -> bool:
-    return status is not None and (status in _PASSING or status >= 500)
+def _is_transient(status: int | None) -> bool:
+    return status is not None and (status in _TRANSIENT or status >= 500)
 
 
 def _words(error: Any) -> str:

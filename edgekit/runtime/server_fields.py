@@ -32,7 +32,7 @@ class Fields:
     """Makes requests for one server and learns what it refuses."""
 
     def __init__(self) -> None:
-        self.refused: frozenset[str] = frozenset()
+        self.unsupported: frozenset[str] = frozenset()
 
     def make(
         self,
@@ -40,7 +40,7 @@ class Fields:
         messages: Sequence[Message],
         options: GenerateOptions,
         tools: Sequence[Mapping[str, Any]],
-        refused: frozenset[str],
+        unsupported: frozenset[str],
     ) -> dict[str, Any]:
         """Give the arguments of ``chat.completions.create``, every sampling choice spelt out."""
         wanted: dict[str, Any] = {
@@ -64,31 +64,31 @@ class Fields:
             sent["tools"] = list(tools)
         extra: dict[str, Any] = {}
         for name, value in wanted.items():
-            instead = _OPTIONAL[name] if name in refused else name
+            instead = _OPTIONAL[name] if name in unsupported else name
             if instead is not None:
                 (extra if name in _NOT_STANDARD else sent)[instead] = value
         if extra:
             sent["extra_body"] = extra
         return sent
 
-    def find_refused(
-        self, reply: str, sent: Mapping[str, Any], refused: frozenset[str]
+    def find_unsupported(
+        self, reply: str, sent: Mapping[str, Any], unsupported: frozenset[str]
     ) -> frozenset[str]:
         """Say which more fields to leave out after a 400; the same set when none can be.
 
         Args:
             reply: What the server said.
             sent: The arguments it said it about.
-            refused: Fields that were left out already.
+            unsupported: Fields that were left out already.
         """
         names = [n for n in _OPTIONAL if n in sent or n in sent.get("extra_body", {})]
-        named = {n for n in names if re.search(rf"\b{n}\b", reply)} - refused
+        named = {n for n in names if re.search(rf"\b{n}\b", reply)} - unsupported
         if named & {"logprobs", "top_logprobs"}:
             named |= {"logprobs", "top_logprobs"}
-        if named or refused or "context" in reply.lower():
-            return refused | named
-        return refused | (set(names) - _NEVER_GUESSED)
+        if named or unsupported or "context" in reply.lower():
+            return unsupported | named
+        return unsupported | (set(names) - _NEVER_GUESSED)
 
-    def remember(self, refused: frozenset[str]) -> None:
+    def remember(self, unsupported: frozenset[str]) -> None:
         """Note that a request without these fields was answered."""
-        self.refused = refused
+        self.unsupported = unsupported

@@ -16,7 +16,7 @@ from edgekit.model_files import (
     TEMPLATES_FOLDER,
     TOKENIZER_CONFIG_NAME,
 )
-from edgekit.text.escaping import Names, encode_guarded, find_foreign_spans, has_names
+from edgekit.text.escaping import Names, encode_escaped, find_foreign_spans, has_names
 from edgekit.text.files import TextFiles
 from edgekit.text.template_checks import check_prompt
 from edgekit.text.tokenizer import Tokenizer
@@ -189,10 +189,10 @@ class ChatTemplate:
         )
         self._proven.add(case)
         # White space, which Gemma has tokens for, is no control token wherever it stands.
-        guarded = tokenizer.with_control(
+        escaping = tokenizer.with_control(
             name for name in tokenizer.added_tokens if name in source and not name.isspace()
         )
-        names = Names(tokenizer.special_pattern, guarded.special_pattern)
+        names = Names(tokenizer.special_pattern, escaping.special_pattern)
         if not has_names([*messages, *tools], names):
             return tokenizer.encode(rendered, allow_special=True)
         spans = find_foreign_spans(rendered, messages, tools, names, render)
@@ -203,7 +203,7 @@ class ChatTemplate:
                 got=next(iter(names.control.findall(str([*messages, *tools]))), None),
                 do="Remove it from the message.",
             )
-        return encode_guarded(guarded, rendered, spans)
+        return encode_escaped(escaping, rendered, spans)
 
     def offers_tools(self, tokenizer: Tokenizer) -> bool:
         """Tell whether tools given to the template come out in the prompt."""

@@ -110,7 +110,7 @@ def find_foreign_spans(
     return spans if depth_start is None and unmarked == rendered else None
 
 
-def encode_guarded(tokenizer: Tokenizer, rendered: str, spans: Sequence[Span]) -> list[int]:
+def encode_escaped(tokenizer: Tokenizer, rendered: str, spans: Sequence[Span]) -> list[int]:
     """Encode a prompt so that special-token names inside the spans stay text.
 
     Everything between two special tokens of the template is encoded in one piece, as the
@@ -118,7 +118,7 @@ def encode_guarded(tokenizer: Tokenizer, rendered: str, spans: Sequence[Span]) -
     """
     ids: list[int] = []
     own = [
-        Span(*tokenizer.reach(match))
+        Span(*tokenizer.swallowed_span(match))
         for match in tokenizer.special_pattern.finditer(rendered)
         if not any(span.overlaps(*match.span()) for span in spans)
     ]

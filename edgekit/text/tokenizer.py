@@ -192,13 +192,13 @@ class Tokenizer:
             CheckpointError: The tokenizer failed, or has no way to write the name of a special
                 token as text.
         """
-        plain, guard = (None, "") if allow_special else self._plain
+        plain, sentinel = (None, "") if allow_special else self._plain
         with _mapped_errors(self.path):
             text.encode("utf-8")
             if plain is None:
                 return list(self._aware.encode(text, add_special_tokens=add_special).ids)
             if is_continued:
-                ids = list(plain.encode(guard + text, add_special_tokens=False).ids[1:])
+                ids = list(plain.encode(sentinel + text, add_special_tokens=False).ids[1:])
             else:
                 ids = list(plain.encode(text, add_special_tokens=False).ids)
         if not self._control_ids.isdisjoint(ids):
@@ -227,7 +227,7 @@ class Tokenizer:
             return True
         return self._aware.id_to_token(token_id) is None
 
-    def reach(self, match: re.Match[str]) -> tuple[int, int]:
+    def swallowed_span(self, match: re.Match[str]) -> tuple[int, int]:
         """Tell which characters a special token takes: some swallow the white space beside it."""
         start, stop = match.span()
         takes_left, takes_right = self._strips.get(match[0], (False, False))
@@ -261,13 +261,15 @@ class Tokenizer:
 
     @cached_property
     def _plain(self) -> tuple[Any, str]:
-        """A second tokenizer that reads no special token but a guard nobody can guess."""
+        """A second tokenizer that reads no special token but one that nobody can guess."""
         plain = self._load()
         _make_special(plain, self.special_tokens)
-        guard = f"<{secrets.token_hex(16)}>"
-        plain.add_tokens([require("tokenizers").AddedToken(guard, normalized=False, special=False)])
+        sentinel = f"<{secrets.token_hex(16)}>"
+        plain.add_tokens(
+            [require("tokenizers").AddedToken(sentinel, normalized=False, special=False)]
+        )
         plain.encode_special_tokens = True
-        return plain, guard
+        return plain, sentinel
 
     @cached_property
     def _views(self) -> dict[frozenset[str], Tokenizer]:

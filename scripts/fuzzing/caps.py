@@ -27,7 +27,7 @@ parts of a split GGUF file | edgekit.checkpoint.gguf.file._MAX_PARTS
 values of a GGUF tensor | edgekit.formats.gguf._MAX_ELEMENTS
 layers of a decoder | edgekit.families.spec.MAX_LAYERS
 width, heads, vocabulary of a decoder | edgekit.families.spec.MAX_WIDTH
-lanes of a head | edgekit.families.spec.MAX_HEAD_WIDTH
+channels of a head | edgekit.families.spec.MAX_HEAD_WIDTH
 tokenizer.json, bytes | edgekit.text.tokenizer_file.MAX_TOKENIZER_BYTES
 growth of a text in a normalizer, times | edgekit.text.tokenizer_limits.MAX_GROWTH
 regex of a tokenizer, characters | edgekit.text.tokenizer_limits.MAX_PATTERN_CHARS

@@ -8,7 +8,7 @@ from edgekit.checkpoint import repository
 from edgekit.checkpoint.reader import open_checkpoint
 from edgekit.checkpoint.repository import locate, model_name, resolve_model
 from edgekit.errors import CheckpointError
-from edgekit.hub.http import Source
+from edgekit.hub.http import HubRepo
 from tests.builders import write_tiny_checkpoint
 
 
@@ -91,10 +91,10 @@ def test_the_name_for_tables_is_short(model, folder, name):
 @pytest.mark.parametrize(
     ("model", "source"),
     [
-        ("owner/name", Source("owner/name")),
-        ("owner/name@v1.0", Source("owner/name", "v1.0")),
-        ("owner/name@refs/pr/7", Source("owner/name", "refs/pr/7")),
-        ("Owner-1/a.B_c-1.5B@main", Source("Owner-1/a.B_c-1.5B", "main")),
+        ("owner/name", HubRepo("owner/name")),
+        ("owner/name@v1.0", HubRepo("owner/name", "v1.0")),
+        ("owner/name@refs/pr/7", HubRepo("owner/name", "refs/pr/7")),
+        ("Owner-1/a.B_c-1.5B@main", HubRepo("Owner-1/a.B_c-1.5B", "main")),
     ],
 )
 def test_a_hub_id_is_told_from_a_folder_without_asking_anybody(bundled, model, source):
@@ -109,7 +109,7 @@ def test_a_folder_is_preferred_to_a_hub_id_of_the_same_name(bundled, tmp_path, m
 
 def test_a_recipe_gives_its_repository_and_revision():
     found = locate("mistral-7b-instruct-v0.3")
-    assert found == Source("mistralai/Mistral-7B-Instruct-v0.3", "main")
+    assert found == HubRepo("mistralai/Mistral-7B-Instruct-v0.3", "main")
 
 
 @pytest.mark.parametrize("name", ["not-here.gguf", "folder/not-here.gguf"])

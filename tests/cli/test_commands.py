@@ -199,6 +199,16 @@ def test_evaluate_gives_one_record_an_artifact(edgekit_cli, tiny_artifacts):
     assert record["divergence"] is None
 
 
+def test_evaluate_reads_the_float_model_with_its_adapter_and_its_keys(
+    edgekit_cli, tiny_artifacts, tiny_model, tmp_path
+):
+    asked = ("evaluate", tiny_artifacts["onnx-int4"].path, "--items", 1, "--reference", tiny_model)
+    said = edgekit_cli(*asked, "--adapter", tmp_path / "none").parts()
+    assert str(tmp_path / "none") in said["what"]
+    said = edgekit_cli(*asked, "--ignore-config-key", "hidden_size").parts()
+    assert said["got"] == "hidden_size"
+
+
 def test_report_writes_the_same_bytes_again(edgekit_cli, tmp_path):
     write_report(example_report(), tmp_path / "a")
     source = tmp_path / "a" / "report.json"
@@ -273,7 +283,7 @@ def test_a_missing_package_ends_with_3_and_how_to_install_it(
         "--server", "http://127.0.0.1:1/v1", "--server-model", "m",
     )  # fmt: skip
     assert said.code == 3
-    assert said.parts()["do"] == "Run: pip install openai"
+    assert said.parts()["do"] == "Run: pip install 'openai>=2.0,<4'"
 
 
 @pytest.mark.parametrize("package", ["onnx", "coremltools"])

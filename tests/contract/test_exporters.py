@@ -48,7 +48,7 @@ def assets(tmp_path_factory):
 
 
 def make_model(scheme: str, spec: DecoderSpec | None = None, **fields) -> MemoryModel:
-    """Integer schemes come with an int8 embedding, as the recipe writes them."""
+    """Integer schemes come with an int8 embedding, as the plan has them."""
     schemes = {"embed": "int8"} if scheme.startswith("int") else None
     return memory_model(spec or tiny_spec(), scheme, schemes=schemes, **fields)
 

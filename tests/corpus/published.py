@@ -8,12 +8,12 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from edgekit.errors import EdgekitError
 from edgekit.families import FAMILIES, open_model
 from edgekit.families.inspect import ModelSummary, summarize
-from tests.corpus.tensors import write_weights
+from tests.corpus.tensors import source_of, write_adapter, write_weights
 
 CORPUS: Final = Path(__file__).resolve().parent
 CONFIGS: Final = CORPUS / "configs"
@@ -45,14 +45,27 @@ def rows(name: str) -> Iterator[Mapping[str, str]]:
         yield from csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
+def config_of(name: str) -> dict[str, Any] | None:
+    """Read a model's config; None for an adapter."""
+    path = CONFIGS / name / "config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def tensors_of(name: str) -> str:
+    """Say where the names and shapes behind a config are taken from."""
+    return source_of(config_of(name), name)
+
+
 def outcome(name: str, root: Path) -> Outcome:
     """Open one published model in a folder of its own, which is removed again."""
     folder = root / name
     shutil.copytree(CONFIGS / name, folder)
     try:
-        path = folder / "config.json"
-        if path.is_file():
-            write_weights(folder, json.loads(path.read_text(encoding="utf-8")), name)
+        config = config_of(name)
+        if config is None:
+            write_adapter(folder, name)
+        else:
+            write_weights(folder, config, name)
         source = open_model(folder)
     except EdgekitError as error:
         text = str(error).replace(str(folder), "MODEL")

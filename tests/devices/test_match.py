@@ -11,8 +11,8 @@ from edgekit.artifact import Format
 from edgekit.decision import Accepted, Rejected
 from edgekit.devices.facts import ArtifactFacts
 from edgekit.devices.host import host_profile
-from edgekit.devices.match import Wish, choose, match, memory_limit, need_bytes
-from edgekit.devices.profile import Figure, FigureKind, load_profile
+from edgekit.devices.match import RunConstraints, choose, match, memory_limit, need_bytes
+from edgekit.devices.profile import SourcedValue, ValueKind, load_profile
 from edgekit.errors import NoFitError, UsageError
 from edgekit.records import HostFacts
 
@@ -50,9 +50,12 @@ def reasons(candidates):
 
 @pytest.mark.parametrize("profile", [PHONE, PI, load_profile("macbook-air-m4"), host_profile(MAC)])
 @pytest.mark.parametrize("host", [None, LINUX, MAC])
-@pytest.mark.parametrize("wish", [Wish(), Wish(format=Format.MLX), Wish(engine="coreml")])
-def test_every_artifact_gets_one_answer_per_engine(profile, host, wish):
-    candidates = match(ALL, profile, host, wish)
+@pytest.mark.parametrize(
+    "constraints",
+    [RunConstraints(), RunConstraints(format=Format.MLX), RunConstraints(engine="coreml")],
+)
+def test_every_artifact_gets_one_answer_per_engine(profile, host, constraints):
+    candidates = match(ALL, profile, host, constraints)
     wanted = [
         (a.name, engine)
         for a in ALL
@@ -94,7 +97,7 @@ def test_ranking_is_engine_order_then_need_and_emulated_last():
 
 
 def test_an_emulated_plan_carries_a_warning():
-    plan = choose(match(ALL, host_profile(LINUX), LINUX, Wish(engine="mil")))
+    plan = choose(match(ALL, host_profile(LINUX), LINUX, RunConstraints(engine="mil")))
     assert any("its speed means nothing" in note for note in plan.notes)
 
 
@@ -105,8 +108,8 @@ def test_need_is_weights_cache_and_overhead():
     assert need_bytes(a, engine, 10) == 1200 + 70 + engine.overhead_bytes.value
     blank = dataclasses.replace(
         engine,
-        overhead_bytes=Figure(FigureKind.UNKNOWN, "x"),
-        weights_factor=Figure(FigureKind.UNKNOWN, "x"),
+        overhead_bytes=SourcedValue(ValueKind.UNKNOWN, "x"),
+        weights_factor=SourcedValue(ValueKind.UNKNOWN, "x"),
     )
     assert need_bytes(a, blank, 10) == 1070
     # A copy that would be too large is not made: the weights count once.
@@ -131,25 +134,27 @@ def test_a_shorter_context_or_the_raised_limit_makes_it_fit():
     big = [facts(Format.COREML, weight_bytes=2 * GIB, kv=200_000, context_length=8192)]
     with pytest.raises(NoFitError):
         choose(match(big, PHONE))
-    assert choose(match(big, PHONE, None, Wish(context_length=1024))).context_length == 1024
-    assert choose(match(big, PHONE, None, Wish(use_raised_limit=True))).memory_limit_bytes == (
-        6_000_000_000
+    assert (
+        choose(match(big, PHONE, None, RunConstraints(context_length=1024))).context_length == 1024
     )
+    assert choose(
+        match(big, PHONE, None, RunConstraints(use_raised_limit=True))
+    ).memory_limit_bytes == (6_000_000_000)
 
 
 def test_a_longer_context_than_the_artifact_holds_is_refused():
-    found = reasons(match([facts(Format.ONNX)], PI, None, Wish(context_length=4097)))
+    found = reasons(match([facts(Format.ONNX)], PI, None, RunConstraints(context_length=4097)))
     assert found["m onnx int4-g32 on onnxruntime"] == (
         "context of 4097 asked for, the artifact holds 4096"
     )
 
 
-def test_a_wish_rejects_the_rest_with_itself_as_the_reason():
-    candidates = match(ALL, PHONE, None, Wish(format=Format.ONNX, context_length=1024))
+def test_a_constraint_rejects_the_rest_with_itself_as_the_reason():
+    candidates = match(ALL, PHONE, None, RunConstraints(format=Format.ONNX, context_length=1024))
     assert choose(candidates).engine == "onnxruntime"
     others = [c.decision for c in candidates if c.artifact.format is not Format.ONNX]
     assert set(others) == {Rejected("format onnx was asked for")}
-    candidates = match(ALL, PHONE, None, Wish(engine="mlx"))
+    candidates = match(ALL, PHONE, None, RunConstraints(engine="mlx"))
     assert choose(candidates).engine == "mlx"
     assert "engine mlx was asked for" in reasons(candidates).values()
 
@@ -175,9 +180,9 @@ def test_this_machine_bounds_the_plan_of_another_device():
     assert "memory limit: the limit of this machine" in plan.notes
 
 
-def test_threads_follow_the_wish_then_the_profile():
+def test_threads_follow_the_constraints_then_the_profile():
     one = [facts(Format.ONNX)]
-    assert choose(match(one, PI, None, Wish(n_threads=3))).n_threads == 3
+    assert choose(match(one, PI, None, RunConstraints(n_threads=3))).n_threads == 3
     assert choose(match(one, PI)).n_threads == 4
 
 
@@ -185,7 +190,7 @@ def test_an_unknown_limit_falls_back_to_half_of_memory_and_says_so():
     unknown = dataclasses.replace(
         PHONE,
         memory=dataclasses.replace(
-            PHONE.memory, app_limit_bytes=Figure(FigureKind.UNKNOWN, "nobody measured it")
+            PHONE.memory, app_limit_bytes=SourcedValue(ValueKind.UNKNOWN, "nobody measured it")
         ),
     )
     assert memory_limit(unknown) == (
@@ -195,9 +200,9 @@ def test_an_unknown_limit_falls_back_to_half_of_memory_and_says_so():
 
 
 @pytest.mark.parametrize("wrong", [{"n_threads": 0}, {"context_length": -1}])
-def test_a_wish_for_nothing_is_refused(wrong):
+def test_a_constraint_to_nothing_is_refused(wrong):
     with pytest.raises(UsageError, match="at least 1"):
-        Wish(**wrong)
+        RunConstraints(**wrong)
 
 
 def test_a_raised_limit_that_nobody_knows_cannot_be_counted_on():

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from edgekit.devices.profile import (
     DeviceProfile,
-    Figure,
-    FigureKind,
+    SourcedValue,
+    ValueKind,
     list_profiles,
     load_profile,
     parse_profile,
@@ -33,15 +33,15 @@ def error_of(text):
     return str(caught.value)
 
 
-def figures(value):
-    if isinstance(value, Figure):
+def sourced_values(value):
+    if isinstance(value, SourcedValue):
         yield value
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
-            yield from figures(getattr(value, field.name))
+            yield from sourced_values(getattr(value, field.name))
     elif isinstance(value, tuple):
         for item in value:
-            yield from figures(item)
+            yield from sourced_values(item)
 
 
 def test_the_promised_devices_are_there():
@@ -52,10 +52,10 @@ def test_the_promised_devices_are_there():
 def test_bundled_profiles_are_whole(name):
     profile = load_profile(name)
     assert profile.id == name
-    found = list(figures(profile))
+    found = list(sourced_values(profile))
     assert len(found) >= 14
     assert all(f.source.strip() for f in found)
-    assert all(f.kind is not FigureKind.PROBED for f in found)  # only the host is probed
+    assert all(f.kind is not ValueKind.PROBED for f in found)  # only the host is probed
     assert profile.memory.app_limit_bytes.value <= profile.memory.total_bytes.value
 
 
@@ -66,7 +66,7 @@ def test_values_are_the_sourced_ones():
     assert pi.projection("onnxruntime").eta.value == 0.56
     phone = load_profile("iphone-16-pro")
     assert phone.memory.bandwidth_bytes_per_s.value == 60e9
-    assert phone.memory.app_limit_bytes.kind is FigureKind.ANALOGY
+    assert phone.memory.app_limit_bytes.kind is ValueKind.ANALOGY
     mac = load_profile("macbook-air-m4")
     assert (mac.projection("mlx").eta.value, mac.projection("mlx").t0_s.value) == (0.85, 0.0047)
 

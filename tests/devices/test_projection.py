@@ -8,7 +8,7 @@ import pytest
 
 from edgekit.artifact import Format
 from edgekit.devices.facts import ArtifactFacts
-from edgekit.devices.profile import Figure, FigureKind, load_profile
+from edgekit.devices.profile import SourcedValue, ValueKind, load_profile
 from edgekit.devices.projection import project, project_decode, project_prefill, project_ttft
 from edgekit.records import Kind
 
@@ -96,7 +96,7 @@ def test_an_unknown_bandwidth_or_rate_is_refused():
     blind = dataclasses.replace(
         MAC,
         memory=dataclasses.replace(
-            MAC.memory, bandwidth_bytes_per_s=Figure(FigureKind.UNKNOWN, "nobody says")
+            MAC.memory, bandwidth_bytes_per_s=SourcedValue(ValueKind.UNKNOWN, "nobody says")
         ),
     )
     decode, prefill, ttft = project(blind, "mlx", facts(1), n_prompt_tokens=8)

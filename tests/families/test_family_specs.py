@@ -366,7 +366,7 @@ def test_a_granite_that_does_not_say_what_its_layers_are_is_refused(tmp_path, ch
     assert words in refusal(tmp_path, "granitemoehybrid", **change).what
 
 
-def test_exaone4_turns_the_layers_that_slide(tmp_path):
+def test_exaone4_rotates_the_layers_that_slide(tmp_path):
     source = open_tiny(tmp_path, "exaone4-window")
     spec = source.spec
     assert (spec.norm_placement, spec.qk_norm) == (NormPlacement.AFTER, QkNorm.HEAD)
@@ -403,7 +403,7 @@ def test_an_exaone_window_as_long_as_the_context_leaves_the_global_layers_withou
     assert spec.no_rope_layers == (3,)
 
 
-def test_hunyuan_stretches_theta_once_and_norms_heads_that_turned(tmp_path):
+def test_hunyuan_stretches_theta_once_and_norms_heads_that_rotated(tmp_path):
     source = open_tiny(tmp_path, "hunyuan_v1_dense")
     spec = source.spec
     assert spec.qk_norm is QkNorm.HEAD_AFTER_ROPE

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.families.rope import query_factors, rope_inv_freq, rope_tables
+from edgekit.families.rope import attention_temperatures, rope_inv_freq, rope_tables
 from edgekit.families.rope_spec import Llama3Scaling, LongRopeScaling, RopeSpec, YarnScaling
 from edgekit.families.spec import QueryScaling
 
@@ -27,14 +27,14 @@ def test_worked_linear_scaling():
 
 
 def test_worked_llama3_scaling():
-    # Over 628.3 original positions a wave of 2 pi turns 100 times (kept), one of 200 pi turns
+    # Over 628.3 original positions a wave of 2 pi rotates 100 times (kept), one of 200 pi rotates
     # once (fully slowed by 8 at low_freq_factor 1).
     original = round(200 * math.pi)
     scaling = Llama3Scaling(8.0, 1.0, 4.0, original)
     high, low = rope_inv_freq(RopeSpec(10000.0, scaling), 4)
     assert high == 1.0
     assert low == pytest.approx(0.01 / 8, rel=1e-3)
-    # 2.5 turns lie half way between 1 and 4: the mean of kept and slowed.
+    # 2.5 rotations lie half way between 1 and 4: the mean of kept and slowed.
     middle = Llama3Scaling(8.0, 1.0, 4.0, round(2.5 * 200 * math.pi))
     assert rope_inv_freq(RopeSpec(10000.0, middle), 4)[1] == pytest.approx(
         (0.01 + 0.01 / 8) / 2, rel=1e-3
@@ -42,7 +42,7 @@ def test_worked_llama3_scaling():
 
 
 def llama3_by_wavelength(inv_freq, scaling):
-    """Compute the same by wavelengths, one lane at a time, as the model's authors describe it."""
+    """Compute the same by wavelengths, a channel at a time, as the model's authors describe it."""
     result = []
     for freq in inv_freq:
         wavelength = 2 * math.pi / freq
@@ -80,14 +80,14 @@ def test_tables_are_the_cosine_and_sine_of_position_times_frequency(d, theta, n_
     assert cos.shape == sin.shape == (n_positions, d // 2)
     assert cos.dtype == sin.dtype == np.float32
     for t in {0, n_positions // 2, n_positions - 1}:
-        for lane in {0, d // 4, d // 2 - 1}:
-            angle = t * theta ** (-2 * lane / d)
-            assert abs(float(cos[t, lane]) - math.cos(angle)) <= FP32_HALF_ULP + TIGHT * t
-            assert abs(float(sin[t, lane]) - math.sin(angle)) <= FP32_HALF_ULP + TIGHT * t
+        for channel in {0, d // 4, d // 2 - 1}:
+            angle = t * theta ** (-2 * channel / d)
+            assert abs(float(cos[t, channel]) - math.cos(angle)) <= FP32_HALF_ULP + TIGHT * t
+            assert abs(float(sin[t, channel]) - math.sin(angle)) <= FP32_HALF_ULP + TIGHT * t
 
 
 def test_worked_partial_rotary():
-    # Two of four lanes turn: one pair, whose frequency is theta**0.
+    # Two of four channels rotate: one pair, whose frequency is theta**0.
     rope = RopeSpec(10000.0, rotary_width=2)
     assert rope_inv_freq(rope, 4).tolist() == [1.0]
     cos, _ = rope_tables(rope, 4, 3)
@@ -95,9 +95,9 @@ def test_worked_partial_rotary():
 
 
 def test_worked_yarn():
-    # D = 8, theta = 10000: lanes turn 1, 0.1, 0.01, 0.001 radians per position. Over 2000 pi
-    # positions they make 1000, 100, 10 and 1 turns, so with beta_fast 1000 and beta_slow 1 the
-    # ramp runs from lane 0 to lane 3.
+    # D = 8, theta = 10000: channels rotate 1, 0.1, 0.01, 0.001 radians per position. Over 2000 pi
+    # positions they make 1000, 100, 10 and 1 rotations, so with beta_fast 1000 and beta_slow 1 the
+    # ramp runs from channel 0 to channel 3.
     scaling = YarnScaling(4.0, 1000.0, 1.0, round(2000 * math.pi), 1.5, is_truncated=False)
     rope = RopeSpec(10000.0, scaling)
     slow = np.array([0, 1, 2, 3]) / 3
@@ -110,7 +110,7 @@ def test_worked_yarn():
 
 
 def test_yarn_rounds_the_ends_of_its_ramp_outwards():
-    # 316 and 3.16 turns lie half way between lanes: 0.5 and 2.5 become 0 and 3.
+    # 316 and 3.16 rotations lie half way between channels: 0.5 and 2.5 become 0 and 3.
     original = round(2000 * math.pi)
     cut = YarnScaling(4.0, 1000 / 10**0.5, 10**0.5, original, 1.0)
     whole = YarnScaling(4.0, 1000.0, 1.0, original, 1.0, is_truncated=False)
@@ -127,8 +127,8 @@ def test_worked_longrope():
         assert rope_tables(rope, 4, 1, is_long=is_long)[0].tolist() == [[1.25, 1.25]]
 
 
-def test_worked_query_factors():
-    factors = query_factors(QueryScaling(0.5, 3), 10)
+def test_worked_attention_temperatures():
+    factors = attention_temperatures(QueryScaling(0.5, 3), 10)
     wanted = [1.0] * 3 + [1 + 0.5 * math.log(2)] * 3 + [1 + 0.5 * math.log(3)] * 3
     np.testing.assert_allclose(factors[:9], wanted, rtol=1e-7)
     assert factors[9] == np.float32(1 + 0.5 * math.log(4))

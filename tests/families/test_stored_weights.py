@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from edgekit.checkpoint.reader import Checkpoint
+from edgekit.checkpoint.reader import FolderCheckpoint
 from edgekit.families import open_model
 from edgekit.pipeline.export import export
 from tests.builders import write_tiny_checkpoint
@@ -89,7 +89,7 @@ def test_the_head_that_is_stored_decides_and_not_the_flag(tmp_path, said, change
 @pytest.mark.parametrize("said", [True, False])
 def test_headers_alone_leave_the_head_to_the_export(tmp_path, monkeypatch, said):
     folder, _ = made(tmp_path, other_head, tie_word_embeddings=said)
-    monkeypatch.setattr(Checkpoint, "has_weights", False)
+    monkeypatch.setattr(FolderCheckpoint, "has_weights", False)
     source = open_model(folder, headers_only=True)
     assert source.spec.is_tied is said
     notes = ["lm_head.weight is stored beside the embedding; an export compares them, and uses it"]
@@ -227,21 +227,23 @@ def test_any_prefix_of_all_names_is_found(tmp_path, prefix, is_said, head):
     assert all("tensor names " in note for note in source.checkpoint.notes)
 
 
-def test_the_decoder_is_found_among_towers_with_layers_of_their_own(tmp_path):
+@pytest.mark.parametrize("n_layers", [1, 27])
+def test_the_decoder_is_found_among_towers_with_layers_of_their_own(tmp_path, n_layers):
     def change(tensors):
         for name in list(tensors):
             if name.startswith("model.layers.0.self_attn"):
-                inner = name.removeprefix("model.")
-                tensors[f"vision_tower.transformer.{inner}"] = tensors[name] * 2
-                tensors[f"audio_tower.{inner}"] = tensors[name] * 3
-                tensors[f"mtp.{inner}"] = tensors[name] * 4
+                for i in range(n_layers):
+                    inner = name.removeprefix("model.").replace(".0.", f".{i}.")
+                    tensors[f"vision_tower.transformer.{inner}"] = tensors[name] * 2
+                    tensors[f"audio_tower.{inner}"] = tensors[name] * 3
+                    tensors[f"mtp.{inner}"] = tensors[name] * 4
 
     source = open_model(made(tmp_path, change, "qwen3")[0])
     plain = open_model(write_tiny_checkpoint(tmp_path / "plain", "qwen3"))
     np.testing.assert_array_equal(
         source.tensor("layers.0.q").read(), plain.tensor("layers.0.q").read()
     )
-    assert sorted(source.left_out.values()) == [6, 6, 6]
+    assert sorted(source.left_out.values()) == [6 * n_layers] * 3
 
 
 LAYER = "model.layers.0."

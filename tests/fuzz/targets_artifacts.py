@@ -86,17 +86,17 @@ def run_profile(data: bytes, folder: Path) -> None:
     path.write_bytes(data)
     profile = load_profile(path)
     promise(parse_profile(data.decode(), where="x") == profile, "text and file differ")
-    _check_figures(profile)
+    _check_sourced_values(profile)
 
 
-def _check_figures(value: Any) -> None:
+def _check_sourced_values(value: Any) -> None:
     for name in getattr(type(value), "__dataclass_fields__", ()):
         item = getattr(value, name)
         if isinstance(item, int | float):
             promise(math.isfinite(item), f"{name} is {item}")
             promise(not isinstance(item, int) or item.bit_length() < 64, f"{name} has many bits")
         for inner in item if isinstance(item, tuple) else (item,):
-            _check_figures(inner)
+            _check_sourced_values(inner)
 
 
 def seeds_profile() -> list[bytes]:

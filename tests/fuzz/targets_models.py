@@ -1,4 +1,4 @@
-"""Answer one question: what must hold for configs, indexes and coded weights, fed with anything?"""
+"""What must hold for configs, indexes and pre-quantized weights, whatever they are fed with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgekit.checkpoint.config import RawConfig
 from edgekit.checkpoint.prequantized.method import account_for_quantization, join_parts
 from edgekit.errors import CheckpointError, FormatError, UnsupportedArchError
 from edgekit.families import FAMILIES
-from edgekit.families.rope import query_factors, rope_tables
+from edgekit.families.rope import attention_temperatures, rope_tables
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.lazy import load_object
@@ -93,13 +93,13 @@ def check_spec(spec: DecoderSpec) -> None:
     promise(len(spec.weight_shapes()) <= 40 * spec.n_layers + 8, "too many weights")
     for rope in spec.ropes:
         width = rope.rotary_width or spec.head_width
-        promise(0 < width <= spec.head_width and width % 2 == 0, f"turns {width} lanes")
+        promise(0 < width <= spec.head_width and width % 2 == 0, f"rotates {width} channels")
         for is_long in (False, True):
             with np.errstate(all="raise"):
                 for table in rope_tables(rope, spec.head_width, 8, is_long=is_long):
                     promise(np.isfinite(table).all(), "rope that is not finite")
     if spec.query_scaling is not None:
-        factors = query_factors(spec.query_scaling, 64)
+        factors = attention_temperatures(spec.query_scaling, 64)
         promise(np.isfinite(factors).all(), "query factors that are not finite")
 
 
@@ -145,7 +145,7 @@ def seeds_index() -> list[bytes]:
 
 
 def run_codes(data: bytes, folder: Path) -> None:
-    """Config and coded tensors give weights that read as finite floats, or are refused."""
+    """Config and pre-quantized tensors give weights that read as finite floats, or are refused."""
     config_data, tensor_data = split_parts(data, 2)
     (folder / "config.json").write_bytes(config_data)
     (folder / "x.safetensors").write_bytes(tensor_data)

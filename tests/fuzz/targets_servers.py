@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from edgekit.errors import ServerError
-from edgekit.hub.http import HubClient, Source
+from edgekit.hub.http import HubClient, HubRepo
 from edgekit.hub.listing import COMMIT, fetch_listing
 from edgekit.runtime.server_chunks import ChunkReader
 from edgekit.runtime.server_sse import iter_data
@@ -108,14 +108,14 @@ class FixedHub(HubClient):
     """A Hub whose answers are fixed: the model info, then the listing of the tree."""
 
     def __init__(self, *answers: bytes) -> None:
-        self.source = Source("owner/name", "main")
+        self.source = HubRepo("owner/name", "main")
         self._token = None
         self._answers = iter(answers)
 
     def read(self, path: str, max_bytes: int) -> bytes:
         data = next(self._answers)
         if len(data) > max_bytes:
-            raise self.nonsense(path, f"{len(data)} bytes", max_bytes)
+            raise self.invalid_response(path, f"{len(data)} bytes", max_bytes)
         return data
 
 

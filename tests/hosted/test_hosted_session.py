@@ -58,8 +58,8 @@ def test_the_hosted_answer_is_the_local_answer(session, backend, tools):
     calls = parse_tool_calls(local.text) if tools else ()
     assert parse_tool_calls(remote.text) == parse_tool_calls(local.text)
     assert calls or remote.text == local.text
-    assert remote.exchange.n_prompt_tokens == local.n_prompt_tokens
-    assert remote.exchange.n_output_tokens == local.n_output_tokens
+    assert remote.stats.n_prompt_tokens == local.n_prompt_tokens
+    assert remote.stats.n_output_tokens == local.n_output_tokens
 
 
 def test_sampling_follows_the_seed(session, backend):
@@ -93,7 +93,7 @@ def test_a_conversation_that_the_template_refuses_is_a_400(backend):
 
 
 def test_the_split_adds_up(backend):
-    facts = [backend.chat(ASK, GenerateOptions(max_tokens=4, seed=i)).exchange for i in range(3)]
+    facts = [backend.chat(ASK, GenerateOptions(max_tokens=4, seed=i)).stats for i in range(3)]
     got = {m.name: m for m in split_latency(facts, backend.measure_network(3))}
     assert all(e.server_ttft_s <= e.ttft_s for e in facts)
     rest = got["ttft_s"].value - got["network_round_trip_s"].value

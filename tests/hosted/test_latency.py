@@ -9,16 +9,16 @@ import pytest
 from edgekit.errors import MeasureError
 from edgekit.hosted.latency import split_latency
 from edgekit.records import Kind
-from edgekit.runtime.exchange import Exchange, NetworkSamples
+from edgekit.runtime.request_stats import NetworkSamples, RequestStats
 
 # Times are binary fractions, so that sums and differences are exact.
 NETWORK = NetworkSamples((0.25, 0.125, 0.5), (0.5, 0.5, 1.0), (0.125, 0.0625, 0.25))
-WARM = Exchange("m", "", "stop", 10, 5, None, None, 100.0, ttft_s=1.0, e2e_s=3.0)
+WARM = RequestStats("m", "", "stop", 10, 5, None, None, 100.0, ttft_s=1.0, e2e_s=3.0)
 COLD = dataclasses.replace(WARM, ttft_s=3.0, e2e_s=5.0, connect_s=0.5, tls_s=0.5)
 
 
-def metrics(*exchanges, network=NETWORK):
-    return {m.name: m for m in split_latency(exchanges, network)}
+def metrics(*requests, network=NETWORK):
+    return {m.name: m for m in split_latency(requests, network)}
 
 
 def test_server_time_is_what_the_round_trip_leaves():
@@ -92,7 +92,7 @@ def test_every_metric_names_its_definition():
 
 
 @pytest.mark.parametrize(
-    ("exchanges", "network"),
+    ("requests", "network"),
     [
         ([], NETWORK),
         ([dataclasses.replace(WARM, ttft_s=None)], NETWORK),
@@ -101,6 +101,6 @@ def test_every_metric_names_its_definition():
         ([WARM], dataclasses.replace(NETWORK, connect_s=())),
     ],
 )
-def test_nothing_is_split_without_measurements(exchanges, network):
+def test_nothing_is_split_without_measurements(requests, network):
     with pytest.raises(MeasureError):
-        split_latency(exchanges, network)
+        split_latency(requests, network)

@@ -69,12 +69,12 @@ def test_a_replay_gives_the_same_events_and_times_as_the_server(tmp_path):
             for (messages, options, tools), text in zip(requests, ("Hi é🙂", CALL), strict=True):
                 model.text, options = text, GenerateOptions(max_tokens=99, n_logprobs=2)
                 events = list(backend.stream_chat(messages, options, tools))
-                taken.append((messages, options, tools, events, backend.last_exchange))
+                taken.append((messages, options, tools, events, backend.last_request_stats))
             info = backend.info
     with ReplayBackend.open(path) as replay:
         for messages, options, tools, events, facts in reversed(taken):
             again = list(replay.stream_chat(messages, options, tools))
-            replayed = replay.last_exchange
+            replayed = replay.last_request_stats
             assert shape(again, replayed.start_s) == shape(events, facts.start_s)
             assert (replayed.ttft_s, replayed.e2e_s) == (facts.ttft_s, facts.e2e_s)
             assert replayed.n_output_tokens == facts.n_output_tokens
@@ -82,6 +82,10 @@ def test_a_replay_gives_the_same_events_and_times_as_the_server(tmp_path):
         assert (replay.info.engine, replay.info.model) == ("server", "letters")
     text = path.read_text()
     assert KEY not in text
+    # The names of schema version 1, which older recordings hold too.
+    assert {"refused", "finish_reason", "ttft_s"} <= json.loads(text.splitlines()[0])[
+        "exchange"
+    ].keys()
     assert "time me" not in text
     assert text.count("\n") == 2
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from edgekit.errors import CheckpointError
-from edgekit.hub.download import Source, download
+from edgekit.hub.download import HubRepo, download
 
-OWNER = Source("owner/name")
+OWNER = HubRepo("owner/name")
 TOKEN = "hf_" + "s3cret" * 5
 SHARD = "model-00001-of-00002.safetensors"
 WANTED = {
@@ -30,7 +30,7 @@ DOWNLOAD = f"""
 import huggingface_hub.constants
 from edgekit.hub.download import *
 huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = {CHUNK_BYTES}
-print(download(Source('owner/name')))
+print(download(HubRepo('owner/name')))
 """
 _COMMAND = "from edgekit.cli import main; main()"
 
@@ -39,7 +39,7 @@ def blobs(tmp_path) -> Path:
     return tmp_path / "home" / "hub" / "models--owner--name" / "blobs"
 
 
-def error_of(source: Source = OWNER) -> CheckpointError:
+def error_of(source: HubRepo = OWNER) -> CheckpointError:
     with pytest.raises(CheckpointError) as caught:
         download(source)
     return caught.value

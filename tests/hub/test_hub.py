@@ -14,7 +14,7 @@ import pytest
 
 from edgekit.checkpoint.reader import open_checkpoint
 from edgekit.checkpoint.remote import open_headers
-from edgekit.hub.download import Source, download
+from edgekit.hub.download import HubRepo, download
 from tests.builders import write_tiny_checkpoint
 from tests.hub.hub_case import (
     DOWNLOAD,
@@ -130,15 +130,15 @@ def test_a_second_time_asks_only_which_commit_it_is_and_hashes_nothing(hub):
 
 
 def test_a_commit_that_is_here_asks_nobody(hub):
-    download(Source("owner/name", COMMIT))
+    download(HubRepo("owner/name", COMMIT))
     before = len(hub.log)
-    assert download(Source("owner/name", COMMIT)).name == COMMIT
+    assert download(HubRepo("owner/name", COMMIT)).name == COMMIT
     assert len(hub.log) == before
 
 
 @pytest.mark.parametrize("revision", ["v1.0", "feature/x"])
 def test_a_revision_is_asked_for_and_remembered(hub, tmp_path, revision):
-    download(Source("owner/name", revision))
+    download(HubRepo("owner/name", revision))
     ref = tmp_path / "home" / "hub" / "models--owner--name" / "refs" / revision
     assert ref.read_text() == COMMIT
 

@@ -8,7 +8,7 @@ import os
 import huggingface_hub
 import pytest
 
-from edgekit.hub.download import Source, download
+from edgekit.hub.download import HubRepo, download
 from tests.hub.hub_case import (
     OWNER,
     SHARD,
@@ -72,7 +72,7 @@ def test_a_damaged_blob_of_another_tool_is_found_and_removed(hub, tmp_path):
 
 
 def test_a_file_that_changed_after_the_check_is_checked_again(hub, tmp_path):
-    source = Source("owner/name", COMMIT)
+    source = HubRepo("owner/name", COMMIT)
     download(source)
     blob = blobs(tmp_path) / hub.digest(SHARD)
     data = bytearray(blob.read_bytes())
@@ -186,7 +186,7 @@ def test_what_is_packed_twice_or_tighter_is_not_unpacked(hub, packing):
 
 
 def test_an_unknown_revision_is_named(hub):
-    error = error_of(Source("owner/name", "v9"))
+    error = error_of(HubRepo("owner/name", "v9"))
     assert error.what == "owner/name@v9: no such revision"
     assert error.do == "Name a branch, tag or commit of the repository."
 

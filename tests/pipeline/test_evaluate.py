@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from edgekit.errors import MeasureError, UsageError
+import edgekit
+from edgekit.errors import MeasureError, UnknownKeyError, UsageError
 from edgekit.pipeline import evaluate as module
 from edgekit.pipeline.evaluate import evaluate, measure_session, run_float_model, session_documents
 from edgekit.pipeline.run import load
 from edgekit.quality.evaluate import SuitePlan
+from tests.tiny_adapters import write_tiny_adapter
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +85,34 @@ def test_a_float_model_of_another_vocabulary_is_refused(pocket_artifacts, tiny_m
     reference = run_float_model(tiny_model, [[1, 2, 3]])
     with load(pocket_artifacts["onnx-int4"]) as session, pytest.raises(MeasureError):
         measure_session(session, reference)
+
+
+def test_the_float_model_may_have_an_adapter_and_unknown_keys(tmp_path):
+    """The reference is read as the export of the artifact was: with its adapter and its keys."""
+    base, adapter = write_tiny_adapter(tmp_path, "lora")
+    config = base / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "trick": 3}))
+    options = {"adapter": adapter, "ignore_config_keys": ["trick"]}
+    (merged,) = edgekit.export(base, "onnx", "fp32", tmp_path / "out", **options)
+    documents = [[1, 5, 9, 7], [1, 3, 2]]
+    found = run_float_model(base, documents, **options)
+    plain = run_float_model(base, documents, ignore_config_keys=["trick"])
+    with load(merged) as session:
+        assert measure_session(session, found).kl_mean == pytest.approx(0, abs=1e-6)
+        assert measure_session(session, plain).kl_mean > 1e-4
+    with pytest.raises(UnknownKeyError, match="trick"):
+        run_float_model(base, documents, adapter=adapter)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"adapter": "a"}, "--adapter"),
+        ({"ignore_config_keys": ["trick"]}, "--ignore-config-key"),
+    ],
+)
+def test_an_adapter_or_keys_go_with_a_checkpoint_only(pocket_artifacts, options, what):
+    with pytest.raises(UsageError, match=f"{what}; got the artifact .*fp32; wanted a --reference"):
+        run_float_model(pocket_artifacts["onnx-fp32"].path, [[1, 2]], **options)
+    with pytest.raises(UsageError, match=f"{what}; got no --reference"):
+        evaluate(pocket_artifacts["onnx-int4"], **options)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import edgekit
-from edgekit.devices.match import Wish
+from edgekit.devices.match import RunConstraints
 from edgekit.devices.probe import probe_host
 from edgekit.devices.profile import load_profile
 from edgekit.errors import ArtifactError, NoFitError, ProfileError
@@ -30,7 +30,10 @@ def test_the_engine_fits_the_format_and_threads_are_the_hosts(tiny_artifacts):
     assert plan.engine == "onnxruntime"
     assert 1 <= plan.n_threads <= facts.n_cores
     assert plan.need_bytes < plan.memory_limit_bytes <= facts.memory_bytes
-    assert plan_run(tiny_artifacts["onnx-int4"], wish=Wish(n_threads=1)).n_threads == 1
+    assert (
+        plan_run(tiny_artifacts["onnx-int4"], constraints=RunConstraints(n_threads=1)).n_threads
+        == 1
+    )
 
 
 def test_a_profile_of_another_device_brings_its_own_limits(tiny_artifacts):

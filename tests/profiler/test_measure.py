@@ -10,7 +10,7 @@ import pytest
 from edgekit.artifact import Artifact, FileEntry, Format, Manifest, TensorEntry, hash_file
 from edgekit.devices.facts import facts_of
 from edgekit.devices.host import host_profile
-from edgekit.devices.profile import Figure, FigureKind, load_profile
+from edgekit.devices.profile import SourcedValue, ValueKind, load_profile
 from edgekit.errors import MeasureError
 from edgekit.profiler.measure import profile_artifact
 from edgekit.profiler.projected import project_artifact
@@ -168,9 +168,9 @@ def test_the_share_of_bandwidth_is_hand_worked_and_doubtful_above_one(artifact):
     host = host_profile(HOST)
 
     def with_bandwidth(value):
-        figure = Figure(FigureKind.PUBLISHED, "test", value)
+        sourced = SourcedValue(ValueKind.PUBLISHED, "test", value)
         return dataclasses.replace(
-            host, memory=dataclasses.replace(host.memory, bandwidth_bytes_per_s=figure)
+            host, memory=dataclasses.replace(host.memory, bandwidth_bytes_per_s=sourced)
         )
 
     def fraction(bandwidth):

@@ -46,7 +46,7 @@ def measure(decoder, workload, **more):
 def test_times_are_exact_on_a_known_clock():
     decoder = SlowDecoder(prefill_s=(8.0,), token_s=0.5)
     runs = measure(decoder, Workload(n_prompt_tokens=16, n_new_tokens=5, n_repeats=3, n_warmup=1))
-    assert runs == (RunTimes(prefill_s=8.0, ttft_s=8.0, gaps_s=(0.5,) * 4, e2e_s=10.0),) * 3
+    assert runs == (RunTimes(prefill_s=8.0, ttft_s=8.0, itl_s=(0.5,) * 4, e2e_s=10.0),) * 3
     by_name = {m.name: m for m in speed_metrics(runs, Workload(16, 5, 3, 1), Kind.MEASURED)}
     assert by_name["ttft_s"].value == 8.0
     assert by_name["prefill_tok_per_s"].value == 2.0  # 16 tokens in 8 s

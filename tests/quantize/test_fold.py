@@ -20,8 +20,8 @@ from edgekit.quantize.fold import (
     find_sites,
     float_names,
 )
-from edgekit.quantize.imports import plan_source
-from edgekit.quantize.recipe import plan
+from edgekit.quantize.plan import plan_tensors
+from edgekit.quantize.prequantized import plan_source
 from edgekit.quantize.store import find_scales, quantize_model
 from edgekit.runtime.reference import ReferenceDecoder
 from edgekit.scheme import Scheme
@@ -83,7 +83,7 @@ def test_the_float_function_of_every_family_stays(tmp_path, family):
 
 
 def test_sites_are_norms_values_and_the_feed_forward(source):
-    sites = find_sites(source.spec, plan(source.spec, INT8))
+    sites = find_sites(source.spec, plan_tensors(source.spec, INT8))
     assert names_of(sites) == {
         **{f"layers.{i}.attn_norm": tuple(f"layers.{i}.{x}" for x in "qkv") for i in (0, 1)},
         **{f"layers.{i}.ffn_norm": (f"layers.{i}.gate", f"layers.{i}.up") for i in (0, 1)},
@@ -98,7 +98,7 @@ def test_sites_are_norms_values_and_the_feed_forward(source):
 
 def test_a_norm_after_the_block_and_a_tied_head_are_left_out(source):
     after = replace(source.spec, norm_placement=NormPlacement.AFTER, is_tied=True)
-    sites = names_of(find_sites(after, plan(after, INT8)))
+    sites = names_of(find_sites(after, plan_tensors(after, INT8)))
     assert sorted(sites) == ["layers.0.up", "layers.0.v", "layers.1.up", "layers.1.v"]
 
 
@@ -113,7 +113,7 @@ def test_floats_are_left_alone(source, scheme):
 def test_bits_decide_the_exponent(source):
     bits = {
         site.writer: site.bits
-        for site in find_sites(source.spec, plan(source.spec, Scheme("int4", 32)))
+        for site in find_sites(source.spec, plan_tensors(source.spec, Scheme("int4", 32)))
     }
     assert bits["layers.0.attn_norm"] == bits["layers.0.up"] == 4
     assert bits["final_norm"] == 8
@@ -206,13 +206,13 @@ def test_inputs_are_those_of_a_forward_that_keeps_everything(source):
 
     decoder = ReferenceDecoder.from_source(source, np.float64)
     forward = decoder._forward
-    product = forward._product
+    product = forward._matmul
 
     def note(inner, name):
         seen[name] = inner
         return product(inner, name)
 
-    forward._product = note
+    forward._matmul = note
     decoder.forward(IDS, n_past=0)
     names = [("layers.1.gate", "layers.1.up"), ("layers.0.o",), ("lm_head",)]
     found = measure_inputs(source, names, IDS)

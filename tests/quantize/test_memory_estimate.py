@@ -7,10 +7,10 @@ import pytest
 
 from edgekit.families import open_model
 from edgekit.formats.packing import unpack_codes
-from edgekit.quantize.imports import expected_plan
 from edgekit.quantize.memory_estimate import handled_bytes, largest_handled_bytes
 from edgekit.quantize.methods import Method
-from edgekit.quantize.recipe import TensorPlan, plan
+from edgekit.quantize.plan import TensorPlan, plan_tensors
+from edgekit.quantize.prequantized import expected_plan
 from edgekit.quantize.row_blocks import quantize_tensor
 from edgekit.quantize.store import _sha256, quantize_model
 from edgekit.scheme import Scheme
@@ -69,7 +69,7 @@ def test_what_is_counted_is_what_numpy_allocates(kind):
 def test_a_plan_has_the_entries_of_the_quantized_model(tmp_path, scheme):
     source = open_model(write_tiny_checkpoint(tmp_path / "m"))
     parsed = Scheme.parse(scheme)
-    planned = [item.entry("") for item in plan(source.spec, parsed)]
+    planned = [item.entry("") for item in plan_tensors(source.spec, parsed)]
     store = quantize_model(source, parsed, tmp_path / "store")
     described = [(e.name, e.shape, e.scheme) for e in planned]
     assert described == [(e.name, e.shape, e.scheme) for e in store.entries]

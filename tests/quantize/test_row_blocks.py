@@ -10,7 +10,7 @@ import pytest
 from edgekit.dtypes import DType
 from edgekit.errors import QuantError
 from edgekit.quantize.model import FloatTensor
-from edgekit.quantize.recipe import TensorPlan
+from edgekit.quantize.plan import TensorPlan
 from edgekit.quantize.row_blocks import quantize_tensor, row_blocks
 from edgekit.scheme import FP16, FP32, Scheme
 from edgekit.tensors import TensorInfo

@@ -1,7 +1,7 @@
 """The real model's GGUF file, alone in a folder: its tokens, prompts, ends, logits and artifacts.
 
-What is compared with was computed without edgekit (scripts/gguf_report.py): ids in llama.cpp's way
-from the gguf package's reading, prompts and logits by transformers' reading of the same file.
+What is compared with was computed without edgekit (scripts/gguf_report.py): ids, prompts and end
+tokens by llama.cpp, logits by transformers' reading of the same file.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from edgekit.text.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "real" / "smollm2-135m-instruct.gguf.json"
 FOUND = json.loads(GOLDEN.read_text(encoding="utf-8"))
+LLAMA_CPP, TRANSFORMERS = FOUND["llama_cpp"], FOUND["transformers"]
 # Float32 sums in another order, through 30 layers.
 FLOAT32_SUMS = 5e-4
 
@@ -44,37 +45,38 @@ def artifacts(alone, tmp_path_factory):
     shutil.rmtree(out)
 
 
-def test_token_ids_are_those_of_its_own_encoder(alone):
+def test_token_ids_are_those_of_llama_cpp(alone):
     tokenizer = Tokenizer.open(open_model(alone).checkpoint.text_files)
-    assert len(FOUND["golden_texts"]) >= 55
-    for text in FOUND["golden_texts"]:
+    assert len(LLAMA_CPP["golden_texts"]) >= 55
+    for text in LLAMA_CPP["golden_texts"]:
         assert tokenizer.encode(text["text"], allow_special=True) == text["ids"], text["text"]
 
 
-def test_prompts_and_ends_are_those_of_transformers(alone):
+def test_prompts_and_ends_are_those_of_llama_cpp(alone):
     source = open_model(alone)
     files = source.checkpoint.text_files
     tokenizer, template = Tokenizer.open(files), ChatTemplate.open(files)
-    for prompt in FOUND["golden_prompts"]:
+    for prompt in LLAMA_CPP["golden_prompts"]:
         assert template.encode(prompt["messages"], tokenizer) == prompt["ids"]
-    assert list(source.spec.eos_token_ids) == FOUND["end_ids"]["theirs"]
+    assert sorted(source.spec.eos_token_ids) == LLAMA_CPP["ends"] == [0, 2, 4]
+    assert source.spec.eos_token_ids[0] == TRANSFORMERS["ends"][0]
 
 
 def test_artifacts_of_every_format_tokenize_and_end_alike(artifacts):
     for artifact in artifacts:
         tokenizer, template = Tokenizer.open(artifact.path), ChatTemplate.open(artifact.path)
-        for text in FOUND["golden_texts"][::7]:
+        for text in LLAMA_CPP["golden_texts"][::7]:
             assert tokenizer.encode(text["text"], allow_special=True) == text["ids"]
-        for prompt in FOUND["golden_prompts"]:
+        for prompt in LLAMA_CPP["golden_prompts"]:
             assert template.encode(prompt["messages"], tokenizer) == prompt["ids"]
         with edgekit.load(artifact) as session:
-            assert session.eos_ids == frozenset(FOUND["end_ids"]["theirs"])
+            assert session.eos_ids == frozenset(LLAMA_CPP["ends"])
 
 
 def test_logits_of_the_float_export_are_those_of_transformers_reading(artifacts):
     (artifact,) = [a for a in artifacts if a.scheme.kind == "fp32"]
     decoder = open_decoder(artifact)
-    for text in FOUND["golden_logits"]:
+    for text in TRANSFORMERS["golden_logits"]:
         logits = decoder.forward(text["ids"], n_past=0, n_logits=len(text["ids"]))
         assert logits.argmax(axis=1).tolist() == text["argmax"]
         top = logits[-1][text["top_ids"]]

@@ -61,7 +61,7 @@ def test_answers_of_the_float_export_are_those_of_transformers(real_artifacts, g
             assert chat["ids"][-1] == END_OF_TURN
 
 
-# MatMulNBits with accuracy_level 4 rounds what goes into each product to int8. A few channels of
+# MatMulNBits with accuracy_level 4 rounds what goes into each matmul to int8. A few channels of
 # this model are thousands of times larger than the others: it answers only since these are evened
 # out before they are quantized (quantize/fold.py).
 @pytest.mark.parametrize("kind", ["int8", "int4"])

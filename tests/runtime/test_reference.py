@@ -65,20 +65,20 @@ def naive_logits(source, ids) -> np.ndarray:
         return weight[name] @ x + weight.get(f"{name}.bias", 0.0)
 
     def rotate(x, position):
-        # Lanes i and i + D/2 are one complex number.
+        # Channels i and i + D/2 are one complex number.
         half = spec.head_width // 2
         angle = position * spec.rope.theta ** (-2 * np.arange(half) / spec.head_width)
-        turned = (x[:half] + 1j * x[half:]) * np.exp(1j * angle)
-        return np.concatenate([turned.real, turned.imag])
+        rotated = (x[:half] + 1j * x[half:]) * np.exp(1j * angle)
+        return np.concatenate([rotated.real, rotated.imag])
 
     def split(x, position=None):
         heads = x.reshape(-1, spec.head_width)
         return heads if position is None else np.array([rotate(h, position) for h in heads])
 
-    stream = [weight["embed"][i] for i in ids]
+    residual = [weight["embed"][i] for i in ids]
     for layer in range(spec.n_layers):
         at = f"layers.{layer}."
-        inner = [norm(x, at + "attn_norm") for x in stream]
+        inner = [norm(x, at + "attn_norm") for x in residual]
         queries = [split(linear(x, at + "q"), p) for p, x in enumerate(inner)]
         keys = [split(linear(x, at + "k"), p) for p, x in enumerate(inner)]
         values = [split(linear(x, at + "v")) for x in inner]
@@ -91,13 +91,13 @@ def naive_logits(source, ids) -> np.ndarray:
                 share = np.exp(np.array(scores) / math.sqrt(spec.head_width))
                 share /= share.sum()
                 mixed.append(sum(w * values[first + j][shared] for j, w in enumerate(share)))
-            stream[p] = stream[p] + linear(np.concatenate(mixed), at + "o")
-            inner_ffn = norm(stream[p], at + "ffn_norm")
+            residual[p] = residual[p] + linear(np.concatenate(mixed), at + "o")
+            inner_ffn = norm(residual[p], at + "ffn_norm")
             gate = linear(inner_ffn, at + "gate")
             gated = gate / (1 + np.exp(-gate)) * linear(inner_ffn, at + "up")
-            stream[p] = stream[p] + linear(gated, at + "down")
+            residual[p] = residual[p] + linear(gated, at + "down")
     head = weight["embed" if spec.is_tied else "lm_head"]
-    return np.array([head @ norm(x, "final_norm") for x in stream])
+    return np.array([head @ norm(x, "final_norm") for x in residual])
 
 
 def test_one_layer_worked_by_hand():
@@ -116,7 +116,7 @@ def test_one_layer_worked_by_hand():
     decoder = ReferenceDecoder(spec, lambda name: np.array(weights[name], np.float32))
 
     def finish(x: float, y: float) -> list[float]:
-        """From the stream after attention to the logits."""
+        """From the residual after attention to the logits."""
         rms = math.sqrt((x * x + y * y) / 2)
         gate, up = (x / rms + y / rms) / 2, x / rms + 2 * y / rms
         step = gate / (1 + math.exp(-gate)) * up
@@ -126,7 +126,7 @@ def test_one_layer_worked_by_hand():
 
     # Position 0: token (1, 1) is normed to (1, 2) and attends to itself alone: o gives (1, 1).
     first = finish(2.0, 2.0)
-    # Position 1: token (1, -1) is normed to (1, -2); turned by one radian against (1, 2).
+    # Position 1: token (1, -1) is normed to (1, -2); rotated by one radian against (1, 2).
     to_first = (math.cos(1) + 2 * math.sin(1)) + 2 * (-2 * math.cos(1) + math.sin(1))
     share = 1 / (1 + math.exp((5 - to_first) / math.sqrt(2)))
     second = finish(1 + 1.0, -1 + 0.5 * (2 * share - 2 * (1 - share)))

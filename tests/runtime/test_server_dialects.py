@@ -35,12 +35,12 @@ def test_a_plain_answer_with_usage():
     assert [event.index for event in answer.events] == [0, 1, 2]
     assert [event.finish for event in answer.events] == [None, None, Finish.STOP]
     assert answer.text == "Héllo 🙂"
-    facts = answer.exchange
+    facts = answer.stats
     assert (facts.model, facts.finish_reason) == ("m-1", "stop")
     assert (facts.n_prompt_tokens, facts.n_output_tokens) == (3, 4)
     assert 0 < facts.first_byte_s <= facts.ttft_s <= facts.e2e_s
     assert facts.connect_s > 0
-    assert (facts.tls_s, facts.n_retries, facts.refused) == (None, 0, ())
+    assert (facts.tls_s, facts.n_retries, facts.unsupported_params) == (None, 0, ())
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_plain_answer_with_usage():
     ids=["empty", "null", "missing", "with-choice"],
 )
 def test_usage_may_come_with_any_kind_of_choices(last):
-    facts = answer_to(sse([*HELLO[:4], last])).exchange
+    facts = answer_to(sse([*HELLO[:4], last])).stats
     assert (facts.n_prompt_tokens, facts.n_output_tokens) == (3, 4)
 
 
@@ -63,7 +63,7 @@ def test_usage_may_come_with_any_kind_of_choices(last):
     [None, {}, [], {"prompt_tokens": "3", "completion_tokens": -4}, {"prompt_tokens": True}],
 )
 def test_usage_that_is_absent_or_nonsense_is_none(usage):
-    facts = answer_to(sse([*HELLO[:4], chunk(usage=usage)])).exchange
+    facts = answer_to(sse([*HELLO[:4], chunk(usage=usage)])).stats
     assert (facts.n_prompt_tokens, facts.n_output_tokens) == (None, None)
 
 
@@ -74,7 +74,7 @@ def test_usage_details_are_kept():
         "prompt_tokens_details": {"cached_tokens": 5},
         "completion_tokens_details": {"reasoning_tokens": 6},
     }
-    facts = answer_to(sse([*HELLO[:4], chunk(usage=usage)])).exchange
+    facts = answer_to(sse([*HELLO[:4], chunk(usage=usage)])).stats
     assert (facts.n_cached_tokens, facts.n_reasoning_tokens) == (5, 6)
 
 
@@ -162,7 +162,7 @@ def test_logprobs_that_do_not_describe_the_text_are_dropped(logprobs):
 )
 def test_finish_reasons(reason, finish):
     answer = answer_to(sse([HELLO[1], chunk(delta={}, finish_reason=reason)], done=False))
-    assert (answer.finish, answer.exchange.finish_reason) == (finish, reason)
+    assert (answer.finish, answer.stats.finish_reason) == (finish, reason)
 
 
 def test_done_without_a_finish_reason_ends_an_answer():
@@ -248,7 +248,7 @@ def test_a_refused_field_is_left_out_from_then_on(error, dropped):
         assert first.keys() - second.keys() == dropped
         assert second == third
         assert backend.info.settings["refused_fields"] == sorted(dropped)
-        assert backend.last_exchange.refused == tuple(sorted(dropped))
+        assert backend.last_request_stats.unsupported_params == tuple(sorted(dropped))
 
 
 def test_max_tokens_becomes_max_completion_tokens_where_it_must():
@@ -302,7 +302,7 @@ def test_a_prompt_beyond_the_context_is_not_blamed_on_a_field():
 def test_the_connection_is_kept_between_answers():
     with RawServer(send(reply(sse(HELLO))), keeps_open=True) as server:
         with open_backend(server.url) as backend:
-            facts = [backend.chat(ASK).exchange for _ in range(3)]
+            facts = [backend.chat(ASK).stats for _ in range(3)]
         assert server.n_connections == 1
         assert [f.connect_s is None for f in facts] == [False, True, True]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+import re
 import socket
 import threading
 import traceback
@@ -260,13 +262,13 @@ def test_a_redirect_is_not_followed(status):
         assert other.n_connections == 0
 
 
-def test_passing_faults_are_tried_again_before_the_first_text():
+def test_transient_faults_are_tried_again_before_the_first_text():
     busy = refuse("429 Too Many Requests", {"message": "busy"}, ["Retry-After: 0"])
     broken = refuse("503 Service Unavailable", {"message": "down"}, ["Retry-After: 0.01"])
     with RawServer(busy, broken, send(GOOD)) as server:
         with open_backend(server.url, max_retries=2) as backend:
             answer = backend.chat(ASK)
-        assert (answer.text, answer.exchange.n_retries) == ("Héllo 🙂", 2)
+        assert (answer.text, answer.stats.n_retries) == ("Héllo 🙂", 2)
         assert len(server.requests) == 3
 
 
@@ -356,6 +358,21 @@ def test_the_key_comes_from_the_environment_and_is_shown_nowhere(monkeypatch):
     with RawServer(send(GOOD)) as server, ServerBackend.open(server.url, "m") as backend:
         backend.chat(ASK)
         assert f"authorization: Bearer {KEY}".lower() in server.headers[0].lower()
-        shown = f"{backend!r} {backend.info} {backend.last_exchange} {backend._door!r}"
+        shown = f"{backend!r} {backend.info} {backend.last_request_stats} {backend._error_mapper!r}"
         assert KEY not in shown
         assert KEY not in json.dumps(dict(backend.info.settings))
+
+
+def test_a_server_is_told_nothing_of_the_machine_that_asks():
+    with RawServer(send(GOOD)) as server, ServerBackend.open(server.url, "m") as backend:
+        backend.chat(ASK)
+        sent = server.headers[0]
+    names = {line.partition(":")[0].lower() for line in sent.splitlines()[1:] if line.strip()}
+    assert names <= {
+        "host", "accept", "accept-encoding", "connection", "user-agent", "content-type",
+        "content-length", "authorization", "x-stainless-raw-response", "x-stainless-read-timeout",
+        "x-stainless-retry-count",
+    }  # fmt: skip
+    assert not {platform.system().lower(), platform.machine().lower()} & set(
+        re.split(r"\W+", sent.lower())
+    )

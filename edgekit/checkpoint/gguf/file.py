@@ -21,6 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from edgekit.checkpoint.base import Checkpoint
 from edgekit.checkpoint.config import RawConfig
 from edgekit.checkpoint.gguf.architectures import (
     LAYER_NAME,
@@ -33,7 +34,6 @@ from edgekit.checkpoint.gguf.rope import TABLES
 from edgekit.checkpoint.gguf.tokenizer import has_tokenizer, text_contents, why_unreadable
 from edgekit.checkpoint.gguf.weights import open_weight, original_float_type
 from edgekit.checkpoint.prequantized.tensor import describe_decoded
-from edgekit.checkpoint.reader import Checkpoint
 from edgekit.errors import CheckpointError, MissingFileError
 from edgekit.formats.gguf import GgufFile, GgufTensor
 from edgekit.formats.gguf_blocks import NOT_FLOATS
@@ -95,6 +95,9 @@ class GgufCheckpoint(Checkpoint):
             self.close()
             raise
 
+    def fetch_text(self) -> None:
+        """Do nothing: tokenizer and chat template are in the file."""
+
     @property
     def weights_bytes(self) -> int:
         """Bytes of all tensors as stored."""
@@ -117,6 +120,10 @@ class GgufCheckpoint(Checkpoint):
             for piece in part.read_pieces(0, part.n_bytes):
                 digest.update(piece.data)
         return digest.hexdigest()
+
+    def close(self) -> None:
+        """Let go of the files; safe to call twice."""
+        self._files.close()
 
     @property
     def text_files(self) -> TextFiles:

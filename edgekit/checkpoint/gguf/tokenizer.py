@@ -16,6 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import chain
 from typing import Any, Final
 
 from edgekit.checkpoint.gguf.splits import SPLITS, Split
@@ -43,12 +44,39 @@ _END_KEYS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")
 _LLAMA_IDS: Final[Mapping[str, int]] = {
     "bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0,
 }  # fmt: skip
-# Names of tokens that end a turn; a file often names the end of a document alone.
-_TURN_ENDS: Final = (
+# What llama.cpp takes for the end of an answer by name. A file often names the end of a document or
+# of a turn alone, and models write either.
+_ENDS: Final = (
     "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<turn|>",
+    "<end_of_utterance>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<|tool_response>",
+    "<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "</s>", "<eos>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
 )  # fmt: skip
-# Beside these "<|end|>" ends a part of an answer and not the answer (gpt-oss).
-_HARMONY: Final = ("<|return|>", "<|call|>")
+# What ends a file that a model of code fills in: padding, the next repository, the next file. The
+# key of the metadata that says it, and the names that count where the key is absent.
+_FILL_ENDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "fim_pad_token_id": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "fim_rep_token_id": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "fim_sep_token_id": ("<|file_sep|>",),
+}
+_FILL_PARTS: Final = (
+    "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<\uff5cfim\u2581begin\uff5c>", "<PRE>",
+    "\u2581<PRE>", "<|code_prefix|>", "<|prefix|>", "<|fim_suffix|>", "<fim-suffix>",
+    "<fim_suffix>", "<\uff5cfim\u2581hole\uff5c>", "<SUF>", "\u2581<SUF>", "<|code_suffix|>",
+    "<|suffix|>", "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<\uff5cfim\u2581end\uff5c>",
+    "<MID>", "\u2581<MID>", "<|code_middle|>", "<|middle|>",
+)  # fmt: skip
+# Control tokens by name, whatever type a converter gave them.
+_CONTROL_NAMES: Final = frozenset((*_ENDS, *chain(*_FILL_ENDS.values()), *_FILL_PARTS))
+# A name that ends no answer in a vocabulary that has all of some others: "<|end|>" ends a part of
+# an answer in those of gpt-oss and Solar, and "</s>" is text in that of Gemma 4.
+_NO_ENDS_BESIDE: Final = (
+    ("<|end|>", {"<|return|>", "<|call|>"}),
+    ("<|end|>", {"<|return|>", "<|calls|>"}),
+    ("<|end|>", {"<|call|>", "<|flush|>"}),
+    ("<|end|>", {"<|calls|>", "<|flush|>"}),
+    ("</s>", {"<|tool_response>"}),
+)
 _SPACE: Final = "\N{LOWER ONE EIGHTH BLOCK}"
 # Phi-3's special tokens take the white space after them; these are the exceptions.
 _PHI3_KEEPS_SPACE: Final = ("<unk>", "<s>", "<|endoftext|>")
@@ -178,14 +206,14 @@ def _templates(file: GgufFile) -> dict[str, str]:
 
 
 def _end_ids(vocabulary: _Vocabulary) -> int | list[int] | None:
-    """Give the ids that end an answer: those that the file names, and ends of a turn by name."""
+    """Give the ids that end an answer: those that the file names, and those known by name."""
     ids = [vocabulary.roles[key] for key in _END_KEYS if key in vocabulary.roles]
-    special = vocabulary.special_ids()
-    by_text = {vocabulary.texts[i]: i for i in special}
-    for name in _TURN_ENDS:
-        is_part = name == "<|end|>" and any(other in by_text for other in _HARMONY)
-        if name in by_text and not is_part:
-            ids.append(by_text[name])
+    by_text = {vocabulary.texts[i]: i for i in vocabulary.special_ids()}
+    parts = {name for name, others in _NO_ENDS_BESIDE if others <= by_text.keys()}
+    ids += [by_text[name] for name in _ENDS if name in by_text and name not in parts]
+    for key, names in _FILL_ENDS.items():
+        named = [by_text[name] for name in names if name in by_text]
+        ids += [vocabulary.roles[key]] if key in vocabulary.roles else named
     unique = list(dict.fromkeys(ids))
     return unique[0] if len(unique) == 1 else unique or None
 
@@ -208,9 +236,13 @@ def _read_vocabulary(file: GgufFile) -> _Vocabulary:
         types = [int(number) for number in file.numbers(_TYPES)]
         if len(types) != len(texts):
             raise _fault(file, _TYPES, f"{len(types)} items", f"{len(texts)}, one a token")
+    types = [
+        int(_Type.CONTROL) if text in _CONTROL_NAMES else kind
+        for text, kind in zip(texts, types, strict=True)
+    ]
     roles: dict[str, int] = {}
     is_llama = file.metadata[f"{_KEY}model"] == "llama"
-    for key in (*_ROLES.values(), *_END_KEYS):
+    for key in (*_ROLES.values(), *_END_KEYS, *_FILL_ENDS):
         value = file.metadata.get(f"{_KEY}{key}", _LLAMA_IDS.get(key) if is_llama else None)
         # Some converters write -1 or the largest number for none.
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(texts):

@@ -238,6 +238,6 @@ _ROUNDING: Final[Mapping[str, Callable[[F32Array], F32Array]]] = {
 def stored_rows(rows: I64Array, head_width: int) -> I64Array:
     """Give the place in the file of each row of q or k: pairs there are the halves of a head."""
     in_head = rows % head_width
-    half, lane = np.divmod(in_head, head_width // 2)
-    stored: I64Array = rows - in_head + 2 * lane + half
+    half, channel = np.divmod(in_head, head_width // 2)
+    stored: I64Array = rows - in_head + 2 * channel + half
     return stored

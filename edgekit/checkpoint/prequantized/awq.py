@@ -66,7 +66,7 @@ _IGNORED: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class AwqSettings:
     """What ``quantization_config`` says: origin, layout and group (-1: a row)."""
 
     origin: str
@@ -173,7 +173,7 @@ class _GemvFast:
         return to_float32(np.ascontiguousarray(stored), tensor.info.dtype)
 
 
-def read_awq(section: RawConfig) -> Settings:
+def read_awq(section: RawConfig) -> AwqSettings:
     """Account for the keys of ``quantization_config`` of AWQ; faults go to the section."""
     section.ignore([*_IGNORED, "version", "format", "checkpoint_format"])
     layout = section.take("version", str, None) or section.take("format", str, "gemm")
@@ -191,11 +191,11 @@ def read_awq(section: RawConfig) -> Settings:
     group = section.take("q_group_size" if "q_group_size" in section else "group_size", int, 128)
     if group != -1 and group < 1:
         section.report(f"group_size is {group} (wanted -1 or a positive number)")
-    return Settings(AWQ, layout, group)
+    return AwqSettings(AWQ, layout, group)
 
 
 def join_awq(
-    tensors: Mapping[str, SafetensorsTensor], settings: Settings, *, reads: bool
+    tensors: Mapping[str, SafetensorsTensor], settings: AwqSettings, *, reads: bool
 ) -> dict[str, LazyTensor]:
     """Put codes, scales and zero points together under the weight's name; others pass through.
 
@@ -214,7 +214,7 @@ def join_awq(
 
 
 def _join(
-    module: str, tensors: Mapping[str, SafetensorsTensor], settings: Settings, *, reads: bool
+    module: str, tensors: Mapping[str, SafetensorsTensor], settings: AwqSettings, *, reads: bool
 ) -> PrequantizedTensor | DecodedTensor:
     rows: AffineRows
     zeros: SafetensorsTensor | None = None
@@ -269,7 +269,7 @@ def _join(
     )
 
 
-def _group(module: str, n_cols: int, n_groups: int, settings: Settings) -> int:
+def _group(module: str, n_cols: int, n_groups: int, settings: AwqSettings) -> int:
     group = whole_groups(n_cols, n_groups)
     if group < 1 or settings.group not in (-1, group) or (settings.group == -1 and n_groups > 1):
         raise CheckpointError(

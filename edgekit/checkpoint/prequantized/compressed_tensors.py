@@ -84,7 +84,7 @@ class Scheme:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class CompressedTensorsSettings:
     """The schemes of a checkpoint's groups of modules."""
 
     schemes: tuple[Scheme, ...]
@@ -154,7 +154,7 @@ class _SmallFloats:
         return scale_groups(values, scales, self.group)
 
 
-def read_schemes(section: RawConfig) -> Settings:
+def read_schemes(section: RawConfig) -> CompressedTensorsSettings:
     """Account for the keys of ``quantization_config``; faults are reported to the section."""
     section.ignore(_IGNORED)
     _take_format(section)
@@ -166,10 +166,10 @@ def read_schemes(section: RawConfig) -> Settings:
     groups = section.take_section("config_groups")
     if not groups:
         section.report("config_groups is missing or empty")
-        return Settings(())
+        return CompressedTensorsSettings(())
     sections = [group for key in groups if (group := groups.take_section(key))]
     schemes = [_read_group(group) for group in sections]
-    return Settings(tuple(scheme for scheme in schemes if scheme is not None))
+    return CompressedTensorsSettings(tuple(scheme for scheme in schemes if scheme is not None))
 
 
 def _take_format(section: RawConfig) -> None:
@@ -213,7 +213,7 @@ def _read_group(group: RawConfig) -> Scheme | None:
 
 
 def join_packed(
-    tensors: Mapping[str, SafetensorsTensor], settings: Settings, *, reads: bool
+    tensors: Mapping[str, SafetensorsTensor], settings: CompressedTensorsSettings, *, reads: bool
 ) -> dict[str, LazyTensor]:
     """Put codes and scales together under the weight's name; other tensors pass through.
 
@@ -240,7 +240,11 @@ def join_packed(
 
 
 def _join_codes(
-    weight: str, tensors: Mapping[str, SafetensorsTensor], settings: Settings, *, reads: bool
+    weight: str,
+    tensors: Mapping[str, SafetensorsTensor],
+    settings: CompressedTensorsSettings,
+    *,
+    reads: bool,
 ) -> PrequantizedTensor | DecodedTensor:
     packed = take_part(tensors, f"{weight}{_PACKED}", "I32", (None, None))
     n_rows, n_words = packed.info.shape
@@ -356,7 +360,11 @@ def _take_zeros(
 
 
 def _join_floats(
-    weight: str, tensors: Mapping[str, SafetensorsTensor], settings: Settings, *, reads: bool
+    weight: str,
+    tensors: Mapping[str, SafetensorsTensor],
+    settings: CompressedTensorsSettings,
+    *,
+    reads: bool,
 ) -> DecodedTensor:
     packed = take_part(tensors, f"{weight}{_PACKED}", "U8", (None, None))
     n_rows, n_bytes = packed.info.shape

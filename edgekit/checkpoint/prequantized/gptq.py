@@ -86,7 +86,7 @@ _IGNORED: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class GptqSettings:
     """What ``quantization_config`` says.
 
     Attributes:
@@ -175,7 +175,7 @@ class _Columns:
         return zeros[:, start - 32 * first : stop - 32 * first].T.astype(np.float32)
 
 
-def read_gptq(section: RawConfig) -> Settings:
+def read_gptq(section: RawConfig) -> GptqSettings:
     """Account for the keys of ``quantization_config`` of GPTQ; faults go to the section."""
     layout = section.take("checkpoint_format", str, None) or section.take("format", str, "gptq")
     section.ignore(["format", "checkpoint_format"])
@@ -191,7 +191,7 @@ def read_gptq(section: RawConfig) -> Settings:
     return _read_settings(section, GPTQ, offset or 0, has_planes=layout == "gptq_p", is_awq=False)
 
 
-def read_auto_round(section: RawConfig) -> Settings:
+def read_auto_round(section: RawConfig) -> GptqSettings:
     """Account for the keys of ``quantization_config`` of AutoRound; faults go to the section."""
     section.expect("data_type", "int", "int")
     section.ignore(["desc_act"])
@@ -206,7 +206,7 @@ def read_auto_round(section: RawConfig) -> Settings:
 
 def _read_settings(
     section: RawConfig, origin: str, offset: int, *, has_planes: bool, is_awq: bool
-) -> Settings:
+) -> GptqSettings:
     section.ignore(_IGNORED)
     section.expect("pack_dtype", "int32", "int32")
     section.take("lm_head", bool, False)  # its tensors show whether it is codes
@@ -221,11 +221,11 @@ def _read_settings(
     if group != -1 and group < 1:
         section.report(f"group_size is {group} (wanted -1 or a positive number)")
     moves = section.get("desc_act") is True
-    return Settings(origin, bits, group, offset, is_symmetric, moves, has_planes, is_awq)
+    return GptqSettings(origin, bits, group, offset, is_symmetric, moves, has_planes, is_awq)
 
 
 def join_transposed(
-    tensors: Mapping[str, SafetensorsTensor], settings: Settings, *, reads: bool
+    tensors: Mapping[str, SafetensorsTensor], settings: GptqSettings, *, reads: bool
 ) -> dict[str, LazyTensor]:
     """Put codes, scales and zero points together under the weight's name; others pass through.
 
@@ -239,7 +239,7 @@ def join_transposed(
         CheckpointError: Parts are missing or do not fit together or the config.
     """
     if settings.is_awq:
-        gemm = awq.Settings(settings.origin, "gemm", settings.group)
+        gemm = awq.AwqSettings(settings.origin, "gemm", settings.group)
         return awq.join_awq(tensors, gemm, reads=reads)
     modules = [name.removesuffix(_CODES) for name in tensors if name.endswith(_CODES)]
     used = {f"{module}{part}" for module in modules for part in _PARTS}
@@ -248,7 +248,7 @@ def join_transposed(
 
 
 def _join(
-    module: str, tensors: Mapping[str, SafetensorsTensor], settings: Settings, *, reads: bool
+    module: str, tensors: Mapping[str, SafetensorsTensor], settings: GptqSettings, *, reads: bool
 ) -> PrequantizedTensor | DecodedTensor:
     words = take_part(tensors, f"{module}{_CODES}", "I32", (None, None))
     n_words, n_rows = words.info.shape
@@ -297,7 +297,7 @@ def _count_inputs(
     tensors: Mapping[str, SafetensorsTensor],
     n_words: int,
     n_groups: int,
-    settings: Settings,
+    settings: GptqSettings,
 ) -> tuple[int, int]:
     """Work out M and the bits: single modules may differ from the config, so sizes decide."""
     n_bits = 32 * n_words
@@ -330,7 +330,7 @@ def _take_zeros(
 
 
 def _find_zeros(
-    tensor: SafetensorsTensor, packing: _Packing, settings: Settings
+    tensor: SafetensorsTensor, packing: _Packing, settings: GptqSettings
 ) -> tuple[_Added, int]:
     """Say what is added to stored zero points, and how many then lie outside the middle.
 

@@ -66,7 +66,7 @@ class Packing:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class MlxSettings:
     """The packing of every module, and that of those which differ, by module name."""
 
     usual: Packing
@@ -119,7 +119,7 @@ class _Floats:
         return scale_groups(values, scales, self.packing.group)
 
 
-def read_settings(section: RawConfig) -> Settings:
+def read_settings(section: RawConfig) -> MlxSettings:
     """Account for the keys of ``quantization``; faults are reported to the section."""
     section.ignore(_IGNORED)
     usual = _read_packing(section, None)
@@ -129,7 +129,7 @@ def read_settings(section: RawConfig) -> Settings:
             section.ignore([module])
         elif isinstance(value, dict) and (inner := section.take_section(module)) is not None:
             single[module] = _read_packing(inner, usual)
-    return Settings(usual, single)
+    return MlxSettings(usual, single)
 
 
 def _read_packing(section: RawConfig, usual: Packing | None) -> Packing:
@@ -151,7 +151,9 @@ def _read_packing(section: RawConfig, usual: Packing | None) -> Packing:
     return Packing(bits, group, _AFFINE)
 
 
-def join_mlx(tensors: Mapping[str, SafetensorsTensor], settings: Settings) -> dict[str, LazyTensor]:
+def join_mlx(
+    tensors: Mapping[str, SafetensorsTensor], settings: MlxSettings
+) -> dict[str, LazyTensor]:
     """Put codes, scales and biases together under the weight's name; others pass through.
 
     Args:

@@ -342,7 +342,7 @@ def take_part(
     wanted: str,
     shape: tuple[int | None, ...],
 ) -> SafetensorsTensor:
-    """Find a part of a coded weight and check its type and shape.
+    """Find a part of a pre-quantized weight and check its type and shape.
 
     Args:
         tensors: Checkpoint tensors by their own names.

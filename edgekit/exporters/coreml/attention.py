@@ -21,7 +21,7 @@ import numpy as np
 
 from edgekit.dtypes import F32Array
 from edgekit.exporters.coreml.weights import Weights
-from edgekit.families.rope import query_factors, rope_tables
+from edgekit.families.rope import attention_temperatures, rope_tables
 from edgekit.families.rope_spec import LongRopeScaling, RopeSpec
 from edgekit.families.spec import DecoderSpec, QkNorm
 from edgekit.formats.mlpackage import CAUSAL_MASK, KEY_CACHE, VALUE_CACHE
@@ -85,7 +85,7 @@ class Rotary:
                 call.rows(sin, f"{label}_sin", moved),
             )
 
-    def turn(self, x: Any, rope: RopeSpec | None) -> Any:
+    def rotate(self, x: Any, rope: RopeSpec | None) -> Any:
         """Apply RoPE in the rotate-half form, fp32 (1, H, T, D)."""
         if rope is None:
             return x
@@ -112,12 +112,14 @@ def position_bytes(spec: DecoderSpec, n_positions: int) -> int:
     return n_values * 4
 
 
-def growing_factors(call: Call) -> Any | None:
+def attention_temperature(call: Call) -> Any | None:
     """Give the queries' factors at the new positions, fp32 (T, 1); None if all are 1."""
     scaling = call.spec.query_scaling
     if scaling is None or call.n_positions <= scaling.original_context_length:
         return None
-    return call.rows(query_factors(scaling, call.n_positions)[:, None], "query_factors")
+    return call.rows(
+        attention_temperatures(scaling, call.n_positions)[:, None], "attention_temperatures"
+    )
 
 
 def _n_short(n_positions: int, rope: RopeSpec) -> int | None:
@@ -149,13 +151,13 @@ def _shift_to_long_rows(call: Call, rope: RopeSpec) -> Any | None:
 
 
 def _tables(call: Call, rope: RopeSpec) -> tuple[F32Array, F32Array]:
-    """Give the tables as ``turn`` wants them, each (rows, D)."""
+    """Give the tables as ``rotate`` wants them, each (rows, D)."""
     width, n_short = call.spec.head_width, _n_short(call.n_positions, rope)
     cos, sin = rope_tables(rope, width, call.n_positions if n_short is None else n_short)
     if n_short is not None:
         long_cos, long_sin = rope_tables(rope, width, call.n_positions, is_long=True)
         cos, sin = np.concatenate([cos, long_cos]), np.concatenate([sin, long_sin])
-    # Lanes that do not turn: times 1, plus 0 times anything.
+    # Channels that do not rotate: times 1, plus 0 times anything.
     still = np.zeros((len(cos), width - 2 * cos.shape[1]), np.float32)
     # The minus of rotate-half stands in the table: one op less, the same result.
     return (
@@ -177,13 +179,13 @@ class Attention:
         self._mb = call.mb
         self._spec = call.spec
         self._weights = weights
-        self._growth = growing_factors(call)
+        self._temperature = attention_temperature(call)
         self._biases = self._causal_biases(inputs[CAUSAL_MASK])
         self._states = {name: inputs[name] for name in (KEY_CACHE, VALUE_CACHE)}
         # Read once; later layers chain on the updated value. A second read_state before a write
         # may be merged with the first by coremltools' passes and then undoes earlier layers.
         self._caches = {n: self._mb.read_state(input=s) for n, s in self._states.items()}
-        # Where heads are normed after they turn, more counts than how far two positions are apart.
+        # Heads normed after they rotate: more counts than how far two positions are apart.
         is_absolute = call.spec.qk_norm is QkNorm.HEAD_AFTER_ROPE
         self._rotary = Rotary(call, self._shift_to_first() if is_absolute else None)
 
@@ -218,7 +220,7 @@ class Attention:
         return mb.matmul(x=self._weights.narrow(mb.softmax(x=scores, axis=-1)), y=values)
 
     def _projected(self, h: Any, name: str, n_heads: int, rope: RopeSpec | None) -> Any:
-        """Project to queries or keys, norm and turn them: fp16 (1, T, C) to fp32 (1, H, T, D)."""
+        """Project to queries or keys, norm and rotate them: fp16 (1, T, C) to fp32 (1, H, T, D)."""
         weights, norm, kind = self._weights, f"{name}_norm", self._spec.qk_norm
         x = weights.linear(h, name, is_wide=True)
         if kind is QkNorm.FULL:
@@ -226,7 +228,7 @@ class Attention:
         x = self._heads(x, n_heads)
         if kind is QkNorm.HEAD:
             x = weights.norm(x, norm)
-        x = self._rotary.turn(x, rope)
+        x = self._rotary.rotate(x, rope)
         return weights.norm(x, norm) if kind is QkNorm.HEAD_AFTER_ROPE else x
 
     def _scaled(self, query: Any) -> Any:
@@ -240,7 +242,7 @@ class Attention:
             factor *= self._spec.head_width**0.5
         if not math.isclose(factor, 1.0, rel_tol=_SAME_SCALE):
             query = self._mb.mul(x=query, y=np.float32(factor))
-        return query if self._growth is None else self._mb.mul(x=query, y=self._growth)
+        return query if self._temperature is None else self._mb.mul(x=query, y=self._temperature)
 
     def _heads(self, x: Any, n_heads: int) -> Any:
         """Split rows into heads: (1, T, H * D) to (1, H, T, D)."""
@@ -270,8 +272,8 @@ class Attention:
             if window is not None:
                 beyond = mb.relu(x=mb.sub(x=distance, y=np.float32(window - 1)))
                 outside = mb.add(x=ahead, y=beyond)
-            reach = mb.maximum(x=mb.mul(x=outside, y=np.float32(MASKED)), y=np.float32(MASKED))
-            biases[window] = mb.add(x=mb.cast(x=reach, dtype="fp16"), y=mask)
+            hidden = mb.maximum(x=mb.mul(x=outside, y=np.float32(MASKED)), y=np.float32(MASKED))
+            biases[window] = mb.add(x=mb.cast(x=hidden, dtype="fp16"), y=mask)
         return biases
 
     def _has_first_key(self, name: str) -> Any:

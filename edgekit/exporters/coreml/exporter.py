@@ -80,7 +80,9 @@ class CoremlExporter:
         for rope in spec.ropes:
             width = rope.rotary_width or spec.head_width
             if width % 2:
-                return Rejected(f"RoPE turns pairs of lanes, so their number is even, not {width}")
+                return Rejected(
+                    f"RoPE rotates pairs of channels, so their number is even, not {width}"
+                )
         notes = []
         if scheme.bits == 4:
             notes.append("int4 blocks are made for the GPU; the Neural Engine is slower")

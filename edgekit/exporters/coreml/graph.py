@@ -4,8 +4,8 @@ The program is built without weights (weights.py). The names and shapes of input
 states and output are those of Apple's Llama sample and of swift-transformers.
 ``past = causalMask.shape[-1] - inputIds.shape[-1]``.
 
-Types: matrices multiply in fp16. The residual stream, every norm, rope and all factors are fp32:
-a stream can leave fp16 (Gemma 3's does), and no factor costs a second rounding. So is the inside
+Types: matrices multiply in fp16. The residual, every norm, rope and all factors are fp32:
+a residual can leave fp16 (Gemma 3's does), and no factor costs a second rounding. So is the inside
 of a feed-forward block unless the block is the common one, SiLU behind a norm and no norm after.
 """
 
@@ -109,10 +109,10 @@ class _Decoder:
         for layer in range(spec.n_layers):
             at = f"layers.{layer}."
             rows = attention.attend(layer, self.block_input(x, at + "attn_norm"))
-            change = weights.linear(rows, at + "o", is_wide=True)
-            x = self.added(x, change, at + "attn_post_norm")
-            change = self.feed_forward(self.block_input(x, at + "ffn_norm"), at)
-            x = self.added(x, change, at + "ffn_post_norm")
+            output = weights.linear(rows, at + "o", is_wide=True)
+            x = self.added(x, output, at + "attn_post_norm")
+            output = self.feed_forward(self.block_input(x, at + "ffn_norm"), at)
+            x = self.added(x, output, at + "ffn_post_norm")
         # Scaled before the head: the logits themselves are rounded once.
         h = weights.narrow(self.scaled(weights.norm(x, "final_norm"), spec.logits_scale))
         head = "embed" if spec.is_tied else "lm_head"
@@ -122,18 +122,18 @@ class _Decoder:
         return mb.cast(x=logits, dtype="fp16", name=LOGITS)
 
     def block_input(self, x: Any, name: str) -> Any:
-        """Norm the stream, fp32 to fp16, where the decoder norms before a block.
+        """Norm the residual, fp32 to fp16, where the decoder norms before a block.
 
-        Where it does not, the stream is a sum of normed rows, each at most its gain times the
+        Where it does not, the residual is a sum of normed rows, each at most its gain times the
         root of the width: far below the largest fp16.
         """
         return self.weights.narrow(self.weights.norm(x, name) if name in self.weights else x)
 
-    def added(self, x: Any, change: Any, name: str) -> Any:
-        """Add to the stream what a block gives, normed where the decoder norms after it; fp32."""
+    def added(self, x: Any, output: Any, name: str) -> Any:
+        """Add to the residual what a block gives, normed where the decoder norms after it; fp32."""
         if name in self.weights:
-            change = self.weights.norm(change, name)
-        return self.mb.add(x=x, y=self.scaled(change, self.spec.residual_scale))
+            output = self.weights.norm(output, name)
+        return self.mb.add(x=x, y=self.scaled(output, self.spec.residual_scale))
 
     def feed_forward(self, h: Any, at: str) -> Any:
         """Gated feed-forward, fp16 (1, T, C) to fp32."""

@@ -7,8 +7,10 @@ where it wants a bias that the decoder has not, there are zeros.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -29,6 +31,13 @@ from edgekit.tensors import TensorInfo
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 _ATTENTION: Final = ("q", "k", "v", "o")
+_LARGEST: Final[Mapping[DType, float]] = MappingProxyType(
+    {
+        DType.FP32: float(np.finfo(np.float32).max),
+        DType.FP16: float(np.finfo(np.float16).max),
+        DType.BF16: math.ldexp(255, 120),  # eight bits, the exponent of float32
+    }
+)
 # A scale while its bias is made: float32 as read, once more multiplied, and both as narrow as
 # they are written.
 SCALE_BYTES: Final = 4 + 4 + 2 + 2
@@ -73,8 +82,8 @@ class Slot:
         """Give the arrays of ``declare``, in its order, from the tensors of ``parts``.
 
         Raises:
-            ExportError: A scale or bias is not exact in ``dtype``, or the parts of one module
-                have different schemes.
+            ExportError: A scale or bias is not exact in ``dtype``, a float is beyond its range,
+                or the parts of one module have different schemes.
         """
         if not self.parts:
             return [narrow(np.zeros(self.shape, np.float32), dtype)]
@@ -87,7 +96,7 @@ class Slot:
                 do="Export with one scheme for these.",
             )
         if floats:
-            return [_stack([narrow(tensor.values, dtype) for tensor in floats])]
+            return [_stack([_narrow_finite(tensor, dtype) for tensor in floats])]
         return [
             _stack([tensor.packed().view("<u4") for tensor in codes]),
             _stack([_narrow_exactly(tensor, 1, dtype) for tensor in codes]),
@@ -137,8 +146,18 @@ def plan_slots(file: ModelFile, entries: Iterable[TensorEntry]) -> tuple[Slot, .
     return (*slots, *_zero_biases(file, slots))
 
 
+def is_within(values: F32Array, dtype: DType) -> bool:
+    """Say whether every finite value stays finite when it is rounded to ``dtype``."""
+    return bool(
+        all(
+            np.isfinite(to_float32(narrow(values[part], dtype), dtype)).all()
+            for part in row_blocks(values.shape)
+        )
+    )
+
+
 def narrow(values: F32Array, dtype: DType) -> NDArray[Any]:
-    """Round float32 to the bits of a smaller float type, ties to even."""
+    """Round float32 to the bits of a smaller float type, ties to even; beyond it infinite."""
     if dtype is not DType.BF16:
         with np.errstate(over="ignore"):
             return values.astype(DTYPES[dtype].numpy, copy=False)
@@ -182,6 +201,22 @@ def _stack(arrays: Sequence[NDArray[_Scalar]]) -> NDArray[_Scalar]:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
+def _narrow_finite(tensor: FloatTensor, dtype: DType) -> NDArray[Any]:
+    """Give the values in the artifact's float type.
+
+    Raises:
+        ExportError: One of them would become infinite.
+    """
+    if not is_within(tensor.values, dtype):
+        raise ExportError(
+            f"{tensor.name} does not fit {dtype.value}, the float type of the MLX artifact",
+            got=f"a value of {np.abs(tensor.values).max():g}, which would become infinite",
+            wanted=f"at most {_LARGEST[dtype]:g}",
+            do="Export with scheme fp32, or as ONNX, which keeps such values as they are.",
+        )
+    return narrow(tensor.values, dtype)
+
+
 def _narrow_exactly(tensor: QuantizedTensor, factor: int, dtype: DType) -> NDArray[Any]:
     """Give scales times ``factor`` in the artifact's float type.
 
@@ -211,7 +246,7 @@ def _take(arrays: dict[str, Any], info: TensorInfo, where: str) -> NDArray[Any]:
             got="none" if array is None else tuple(array.shape),
             wanted=info.shape,
         )
-    mx = require("mlx.core", package="mlx")
+    mx = require("mlx.core")
     return np.array(array if array.dtype == mx.uint32 else array.astype(mx.float32))
 
 

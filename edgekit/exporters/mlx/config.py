@@ -85,12 +85,12 @@ def ministral3_keys(spec: DecoderSpec, n_positions: int) -> Keys:
     """Give the keys of ministral3.py: rope and query scaling in one section."""
     keys = llama_keys(spec, n_positions)
     scaling = keys.pop("rope_scaling") or {"rope_type": "default"}
-    growth = spec.query_scaling
+    temperature = spec.query_scaling
     grown = {
-        "llama_4_scaling_beta": 0.0 if growth is None else growth.beta,
+        "llama_4_scaling_beta": 0.0 if temperature is None else temperature.beta,
         "original_max_position_embeddings": n_positions
-        if growth is None
-        else growth.original_context_length,
+        if temperature is None
+        else temperature.original_context_length,
     }
     section = {**grown, **scaling, "rope_theta": keys.pop("rope_theta")}
     return {**keys, "rope_parameters": section}

@@ -3,7 +3,8 @@
 Number types: mlx computes in the type of scales and norms, so all floats of an artifact share
 one type. It is the type of the scheme (fp32, fp16), for integer schemes that of the source
 (``torch_dtype``), as ``mlx_lm.convert`` does it. Scales on the common grid and their biases
-(-8 s, -128 s) are exact in each of them: eight significant bits within the range of fp16.
+(-8 s, -128 s) are exact in each of them: eight significant bits within the range of fp16. Where a
+float is beyond the range of fp16, an artifact of an integer scheme has bf16 and a note says so.
 
 Source:
     mlx-lm 0.32 utils.py (load_model), models/llama.py; mlx 0.32 ops.cpp (affine, LSB first).
@@ -25,7 +26,7 @@ from edgekit.dtypes import DType
 from edgekit.errors import ExportError, FormatError
 from edgekit.exporters.base import ExportOptions, SizeEstimate, Written
 from edgekit.exporters.context import ContextRange
-from edgekit.exporters.mlx.arrays import SCALE_BYTES, plan_slots
+from edgekit.exporters.mlx.arrays import SCALE_BYTES, is_within, plan_slots
 from edgekit.exporters.mlx.config import (
     CONFIG_NAME,
     TORCH_DTYPES,
@@ -35,7 +36,7 @@ from edgekit.exporters.mlx.config import (
 )
 from edgekit.exporters.mlx.models import (
     MODEL_FILES,
-    Choice,
+    ChosenFile,
     ModelFile,
     choose_file,
     make_config,
@@ -67,15 +68,15 @@ class MlxExporter:
             spec: The decoder.
             scheme: Any; mlx holds 4 and 8 bits at groups 32, 64, 128, and every float.
         """
-        choice = choose_file(spec, scheme)
-        return choice if isinstance(choice, Rejected) else Accepted(choice.notes)
+        chosen = choose_file(spec, scheme)
+        return chosen if isinstance(chosen, Rejected) else Accepted(chosen.notes)
 
     def positions(self, spec: DecoderSpec) -> ContextRange:
         """Say how many positions an artifact can hold; mlx-lm's cache grows with the text."""
-        choice = _chosen_file(spec)
-        longest, reason = choice.n_positions, ""
+        chosen = _chosen_file(spec)
+        longest, reason = chosen.n_positions, ""
         if longest < spec.context_length:
-            reason = f"mlx-lm is wrong beyond: {why_shorter(spec, choice.file, longest)}"
+            reason = f"mlx-lm is wrong beyond: {why_shorter(spec, chosen.file, longest)}"
         return ContextRange(longest, longest, reason)
 
     def predict(self, model: ModelOutline, options: ExportOptions) -> SizeEstimate:
@@ -85,9 +86,9 @@ class MlxExporter:
             ExportError: mlx-lm does not compute the decoder.
         """
         del options
-        choice = _chosen_file(model.spec)
+        chosen = _chosen_file(model.spec)
         dtype = _float_dtype(model)
-        slots = plan_slots(choice.file, model.entries)
+        slots = plan_slots(chosen.file, model.entries)
         infos = [info for slot in slots for info in slot.declare(dtype)]
         return SizeEstimate(
             file_bytes(infos, metadata=_METADATA),
@@ -100,19 +101,19 @@ class MlxExporter:
         """Write the folder; one module is in memory at a time.
 
         Raises:
-            ExportError: mlx-lm does not compute the decoder, a scale does not fit the float type,
-                or the source's config is unreadable.
+            ExportError: mlx-lm does not compute the decoder, a scale or a float does not fit the
+                float type, or the source's config is unreadable.
             UsageError: More context than the artifact can hold.
         """
-        choice = _chosen_file(model.spec)
+        chosen = _chosen_file(model.spec)
         positions = self.positions(model.spec)
         context_length = positions.choose(options.context_length, self.format.value)
-        dtype = _float_dtype(model)
-        write_config(folder, make_config(choice, model.spec, model.scheme, model.entries, dtype))
+        dtype, notes = _dtype_that_holds(model)
+        write_config(folder, make_config(chosen, model.spec, model.scheme, model.entries, dtype))
         for name, path in model.assets.items():
             if name != CONFIG_NAME:
                 shutil.copyfile(path, folder / name)
-        slots = plan_slots(choice.file, model.entries)
+        slots = plan_slots(chosen.file, model.entries)
         infos = [info for slot in slots for info in slot.declare(dtype)]
         n_rounded = n_done = 0
         with SafetensorsWriter(folder / WEIGHTS_NAME, infos, metadata=_METADATA) as writer:
@@ -133,7 +134,7 @@ class MlxExporter:
             "n_rounded_float_tensors": n_rounded,
             "mode": "affine",
         }
-        return Written(context_length, {"numpy": np.__version__}, settings)
+        return Written(context_length, {"numpy": np.__version__}, settings, notes)
 
     def recover(self, artifact: Artifact) -> Iterator[ModelTensor]:
         """Re-read every tensor with ``mlx.core.load``, in the order of the manifest.
@@ -153,11 +154,11 @@ class MlxExporter:
             )
 
 
-def _chosen_file(spec: DecoderSpec) -> Choice:
-    choice = choose_file(spec)
-    if isinstance(choice, Rejected):
-        raise ExportError("MLX cannot hold this model", got=choice.reason)
-    return choice
+def _chosen_file(spec: DecoderSpec) -> ChosenFile:
+    chosen = choose_file(spec)
+    if isinstance(chosen, Rejected):
+        raise ExportError("MLX cannot hold this model", got=chosen.reason)
+    return chosen
 
 
 def _file_of(config: Mapping[str, Any], folder: Path) -> ModelFile:
@@ -185,6 +186,26 @@ def _float_dtype(model: ModelOutline) -> DType:
     return TORCH_DTYPES[name]
 
 
+def _dtype_that_holds(model: QuantizedModel) -> tuple[DType, tuple[str, ...]]:
+    """Choose the one float type of the artifact by its values too, and say if they decided.
+
+    The source's fp16 can be too small for what is no fp16 there: weights that an adapter was merged
+    into, tensors stored in another type than the config says. bf16 has the same size and the range
+    of fp32, and holds every scale exactly.
+    """
+    dtype = _float_dtype(model)
+    if dtype is DType.FP16 and model.scheme.is_quantized:
+        for entry in model.entries:
+            tensor = model.get(entry.name) if entry.sha256 is None else None
+            if isinstance(tensor, FloatTensor) and not is_within(tensor.values, dtype):
+                largest = np.abs(tensor.values).max()
+                return DType.BF16, (
+                    f"floats are bf16, not the source's fp16, which cannot hold {tensor.name} "
+                    f"(a value of {largest:g})",
+                )
+    return dtype, ()
+
+
 def _count_rounded(tensors: list[ModelTensor], array: NDArray[Any], dtype: DType) -> int:
     """Count the float tensors, one below the other in ``array``, that lost something."""
     n_rounded = first = 0
@@ -205,7 +226,7 @@ def _load_arrays(path: Path) -> dict[str, Any]:
     Raises:
         FormatError: The file is damaged.
     """
-    mx = require("mlx.core", package="mlx")
+    mx = require("mlx.core")
     # mlx believes the header; the strict reader does not, so it looks first.
     with SafetensorsFile(path):
         pass

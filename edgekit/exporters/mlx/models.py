@@ -264,7 +264,7 @@ class ModelFile:
             yield "there are no no_rope_layers"
         if 0 < n_without < spec.n_layers and self.no_rope is NoRope.ALL:
             yield "all layers have rope or none has"
-        if self.no_rope is NoRope.GLOBAL and not _turns_what_slides(layers):
+        if self.no_rope is NoRope.GLOBAL and not _rotates_what_slides(layers):
             yield "layers slide and have rope, or see everything and have none"
         if self.needs_both_kinds and len({layer.window is None for layer in layers}) == 1:
             yield "some layers slide and some see everything"
@@ -299,10 +299,10 @@ class ModelFile:
                 yield "rope_utils.YarnRoPE has attention factor 1 where factor is at most 1"
         if isinstance(scaling, LongRopeScaling) and not _has_su_factor(scaling):
             yield "rope_utils.SuScaledRoPE takes its factor from max_position_embeddings alone"
-        growth = spec.query_scaling
-        if growth is not None and (
+        temperature = spec.query_scaling
+        if temperature is not None and (
             isinstance(scaling, LongRopeScaling)
-            or scaling.original_context_length != growth.original_context_length
+            or scaling.original_context_length != temperature.original_context_length
         ):
             yield "rope and queries share one original_max_position_embeddings"
 
@@ -473,7 +473,7 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ChosenFile:
     """The model file that an artifact names, how long it may be, what to know about it."""
 
     file: ModelFile
@@ -481,7 +481,7 @@ class Choice:
     notes: tuple[str, ...]
 
 
-def choose_file(spec: DecoderSpec, scheme: Scheme | None = None) -> Choice | Rejected:
+def choose_file(spec: DecoderSpec, scheme: Scheme | None = None) -> ChosenFile | Rejected:
     """Choose the model file that computes the decoder at the most positions, its own first.
 
     Args:
@@ -495,24 +495,24 @@ def choose_file(spec: DecoderSpec, scheme: Scheme | None = None) -> Choice | Rej
         return Rejected(f"mlx-lm's {own.path}: {'; '.join(own.faults(spec))}")
     file = max(fitting, key=lambda file: file.n_positions(spec))
     n_positions = file.n_positions(spec)
-    return Choice(file, n_positions, tuple(_notes(spec, scheme, own, file, n_positions)))
+    return ChosenFile(file, n_positions, tuple(_notes(spec, scheme, own, file, n_positions)))
 
 
 def make_config(
-    choice: Choice,
+    chosen: ChosenFile,
     spec: DecoderSpec,
     scheme: Scheme,
     entries: tuple[TensorEntry, ...],
     dtype: DType,
 ) -> dict[str, Any]:
     """Give the ``config.json`` of an artifact, every key of mlx-lm's model spelled out."""
-    file = choice.file
+    file = chosen.file
     config: dict[str, Any] = {
-        **mlx_config.common_keys(spec, choice.n_positions),
+        **mlx_config.common_keys(spec, chosen.n_positions),
         "architectures": [file.architecture],
         "model_type": file.model_type,
         "torch_dtype": mlx_config.TORCH_NAMES[dtype],
-        **file.keys(spec, choice.n_positions),
+        **file.keys(spec, chosen.n_positions),
     }
     if scheme.is_quantized:
         schemes = {
@@ -524,14 +524,14 @@ def make_config(
     return config
 
 
-def _turns_what_slides(layers: Sequence[LayerAttention]) -> bool:
+def _rotates_what_slides(layers: Sequence[LayerAttention]) -> bool:
     """Say whether all layers see everything with rope, or some do so without and all others slide.
 
     A layer that slides in no window at all sees as much as one in a window of the whole length.
     """
-    turned = {layer.window for layer in layers if layer.rope is not None}
+    rotated = {layer.window for layer in layers if layer.rope is not None}
     still = {layer.window for layer in layers if layer.rope is None}
-    return len(turned) == 1 and (still == {None} or (not still and turned == {None}))
+    return len(rotated) == 1 and (still == {None} or (not still and rotated == {None}))
 
 
 def why_shorter(spec: DecoderSpec, file: ModelFile, n_positions: int) -> str:

@@ -1,8 +1,8 @@
-"""The precision of activations in an ONNX artifact: what each product gets, and why.
+"""The precision of activations in an ONNX artifact: what each matmul gets, and why.
 
-onnxruntime's fast kernels round what goes into a product to int8, block by block
+onnxruntime's fast kernels round what goes into a matmul to int8, block by block
 (accuracy_level 4). Its other levels keep floats and are slow: about a third less speed with 4-bit
-codes, hundreds of times slower with 8-bit ones. In between, a product can take its activations as
+codes, hundreds of times slower with 8-bit ones. In between, a matmul can take its activations as
 the sum of two int8 terms, which leaves next to no error: one token becomes two rows that meet the
 weights together, a prompt twice the work.
 """
@@ -29,14 +29,14 @@ _KEPT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """How a product takes its activations: in how many int8 terms, and why."""
+    """How a matmul takes its activations: in how many int8 terms, and why."""
 
     n_terms: int
     reason: str
 
 
 def plan_precision(spec: DecoderSpec, entries: Iterable[TensorEntry]) -> dict[str, Precision]:
-    """Decide how the product of every quantized matrix takes its activations.
+    """Decide how the matmul of every quantized matrix takes its activations.
 
     Args:
         spec: The decoder.
@@ -68,25 +68,25 @@ def terms_of(precision: Mapping[str, Precision]) -> dict[str, int]:
 def describe_precision(
     precision: Mapping[str, Precision], linears: Iterable[Linear]
 ) -> list[dict[str, Any]]:
-    """Give what a manifest says of the activations: products by name, with the reason of each.
+    """Give what a manifest says of the activations: matmuls by name, with the reason of each.
 
     Args:
         precision: From ``plan_precision``.
-        linears: The products of the graph; one that joins several matrices takes the most terms
+        linears: The matmuls of the graph; one that joins several matrices takes the most terms
             of any.
     """
-    products: dict[Precision, list[str]] = {}
+    matmuls: dict[Precision, list[str]] = {}
     for linear in linears:
         parts = ("lm_head",) if linear.name == "lm_head" else linear.parts
         known = [precision[part] for part in parts if part in precision]
         if known:
-            products.setdefault(max(known, key=lambda p: p.n_terms), []).append(linear.name)
+            matmuls.setdefault(max(known, key=lambda p: p.n_terms), []).append(linear.name)
     return [
         {
             "accuracy_level": ACCURACY_LEVEL,
             "n_terms": item.n_terms,
             "reason": item.reason,
-            "products": names,
+            "matmuls": names,
         }
-        for item, names in products.items()
+        for item, names in matmuls.items()
     ]

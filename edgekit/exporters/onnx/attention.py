@@ -1,7 +1,7 @@
 """Answer one question: which ONNX nodes compute the attention of a layer?
 
 One GroupQueryAttention does rope, cache, window and softmax. What its CPU kernel lacks stands
-before it: norms and growth of queries, and rope of widths that it refuses.
+before it: norms and attention temperature, and rope of widths that it refuses.
 """
 
 from __future__ import annotations
@@ -10,16 +10,24 @@ from dataclasses import dataclass
 from typing import Final
 
 from edgekit.exporters.onnx.ops import MICROSOFT, GraphWriter, Matmuls, Norms
-from edgekit.exporters.onnx.weights import QUERY_FACTORS, RopeTable, has_query_factors, plan_ropes
+from edgekit.exporters.onnx.weights import (
+    ATTENTION_TEMPERATURE,
+    RopeTable,
+    has_attention_temperature,
+    plan_ropes,
+)
 from edgekit.families.spec import DecoderSpec, QkNorm
+from edgekit.formats.onnx_io import (
+    ATTENTION_MASK,
+    CACHE_PARTS,
+    CALL_LENGTH,
+    INPUT_IDS,
+    past_name,
+    present_name,
+)
 
-INPUT_IDS: Final = "input_ids"
-ATTENTION_MASK: Final = "attention_mask"
-CALL_LENGTH: Final = "call_length"
-PAST: Final = "past_key_values.{layer}.{part}"
-PRESENT: Final = "present.{layer}.{part}"
 # What GroupQueryAttention of onnxruntime 1.32 accepts on the CPU: heads of any multiple of 8
-# lanes, and for its own rope multiples of 16 of which it turns multiples of 16.
+# channels, and for its own rope multiples of 16 of which it rotates multiples of 16.
 HEAD_STEP: Final = 8
 ROPE_STEP: Final = 16
 
@@ -38,7 +46,7 @@ class AttentionBuilder:
 
     Args:
         parts: The graph.
-        matmuls: Its matrix products.
+        matmuls: The matmuls of the graph.
         norms: Its norms.
         spec: The decoder.
         n_positions: Positions the artifact holds; a window at least as long is no window.
@@ -58,7 +66,7 @@ class AttentionBuilder:
         self._spec = spec
         self._n_positions = n_positions
         self._tables = plan_ropes(spec, n_positions)
-        self._is_growing = has_query_factors(spec, n_positions)
+        self._has_temperature = has_attention_temperature(spec, n_positions)
         self._made: set[str] = set()
         self._lengths = self._add_lengths()
 
@@ -73,24 +81,24 @@ class AttentionBuilder:
         rope, window = spec.attention(layer).rope, spec.attention(layer).window
         table = None if rope is None else self._tables[rope]
         is_late = spec.qk_norm is QkNorm.HEAD_AFTER_ROPE
-        is_inside = table is not None and not is_late and self._kernel_turns(table)
+        is_inside = table is not None and not is_late and self._kernel_rotates(table)
         is_before = table is not None and not is_inside
-        if is_before or self._is_growing or spec.qk_norm is not QkNorm.NONE:
+        if is_before or self._has_temperature or spec.qk_norm is not QkNorm.NONE:
             queries, keys, values = self._project_apart(at, inner)
             if not is_late:
                 queries, keys = self._both_normed(at, queries, keys)
             if table is not None and is_before:
-                queries = self._turned(queries, at + "q", table, spec.n_heads)
-                keys = self._turned(keys, at + "k", table, spec.n_kv_heads)
+                queries = self._rotated(queries, at + "q", table, spec.n_heads)
+                keys = self._rotated(keys, at + "k", table, spec.n_kv_heads)
             if is_late:
                 queries, keys = self._both_normed(at, queries, keys)
-            if self._is_growing:
-                factors = self._query_factors()
+            if self._has_temperature:
+                factors = self._attention_temperature()
                 queries = parts.node("Mul", [queries, factors], at + "q.grown")
         else:
             queries, keys, values = self._project(at, inner)
         inputs = [queries, keys, values]
-        inputs += [PAST.format(layer=layer, part=part) for part in ("key", "value")]
+        inputs += [past_name(layer, part) for part in CACHE_PARTS]
         inputs += [self._lengths.last, self._lengths.total]
         if table is not None and is_inside:
             inputs += [table.cos, table.sin]
@@ -101,7 +109,7 @@ class AttentionBuilder:
         parts.node(
             "GroupQueryAttention",
             inputs,
-            [output, *(PRESENT.format(layer=layer, part=part) for part in ("key", "value"))],
+            [output, *(present_name(layer, part) for part in CACHE_PARTS)],
             name=at + "attention",
             domain=MICROSOFT,
             num_heads=spec.n_heads,
@@ -114,7 +122,7 @@ class AttentionBuilder:
         )
         return output
 
-    def _kernel_turns(self, table: RopeTable) -> bool:
+    def _kernel_rotates(self, table: RopeTable) -> bool:
         return self._spec.head_width % ROPE_STEP == 0 and 2 * table.n_pairs % ROPE_STEP == 0
 
     def _project(self, at: str, inner: str) -> tuple[str, str, str]:
@@ -152,22 +160,22 @@ class AttentionBuilder:
                 joined = self._parts.integers(f"{name}.shape", [0, 0, width])
                 return self._parts.node("Reshape", [heads, joined], f"{name}.normed")
 
-    def _turned(self, x: str, name: str, table: RopeTable, n_heads: int) -> str:
-        """Turn (B, T, heads * D) by a node of its own."""
+    def _rotated(self, x: str, name: str, table: RopeTable, n_heads: int) -> str:
+        """Rotate (B, T, heads * D) by a node of its own."""
         return self._parts.node(
             "RotaryEmbedding",
             [x, self._rows(table), table.cos, table.sin],
-            f"{name}.turned",
+            f"{name}.rotated",
             domain=MICROSOFT,
             interleaved=0,
             num_heads=n_heads,
             rotary_embedding_dim=2 * table.n_pairs,
         )
 
-    def _query_factors(self) -> str:
+    def _attention_temperature(self) -> str:
         name = "query.factor"
         if self._is_new(name):
-            self._parts.node("Gather", [QUERY_FACTORS, self._positions()], name, axis=0)
+            self._parts.node("Gather", [ATTENTION_TEMPERATURE, self._positions()], name, axis=0)
         return name
 
     def _rows(self, table: RopeTable) -> str:

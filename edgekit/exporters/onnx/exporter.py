@@ -26,7 +26,7 @@ from edgekit.exporters.onnx.activations import (
 from edgekit.exporters.onnx.attention import HEAD_STEP
 from edgekit.exporters.onnx.genai import GENAI_NAME, genai_config
 from edgekit.exporters.onnx.graph import IR_VERSION, OPSET, GraphBuilder
-from edgekit.exporters.onnx.recover import GRAPH_NAME, recover_tensors
+from edgekit.exporters.onnx.recover import recover_tensors
 from edgekit.exporters.onnx.weights import (
     WEIGHTS_NAME,
     make_tables,
@@ -37,6 +37,7 @@ from edgekit.exporters.onnx.weights import (
     write_weights,
 )
 from edgekit.families.spec import DecoderSpec
+from edgekit.formats.onnx_io import GRAPH_NAME
 from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.lazy import require
 from edgekit.progress import Progress
@@ -120,7 +121,7 @@ class OnnxExporter:
                 "ir_version": IR_VERSION,
                 "accuracy_level": ACCURACY_LEVEL,
                 "activations": "fp32",
-                "products": describe_precision(precision, plan_linears(spec, schemes, terms)),
+                "matmuls": describe_precision(precision, plan_linears(spec, schemes, terms)),
                 "weights_file": WEIGHTS_NAME,
             },
         )

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from edgekit.exporters.onnx.attention import ATTENTION_MASK, INPUT_IDS, PAST, PRESENT
-from edgekit.exporters.onnx.graph import LOGITS
 from edgekit.families.spec import DecoderSpec
+from edgekit.formats.onnx_io import ATTENTION_MASK, INPUT_IDS, LOGITS, past_name, present_name
 
 GENAI_NAME: Final = "genai_config.json"
 # Types that genai 0.18 runs with its plain decoder loop. Any of them would do for any other, so a
@@ -63,13 +62,13 @@ def genai_config(spec: DecoderSpec, graph_name: str, n_positions: int) -> dict[s
             "inputs": {
                 "input_ids": INPUT_IDS,
                 "attention_mask": ATTENTION_MASK,
-                "past_key_names": PAST.format(layer=layer, part="key"),
-                "past_value_names": PAST.format(layer=layer, part="value"),
+                "past_key_names": past_name(layer, "key"),
+                "past_value_names": past_name(layer, "value"),
             },
             "outputs": {
                 "logits": LOGITS,
-                "present_key_names": PRESENT.format(layer=layer, part="key"),
-                "present_value_names": PRESENT.format(layer=layer, part="value"),
+                "present_key_names": present_name(layer, "key"),
+                "present_value_names": present_name(layer, "value"),
             },
         },
     }

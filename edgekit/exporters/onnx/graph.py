@@ -1,7 +1,7 @@
 """Answer one question: which ONNX graph computes a decoder?
 
 Fused operators only, as onnxruntime's CPU kernels want them: rotary embedding inside
-GroupQueryAttention, RMSNorm with its skip connection, block-quantized matrix products. The
+GroupQueryAttention, RMSNorm with its skip connection, block-quantized matmuls. The
 proto is a few dozen kilobytes.
 """
 
@@ -10,24 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from edgekit.exporters.onnx.attention import (
-    ATTENTION_MASK,
-    CALL_LENGTH,
-    INPUT_IDS,
-    PAST,
-    PRESENT,
-    AttentionBuilder,
-)
+from edgekit.exporters.onnx.attention import AttentionBuilder
 from edgekit.exporters.onnx.ops import MICROSOFT, GraphWriter, Matmuls, Norms
 from edgekit.exporters.onnx.weights import Content, Stored, plan_linears
 from edgekit.families.spec import Activation, DecoderSpec, NormPlacement
+from edgekit.formats.onnx_io import INPUT_IDS, LOGITS, LOGITS_START, GraphPorts
 from edgekit.lazy import require
 from edgekit.scheme import FP16, Scheme
 
 OPSET: Final = 21
 IR_VERSION: Final = 10
-LOGITS: Final = "logits"
-LOGITS_START: Final = "logits_start"
 _SLICE_END: Final = 1 << 62
 
 
@@ -40,7 +32,7 @@ class GraphBuilder:
         arrays: What the weight file holds.
         offsets: First byte of each array in it.
         n_positions: Positions the artifact holds; a window at least as long is no window.
-        n_terms: Terms of 8 bits that products take their activations in (activations.py).
+        n_terms: Terms of 8 bits that matmuls take their activations in (activations.py).
     """
 
     def __init__(
@@ -70,17 +62,17 @@ class GraphBuilder:
         norms = self._norms
         attention = AttentionBuilder(parts, self._matmuls, norms, spec, self._n_positions)
         has_before = spec.norm_placement is not NormPlacement.AFTER
-        stream = self._scaled(self._add_embedding(), "embed_scale", spec.embed_scale)
-        inner = norms.add(stream, "layers.0.attn_norm") if has_before else stream
+        residual = self._scaled(self._add_embedding(), "embed_scale", spec.embed_scale)
+        inner = norms.add(residual, "layers.0.attn_norm") if has_before else residual
         for i in range(spec.n_layers):
             at, is_last = f"layers.{i}.", i + 1 == spec.n_layers
-            change = self._matmuls.add(at + "o", attention.add(i, inner))
+            output = self._matmuls.add(at + "o", attention.add(i, inner))
             name = at + "ffn_norm"
-            inner, stream = self._add_change(stream, change, at + "attn", name, has_before)
-            change = self._add_ffn(at, inner)
+            inner, residual = self._add_output(residual, output, at + "attn", name, has_before)
+            output = self._add_ffn(at, inner)
             name = "final_norm" if is_last else f"layers.{i + 1}.attn_norm"
-            inner, stream = self._add_change(
-                stream, change, at + "ffn", name, has_before or is_last
+            inner, residual = self._add_output(
+                residual, output, at + "ffn", name, has_before or is_last
             )
         parts.integers(LOGITS_START, [-1])
         end = parts.integers("logits_end", [_SLICE_END])
@@ -128,30 +120,30 @@ class GraphBuilder:
                 gate = parts.node("Gelu", [gate], at + "gelu.out", approximate="tanh")
         return self._matmuls.add(at + "down", parts.node("Mul", [gate, up], at + "gated.out"))
 
-    def _add_change(
-        self, stream: str, change: str, block: str, norm: str, has_norm: bool
+    def _add_output(
+        self, residual: str, output: str, block: str, norm: str, has_norm: bool
     ) -> tuple[str, str]:
-        """Add what a block computed to the stream and norm the sum for the next block.
+        """Add what a block computed to the residual and norm the sum for the next block.
 
         Args:
-            stream: (B, T, C).
-            change: What the block gives, (B, T, C).
+            residual: (B, T, C).
+            output: What the block gives, (B, T, C).
             block: Canonical name of the block, such as ``layers.0.attn``.
             norm: Canonical name of the norm that the next block has before it.
             has_norm: Whether there is this norm.
 
         Returns:
-            What the next block reads, and the stream behind this one.
+            What the next block reads, and the residual behind this one.
         """
         spec, parts = self._spec, self._parts
         if spec.norm_placement is not NormPlacement.BEFORE:
-            change = self._norms.add(change, f"{block}_post_norm")
+            output = self._norms.add(output, f"{block}_post_norm")
         if spec.residual_scale != 1.0:
-            change = parts.node("Mul", [change, "residual_scale"], f"{block}.scaled")
+            output = parts.node("Mul", [output, "residual_scale"], f"{block}.scaled")
         if not has_norm:
-            total = parts.node("Add", [stream, change], f"{block}.residual")
+            total = parts.node("Add", [residual, output], f"{block}.residual")
             return total, total
-        return self._norms.add_sum(stream, change, norm)
+        return self._norms.add_sum(residual, output, norm)
 
     def _scaled(self, x: str, name: str, factor: float) -> str:
         if factor == 1.0:
@@ -159,27 +151,17 @@ class GraphBuilder:
         return self._parts.node("Mul", [x, self._parts.number(name, factor)], f"{name}.out")
 
     def _model(self, has_call_length: bool) -> Any:
-        spec, helper, types = self._spec, require("onnx.helper"), require("onnx").TensorProto
-        batch, total = "batch_size", "total_sequence_length"
-        inputs = [
-            helper.make_tensor_value_info(INPUT_IDS, types.INT64, [batch, "sequence_length"]),
-            helper.make_tensor_value_info(ATTENTION_MASK, types.INT64, [batch, total]),
-        ]
-        # One row declared, so that onnxruntime-genai sees a pruned head; a caller that gives
-        # logits_start may ask for more.
-        outputs = [helper.make_tensor_value_info(LOGITS, types.FLOAT, [batch, 1, spec.vocab_size])]
-        for layer in range(spec.n_layers):
-            for part in ("key", "value"):
-                for names, into, length in (
-                    (PAST, inputs, "past_sequence_length"),
-                    (PRESENT, outputs, total),
-                ):
-                    shape = [batch, spec.n_kv_heads, length, spec.head_width]
-                    name = names.format(layer=layer, part=part)
-                    into.append(helper.make_tensor_value_info(name, types.FLOAT, shape))
-        # These have initializers: a caller may give them and need not.
-        told = (LOGITS_START, CALL_LENGTH) if has_call_length else (LOGITS_START,)
-        inputs += [helper.make_tensor_value_info(name, types.INT64, [1]) for name in told]
+        spec, helper = self._spec, require("onnx.helper")
+        ports = GraphPorts(
+            spec.n_layers,
+            spec.n_kv_heads,
+            spec.head_width,
+            spec.vocab_size,
+            has_call_length=has_call_length,
+        )
+        # The last ones have initializers: a caller may give them and need not.
+        inputs = [self._parts.declare(port) for port in (*ports.inputs, *ports.defaults)]
+        outputs = [self._parts.declare(port) for port in ports.outputs]
         graph = helper.make_graph(
             self._parts.nodes, "decoder", inputs, outputs, initializer=self._parts.initializers
         )

@@ -1,8 +1,8 @@
-"""Nodes and initializers of an ONNX graph: plain ones, matrix products, and norms.
+"""Nodes and initializers of an ONNX graph: plain ones, matmuls, and norms.
 
 Weights are references into the weight file; only small numbers lie in the proto itself.
 Block-quantized matmuls have accuracy_level 4: activations are rounded to int8 per block; every
-other level falls off a speed cliff on the CPU. A product that needs more takes its activations in
+other level falls off a speed cliff on the CPU. A matmul that needs more takes its activations in
 two such terms (activations.py).
 """
 
@@ -17,6 +17,7 @@ from edgekit.dtypes import DType
 from edgekit.exporters.onnx.activations import ACCURACY_LEVEL
 from edgekit.exporters.onnx.weights import WEIGHTS_NAME, Linear, Stored
 from edgekit.families.spec import DecoderSpec
+from edgekit.formats.onnx_io import Port
 from edgekit.lazy import require
 from edgekit.scheme import FP16
 from edgekit.tensors import TensorInfo
@@ -79,6 +80,11 @@ class GraphWriter:
         self.initializers.append(tensor)
         return name
 
+    def declare(self, port: Port) -> Any:
+        """Give the ``ValueInfoProto`` of an input or output of the graph."""
+        make = self._helper.make_tensor_value_info
+        return make(port.name, _onnx_types(self._onnx)[port.dtype], port.shape)
+
     def integers(self, name: str, value: int | list[int]) -> str:
         """Add an int64 initializer inside the proto, where shape inference can read it."""
         return self._small(name, np.asarray(value, dtype=np.int64))
@@ -93,13 +99,18 @@ class GraphWriter:
 
 
 def _onnx_types(onnx: Any) -> dict[DType, int]:
-    """Give ONNX's number for each type that the weight file holds."""
+    """Give ONNX's number for each type of a stored array, an input or an output."""
     types = onnx.TensorProto
-    return {DType.FP32: types.FLOAT, DType.FP16: types.FLOAT16, DType.UINT8: types.UINT8}
+    return {
+        DType.FP32: types.FLOAT,
+        DType.FP16: types.FLOAT16,
+        DType.INT64: types.INT64,
+        DType.UINT8: types.UINT8,
+    }
 
 
 class Matmuls:
-    """Adds the matrix products of a decoder to its graph, by name."""
+    """Adds the matmuls of a decoder to its graph, by name."""
 
     def __init__(self, parts: GraphWriter, linears: Sequence[Linear]) -> None:
         self._parts = parts
@@ -127,7 +138,7 @@ class Matmuls:
 
     def _add_blocks(self, linear: Linear, group: int, x: str, bias: str, output: str) -> str:
         bits = linear.scheme.bits
-        # The product wants (N, M // G, bytes of a block). A tied embedding is thus known by two
+        # The matmul wants (N, M // G, bytes of a block). A tied embedding is thus known by two
         # names and two shapes, with one offset in the weight file.
         codes = self._parts.array(
             f"{linear.name}.codes",
@@ -206,12 +217,12 @@ class Norms:
             stash_type=1,
         )
 
-    def add_sum(self, stream: str, change: str, name: str) -> tuple[str, str]:
-        """Add a change to the stream and norm the sum, in one node; gives (normed, sum)."""
+    def add_sum(self, residual: str, output: str, name: str) -> tuple[str, str]:
+        """Add a block's output to the residual and norm the sum, in one node: (normed, sum)."""
         normed, total = f"{name}.out", f"{name}.residual"
         self._parts.node(
             "SkipSimplifiedLayerNormalization",
-            [stream, change, self._gain(name)],
+            [residual, output, self._gain(name)],
             [normed] if name == "final_norm" else [normed, "", "", total],
             name=name,
             domain=MICROSOFT,

@@ -27,13 +27,13 @@ from edgekit.exporters.onnx.weights import (
     read_offsets,
 )
 from edgekit.families.spec import DecoderSpec
+from edgekit.formats.onnx_io import GRAPH_NAME
 from edgekit.formats.packing import unpack_codes
 from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.lazy import require
 from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor
 from edgekit.scheme import FP16, Scheme
 
-GRAPH_NAME: Final = "model.onnx"
 _MAX_GRAPH_BYTES: Final = 64 << 20
 _AGAIN: Final = "Export the model again."
 

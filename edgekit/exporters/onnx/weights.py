@@ -6,8 +6,8 @@ single weight is read; ``write_weights`` then holds one array at a time. It must
 graphs.
 
 Beside the weights it holds tables indexed by position: cosines and sines of every rotary encoding
-in use, and the growth of queries. LongRoPE has two sets of angles: both stand in one table, so that
-changing over moves an index, not a table.
+in use, and the attention temperature. LongRoPE has two sets of angles: both stand in one table, so
+that changing over moves an index, not a table.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from edgekit.dtypes import DTYPES, DType, F32Array
 from edgekit.errors import ExportError, FormatError
-from edgekit.families.rope import query_factors, rope_tables
+from edgekit.families.rope import attention_temperatures, rope_tables
 from edgekit.families.rope_spec import LongRopeScaling, RopeSpec
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter, file_bytes
@@ -34,7 +34,7 @@ from edgekit.scheme import FP16, FP32, Scheme
 from edgekit.tensors import TensorInfo
 
 WEIGHTS_NAME: Final = "weights.safetensors"
-QUERY_FACTORS: Final = "query.factors"
+ATTENTION_TEMPERATURE: Final = "attention_temperatures"
 ALIGN_BYTES: Final = 64
 _NO_TERMS: Final[Mapping[str, int]] = MappingProxyType({})
 _METADATA: Final = {"format": "onnx", "producer": "edgekit"}
@@ -65,7 +65,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """One matrix product of the graph, which may join several canonical matrices by rows.
+    """One matmul of the graph, which may join several canonical matrices by rows.
 
     Attributes:
         name: Name in the graph, such as ``layers.0.qkv``.
@@ -76,7 +76,7 @@ class Linear:
         has_bias: Whether every part has a bias.
         stored: Name under which the weights lie in the file; differs from ``name`` for a
             tied ``lm_head``, which lies there as ``embed``.
-        n_terms: Terms of 8 bits that quantized products take their activations in, 1 or 2.
+        n_terms: Terms of 8 bits that quantized matmuls take their activations in, 1 or 2.
     """
 
     name: str
@@ -97,14 +97,14 @@ class Linear:
 def plan_linears(
     spec: DecoderSpec, schemes: Mapping[str, Scheme], n_terms: Mapping[str, int] = _NO_TERMS
 ) -> tuple[Linear, ...]:
-    """Say which matrix products the graph has, in file order.
+    """Say which matrix matmuls the graph has, in file order.
 
-    Query, key and value are one product when they are stored alike, else three.
+    Query, key and value are one matmul when they are stored alike, else three.
 
     Args:
         spec: The decoder.
         schemes: Scheme of every canonical name.
-        n_terms: Canonical name, or ``lm_head`` of a tied one, to the terms that its product takes
+        n_terms: Canonical name, or ``lm_head`` of a tied one, to the terms that its matmul takes
             its activations in; 1 where nothing is said.
     """
     shapes = spec.weight_shapes()
@@ -320,10 +320,10 @@ def plan_ropes(spec: DecoderSpec, n_positions: int) -> dict[RopeSpec, RopeTable]
     return planned
 
 
-def has_query_factors(spec: DecoderSpec, n_positions: int) -> bool:
+def has_attention_temperature(spec: DecoderSpec, n_positions: int) -> bool:
     """Say whether any query of the artifact's context is scaled at all."""
-    growth = spec.query_scaling
-    return growth is not None and n_positions > growth.original_context_length
+    temperature = spec.query_scaling
+    return temperature is not None and n_positions > temperature.original_context_length
 
 
 def table_shapes(spec: DecoderSpec, n_positions: int) -> dict[str, tuple[int, int]]:
@@ -332,8 +332,8 @@ def table_shapes(spec: DecoderSpec, n_positions: int) -> dict[str, tuple[int, in
     for table in plan_ropes(spec, n_positions).values():
         n_rows = n_positions if table.changes_after is None else 2 * n_positions
         shapes[table.cos] = shapes[table.sin] = (n_rows, table.n_pairs)
-    if has_query_factors(spec, n_positions):
-        shapes[QUERY_FACTORS] = (n_positions, 1)
+    if has_attention_temperature(spec, n_positions):
+        shapes[ATTENTION_TEMPERATURE] = (n_positions, 1)
     return shapes
 
 
@@ -346,6 +346,8 @@ def make_tables(spec: DecoderSpec, n_positions: int) -> dict[str, F32Array]:
             long = rope_tables(rope, spec.head_width, n_positions, is_long=True)
             pair = np.concatenate([pair[0], long[0]]), np.concatenate([pair[1], long[1]])
         tables[table.cos], tables[table.sin] = pair
-    if spec.query_scaling is not None and has_query_factors(spec, n_positions):
-        tables[QUERY_FACTORS] = query_factors(spec.query_scaling, n_positions)[:, None]
+    if spec.query_scaling is not None and has_attention_temperature(spec, n_positions):
+        tables[ATTENTION_TEMPERATURE] = attention_temperatures(spec.query_scaling, n_positions)[
+            :, None
+        ]
     return tables

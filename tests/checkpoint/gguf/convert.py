@@ -258,8 +258,8 @@ def _rope_tables(
     if rope["rope_type"] != "llama3":
         return {}
     width, table = _head_width(config), []
-    for lane in range(0, width, 2):
-        length = 2 * math.pi * rope["rope_theta"] ** (lane / width)
+    for channel in range(0, width, 2):
+        length = 2 * math.pi * rope["rope_theta"] ** (channel / width)
         low, high = rope["low_freq_factor"], rope["high_freq_factor"]
         smooth = (llama3_length / length - low) / (high - low)
         if length < llama3_length / high:

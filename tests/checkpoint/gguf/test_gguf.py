@@ -70,7 +70,7 @@ def gguf_name(name):
     return f"{NAMES[module]}.{kind}"
 
 
-def turn(values, n_heads):
+def permute(values, n_heads):
     """Do to the rows of q or k what llama.cpp's converter does to them."""
     halves = values.reshape(n_heads, 2, values.shape[0] // n_heads // 2, *values.shape[1:])
     return halves.swapaxes(1, 2).reshape(values.shape)
@@ -86,16 +86,22 @@ def write_gguf(folder, kind="Q4_0", *, is_exact=True, metadata=None, change=None
     for name, values in weights.items():
         ours = gguf_name(name)
         n_heads = N_HEADS.get(ours.split(".")[-2])
-        turned = (lambda v, n=n_heads: v) if n_heads is None else (lambda v, n=n_heads: turn(v, n))
+        permuted = (
+            (lambda v, n=n_heads: v) if n_heads is None else (lambda v, n=n_heads: permute(v, n))
+        )
         if kind in ("Q4_0", "Q8_0") and "_proj.weight" in name:
             coded = made[name] = make_prequantized(values.shape, grid, rng)
             floats[name] = coded.values
             pack = q4_0_bytes if kind == "Q4_0" else q8_0_bytes
-            tensors[ours] = (kind, values.shape, pack(turned(coded.codes), turned(coded.scales)))
+            tensors[ours] = (
+                kind,
+                values.shape,
+                pack(permuted(coded.codes), permuted(coded.scales)),
+            )
         else:
             floats[name] = values.astype(np.float32)
             stored = "F32" if values.ndim == 1 else "F16"
-            data = turned(values).astype("<f4" if values.ndim == 1 else "<f2").tobytes()
+            data = permuted(values).astype("<f4" if values.ndim == 1 else "<f2").tobytes()
             tensors[ours] = (stored, values.shape, data)
     if change is not None:
         change(tensors)
@@ -158,9 +164,9 @@ def test_mlx_reads_the_same_floats_from_the_file(tmp_path, kind, bits):
 
 def test_order_is_worked_by_hand():
     # Two heads of width 4: stored pairs (0, 2), (1, 3) of each head.
-    assert turn(np.arange(8), 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert permute(np.arange(8), 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
     assert stored_rows(np.arange(8), 4).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
-    assert turn(np.arange(8), 1)[stored_rows(np.arange(8), 8)].tolist() == list(range(8))
+    assert permute(np.arange(8), 1)[stored_rows(np.arange(8), 8)].tolist() == list(range(8))
 
 
 def test_the_decoder_is_that_of_the_checkpoint(tmp_path):
@@ -261,7 +267,7 @@ def test_a_matrix_of_any_type_reads_as_floats_in_its_own_rows(tmp_path, name):
     values = dequantize(kind, np.ascontiguousarray(raw).view(np.uint8).reshape(256, -1))
     wanted = np.empty_like(values)
     wanted[:] = values[stored_rows(np.arange(256), 64)]
-    np.testing.assert_array_equal(turn(wanted, 4), values)
+    np.testing.assert_array_equal(permute(wanted, 4), values)
     np.testing.assert_array_equal(tensor.read(), wanted)
     for start, stop in ((0, 256), (30, 70), (63, 65), (255, 256)):
         np.testing.assert_array_equal(tensor.read_rows(start, stop), wanted[start:stop])
@@ -353,8 +359,8 @@ def test_tensors_that_are_not_known_are_named(tmp_path):
 def llama3_table(factor):
     """Compute the table one frequency at a time, as llama.cpp's converter does, in float32."""
     table = []
-    for lane in range(0, 32, 2):
-        length = 2 * np.pi * 10000.0 ** (lane / 32)
+    for channel in range(0, 32, 2):
+        length = 2 * np.pi * 10000.0 ** (channel / 32)
         smooth = (8192 / length - 1) / (4 - 1)
         if length < 8192 / 4:
             table.append(1.0)

@@ -157,3 +157,10 @@ def test_a_tokenizer_that_cannot_be_read_is_refused_with_a_way_out(tmp_path):
     path = write_model(tmp_path, **{"tokenizer.ggml.pre": "surprise"})
     with pytest.raises(CheckpointError, match="beside the file"):
         open_model(path)
+
+
+def test_what_lies_beside_the_file_is_no_adapter_of_it(tmp_path):
+    path = write_model(tmp_path)
+    (path.parent / "adapter_model.safetensors").write_bytes(b"of another model")
+    (path.parent / "adapter_config.json").write_text("{}")
+    assert not any("adapter" in note for note in open_model(path).checkpoint.notes)

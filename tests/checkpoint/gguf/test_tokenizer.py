@@ -239,25 +239,53 @@ def test_ids_that_are_no_tokens_count_as_none(tmp_path):
     assert json.loads(contents["generation_config.json"]) == {"eos_token_id": 1}
 
 
-ENDS = (("<|eot_id|>", CONTROL), ("<|eom_id|>", CONTROL), ("<|end|>", CONTROL))
+N = len(TOKENS)
 
 
+def control(*texts):
+    return tuple((text, CONTROL) for text in texts)
+
+
+# What is wanted was found by having llama.cpp itself (xllamacpp 2026.10.11549) say each token.
 @pytest.mark.parametrize(
     ("tail", "keys", "wanted"),
     [
         ((), {}, 1),
         ((), {"eos_token_id": 2}, [2, 1]),  # <|im_end|> ends a turn, whatever the file names
         ((), {"eos_token_id": 2, "eot_token_id": 1}, [2, 1]),
-        ((("a b", CONTROL),), {"eom_token_id": len(TOKENS)}, [1, len(TOKENS)]),
-        (ENDS[:2], {}, [1, len(TOKENS), len(TOKENS) + 1]),
-        (ENDS[2:], {}, [1, len(TOKENS)]),
-        ((*ENDS[2:], ("<|return|>", CONTROL)), {}, 1),
-        ((("<|eot_id|>", NORMAL),), {}, 1),
+        (control("a b"), {"eom_token_id": N}, [1, N]),
+        (control("<|eot_id|>", "<|eom_id|>"), {}, [1, N, N + 1]),
+        (control("<|end|>"), {}, [1, N]),
+        (control("<|endoftext|>"), {}, [1, N]),
+        (control("<|end_of_text|>"), {}, [1, N]),
+        (control("</s>"), {}, [1, N]),
+        # An answer has parts that end with <|end|> where the other ends are of that format.
+        (control("<|end|>", "<|return|>"), {}, [1, N, N + 1]),
+        (control("<|end|>", "<|return|>", "<|call|>"), {}, [1, N + 1, N + 2]),
+        (control("<|end|>", "<|flush|>", "<|calls|>"), {}, [1, N + 2, N + 1]),
+        (control("</s>", "<|tool_response>"), {}, [1, N + 1]),
+        # The next file or repository ends a file that is filled in; a key goes before the name.
+        (control("<reponame>", "<|file_sep|>"), {}, [1, N, N + 1]),
+        (control("<fim_prefix>", "<fim_pad>"), {}, [1, N + 1]),
+        (control("<fim_pad>", "other"), {"fim_pad_token_id": N + 1}, [1, N + 1]),
+        # Such names are control tokens whatever type the converter gave them.
+        ((("<|eot_id|>", NORMAL),), {}, [1, N]),
+        ((("<|endoftext|>", USER_DEFINED),), {}, [1, N]),
     ],
 )
-def test_end_ids(tmp_path, tail, keys, wanted):
+def test_end_ids_are_those_of_llama_cpp(tmp_path, tail, keys, wanted):
     contents = contents_of(byte_level(tmp_path, **with_tail(*tail), **keys))
     assert json.loads(contents["generation_config.json"])["eos_token_id"] == wanted
+
+
+@pytest.mark.parametrize("name", ["<|im_end|>", "<|fim_middle|>", "<|end_of_text|>"])
+def test_names_of_control_tokens_are_whole_whatever_their_type(tmp_path, name):
+    types = [NORMAL if text == name else kind for text, kind in zip(TOKENS, TYPES, strict=True)]
+    tail = with_tail((name, NORMAL)) if name not in TOKENS else {"token_type": types}
+    tokenizer = open_tokenizer(byte_level(tmp_path, **tail))
+    wanted = tokenizer.special_tokens[name]
+    assert ids_of(tokenizer, f"the{name}the")[1:-1].count(wanted) == 1
+    assert wanted not in tokenizer.encode(f"the{name}", allow_special=False)
 
 
 def test_templates_come_out_of_the_file(tmp_path):

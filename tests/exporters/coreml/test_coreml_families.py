@@ -128,12 +128,12 @@ def test_every_member_is_accepted_unless_it_is_on_the_list(tmp_path: Path) -> No
     assert refused == REFUSED
 
 
-def test_only_an_odd_number_of_turned_lanes_is_refused() -> None:
+def test_only_an_odd_number_of_rotated_channels_is_refused() -> None:
     supports = CoremlExporter().supports
     odd = RopeSpec(1e4, rotary_width=5)
     refused = supports(tiny_spec(local_rope=odd, sliding_window=8), FP16)
     assert isinstance(refused, Rejected)
-    assert "pairs of lanes" in refused.reason
+    assert "pairs of channels" in refused.reason
     assert not isinstance(supports(tiny_spec(local_rope=odd), FP16), Rejected)
     unturned = tiny_spec(head_width=15, no_rope_layers=(0, 1))
     assert not isinstance(supports(unturned, FP16), Rejected)
@@ -233,7 +233,7 @@ def test_biases_and_tables_are_shared_by_layers(member: Callable[[str], Member])
     assert count("llama") == (1, 2, 4)
     assert count("ministral") == (2, 2, 8)  # 4 layers, 2 of them slide
     assert count("gemma3_text") == (2, 4, 6)  # windows and ropes go together
-    assert count("smollm3") == (1, 2, 6)  # the last of 4 layers turns nothing
+    assert count("smollm3") == (1, 2, 6)  # the last of 4 layers rotates nothing
     assert count("qwen2-window") == (2, 2, 4)
 
 
@@ -273,7 +273,7 @@ def test_tables_hold_what_the_context_can_reach(tmp_path: Path) -> None:
         at = str(n_positions)
         long_rope = export(phi, tmp_path / "phi" / at, context_length=n_positions)
         growing = export(ministral, tmp_path / "ministral" / at, context_length=n_positions)
-        tables = table_rows(long_rope, "rope_sin"), table_rows(growing, "query_factors")
+        tables = table_rows(long_rope, "rope_sin"), table_rows(growing, "attention_temperatures")
         found[n_positions] = tables
     assert found == {64: (64, None), 65: (64 + 65, 65), 200: (64 + 200, 200)}
     phi.close()  # type: ignore[attr-defined]
@@ -344,7 +344,7 @@ def test_what_leaves_fp16_between_norms_does_no_harm(tmp_path: Path) -> None:
 
 
 def widened(model: MemoryModel) -> MemoryModel:
-    """Keep biases in fp32, as the recipe does."""
+    """Keep biases in fp32, as the plan does."""
     tensors = {
         name: replace(tensor, scheme=FP32, values=tensor.values * np.float32(1 + 2**-20))
         if isinstance(tensor, FloatTensor) and name.endswith(".bias")

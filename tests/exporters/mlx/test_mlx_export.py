@@ -185,6 +185,58 @@ def test_a_scale_that_is_not_exact_is_refused_and_nothing_stays(tmp_path, source
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def with_value(model, name, value):
+    """Give the model with one value of a float tensor changed."""
+    tensor = model.tensors[name]
+    values = tensor.values.copy()
+    values[1] = value
+    return replace(model, tensors={**model.tensors, name: replace(tensor, values=values)})
+
+
+@pytest.mark.parametrize("value", [65520.0, -70000.0, 1e30])
+@pytest.mark.parametrize("name", ["final_norm", "layers.1.ffn_norm"])
+def test_a_float_beyond_fp16_makes_the_artifact_bf16_and_it_is_said(
+    tmp_path, source_config, name, value
+):
+    model = memory_model(scheme="int4", assets=source_config(torch_dtype="float16"))
+    artifact = export(with_value(model, name, value), tmp_path / "a")
+    arrays = mx.load(str(artifact.path / "model.safetensors"))
+    assert all(np.isfinite(np.array(a.astype(mx.float32))).all() for a in arrays.values())
+    assert {str(a.dtype) for a in arrays.values()} == {"mlx.core.bfloat16", "mlx.core.uint32"}
+    assert artifact.manifest.settings["float_dtype"] == "bfloat16"
+    (note,) = [n for n in artifact.manifest.notes if "bf16" in n]
+    assert note == (
+        f"floats are bf16, not the source's fp16, which cannot hold {name} "
+        f"(a value of {abs(np.float32(value)):g})"
+    )
+    recovered = {tensor.name: tensor for tensor in MlxExporter().recover(artifact)}
+    assert recovered[name].values[1] == pytest.approx(value, rel=2**-8)
+
+
+def test_the_largest_fp16_stays_fp16(tmp_path, source_config):
+    model = memory_model(scheme="int4", assets=source_config(torch_dtype="float16"))
+    artifact = export(with_value(model, "final_norm", 65519.0), tmp_path / "a")
+    assert artifact.manifest.settings["float_dtype"] == "float16"
+    assert artifact.manifest.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "torch_dtype", "value", "words"),
+    [
+        ("fp16", "float16", 70000.0, r"fp16.*; got a value of 70000,.*; wanted at most 65504"),
+        ("int4", "bfloat16", 3.4e38, r"bf16.*; got a value of 3\.4e\+38,.*; wanted at most 3\.38"),
+        ("int4", "float16", 3.4e38, r"bf16.*; got a value of 3\.4e\+38"),
+    ],
+)
+def test_a_float_that_no_type_of_the_scheme_holds_is_refused(
+    tmp_path, source_config, scheme, torch_dtype, value, words
+):
+    model = memory_model(scheme=scheme, assets=source_config(torch_dtype=torch_dtype))
+    with pytest.raises(ExportError, match=f"final_norm does not fit {words}"):
+        export(with_value(model, "final_norm", value), tmp_path / "out" / "a")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_each_tensor_is_read_once_and_in_file_order(tmp_path):
     model = memory_model()
     export(model, tmp_path / "a")

@@ -184,7 +184,7 @@ VARIANTS = {
     "capped, scores scaled otherwise": (
         "gemma2", {"attention_scale": 0.2, "sliding_window": None}, "gemma2"),
     "no layer slides": ("gemma3_text", {"sliding_window": None}, "gemma3_text"),
-    "fused and partly turned": ("phi3", {"rope": RopeSpec(1e4, None, 2.0, 24)}, "phi3"),
+    "fused and partly rotated": ("phi3", {"rope": RopeSpec(1e4, None, 2.0, 24)}, "phi3"),
     "fused no longer": ("phi3", {"rope": RopeSpec(1e4, YARN)}, "llama"),
     "longrope elsewhere": (
         "llama", {"rope": RopeSpec(1e4, LongRopeScaling(SHORT, LONG, 64, 1.0))}, "llama"),
@@ -204,7 +204,7 @@ VARIANTS = {
         "granitemoehybrid", {"rope": RopeSpec(1e4, YARN)}, "granite"),
     "a window as long as the context, and layers without rope": (
         "exaone4-window", {"sliding_window": None, "sliding_layers": None}, "exaone4"),
-    "heads normed after they turn, with biases": (
+    "heads normed after they rotate, with biases": (
         "hunyuan_v1_dense", {"has_qkv_bias": True, "has_o_bias": True, "is_tied": False},
         "hunyuan_v1_dense"),
     "queries grow": ("mistral", {"query_scaling": QueryScaling(0.1, 20)}, "ministral3"),
@@ -213,7 +213,7 @@ VARIANTS = {
         "ministral3"),
     "a head width of its own": ("qwen2", {"head_width": 64}, "llama"),
     "scores scaled otherwise": ("llama", {"attention_scale": 0.1}, "granite"),
-    "partly turned": ("llama", {"rope": RopeSpec(1e4, rotary_width=16)}, "phi3"),
+    "partly rotated": ("llama", {"rope": RopeSpec(1e4, rotary_width=16)}, "phi3"),
     "a layer without rope, with biases": (
         "smollm3", {"no_rope_layers": (0, 1), "has_qkv_bias": True}, "smollm3"),
 }  # fmt: skip

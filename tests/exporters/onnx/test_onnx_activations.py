@@ -1,4 +1,4 @@
-"""Claims: which products take two int8 terms, what that leaves of the error, and what is said."""
+"""Claims: which matmuls take two int8 terms, what that leaves of the error, and what is said."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def test_only_the_head_of_a_float_source_takes_two_terms(tmp_path, is_tied):
         sum(node.op_type == "ReduceSum" and "terms" in node.input[0] for node in nodes.values())
         == 1
     )
-    one, two = artifact.manifest.settings["products"]
-    assert (one["n_terms"], one["accuracy_level"], len(one["products"])) == (1, 4, 10)
-    assert (two["n_terms"], two["products"]) == (2, ["lm_head"])
+    one, two = artifact.manifest.settings["matmuls"]
+    assert (one["n_terms"], one["accuracy_level"], len(one["matmuls"])) == (1, 4, 10)
+    assert (two["n_terms"], two["matmuls"]) == (2, ["lm_head"])
     assert two["reason"].startswith("two int8 terms: ")
 
 
@@ -73,7 +73,7 @@ def test_kept_codes_of_eight_bits_run_nearly_as_exactly_as_floats(tmp_path, mode
     assert set(terms.values()) == {2}
     assert error_of(model, artifact) < LITTLE
     assert error_of(model, artifact, activation="fp32") < 2e-4
-    kept = artifact.manifest.settings["products"]
+    kept = artifact.manifest.settings["matmuls"]
     assert [item["n_terms"] for item in kept] == [2, 2]
     assert "the 8-bit codes are those of the source" in kept[0]["reason"]
 

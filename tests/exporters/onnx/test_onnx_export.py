@@ -106,9 +106,9 @@ def test_the_graph_is_what_fast_kernels_and_genai_want(tmp_path):
     assert (artifact.path / "model.onnx").stat().st_size < 50_000
     assert proto.ir_version == 10
     assert {o.domain: o.version for o in proto.opset_import} == {"": 21, "com.microsoft": 1}
-    products = [node for node in proto.graph.node if node.op_type == "MatMulNBits"]
-    assert len(products) == 6 * 5 + 1
-    for node in products:
+    matmuls = [node for node in proto.graph.node if node.op_type == "MatMulNBits"]
+    assert len(matmuls) == 6 * 5 + 1
+    for node in matmuls:
         attributes = {a.name: a.i for a in node.attribute}
         assert (attributes["accuracy_level"], attributes["block_size"]) == (4, 64)
     logits = next(value for value in proto.graph.output if value.name == "logits")

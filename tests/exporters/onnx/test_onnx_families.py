@@ -177,7 +177,7 @@ def test_gains_are_added_up_once_while_loading(tmp_path):
 
 
 PARTIAL = {
-    # Lanes turned of 32: what the kernel turns itself, and what a node before it must.
+    # Channels rotated of 32: what the kernel rotates itself, and what a node before it must.
     "inside": (0.5, 8, 0),
     "before": (0.75, 12, 4),
 }
@@ -210,15 +210,15 @@ def test_a_context_no_longer_than_the_original_needs_none_of_it(tmp_path):
     ministral = make_member(tmp_path / "ministral", "ministral3", context_length=64)
     assert ops_of(ministral.graph()) == PLAIN_OPS
     longer = make_member(tmp_path / "longer", "ministral3", context_length=65)
-    assert dims_of(longer.graph())["query.factors"] == [65, 1]
+    assert dims_of(longer.graph())["attention_temperatures"] == [65, 1]
 
 
 ODD_SPECS = {
-    "heads of 8 lanes": {"head_width": 8},
-    "heads of 24 lanes": {"head_width": 24, "qk_norm": QkNorm.FULL},
-    "heads of 40 lanes in a window": {"head_width": 40, "sliding_window": 6},
-    "two lanes turned": {"rope": RopeSpec(1e4, rotary_width=2), "qk_norm": QkNorm.HEAD},
-    "nothing turned": {"no_rope_layers": (0, 1), "query_scaling": QueryScaling(0.3, 10)},
+    "heads of 8 channels": {"head_width": 8},
+    "heads of 24 channels": {"head_width": 24, "qk_norm": QkNorm.FULL},
+    "heads of 40 channels in a window": {"head_width": 40, "sliding_window": 6},
+    "two channels rotated": {"rope": RopeSpec(1e4, rotary_width=2), "qk_norm": QkNorm.HEAD},
+    "nothing rotated": {"no_rope_layers": (0, 1), "query_scaling": QueryScaling(0.3, 10)},
     "two long ropes": {
         "head_width": 32,
         "rope": RopeSpec(1e4, LongRopeScaling((1.0,) * 16, (4.0,) * 16, 12, 1.2)),
@@ -228,7 +228,7 @@ ODD_SPECS = {
         "sliding_window": 9,
         "sliding_layers": (1,),
     },
-    "heads normed after they turn": {
+    "heads normed after they rotate": {
         "qk_norm": QkNorm.HEAD_AFTER_ROPE,
         "no_rope_layers": (1,),
         "query_scaling": QueryScaling(0.3, 10),
@@ -255,7 +255,7 @@ ODD_SPECS = {
         "is_tied": False,
     },
 }
-# Stored unlike each other, so three products instead of one.
+# Stored unlike each other, so three matmuls instead of one.
 MIXED = {"layers.0.v": "int8", "layers.1.k": "fp16", "layers.0.down": "int4-g128"}
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class RequestStats:
     """Facts of one answered request; None is 'the server did not say' or 'it did not happen'.
 
     Attributes:
@@ -19,9 +19,9 @@ class Exchange:
         e2e_s: Until the answer was complete.
         connect_s, tls_s: Setting up the connection; None when a warm one was reused.
         first_byte_s: Until the answer's headers were read.
-        server_ttft_s: The server's own figure for its work until the first token.
+        server_ttft_s: The server's own value of its work until the first token.
         n_retries: Attempts that failed before this one.
-        refused: Request fields that this server refused and that were left out.
+        unsupported_params: Request fields that this server refused; they were left out.
     """
 
     model: str
@@ -39,7 +39,7 @@ class Exchange:
     first_byte_s: float | None = None
     server_ttft_s: float | None = None
     n_retries: int = 0
-    refused: tuple[str, ...] = ()
+    unsupported_params: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class TensorPlan:
         )
 
 
-def plan(spec: DecoderSpec, scheme: Scheme) -> tuple[TensorPlan, ...]:
+def plan_tensors(spec: DecoderSpec, scheme: Scheme) -> tuple[TensorPlan, ...]:
     """Decide the scheme of every tensor of a decoder, in file order.
 
     Args:

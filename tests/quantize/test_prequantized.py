@@ -9,7 +9,7 @@ from edgekit.errors import CheckpointError
 from edgekit.families import open_model
 from edgekit.quantize.grid import round_scales
 from edgekit.quantize.model import QuantizedTensor
-from edgekit.quantize.recipe import plan
+from edgekit.quantize.plan import plan_tensors
 from edgekit.quantize.store import quantize_model
 from edgekit.scheme import Scheme
 from tests.checkpoint.prequantized.folders import (
@@ -220,7 +220,7 @@ def test_a_scale_that_is_no_number_is_refused(tmp_path, scheme):
 def test_a_float_source_is_planned_as_before(tmp_path):
     folder, _ = write_compressed(tmp_path / "m", Grid(), is_coded=lambda name: False)
     _, entries, source = quantize(folder, "int4", tmp_path / "q")
-    wanted = {item.name: item.reason for item in plan(source.spec, Scheme.parse("int4"))}
+    wanted = {item.name: item.reason for item in plan_tensors(source.spec, Scheme.parse("int4"))}
     assert {name: entry.reason.split(";")[0] for name, entry in entries.items()} == {
         name: reason.split(";")[0] for name, reason in wanted.items()
     }

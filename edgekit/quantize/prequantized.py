@@ -19,7 +19,7 @@ from edgekit.checkpoint.prequantized.tensor import PrequantizedTensor
 from edgekit.families.base import SourceModel
 from edgekit.quantize.grid import N_SIGNIFICANT_BITS, round_scales
 from edgekit.quantize.model import QuantizedTensor
-from edgekit.quantize.recipe import TensorPlan, plan
+from edgekit.quantize.plan import TensorPlan, plan_tensors
 from edgekit.scheme import Scheme
 
 _REQUANTIZED: Final = "requantized"
@@ -42,7 +42,7 @@ def plan_source(source: SourceModel, scheme: Scheme) -> tuple[TensorPlan, ...]:
     """Decide the scheme of every tensor, and which codes of the source are kept.
 
     Reads the scales of matrices that are codes already; a float source is planned as
-    ``recipe.plan`` does.
+    ``plan_tensors`` does.
 
     Args:
         source: The model.
@@ -81,7 +81,7 @@ def expected_plan(source: SourceModel, scheme: Scheme) -> tuple[TensorPlan, ...]
 
 def _plan_decoded(source: SourceModel, scheme: Scheme) -> Iterator[TensorPlan]:
     """Plan as for floats, and say of matrices whose codes cannot be kept what they were."""
-    for item in plan(source.spec, scheme):
+    for item in plan_tensors(source.spec, scheme):
         decoded = source.tensor(item.name).decoded
         if decoded is None:
             yield item
@@ -131,7 +131,7 @@ def _may_keep(item: TensorPlan, prequantized: PrequantizedTensor, asked: Scheme)
     """Say whether bits and group of a source are such that its codes could stay."""
     if item.scheme.group is None:
         return False
-    # An embedding of 4-bit codes gains nothing from the 8 bits that the recipe gives to floats.
+    # An embedding of 4-bit codes gains nothing from the 8 bits that the plan gives to floats.
     return (
         prequantized.bits in (asked.bits, item.scheme.bits)
         and prequantized.group >= item.scheme.group

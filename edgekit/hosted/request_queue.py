@@ -17,7 +17,7 @@ from edgekit.hosted.api_error import ApiError
 _POLL_S: Final = 0.05
 
 
-class Turnstile:
+class RequestQueue:
     """A lock with a short queue.
 
     Args:
@@ -33,7 +33,7 @@ class Turnstile:
         self._n_waiting = 0
 
     @contextmanager
-    def turn(self, check: Callable[[], None]) -> Iterator[None]:
+    def hold(self, check: Callable[[], None]) -> Iterator[None]:
         """Wait for the model and hold it for the length of the ``with`` block.
 
         Args:
