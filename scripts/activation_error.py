@@ -178,8 +178,8 @@ def _compare_errors(model: Path, made: Mapping[tuple[str, str], Artifact]) -> li
     source.close()
     n_tokens = sum(len(ids) - 1 for ids in reference.documents)
     lines = [
-        f"{model.name}, {n_tokens} tokens of chats and prose, KL(float model, artifact) in nats a "
-        "token with 95 % bootstrap over documents, and the share of tokens whose most likely "
+        f"{model.name}, {n_tokens} tokens of chats and prose, KL(float model, artifact) in nats a",
+        "token with 95 % bootstrap over documents, and the share of tokens whose most likely",
         "successor is the float model's.",
         "",
         "| scheme | | KL, weights alone | KL, as shipped | top-1, as shipped |",
@@ -207,7 +207,7 @@ def _measure(artifact: Artifact, reference: ReferenceRun, options: Mapping[str, 
 def _compare_speed(made: Mapping[tuple[str, str], Artifact], n_threads: int) -> list[str]:
     """Decode before and after in turns, so that both meet the same machine."""
     lines = [
-        f"Milliseconds for a token after {PROMPT_TOKENS}, {n_threads} thread(s), before and after "
+        f"Milliseconds for a token after {PROMPT_TOKENS}, {n_threads} thread(s), before and after",
         f"in turns, {N_ROUNDS} rounds of {N_STEPS} tokens: median and quartiles of the rounds.",
         "",
         "| scheme | before | after | after / before, median of the rounds |",
