@@ -1,4 +1,4 @@
-"""Take a small language model to phones, boards and laptops, or say it belongs on a server."""
+"""edgekit: export a small language model to ONNX, MLX and Core ML, measure it, compare it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run the command line with ``python -m edgekit``."""
+"""``python -m edgekit``: the same as the ``edgekit`` command."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Artifacts and their manifests: what is written down about an exported model.
+"""Artifacts and their manifests: an exported model on disk, and what is recorded about it.
 
-An artifact is a folder with ``manifest.json``. Exporters write it, engines and ``verify`` read
-it; they meet nowhere else. It must not know how a format works.
+An artifact is a folder with ``manifest.json``. Exporters write it; engines and ``verify`` read it.
+This module knows nothing about the file formats themselves.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class Artifact:
     def name(self) -> str:
         """Short name for tables, such as ``pocket onnx int4-g32``."""
         name = f"{self.manifest.model_name} {self.format.value} {self.manifest.scheme}"
-        # A model that edgekit knows too may lie there by both routes.
+        # A folder may hold both: the model as edgekit wrote it and as optimum wrote it.
         return f"{name} {OPTIMUM_GRAPH}" if self.is_traced else name
 
     @property
@@ -257,7 +257,7 @@ def hash_file(path: Path) -> str:
 
 
 def _check_values(manifest: Manifest) -> None:
-    """Refuse values that later code would trip over; a manifest is untrusted input."""
+    """Refuse values that would break later code; a manifest is untrusted input."""
     names = (manifest.model_name, manifest.model_type, *(t.name for t in manifest.tensors))
     wrong = [f"name {name!r}" for name in names if _CONTROL.search(name)]
     counts = (

@@ -1,4 +1,4 @@
-"""``Accepted`` and ``Rejected``: what every ``supports`` and ``match`` returns."""
+"""``Accepted`` and ``Rejected``: the answer of every ``supports`` and ``match``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Yes; ``notes`` says what the caller should still know."""
+    """Yes; ``notes`` says what the caller should know besides."""
 
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """No, and why, in words a person can act on."""
+    """No; ``reason`` says why, and what a person can change."""
 
     reason: str
 

@@ -45,12 +45,11 @@ class DType(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class DTypeInfo:
-    """What is known of one number type.
+    """What edgekit knows about one number type.
 
-    ``numpy`` is the dtype that holds the raw bits; bf16 and fp8 have no numpy type and are
-    held as unsigned integers of their width. ``OTHER`` stands for every type whose values edgekit
-    does not read (4- and 6-bit floats, complex numbers, types of the future): such a tensor is
-    its bytes.
+    ``numpy`` is the dtype that holds the raw bits. bf16 and fp8 have no numpy type and are held as
+    unsigned integers of their width. ``OTHER`` stands for every type whose values edgekit does not
+    read (4- and 6-bit floats, complex numbers, future types): such a tensor is only bytes.
     """
 
     n_bytes: int

@@ -3,8 +3,8 @@
 EdgekitError                  exit 1
 ├── UsageError                the request contradicts itself             exit 2
 ├── MissingExtraError         a package is absent or too old             exit 3
-├── NoFitError                nothing runs here; carries .reasons        exit 4
-├── CheckpointError           a model folder is not what it should be
+├── NoFitError                nothing can run here; has .reasons         exit 4
+├── CheckpointError           a model folder is wrong
 │   ├── MissingFileError
 │   ├── UnknownKeyError
 │   └── UnsupportedArchError
@@ -16,7 +16,7 @@ EdgekitError                  exit 1
 ├── EngineError
 │   ├── EngineLoadError
 │   ├── EngineCrashError
-│   └── ServerError           carries .status when the server answered
+│   └── ServerError           has .status when the server answered
 └── MeasureError              the numbers would be meaningless
 """
 
@@ -31,12 +31,12 @@ _MAX_PART_CHARS: Final = 8_000
 class EdgekitError(Exception):
     """Base of every error that edgekit raises on purpose.
 
-    The parts may quote what a stranger wrote, so they are made fit to be shown: control characters
-    and lone surrogates are spelt out, and what is long is cut.
+    The parts may quote untrusted text, so they are made safe to print: control characters and lone
+    surrogates are escaped, and long text is cut.
 
     Args:
         what: What failed, with the name of the thing (file, layer, option).
-        got: What was found, if it can be said.
+        got: What was found, if it is known.
         wanted: What would have been right.
         do: What the reader can do next.
     """
@@ -78,7 +78,7 @@ class EdgekitError(Exception):
 
 
 def _shown(text: str) -> str:
-    """Spell out what a terminal would obey or could not print, and cut what nobody would read."""
+    """Escape characters that a terminal acts on or cannot print, and cut long text."""
     n_more = len(text) - _MAX_PART_CHARS
     if n_more > 0:
         text = f"{text[:_MAX_PART_CHARS]}... and {n_more} characters more"
@@ -107,7 +107,7 @@ class MissingExtraError(EdgekitError):
 
 
 class NoFitError(EdgekitError):
-    """Nothing can run here; every candidate was refused for a stated reason."""
+    """Nothing can run here; ``reasons`` says why each candidate was refused."""
 
     exit_code = 4
 
@@ -118,7 +118,7 @@ class NoFitError(EdgekitError):
 
 
 class CheckpointError(EdgekitError):
-    """A model folder is not what it should be."""
+    """A model folder is wrong: something is missing, damaged, contradictory or not supported."""
 
 
 class MissingFileError(CheckpointError):
@@ -126,7 +126,7 @@ class MissingFileError(CheckpointError):
 
 
 class UnknownKeyError(CheckpointError):
-    """Config keys that may change the result and that nobody takes; carries .keys.
+    """Config keys that may change the result and that edgekit does not use; has ``.keys``.
 
     Args:
         what: What failed.

@@ -1,9 +1,9 @@
-"""Opening files that nobody vouches for.
+"""Safe opening of untrusted files: plain files only, inside the folder of their name.
 
-A model folder comes from a stranger. What looks like its config may be a pipe (opening one waits
-for ever), a device (reading one never ends) or a link to a file of the user's (which an export
-would copy). The names are resolved before the file is opened: whoever can change the folder in
-between is not stopped.
+A model folder may come from anybody. A name that looks like its config may be a pipe (opening one
+waits for ever), a device (reading one never ends) or a link to a private file of the user (which an
+export would copy). Names are resolved before the file is opened, so a program that changes the
+folder in between is not stopped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FLAGS: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOE
 
 
 class NotTrustedError(OSError):
-    """The name leads to something that is never read: no plain file, too large, or outside.
+    """A name that edgekit does not read: not a plain file, too large, or outside the folder.
 
     Attributes:
         do: What the user can do about it; None if nothing is known.
@@ -42,7 +42,7 @@ def open_plain(path: Path) -> BufferedReader:
     """Open a plain file for reading; a pipe, a device or a folder is refused without waiting.
 
     Raises:
-        NotTrustedError: It is no plain file.
+        NotTrustedError: It is not a plain file.
         OSError: It cannot be opened.
     """
     descriptor = os.open(path, _FLAGS)
@@ -58,7 +58,7 @@ def open_inside(path: Path) -> BufferedReader:
     Links to a blob of a Hugging Face cache count as inside (``is_inside``).
 
     Raises:
-        NotTrustedError: It is no plain file, or a link leads out of the folder.
+        NotTrustedError: It is not a plain file, or a link leads out of the folder.
         OSError: It cannot be opened.
     """
     if not is_inside(path):
@@ -81,7 +81,7 @@ def read_inside(path: Path, max_bytes: int) -> bytes:
 
 
 def read_capped(stream: BufferedReader, max_bytes: int) -> bytes:
-    """Read an open plain file; memory is taken for what it holds, not for what it might.
+    """Read an open plain file; memory is used for its content, not for ``max_bytes``.
 
     Raises:
         NotTrustedError: It holds more than ``max_bytes``.

@@ -1,9 +1,9 @@
-"""Imports of foreign packages, made when one is needed and with its telemetry off.
+"""Import of packages of other projects at their first use, with their telemetry off.
 
 Some packages tell their makers that they were used: onnxruntime 1.32 writes a device id when it is
-imported and sends events while it runs. ``require`` is the only way a foreign package comes in, and
-it sets what turns that off (``TELEMETRY_OFF``) before the first import, also where edgekit is used
-as a library. Children inherit the variables. A variable that the user has set stays as it is.
+imported and sends events while it runs. All such packages are imported through ``require``, which
+first sets the variables that turn this off (``TELEMETRY_OFF``), also where edgekit is used as a
+library. Children inherit the variables. A variable that the user has set stays unchanged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Range:
     Attributes:
         at_least: First version that works, as numbers.
         below: First version that was not checked.
-        why: What of the package's inside edgekit relies on.
+        why: The internals of the package that edgekit depends on.
     """
 
     at_least: tuple[int, ...]
@@ -45,7 +45,7 @@ class Range:
         return f">={least},<{below}"
 
 
-# The same bounds stand in pyproject.toml, where pip keeps to them; a test compares the two.
+# pyproject.toml has the same bounds, for pip; a test compares the two.
 TESTED: Final[Mapping[str, Range]] = MappingProxyType(
     {
         "coremltools": Range((9, 0), (10,), "the streaming writer subclasses its MIL classes"),
@@ -62,12 +62,12 @@ TESTED: Final[Mapping[str, Range]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """An environment variable that keeps a package from reaching out.
+    """An environment variable that turns off a package's telemetry.
 
     Attributes:
         variable: Its name.
-        value: What turns the package's telemetry off.
-        package: Who reads it.
+        value: The value that turns it off.
+        package: The package that reads it.
         why: What the package does without it.
     """
 
@@ -126,7 +126,7 @@ def require(module: str, *, package: str | None = None) -> ModuleType:
         do = None if tested is None else f"Run: pip install '{name}{tested}'"
         raise MissingExtraError(f"cannot import {module}: {error}", package=name, do=do) from error
     if tested is not None:
-        # The package itself says its version; the part that was asked for where it is split up.
+        # The version is the package's own; a split package states it in the part asked for.
         version = getattr(sys.modules[top], "__version__", getattr(found, "__version__", ""))
         _check_version(name, str(version))
     return found

@@ -1,4 +1,4 @@
-"""Which files make up a model folder, and which of them hold the weights."""
+"""Names of the files in a model folder, and the choice of those that hold the weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SENTENCEPIECE_NAME: Final = "tokenizer.model"
 VOCAB_NAME: Final = "vocab.json"
 MERGES_NAME: Final = "merges.txt"
 TEMPLATE_NAME: Final = "chat_template.jinja"
-# Where processors of multimodal models kept their template; the tokenizer's own comes first.
+# Where processors of multimodal models keep their template; the tokenizer's own comes first.
 OLD_TEMPLATE_NAME: Final = "chat_template.json"
 ASSET_NAMES: Final = (
     CONFIG_NAME,
@@ -46,7 +46,7 @@ TEXT_NAMES: Final = (
     VOCAB_NAME,
     MERGES_NAME,
 )
-# Read where the usual file is not there; an artifact carries the usual one (checkpoint/assets.py).
+# Read where the usual file is absent; an artifact always holds the usual one.
 STAND_INS: Final[Mapping[str, str]] = {
     TEKKEN_NAME: TOKENIZER_NAME,
     SENTENCEPIECE_NAME: TOKENIZER_NAME,
@@ -62,7 +62,7 @@ PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 INDEX_SUFFIX: Final = ".safetensors.index.json"
 _SUFFIX: Final = ".safetensors"
 _SHARD: Final = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors")
-# mlx-lm keeps earlier states of a training as 0000100_adapters.safetensors.
+# mlx-lm saves earlier states of a training run as 0000100_adapters.safetensors.
 _ADAPTER: Final = re.compile(r"adapter_model.*\.safetensors|(\d+_)?adapters\.safetensors")
 _MISTRAL_OWN: Final = re.compile(r"consolidated.*\.safetensors")
 _MAX_NAME_BYTES: Final = 255
@@ -77,7 +77,7 @@ class WeightFiles:
         names: Files, in the order in which they are read.
         index: The index that says which file holds which tensor; None if there is none.
         note: What is unusual about the choice, for the user; None if nothing is.
-        is_counted: Whether names or index say how many files there are.
+        is_counted: Whether the names or the index say how many files there are.
     """
 
     names: tuple[str, ...]
@@ -89,19 +89,19 @@ class WeightFiles:
 def choose_weight_files(
     names: Collection[str], read_map: Callable[[str], Mapping[str, str]], where: object
 ) -> WeightFiles:
-    """Tell which files of a folder or repository hold the weights.
+    """Choose the files of a folder or repository that hold the weights.
 
     ``model.safetensors`` comes first, then the files of an index, as in transformers. Without
-    either, a complete set of numbered shards is taken, and last whatever safetensors files there
-    are; adapters and Mistral's own ``consolidated.safetensors`` are never taken.
+    either, a complete set of numbered shards is taken, and last any other safetensors files.
+    Adapters and Mistral's own ``consolidated.safetensors`` are never taken.
 
     Args:
-        names: Names of the files at the top.
-        read_map: Reads the index of a name: tensor name to file name.
+        names: Names of the files at the top level.
+        read_map: Reads the index with this name: tensor name to file name.
         where: The folder or repository, for messages.
 
     Raises:
-        MissingFileError: There are no weights, or not all of them; the absent files are named.
+        MissingFileError: There are no weights, or some files are missing; the message names them.
         CheckpointError: Several sets of files could be the weights, or the index is damaged.
     """
     tensors = sorted(name for name in names if name.endswith(_SUFFIX))
@@ -124,7 +124,7 @@ def choose_weight_files(
             f"{where}: several sets of weight files and no {INDEX_NAME}",
             got=", ".join(f"{stem}-*-of-{total:05}{_SUFFIX}" for stem, total in sorted(sets)),
             wanted="one of them",
-            do="Leave the files of one model in the folder.",
+            do="Keep only the files of one model in the folder.",
         )
     for stem, total in sets:
         shards = tuple(f"{stem}-{i + 1:05}-of-{total:05}{_SUFFIX}" for i in range(total))
@@ -146,22 +146,22 @@ def _require_all(
             f"{where}: {len(missing)} of {len(shards)} weight files are missing",
             got=f"no {_listed(missing)}",
             wanted=wanted,
-            do="Bring the missing files into the folder, or download the model again.",
+            do="Copy the missing files into the folder, or download the model again.",
         )
 
 
 def _note_unread(tensors: list[str], read: tuple[str, ...]) -> str | None:
-    """Name the other safetensors files; Mistral ships its own file beside the usual ones."""
+    """Name the other safetensors files; Mistral publishes its own file next to the usual ones."""
     others = [
         name
         for name in tensors
         if name not in read and not _MISTRAL_OWN.fullmatch(name) and not _ADAPTER.fullmatch(name)
     ]
-    return f"not read, because {_listed(read)} is: {_listed(others)}" if others else None
+    return f"not read: {_listed(others)} (the weights are in {_listed(read)})" if others else None
 
 
 def _no_weights(names: Collection[str], tensors: list[str], where: object) -> MissingFileError:
-    """Say what lies there in place of the weights, and what to do with it."""
+    """Make the error for a folder without weights: what it holds instead, and what to do."""
     pickles = sorted(name for name in names if name.endswith(PICKLES))
     if pickles:
         return MissingFileError(
@@ -176,7 +176,7 @@ def _no_weights(names: Collection[str], tensors: list[str], where: object) -> Mi
             f"{where}: no weights in the layout of transformers",
             got=f"{_listed(tensors)}, Mistral's own layout",
             wanted=f"{WEIGHTS_NAME} or {INDEX_NAME}",
-            do="Take the files in the layout of transformers, which most such repositories hold "
+            do="Use the files in the layout of transformers, which most such repositories hold "
             "too, or convert these with transformers.",
         )
     ggufs = sorted(name for name in names if name.endswith(".gguf"))
@@ -191,7 +191,7 @@ def _no_weights(names: Collection[str], tensors: list[str], where: object) -> Mi
         f"{where}: no weights",
         got=_listed(a) if (a := sorted(filter(_ADAPTER.fullmatch, names))) else None,
         wanted=f"{WEIGHTS_NAME} or {INDEX_NAME}",
-        do="Bring the weight files into the folder, or download the model again.",
+        do="Copy the weight files into the folder, or download the model again.",
     )
 
 
@@ -203,10 +203,10 @@ def _listed(names: Collection[str]) -> str:
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
-    """Read tensor name to file name from the index.
+    """Read the index of the weight files: tensor name to file name.
 
     Raises:
-        CheckpointError: No map, or a file name that is not a plain name beside the index.
+        CheckpointError: Not such a map, or a file name that leads out of the folder.
     """
     entries = read_object(path, max_bytes=MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(entries, dict) or not entries:

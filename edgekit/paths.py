@@ -1,7 +1,7 @@
-"""Where bundled files and files of installed packages lie, and where edgekit keeps its own.
+"""Where bundled files and files of installed packages are, and where edgekit keeps its cache.
 
-The only code that knows both places of bundled files: a source checkout keeps ``models/`` and
-``device_profiles/`` beside the package, an installed wheel carries them in ``edgekit/_data``.
+Bundled files have two places: in a source checkout, ``models/`` and ``device_profiles/`` are next
+to the package; in an installed wheel they are in ``edgekit/_data``. Only this module knows both.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def device_profiles_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """Folder for what edgekit can make again: ``EDGEKIT_HOME``, else the user's cache."""
+    """Folder for files that edgekit can make again: ``EDGEKIT_HOME``, else the user's cache."""
     chosen = os.environ.get("EDGEKIT_HOME")
     if chosen:
         return Path(chosen).expanduser().absolute()

@@ -1,4 +1,4 @@
-"""How long work reports how far it is: ``progress(what, n_done, n_total)``."""
+"""Progress reports of long work: a callback ``progress(what, n_done, n_total)``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Records: measured and computed results as they are written down.
+"""Records: measured and computed results, in the form in which they are stored.
 
-Profiler, quality and comparison write these records; report reads them; they meet nowhere
-else. Seconds and bytes only; formatted at the edge. Every number carries its ``Kind``.
+The profiler, the quality suites and the comparison write records; the report reads them. Times are
+in seconds and sizes in bytes; only the report formats them. Every number has its ``Kind``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SCHEMA_VERSION: Final = 1
 
 
 class Kind(enum.Enum):
-    """What a number is: seen here, seen on an emulator, computed, or somebody else's."""
+    """Where a number comes from: measured here, emulated, projected, or published by others."""
 
     MEASURED = "measured"
     EMULATED = "emulated"
@@ -30,7 +30,7 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """What the probe saw of this machine; None is 'could not be read'."""
+    """Facts of this machine from the probe; None means that a fact could not be read."""
 
     os: str
     os_version: str
@@ -59,12 +59,12 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number with what it takes to trust it.
+    """One number, with what a reader needs to judge it.
 
     Attributes:
         name: Unit last, such as ``decode_tok_per_s``.
-        value: The headline (median of the samples unless the formula says otherwise); None
-            when it could not be had, with the reason in ``note``.
+        value: The main value (median of the samples unless the formula says otherwise); None
+            when there is none, with the reason in ``note``.
         kind: See ``Kind``.
         formula: Id of the definition, such as ``tpot-excl-first`` (docs/method.md).
         samples: Raw values in the order they were taken.
@@ -85,7 +85,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What a speed run does; token counts are exact, early stop is off."""
+    """The work of a speed run; token counts are exact and end tokens do not end it."""
 
     n_prompt_tokens: int
     n_new_tokens: int
@@ -136,7 +136,7 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class ItemOutcome:
-    """One suite item as answered."""
+    """One suite item and how it was answered."""
 
     item_id: str
     is_correct: bool
@@ -194,7 +194,7 @@ class PairedRecord:
 
 
 class Choice(enum.Enum):
-    """What the decision rule says."""
+    """The outcome of the decision rule."""
 
     DEVICE = "ship on the device"
     SERVER = "ship on the server"
@@ -203,7 +203,7 @@ class Choice(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """One row of the decision table; ``is_met`` None means it could not be judged."""
+    """One row of the decision table; ``is_met`` is None when it could not be judged."""
 
     name: str
     device: str
@@ -216,7 +216,7 @@ class Criterion:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer, the rule that gave it, and every criterion."""
+    """The outcome, the rule that led to it, and every criterion."""
 
     choice: Choice
     candidate: str

@@ -1,4 +1,4 @@
-"""Schemes: how the numbers of a tensor are stored.
+"""Schemes: how the numbers of a tensor are stored, such as ``fp16`` or ``int4-g32``.
 
 A scheme is ``fp32``, ``fp16``, or integer codes on the common grid: symmetric, zero point in
 the middle (8 of 16, 128 of 256), one scale per ``group`` values along the input dimension.

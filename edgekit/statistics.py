@@ -1,7 +1,7 @@
-"""Statistics of rates, differences, means and raw samples, with their intervals.
+"""Statistics of rates, differences, means and raw samples, with their 95 % intervals.
 
-Closed forms where they exist, a seeded bootstrap where tokens are correlated or samples are few
-and skewed: the same samples give the same interval on every machine. All intervals are 95 %.
+Closed forms where they exist; a seeded bootstrap where tokens are correlated, or where samples are
+few and skewed. The same samples give the same interval on every machine.
 """
 
 from __future__ import annotations

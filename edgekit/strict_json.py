@@ -1,8 +1,8 @@
-"""Strict reading of JSON objects from files that nobody vouches for.
+"""Strict reading of JSON objects from untrusted files.
 
-Stricter than ``json.loads``: a key may stand only once, NaN, infinity and numbers that would
-become infinite are refused, so is half of a surrogate pair, which no file can hold as UTF-8, and
-nesting beyond ``MAX_DEPTH``, which would exhaust the stack here or wherever the value is shown.
+Stricter than ``json.loads``. Refused are: a key that stands twice in one object; NaN, infinity and
+numbers that would become infinite; half of a surrogate pair, which UTF-8 cannot hold; and nesting
+beyond ``MAX_DEPTH``, which would exhaust the stack here or wherever the value is shown.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def parse_object(data: bytes, where: str, *, allows_surrogates: bool = False) ->
     """Read UTF-8 JSON whose outermost value is an object.
 
     Args:
-        data: The bytes; the caller has capped their number.
+        data: The bytes; the caller has limited their number.
         where: File and place, for the message.
-        allows_surrogates: Take half of a surrogate pair, as edgekit's own reports may hold it.
+        allows_surrogates: Accept half of a surrogate pair; edgekit's own reports may hold one.
 
     Raises:
-        FormatError: Not UTF-8, not JSON, not an object, a key twice, a number or text that cannot
-            be, or nested too deep.
+        FormatError: Not UTF-8, not JSON, not an object, a key that stands twice, a number or text
+            that JSON does not allow, or nesting too deep.
     """
     try:
         value = json.loads(
@@ -40,7 +40,7 @@ def parse_object(data: bytes, where: str, *, allows_surrogates: bool = False) ->
             object_pairs_hook=_unique,
             parse_constant=refuse_constant,
             parse_float=_finite,
-            # Only where it may be needed: a call for each integer is slow.
+            # Only where it may be needed, because a call for each integer is slow.
             parse_int=_integer if b"-0" in data else None,
         )
         _check_parts(value, allows_surrogates=allows_surrogates)
@@ -91,7 +91,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def refuse_constant(name: str) -> NoReturn:
-    """Refuse NaN and infinity, which Python's JSON reader takes and JSON does not have."""
+    """Refuse NaN and infinity: Python's JSON reader takes them, but JSON has no such numbers."""
     raise ValueError(f"{name} is not JSON")
 
 
@@ -104,12 +104,12 @@ def _finite(digits: str) -> float:
 
 def _integer(digits: str) -> int:
     if digits == "-0":
-        raise ValueError("-0 is no integer")  # other readers take it for a float
+        raise ValueError("-0 is not an integer")  # other readers take it for a float
     return int(digits)
 
 
 def _check_parts(value: Any, *, allows_surrogates: bool) -> None:
-    """Look at every text and level: Python takes more than can be written or shown again."""
+    """Check every text and level: Python reads more than can be written or shown again."""
     level = [value]
     for _ in range(MAX_DEPTH):
         inner: list[Any] = []

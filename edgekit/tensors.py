@@ -1,4 +1,4 @@
-"""Tensors that have not been read yet."""
+"""Tensors on disk: their name, shape and type, and reading them when they are needed."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Typed values from plain ones: JSON and TOML data becomes dataclasses, or each fault is named.
+"""Conversion of JSON and TOML data into dataclasses; every fault is named with its path.
 
 The dataclass is the schema: a nested dataclass is an object (TOML: a table), ``tuple[X, ...]`` a
-list, an enum its value, ``X | None`` a value or null. Nothing is guessed and nothing dropped:
-unknown keys, missing keys and wrong types are refused with their path, such as
-``tensors[3].shape``. cattrs does the work; it is imported at the first use.
+list, an enum its value, ``X | None`` a value or null. Unknown keys, missing keys and wrong types
+are refused with their path, such as ``tensors[3].shape``; nothing is guessed or dropped. cattrs
+does the conversion; it is imported at the first use.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _SCALARS: Final = {str: "text", int: "a whole number", float: "a number", bool: 
 _UNIONS: Final = (types.UnionType, typing.Union)
 _MAX_INT: Final = (1 << 63) - 1  # the range of TOML
 _MAX_DEPTH: Final = 32
-_MAX_FAULTS: Final = 8  # of one list: a hostile file must not fill the memory with errors
+_MAX_FAULTS: Final = 8  # per list: a hostile file must not fill the memory with errors
 _MAX_SHOWN: Final = 120
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey them
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would act on them
 _OBJECT: Final = "keys with values"
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One fault: the path of the value, what was found there, what would be right."""
+    """One fault: the path of the value, what was found there, what would have been right."""
 
     path: str
     got: str
@@ -44,7 +44,7 @@ class Problem:
 
 
 class WrongValuesError(ValueError):
-    """Data that is not what the dataclass says; carries every problem."""
+    """Data that does not fit the dataclass; ``problems`` names every fault."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
@@ -52,7 +52,7 @@ class WrongValuesError(ValueError):
 
 
 class _NotWantedError(ValueError):
-    """What a value, or the one under ``key``, should have been; the caller knows its place."""
+    """What a value (or the one under ``key``) should have been; the caller knows its path."""
 
     def __init__(self, wanted: str, key: str = "") -> None:
         super().__init__(wanted)
@@ -62,17 +62,17 @@ class _NotWantedError(ValueError):
 def from_plain(cls: type[_T], data: Any, *, is_for_terminal: bool = False) -> _T:
     """Build a dataclass from parsed JSON or TOML.
 
-    A whole number is taken for ``float``; true and false are no numbers. Numbers must be finite
-    and whole numbers fit into 64 bits. A union of dataclasses is told apart by a field that is a
-    ``Literal`` in each. A ``ValueError`` from ``__post_init__`` says what would be right.
+    A whole number is accepted for ``float``; true and false are not numbers. Numbers must be finite
+    and whole numbers must fit into 64 bits. A union of dataclasses is told apart by a field that is
+    a ``Literal`` in each. A ``ValueError`` from ``__post_init__`` says what would be right.
 
     Args:
         cls: The dataclass.
         data: What ``json`` or ``tomllib`` gave.
-        is_for_terminal: Refuse texts with control characters, but for tab and line feed.
+        is_for_terminal: Refuse texts with control characters other than tab and line feed.
 
     Raises:
-        WrongValuesError: The data are something else; all faults are named with their path.
+        WrongValuesError: The data does not fit; every fault is named with its path.
     """
     try:
         return typing.cast(_T, _converter(is_for_terminal).structure(data, cls))
@@ -81,7 +81,7 @@ def from_plain(cls: type[_T], data: Any, *, is_for_terminal: bool = False) -> _T
 
 
 def _problems(error: Exception, data: Any, path: str) -> Iterator[Problem]:
-    """Walk the tree of errors that cattrs raises, and the data beside it."""
+    """Walk the tree of errors that cattrs raises, together with the data."""
     cattrs = require("cattrs")
     if isinstance(error, cattrs.ForbiddenExtraKeysError):
         known = ", ".join(field.name for field in fields(error.cl))
@@ -225,7 +225,7 @@ def _mapping(converter: Any, hint: Any) -> Callable[[Any, Any], dict[str, Any]]:
 def _each(
     items: Iterable[tuple[Any, Any]], hook: Callable[[Any, Any], Any], hint: Any
 ) -> list[Any]:
-    """Convert every part of a list or mapping; stop when enough faults are known."""
+    """Convert every part of a list or mapping; stop after ``_MAX_FAULTS`` faults."""
     errors = require("cattrs.errors")
     values, faults = [], []
     for key, item in items:

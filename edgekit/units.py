@@ -1,6 +1,6 @@
-"""Bytes, seconds and rates, written for a person.
+"""Formatting of bytes, seconds and rates for people.
 
-Records keep bytes and seconds; only the edge formats them with these functions.
+Records keep plain bytes and seconds; only tables, pages and messages use these functions.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python scripts/cli_reference.py
 
-A test compares the page with what the commands say today.
+A test compares the page with the current help texts.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from typing import Final
 from edgekit.cli import app
 
 PAGE: Final = Path(__file__).parent.parent / "docs" / "cli.md"
-# What a terminal has that nobody made larger; also what a pipe gets.
+# The width of a default terminal, and of a pipe.
 WIDTH: Final = 80
 _HEAD: Final = """\
 # The command line
 
-Written by `scripts/cli_reference.py` from what each command says with `--help`.
+Written by `scripts/cli_reference.py` from the `--help` of each command.
 
-stdout carries the result of a command: tables and text, or with `--json` exactly one JSON document,
-also when the command fails. Messages, progress, and whatever a library prints go to stderr.
+stdout gets the result of a command: tables and text, or with `--json` exactly one JSON document,
+also when the command fails. Messages, progress, and everything that a library prints go to stderr.
 
 | exit code | meaning |
 | --- | --- |
 | 0 | done |
-| 1 | failed, or what was checked is not so |
+| 1 | failed, or a check failed |
 | 2 | the command line is wrong |
 | 3 | a Python package is absent or too old |
 | 4 | nothing on the device can run the artifact |
-| 130, 143 | ended by Ctrl-C or SIGTERM; nothing half-written stays |
-| 141 | the reader of stdout closed it before everything was said |
+| 130, 143 | ended by Ctrl-C or SIGTERM; half-written files are removed |
+| 141 | the reader of stdout closed it before the output ended |
 
 | environment variable | meaning |
 | --- | --- |
-| `EDGEKIT_HOME` | folder of what edgekit keeps (measured rates, the environment of optimum); default `~/.cache/edgekit` |
+| `EDGEKIT_HOME` | folder for files that edgekit keeps (measured rates, the environment of optimum); default `~/.cache/edgekit` |
 | `EDGEKIT_API_KEY` | key that clients of `edgekit serve` must send |
 | `OPENAI_API_KEY` | key for the server of `edgekit compare`; `--api-key-env` names another variable |
 | `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE` | as huggingface_hub reads them ([hub.md](hub.md)) |

@@ -1,10 +1,10 @@
-"""Write docs/configs.md: published configs, and what edgekit makes of each.
+"""Write docs/configs.md: published configs, and how edgekit reads each.
 
     PYTHONPATH=. python scripts/configs.py               the page
-    PYTHONPATH=. python scripts/configs.py NAME ...      print what becomes of these
+    PYTHONPATH=. python scripts/configs.py NAME ...      print the result for these
 
-Every row is a real call: the config as published, and behind it a weight file with the names, types
-and shapes that its writer gives (tests/corpus/tensors.py), a hole in place of the weights. The
+Every row is a real call: the config as published, and a weight file with the names, types and
+shapes that its writer gives (tests/corpus/tensors.py), with a hole in place of the weights. The
 tests compare the page with what this script makes.
 """
 
@@ -23,16 +23,16 @@ TEMPLATE: Final = """\
 
 Written by `scripts/configs.py`; do not edit.
 
-{n} configurations as people publish them: first saves, fine-tunes, conversions, quantizations.
-Where each comes from stands in `tests/corpus/SOURCES.tsv`. Each was opened with a weight file of
-the names, types and shapes that its writer gives, and a hole in place of the weights.
+{n} published configurations: first saves, fine-tunes, conversions, quantizations.
+`tests/corpus/SOURCES.tsv` says where each comes from. Each was opened with a weight file that has
+the names, types and shapes of the published one, but a hole in place of the values.
 {n_open} open; {n_refused} are refused.
 
-Names and shapes are not edgekit's own. Where the last column says transformers, they are those of
-the tensors that it would save for the config, found by building the model without memory
+Names and shapes do not come from edgekit. Where the last column says transformers, they are those
+of the tensors that it would save for the config, found by building the model without memory
 ({versions}; `scripts/corpus_tensors.py`). Otherwise it names the code
-beside the checkpoint that they were written down from. What a quantizer stores in place of a matrix
-comes after a semicolon.
+of the checkpoint from which they were written down. After a semicolon follows what a quantizer
+stores in place of a matrix.
 
 | model | writer | result | decoder, or reason | tensors |
 | --- | --- | --- | --- | --- |

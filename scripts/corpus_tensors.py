@@ -1,4 +1,4 @@
-"""Write tests/corpus/TENSORS.json: the tensors of each published model, as transformers has them.
+"""Write tests/corpus/TENSORS.json: the tensors that transformers saves for each published config.
 
     PYTHONPATH=. python scripts/corpus_tensors.py            all configs that transformers knows
     PYTHONPATH=. python scripts/corpus_tensors.py NAME ...   print these
@@ -6,8 +6,8 @@
 transformers builds the model of each config of tests/corpus without memory (torch's meta device)
 and says which tensors it would save, under which names, with which shapes and types. What a
 quantizer makes of them, and models whose code is not part of transformers, are written down in
-tests/corpus/tensors.py. Wants torch, transformers and
-peft (for the adapters); no network.
+tests/corpus/tensors.py. It needs torch, transformers and
+peft (for the adapters), and no network.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Make the environment that `--via optimum` and `--oracle optimum` run in, if it is not there."""
+"""Make the environment for `--via optimum` and `--oracle optimum`, if it does not exist yet."""
 
 from __future__ import annotations
 

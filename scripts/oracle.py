@@ -176,7 +176,7 @@ def render(data: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in data["versions"].items())
     made = data["environment"]
     lines = [
-        "# Compared with optimum",
+        "# Comparison with optimum",
         "",
         f"Made by `PYTHONPATH=. python scripts/oracle.py` ({versions}).",
         "",
@@ -210,9 +210,9 @@ def render(data: dict[str, Any]) -> str:
     lines += ["", *sorted(notes)]
     lines += [
         "",
-        "Gemma's embedding scale is rounded to bfloat16 by edgekit where the weights are, as",
-        "transformers does when it runs them so; traced in float32 it is not. The oracle gets an",
-        "input embedding of its own with that difference in it; without it the error was 7e-4.",
+        "edgekit rounds Gemma's embedding scale to bfloat16 for bfloat16 weights, as transformers",
+        "does when it runs them in bfloat16; traced in float32 it does not. So the oracle gets a",
+        "separate input embedding that includes this difference; without it the error was 7e-4.",
         "",
         "## Architectures without a family",
         "",

@@ -213,10 +213,10 @@ TEMPLATE: Final = """# What `edgekit inspect` predicts, and what the export then
 Made by `python scripts/predictions.py FOLDER`, all formats that accept the scheme in
 one run of `edgekit export`. Measured on: {host}. Random weights in the shape of the models named.
 
-Sizes (10^9 bytes), memory (MiB) and time (s) are measured; beside each stands by how many percent
-the prediction was off. Time: median of {n_repeats} run(s), the median prediction in parentheses,
-and the error of every run. Memory is `ru_maxrss` of the process, disk the most that lay in the
-output folder at once.
+Sizes (10^9 bytes), memory (MiB) and time (s) are measured; the column after each says by how
+many percent the prediction was off. Time: median of {n_repeats} run(s), the median prediction
+in parentheses, and the error of every run. Memory is `ru_maxrss` of the process, disk the most
+that was in the output folder at once.
 
 | shape | 10^9 weights | scheme | size | off, % | disk | off, % | memory | off, % | time | off, % |
 |---|---|---|---|---|---|---|---|---|---|---|
@@ -226,13 +226,14 @@ Largest error of any run: {worst}. The time of {n_far} of {n_samples} runs was m
 over all runs its median error was {median_off}.
 
 Size, disk and memory are computed from shapes and schemes. Time is a sum of costs that were
-measured on the same machine just before, on a model of 78 M parameters. Wanted were 15 %. What is
-missed lies mostly in writing: on this shared virtual machine a byte of a new file costs 0.4 ns
-where the page for it was in use a moment ago, and 1 to 2 ns where the host has to give it first
-(1.7 B as int8: 3.8 of 6.4 s of an ONNX export went into that, before anything waited for the disk;
-a RAM disk shows the same). The measurement therefore deletes nothing while it runs; with files
-that were written over, predictions were 17 % too low in the median and up to 46 %. A whole export
-is taken to last 1.18 times its stages, which an earlier run over the four smaller shapes gave.
+measured on the same machine just before, on a model of 78 M parameters. The goal is 15 %. Most of
+the error is in writing: on this shared virtual machine a byte of a new file costs 0.4 ns if its
+memory page was in use a moment ago, and 1 to 2 ns if the host must provide the page first (1.7 B
+as int8: 3.8 of 6.4 s of an ONNX export were spent on that, before anything waited for the disk; a
+RAM disk shows the same). Therefore the measurement deletes nothing while it runs; with files that
+were overwritten, predictions were 17 % too low in the median and up to 46 %. A whole export is
+assumed to take 1.18 times the sum of its stages, as an earlier run over the four smaller shapes
+showed.
 """
 
 

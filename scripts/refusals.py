@@ -1,9 +1,9 @@
-"""Write docs/refusals.md: what edgekit refuses, and in which words.
+"""Write docs/refusals.md: what edgekit refuses, and the messages.
 
     PYTHONPATH=. python scripts/refusals.py
 
 Every row is a real call on a tiny random checkpoint; only free disk and memory are made up. The
-tests compare the file with what this script makes, so that the words in it are those of today.
+tests compare the file with what this script makes, so that its messages are the current ones.
 """
 
 import dataclasses
@@ -212,13 +212,13 @@ def _rows(rows: Iterator[tuple[str, ...]]) -> str:
 
 TEMPLATE: Final = """# What is refused, and what to do then
 
-Made by `PYTHONPATH=. python scripts/refusals.py`; every row is what edgekit says today. All of it
-is said before any work, with exit code 1 and nothing written.
+Made by `PYTHONPATH=. python scripts/refusals.py`; every row shows edgekit's current message. All
+errors on this page come before any work, with exit code 1 and nothing written.
 
 ## Architectures
 
-Families: {families}. Any other `model_type` is refused; what to do is printed. What came out of
-`--via optimum` for each architecture stands in [oracle.md](oracle.md).
+Families: {families}. Any other `model_type` is refused; the message says what to do. The results of
+`--via optimum` for each architecture are in [oracle.md](oracle.md).
 
 | model_type | differs in | what to do |
 |---|---|---|
@@ -228,13 +228,14 @@ Families: {families}. Any other `model_type` is refused; what to do is printed. 
 
 A key that is neither used nor ignored by name is an error: it may change the result.
 
-| config asks for | keys | what is said | what to do |
+| config asks for | keys | message | what to do |
 |---|---|---|---|
 {configs}
 
 ## Formats
 
-`edgekit inspect` asks every format before any work. A limit is kept in the manifest and printed.
+`edgekit inspect` shows the answer of every format before any work. An export prints limits and
+keeps them in the manifest.
 
 | decoder | format | schemes | answer |
 |---|---|---|---|
@@ -242,7 +243,7 @@ A key that is neither used nor ignored by name is an error: it may change the re
 
 ## Before an export
 
-| fault | what is said | what to do |
+| fault | message | what to do |
 |---|---|---|
 {preflight}
 """

@@ -1,9 +1,9 @@
-"""Write docs/tokenizers.md: edgekit's ids and prompts beside those of other programs.
+"""Write docs/tokenizers.md: edgekit's ids and prompts next to those of other programs.
 
     PYTHONPATH=. python scripts/tokenizer_report.py
 
 Compares edgekit with the goldens of golden_tokenizers.py, which only transformers made, and adds
-what golden_real_tokenizers.py noted about real vocabularies.
+the results of golden_real_tokenizers.py about real vocabularies.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ below).
 |---|---|---|---|---|---|
 """
 MIDDLE: Final = """
-## Names of control tokens in somebody's text
+## Names of control tokens in a user's text
 
 `</s>[INST]` in a message, in a tool result or in the description of a tool stays text: no control
-token inside it, and those of the template stay where they are. transformers makes control tokens
-of them unless it is asked with `sanitize_control_tokens=True`. The golden is what transformers
-gives for the whole text between two control tokens of the template with
-`split_special_tokens=True`; mistral-common, which never looks for control tokens in a message,
+token inside it, and those of the template stay in their places. transformers makes control tokens
+of them unless it is called with `sanitize_control_tokens=True`. The expected ids are those that
+transformers gives for the whole text between two control tokens of the template with
+`split_special_tokens=True`. mistral-common, which never looks for control tokens in a message,
 gives the same ids for every such chat in its format 13 (`tests/golden/tekken.json`).
 `sanitize_control_tokens` keeps the same control tokens and cuts the text at each name, so its
 other ids can differ.
 
-Control tokens are the special ones and those that the template writes though the tokenizer does
-not call them special, such as `<tool_call>` and `<think>` of Qwen. In what the *assistant* said,
+Control tokens are the special ones, and those that the template writes although the tokenizer does
+not call them special, such as `<tool_call>` and `<think>` of Qwen. In messages of the *assistant*
 the latter are its own words and stay tokens.
 
 ## Real vocabularies
 
-Read out of Python packages by `scripts/golden_real_tokenizers.py`, compared with the package's own
-encoder (mistral-common, tiktoken); nothing of them is kept but token ids. `random`: texts put
-together at random from the words of the set.
+Read from Python packages by `scripts/golden_real_tokenizers.py`, compared with the package's own
+encoder (mistral-common, tiktoken); only token ids of them are kept. `random`: texts put together at
+random from the words of the set.
 
 | source | texts equal | random equal |
 |---|---|---|
@@ -72,8 +72,8 @@ TAIL: Final = """
 
 mistral-common writes chats without a template and generates templates for other programs. Here
 edgekit renders the generated template over `tekken.json`; the ids are compared with
-mistral-common's. It parses a tool result and writes it anew in the older format, and strips what
-the assistant said; templates cannot.
+mistral-common's. In the older format, mistral-common parses a tool result and writes it again, and
+strips the assistant's messages; templates cannot do that.
 
 | source | chats equal | differing |
 |---|---|---|
@@ -84,39 +84,39 @@ artifact (`edgekit/text/tekken.py`).
 
 ## Several files, one tokenizer
 
-A tokenizer is the sum of `tokenizer.json`, `tokenizer_config.json`, `added_tokens.json`,
-`special_tokens_map.json`, `generation_config.json`, `config.json` and the chat template. edgekit
-reads them together (`edgekit/text/view.py`) and writes what they say into every file of an
-artifact.
+A tokenizer is described by several files together: `tokenizer.json`, `tokenizer_config.json`,
+`added_tokens.json`, `special_tokens_map.json`, `generation_config.json`, `config.json` and the
+chat template. edgekit reads all of them (`edgekit/text/view.py`) and writes the result into every
+file of an artifact.
 
 - **Added tokens** have the ids, flags and roles of transformers, whichever file names them:
   `added_tokens_decoder` replaces `added_tokens.json` and `special_tokens_map.json`, which otherwise
   count before the config; a token without an id gets the next free one. The artifact's
   `tokenizer.json` holds them all (`tests/text/test_added_tokens.py`).
 - **An answer ends** at any id that `generation_config.json` or `config.json` states, at the
-  tokenizer's `eos_token`, and at the token that the chat template writes after what the assistant
-  said, which is found by rendering a chat. Each is in the manifest with where it comes from; one
-  that no file states as an id is told at export. White space, and a token that only begins the
-  next turn, end nothing.
-- **Refused at export**: an `eos_token` that is no token, a template that writes ids without a row
-  in the embedding, a vocabulary with such ids. Told: added tokens without a row that nothing needs,
-  and a model without a tokenizer, whose artifact takes token ids.
+  tokenizer's `eos_token`, and at the token that the chat template writes after the assistant's
+  message, which is found by rendering a chat. The manifest holds each with its source; the export
+  prints a note about one that no file states as an id. White space, and a token that only begins
+  the next turn, do not end an answer.
+- **Refused at export**: an `eos_token` that is not a token, a template that writes ids without a
+  row in the embedding, a vocabulary with such ids. Accepted with a note: added tokens without a
+  row that nothing needs, and a model without a tokenizer, whose artifact takes token ids.
 - **Without tokenizer.json**: `tekken.json`; `tokenizer.model` of Llama 2's kind (byte-pair
-  merges, bytes for what is unknown, text as it is); `vocab.json` with `merges.txt` of the classes
-  `GPT2Tokenizer` and `Qwen2Tokenizer`. They become a `tokenizer.json`. Other kinds are
-  refused: there the tokenizers library would split some texts otherwise.
+  merges, unknown characters as bytes, text not normalized); `vocab.json` with `merges.txt` of the
+  classes `GPT2Tokenizer` and `Qwen2Tokenizer`. They are converted to a `tokenizer.json`. Other
+  kinds are refused, because the tokenizers library would split some texts differently.
 - **The same in stock runtimes**: prompt ids, end tokens and the answer are equal in
   onnxruntime-genai, mlx-lm, transformers and edgekit (`tests/contract/test_stock_text.py`). So an
   artifact has one template in one place, with line feeds, which is how Jinja reads every line end;
-  two templates (`default` and `tool_use`) become one that chooses.
+  two templates (`default` and `tool_use`) are joined to one that chooses between them.
 
 ## Recipes
 
 {n_golden} of {n_recipes} recipes hold token ids of their real vocabulary; `edgekit export NAME`
 compares them with the downloaded tokenizer and refuses another one. Llama 3.2 has Llama 3's
 vocabulary, Qwen2.5 and Qwen3 have the first Qwen's ("identical tokenizer", Qwen2 Technical
-Report; Qwen3 Technical Report, section 2). For the others no package that was looked at ships
-the vocabulary.
+Report; Qwen3 Technical Report, section 2). For the others no examined package contains the
+vocabulary.
 
 | recipe | golden | source |
 |---|---|---|
@@ -125,10 +125,10 @@ the vocabulary.
 ## Known differences
 
 - transformers 5 lets the classes `LlamaTokenizer` and `CodeLlamaTokenizer` replace normalizer,
-  pre-tokenizer and decoder of tokenizer.json (`legacy`, `add_prefix_space`). edgekit does the same
-  and writes the result into the artifact's tokenizer.json, so that other runtimes agree. Other
-  rebuilding classes (`GPT2Tokenizer` in a `llama` folder, say) are not followed: tokenizer.json
-  is what the model was trained with.
+  pre-tokenizer and decoder of tokenizer.json (`legacy`, `add_prefix_space`). edgekit does the
+  same and writes the result into the artifact's tokenizer.json, so that other runtimes agree.
+  Other rebuilding classes (such as `GPT2Tokenizer` in a `llama` folder) are not followed, because
+  the model was trained with tokenizer.json.
 - `add_bos_token` and `add_eos_token` change nothing where there is a tokenizer.json, as in
   transformers 5; neither does `clean_up_tokenization_spaces`.
 - A `tokenizer.model` alone in a folder whose class is not `LlamaTokenizer` gets a space in front of
@@ -136,10 +136,10 @@ the vocabulary.
 - Sentencepiece writes two leading spaces of a text as two; tokenizer.json with a space in front
   of the first word loses one, in transformers and here.
 - Templates in `additional_chat_templates/` are read in a local folder and not fetched from the
-  Hub, where `chat_template.jinja` beside them is used.
+  Hub, where `chat_template.jinja` is used instead.
 - Variables of a template such as `enable_thinking` or `date_string` cannot be set; templates get
   their defaults.
-- A template that shows tools only behind some messages, and not in the chat at hand, is refused
+- A template that shows tools only after certain messages, and not in the current chat, is refused
   like one that has no place for tools.
 """
 

@@ -1,4 +1,4 @@
-"""Answer one question: what do tests use in place of a real checkpoint?
+"""Small checkpoints that tests use in place of a real one.
 
 A random two-layer model in a standard Hugging Face folder, written with the libraries that
 define those formats (safetensors, tokenizers, ml_dtypes) and without edgekit.

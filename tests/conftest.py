@@ -1,4 +1,4 @@
-"""Answer one question: what does every test share?
+"""Fixtures that all tests share.
 
 No test reaches the network, and the expensive exports happen once a session.
 """

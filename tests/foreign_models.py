@@ -1,4 +1,4 @@
-"""Answer one question: how do checkpoints look whose architecture edgekit has no family for?
+"""Checkpoints of architectures that edgekit has no family for.
 
 Configs and tensor names as published checkpoints have them, written down by hand; random weights.
 """

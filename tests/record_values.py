@@ -1,4 +1,4 @@
-"""Answer one question: which values may a record hold?"""
+"""Values for every field of a record, by its type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answer one question: what do tests use in place of a real adapter?
+"""Tiny adapters that tests use in place of a real one.
 
 Adapters of the tiny checkpoints, with random numbers and the names that PEFT gives the tensors.
 scripts/golden_adapters.py asks PEFT whether these are the names, and for the logits.

@@ -1,4 +1,4 @@
-"""Answer one question: what does a tiny checkpoint of each family look like?
+"""A tiny checkpoint of each family.
 
 Configs and tensor names as the families' published checkpoints have them, written down here by
 hand so that edgekit's own tables are tested against something else. All are small enough that a

@@ -1,1 +1,1 @@
-"""A model folder or Hub snapshot as config, lazy tensors, tokenizer and chat template."""
+"""Checkpoints: a model folder, GGUF file or Hub snapshot as config, lazy tensors and text files."""

@@ -1,4 +1,4 @@
-"""A checkpoint together with an adapter that is to be merged into its weights."""
+"""A checkpoint together with an adapter that will be merged into its weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgekit.text.files import TextFiles
 
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 _TEMPLATE_KEY: Final = "chat_template"
-# A tokenizer is all of these together; those of two models must not be mixed.
+# A tokenizer is all of these files together; files of two models must not be mixed.
 _TOKENIZER_FILES: Final = frozenset({
     "tokenizer.json", _TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json",
     "tekken.json", "vocab.json", "merges.txt", "tokenizer.model",
@@ -28,7 +28,7 @@ class AdaptedCheckpoint(Checkpoint):
     """A checkpoint whose weights an adapter changes; ``families/adapted.py`` merges them."""
 
     def __init__(self, base: Checkpoint, adapter: Adapter) -> None:
-        """Put the two together; both are closed with this one.
+        """Join the two; closing this one closes both.
 
         Args:
             base: The model that the adapter belongs to.
@@ -43,7 +43,7 @@ class AdaptedCheckpoint(Checkpoint):
         self.ignored_config_keys = base.ignored_config_keys
 
     def fetch_text(self) -> None:
-        """Bring the base's tokenizer and chat template to this disk."""
+        """Download the base's tokenizer and chat template if they are not on this disk."""
         self._base.fetch_text()
 
     @property
@@ -63,7 +63,7 @@ class AdaptedCheckpoint(Checkpoint):
 
     @property
     def assets_bytes(self) -> int:
-        """Bytes of the files that go into every artifact as they are."""
+        """Bytes of the files that every artifact holds unchanged."""
         return self._base.assets_bytes
 
     def weights(self) -> dict[str, LazyTensor]:
@@ -82,20 +82,19 @@ class AdaptedCheckpoint(Checkpoint):
         return hashlib.sha256(both.encode()).hexdigest()
 
     def close(self) -> None:
-        """Let go of both; safe to call twice."""
+        """Close both; safe to call twice."""
         self._adapter.close()
         self._base.close()
 
 
 def overlay_text(base: TextFiles, adapter: TextFiles) -> TextFiles:
-    """Take an adapter's tokenizer and its chat template, each whole, in place of the base's.
+    """Replace the base's tokenizer and chat template by the adapter's, each as a whole.
 
-    A template belongs to the tokenizer that it was trained with only if the adapter has one: where
-    it has none, the base's stays.
+    If the adapter has a tokenizer but no template, the base's template stays.
 
     Args:
         base: Text files of the model.
-        adapter: Text files beside the adapter.
+        adapter: Text files in the adapter's folder.
     """
     own = {n: s for n, s in adapter.sources.items() if n not in (CONFIG_NAME, GENERATION_NAME)}
     if not own:

@@ -1,6 +1,6 @@
-"""Adapters: a small folder of changes to a model's weights, as PEFT and mlx-lm save them.
+"""LoRA and DoRA adapters, as PEFT and mlx-lm save them: small changes to a model's weights.
 
-An adapter holds, for some modules of its base model, a product of two thin matrices to be added
+An adapter holds, for some modules of its base model, a product of two low-rank matrices to be added
 to the weight (LoRA), possibly with the length of each row (DoRA), or a whole tensor in place of
 the weight. This file reads which change belongs to which module; ``merging.py`` applies one to a
 tensor, and ``families/adapted.py`` finds the module in the base model.
@@ -43,8 +43,8 @@ _USED_KEYS: Final = frozenset({
     "alpha_pattern", "ensure_weight_tying", "init_lora_weights", "lora_alpha",
     "trainable_token_indices", "use_rslora",
 })  # fmt: skip
-# Ways to begin a training that leave the base model's weights as they are; the others store an
-# adapter that is right only beside changed weights.
+# Initializations that leave the base model's weights as they are; the others store an adapter that
+# is right only together with changed weights.
 _PLAIN_STARTS: Final = (None, True, False, "gaussian", "eva", "orthogonal")
 # Tensors of an adapter that was saved together with its base model, and the base's own.
 _IN_MODEL: Final = re.compile(
@@ -83,8 +83,8 @@ class ModuleChange:
     ``(B @ A).T``.
 
     Attributes:
-        a: The matrix that meets the input.
-        b: The matrix that gives the output.
+        a: The matrix that is multiplied with the input.
+        b: The matrix whose product is the output.
         scale: Factor of ``B @ A``.
         magnitude: Length of each row of the weight (DoRA), or of each column of an embedding.
         b_bias: Added to the module's bias, times ``scale``.
@@ -120,14 +120,14 @@ class Adapter:
     """An open adapter.
 
     Attributes:
-        folder: Where it lies.
+        folder: The adapter's folder.
         name: Name of the folder.
         tensors: Its tensors, by their own names.
-        is_inside: Whether they lie among the tensors of its base model.
+        is_inside: Whether they are stored among the tensors of its base model.
         base: The model that it was made for, as its config names it; empty if it does not.
         changes: Module name (without PEFT's prefix) -> what changes in it.
         keeps_tie: Whether a change of the embedding is meant for the output matrix too.
-        text_files: Tokenizer and template files that lie beside it.
+        text_files: Tokenizer and template files in its folder.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Adapter:
         """Tell what the tensors of an adapter change; no tensor is read.
 
         Args:
-            folder: Where they lie.
+            folder: The adapter's folder.
             config: The adapter's config.
             tensors: The adapter's tensors, by their own names.
 
@@ -163,7 +163,7 @@ class Adapter:
             folder: The adapter's folder, or its weight file.
 
         Raises:
-            MissingFileError: No adapter there; what lies there instead is named.
+            MissingFileError: No adapter there; the message names what is there instead.
             CheckpointError: See the constructor.
             FormatError: The weight file is damaged.
         """
@@ -181,7 +181,7 @@ class Adapter:
 
     @classmethod
     def unmerged(cls, folder: Path, tensors: Mapping[str, SafetensorsTensor]) -> Adapter | None:
-        """Give the adapter whose parts lie among a model's own tensors; None if there is none.
+        """Give the adapter whose parts are stored among a model's own tensors, or None.
 
         Raises:
             CheckpointError: There is one, and no config says its scale.
@@ -194,7 +194,7 @@ class Adapter:
                 f"{folder}: the weights hold a LoRA adapter that is not merged",
                 got=f"{len(parts)} tensors such as {next(iter(parts))}, and no "
                 f"{ADAPTER_CONFIG_NAME}, which says their scale",
-                wanted=f"merged weights, or {ADAPTER_CONFIG_NAME} beside them",
+                wanted=f"merged weights, or {ADAPTER_CONFIG_NAME} next to them",
                 do="Merge it with peft (merge_and_unload), or save the adapter alone and run: "
                 "edgekit export BASE_MODEL --adapter ADAPTER_FOLDER",
             )
@@ -242,7 +242,7 @@ def refuse_adapter_folder(folder: Path) -> None:
 
 
 def plain_name(name: str) -> str:
-    """Give the name of a base model's tensor without what PEFT puts into it while it trains."""
+    """Give the name of a base model's tensor without the parts that PEFT adds in training."""
     return _WRAPPED.sub(".", name)
 
 
@@ -271,7 +271,7 @@ def _find_files(folder: Path) -> tuple[Path, Path]:
     if ADAPTER_CONFIG_NAME not in names:
         inner = sorted(folder.glob(f"*/{ADAPTER_CONFIG_NAME}"))
         raise MissingFileError(
-            f"{folder} is no adapter",
+            f"{folder} is not an adapter",
             got="no such folder" if not folder.is_dir() else ", ".join(names[:8]) or "empty",
             wanted=f"a folder with {ADAPTER_CONFIG_NAME}",
             do=f"Name the folder that holds it: {inner[0].parent}"
@@ -288,7 +288,7 @@ def _find_files(folder: Path) -> tuple[Path, Path]:
         wanted=" or ".join(ADAPTER_WEIGHTS_NAMES),
         do="Load it with peft and save it again: save_pretrained(FOLDER) writes safetensors."
         if pickle
-        else "Bring the file into the folder.",
+        else "Copy the file into the folder.",
     )
 
 
@@ -344,7 +344,7 @@ def _read_peft(
 
 
 def _config_faults(config: Mapping[str, Any]) -> list[str]:
-    """Name what the config asks for beyond a plain LoRA."""
+    """Name the options of the config that a plain LoRA does not have."""
     kind = config.get("peft_type")
     if kind != _LORA:
         return [f"peft_type {str(kind)[:40]!r} (edgekit merges 'LORA')"]
@@ -381,7 +381,7 @@ def _peft_scale(config: Mapping[str, Any], module: str, rank: int, faults: list[
 def _matches(pattern: str, module: str, faults: list[str]) -> bool:
     """Tell whether PEFT applies a pattern to a module: at the end of its name, after a dot.
 
-    Patterns are regular expressions of a stranger: only those are tried that cannot take long.
+    Patterns are untrusted regular expressions, so only those are tried that cannot take long.
     """
     if re.fullmatch(r"[\w.]+", pattern):
         return module == pattern or module.endswith(f".{pattern}")

@@ -1,9 +1,9 @@
-"""The files that an artifact carries beside its weights: config, tokenizer and chat template.
+"""The files that an artifact holds beside its weights: config, tokenizer and chat template.
 
-Runtimes on the device read tokenizer.json, one chat template and one list of end tokens, and each
-looks for them in another file. What the source says elsewhere is written into every one of them,
-so that each runtime gives the same token ids and stops at the same tokens. A file that says it
-already is carried as it is.
+Runtimes on the device read tokenizer.json, one chat template and one list of end tokens, each from
+other files. So the facts from all files of the source are written into each of these files: every
+runtime then gives the same token ids and stops at the same tokens. A file that is already complete
+is copied unchanged.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def read_end_ids(values: Mapping[str, Any], where: str | Path) -> tuple[int, ...
 
 
 def copy_assets(view: TextView, target: Path) -> list[str]:
-    """Write config, tokenizer and template files of a model as an artifact carries them.
+    """Write config, tokenizer and template files of a model in the form that an artifact holds.
 
     Args:
         view: The model's text files.
@@ -88,7 +88,7 @@ def copy_assets(view: TextView, target: Path) -> list[str]:
         for name in ASSET_NAMES
         if name not in changed and (data := view.files.read(name, MAX_TOKENIZER_BYTES)) is not None
     }
-    # As bytes: a line end in a template is part of the prompt.
+    # Written as bytes, because a line end in a template is part of the prompt.
     contents |= {n: text.encode("utf-8") for n, text in changed.items() if text is not None}
     for name, data in contents.items():
         (target / name).write_bytes(data)
@@ -112,7 +112,7 @@ def rewritten_assets(view: TextView) -> dict[str, str | None]:
         if tokenizer.is_changed:
             texts[TOKENIZER_NAME] = tokenizer.file_text
         roles = {role: tokenizer.named_tokens[role] for role in tokenizer.stated_roles}
-        if not files.has(TOKENIZER_NAME):  # tokenizer.json is made of other files
+        if not files.has(TOKENIZER_NAME):  # tokenizer.json is made from other files
             wanted = {"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer.named_tokens}
             wanted |= config
         wanted = _with_roles(wanted, roles)
@@ -125,7 +125,7 @@ def rewritten_assets(view: TextView) -> dict[str, str | None]:
 
 
 def _put_template(texts: dict[str, str | None], view: TextView, wanted: dict[str, Any]) -> None:
-    """Have one text as the template: runtimes differ in which of two files they read."""
+    """Write one template into both files, because runtimes differ in which one they read."""
     text, entry = view.template.single_text, wanted.get("chat_template")
     if text is None:
         return
@@ -153,7 +153,7 @@ def _put_ends(texts: dict[str, str | None], view: TextView) -> None:
 def _with_roles(
     content: Mapping[str, Any], roles: Mapping[str, str], *, adds: bool = True
 ) -> dict[str, Any]:
-    """Give a file in which a role names the token that it has after all files were read."""
+    """Give a file in which each role names its final token, after all files were read."""
     result = dict(content)
     for role, text in sorted(roles.items()):
         value = result.get(role)

@@ -1,7 +1,7 @@
-"""What a checkpoint is to those who read one: config, tensors, text files, and where they lie.
+"""``Checkpoint``: the interface of an open model: config, tensors, text files and notes.
 
-A folder (reader.py), a GGUF file (gguf/file.py), a model on the Hub that is looked at (remote.py)
-and a checkpoint with an adapter (adapted.py) each are one.
+It is implemented by a model folder (reader.py), a GGUF file (gguf/file.py), a model on the Hub
+before its download (remote.py), and a checkpoint with an adapter (adapted.py).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class Checkpoint(ABC):
     Attributes:
         name: Short display name.
         origin: What the user named.
-        folder: Where it lies.
+        folder: The folder of the model.
         config: The keys of config.json.
         tensors: Tensors of its safetensors files by their own names, in file order; of a GGUF file
             none.
         assets: Config, tokenizer and template files that exist, by file name.
         notes: What is left out, ignored or changed while reading, one sentence each, for the user.
         has_weights: Whether the tensors can be read, and not only listed.
-        adapter: The adapter that is to be merged into the weights, or None.
-        adapter_files: Weight files of adapters that lie beside the model.
+        adapter: The adapter that will be merged into the weights, or None.
+        adapter_files: Weight files of adapters in the model's folder.
         ignored_config_keys: Keys that the user wants ignored, whatever their value is.
     """
 
@@ -50,7 +50,7 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def fetch_text(self) -> None:
-        """Bring tokenizer and chat template to this disk, where they are elsewhere."""
+        """Download tokenizer and chat template if they are not on this disk."""
 
     @property
     @abstractmethod
@@ -70,7 +70,7 @@ class Checkpoint(ABC):
     @property
     @abstractmethod
     def assets_bytes(self) -> int:
-        """Bytes of the files that go into every artifact as they are."""
+        """Bytes of the files that every artifact holds unchanged."""
 
     @abstractmethod
     def weights(self) -> dict[str, LazyTensor]:
@@ -86,7 +86,7 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the files; safe to call twice."""
+        """Close the files; safe to call twice."""
 
     def __enter__(self) -> Self:
         return self

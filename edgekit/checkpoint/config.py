@@ -1,4 +1,4 @@
-"""The keys of config.json, each of which is taken, passed over for a reason, or reported.
+"""``RawConfig``: the keys of config.json, each of which is used, ignored with reason, or refused.
 
 A ``RawConfig`` remembers which keys were taken or ignored by name; config_keys.py judges the rest
 by name and value. Reading never stops at the first fault: ``finish`` reports all missing, wrong
@@ -37,7 +37,7 @@ IGNORE_OPTION: Final = "--ignore-config-key"
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """What a config and its sections share: what the user asked for, and what is said aloud."""
+    """State that a config and its sections share: keys to ignore, and notes for the user."""
 
     asked: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
@@ -77,11 +77,11 @@ class RawConfig(Mapping[str, Any]):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the reading says aloud, one line each; sections included."""
+        """Notes for the user from reading, one line each; sections included."""
         return tuple(self._reading.notes)
 
     def note(self, text: str) -> None:
-        """Say something aloud, once."""
+        """Add a note for the user, once."""
         if text not in self._reading.notes:
             self._reading.notes.append(text)
 
@@ -90,7 +90,7 @@ class RawConfig(Mapping[str, Any]):
         return dict(self._read)
 
     def ignore_as_asked(self, keys: Iterable[str]) -> None:
-        """Let keys pass whatever their value is, because the user says so.
+        """Ignore keys, whatever their value is, because the user asks for it.
 
         Args:
             keys: Names; a key of a section is written ``section.key``.
@@ -151,7 +151,7 @@ class RawConfig(Mapping[str, Any]):
     def take(self, key: str, kind: type[Any], default: Any = _REQUIRED) -> Any:
         """Take a key of the given JSON type; null counts as absent.
 
-        A fault is kept for ``finish``; until that has passed the result means nothing.
+        A fault is kept for ``finish``; the result is valid only after ``finish`` has passed.
 
         Args:
             key: Name of the key.
@@ -236,7 +236,7 @@ class RawConfig(Mapping[str, Any]):
         return section
 
     def _passes(self, key: str) -> bool:
-        """Judge a key that nobody took; never-read names are those of whole configs only."""
+        """Tell whether a key that was not taken may pass; never-read ones count at the top only."""
         if asks_for_nothing(key, self._read[key]):
             return True
         return is_never_read(key) if self._is_whole else key.startswith("_")

@@ -1,9 +1,9 @@
-"""Which keys of a config.json pass although no family takes them: a key is judged by its value.
+"""Keys of config.json that may be ignored because they cannot change the result.
 
-Three things let a key pass: a value that asks for nothing (null, nothing inside, a switch that is
-off, a factor of 1), a name that no code which computes logits reads, or both together (a switch
-that is on, or an integer, whose usual value is listed here). Everything else may change what the
-model computes.
+A key is ignored for one of three reasons: its value asks for nothing (null, empty, a switch that is
+off, a factor of 1); its name is read by no code that computes logits; or its name is listed here
+with the usual value that it has (a switch that is on, or an integer). Every other key may change
+what the model computes.
 
 Source: transformers 5.23, what the classes of the supported model types, the masks, the caches
 and the position encodings read of a config; keys of tools from configs that they published
@@ -77,7 +77,7 @@ NEVER_READ: Final[Mapping[str, str]] = {
 # Pattern of key names -> the values of each that ask for nothing out of the ordinary.
 USUAL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     r"is_causal|causal\w*|use_causal\w*": (True,),
-    # transformers has a class for each; these only say which one was used.
+    # transformers has a class for each; these keys only say which one was used.
     r"is_decoder|is_decoder_only|decoder_only": (True, False),
     r"use_(rope|rotary\w*|rms_?norm|swiglu|glu|gated_mlp)|rope|rotary|rms_?norm|swiglu|pre_?norm|"
     r"normalize_before|do_layer_norm_before|scale_attn_weights": (True,),
@@ -89,7 +89,7 @@ USUAL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     r"rope_(scaling_)?type": ("default", "none"),
 }  # fmt: skip
 
-# Key names -> what another value than the usual one does; said where such a key is refused.
+# Key names -> what another value than the usual one does; quoted where such a key is refused.
 CHANGES: Final[Mapping[str, str]] = {
     "is_causal": "queries would see later tokens",
     "attention_chunk_size": "queries would see only keys of their own chunk",
@@ -102,7 +102,7 @@ CHANGES: Final[Mapping[str, str]] = {
     "rope_interleaved": "rope would rotate neighbours instead of halves",
 }
 
-_MAX_NAME_CHARS: Final = 100  # so that no pattern takes long on a name that is none
+_MAX_NAME_CHARS: Final = 100  # so that a pattern stays fast on a name that is not a key at all
 _FACTOR: Final = re.compile(
     r"(.*[_.])?(factor|multiplier|mult|scale|scaling|gain|alpha|ratio|temp(erature)?|divisor|mod)"
     r"(_emb|_depth|_width)?"
@@ -125,7 +125,7 @@ def is_never_read(key: str) -> bool:
 
 
 def asks_for_nothing(key: str, value: object) -> bool:
-    """Tell whether a value leaves the result as it is: off, empty, a factor of 1, none of a thing.
+    """Tell whether a value leaves the result unchanged: off, empty, a factor of 1, a count of 0.
 
     Args:
         key: Name of the key, without the section that it stands in; which values are neutral

@@ -1,4 +1,4 @@
-"""Changes to a weight that are applied while it is read, in float32, some rows at a time.
+"""Changes to a weight (LoRA, DoRA, replaced rows), applied in float32 while it is read.
 
 Source:
     LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1; DoRA: Liu et al. 2024,
@@ -20,7 +20,7 @@ from edgekit.tensors import LazyTensor, TensorInfo, row_blocks
 
 
 class Change(Protocol):
-    """Something that is done to rows of a weight."""
+    """A change of rows of a weight."""
 
     def apply(self, values: F32Array, start: int, stop: int) -> F32Array:
         """Change rows ``start:stop``, shape (stop - start, ...), which may be written to."""
@@ -36,7 +36,7 @@ class MergedTensor:
 
     @property
     def info(self) -> TensorInfo:
-        """Name and shape as stored; what is computed is float32."""
+        """Name and shape as stored; the computed values are float32."""
         return TensorInfo(self.stored.info.name, self.stored.info.shape, DType.FP32)
 
     def read(self) -> F32Array:
@@ -49,7 +49,7 @@ class MergedTensor:
 
 
 class LatestMatrices:
-    """Keeps the thin matrices of the weight that was read last, and no others.
+    """Keeps the low-rank matrices of the weight that was read last, and no others.
 
     A weight is read some rows at a time, and the weights one after the other: so each thin matrix
     is read once and no more than those of one weight are in memory.
@@ -116,7 +116,7 @@ class LowRank:
 class ColumnLengths:
     """DoRA of an embedding: adds a product, then gives each *column* a length.
 
-    The length of a column takes a look at the whole matrix; it is computed at the first use.
+    The length of a column depends on the whole matrix; it is computed at the first use.
     """
 
     def __init__(self, stored: LazyTensor, product: LowRank, lengths: F32Array) -> None:
@@ -154,7 +154,7 @@ class ColumnLengths:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Puts other rows in the place of some: row number -> (M,)."""
+    """Replaces some rows: row number -> (M,)."""
 
     rows: Mapping[int, F32Array]
 

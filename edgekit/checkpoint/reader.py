@@ -1,7 +1,7 @@
-"""A model folder as config and tensors that can be read one at a time.
+"""``FolderCheckpoint``: a model folder as config and tensors that can be read one at a time.
 
 Config and tensor headers are read and checked at once; weights only when asked for. Pickles
-are never read. It must not know what the tensors mean.
+are never read. This module does not know what the tensors mean.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class FolderCheckpoint(Checkpoint):
 
         Args:
             model: What the user named.
-            folder: Where config, tokenizer and template lie.
-            weight_files: Where the weights lie; None for the same folder.
+            folder: Folder of config, tokenizer and template.
+            weight_files: The weight files; None for those in the same folder.
         """
         self.folder = folder
         self.notes = []
@@ -125,7 +125,7 @@ class FolderCheckpoint(Checkpoint):
 
     @property
     def assets_bytes(self) -> int:
-        """Bytes of the files that go into every artifact as they are."""
+        """Bytes of the files that every artifact holds unchanged."""
         return sum(path.stat().st_size for path in self.assets.values())
 
     def weights(self) -> dict[str, LazyTensor]:
@@ -158,7 +158,7 @@ class FolderCheckpoint(Checkpoint):
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Let go of the files; safe to call twice."""
+        """Close the files; safe to call twice."""
         self._files.close()
 
     def _refuse_links_out(self) -> None:
@@ -237,7 +237,7 @@ def _refuse_lost_links(folder: Path) -> None:
 
 
 def _read_license(card: Path) -> str:
-    """Read ``license`` from the front matter of a model card, which anyone may have written."""
+    """Read ``license`` from the front matter of a model card, which is untrusted text."""
     try:
         with open_inside(card) as stream:
             lines = stream.read(_MAX_CARD_BYTES).decode("utf-8", "replace").splitlines()

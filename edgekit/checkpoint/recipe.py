@@ -1,4 +1,4 @@
-"""Recipes: the real models that are known by name, and what is known of each.
+"""Recipes: the real models that edgekit knows by name, and what is known of each.
 
 One TOML file per model under ``models/``. What it says was taken from the model's card and is
 only shown; the checkpoint's own config decides.
@@ -145,7 +145,7 @@ def read_recipe(path: Path) -> Recipe:
         return from_plain(Recipe, {**data, "name": path.stem})
     except WrongValuesError as error:
         raise CheckpointError(
-            f"{path} is not a recipe", got=error, do="Compare with another."
+            f"{path} is not a recipe", got=error, do="Compare it with another file of models/."
         ) from error
 
 
@@ -186,7 +186,7 @@ def _compare(
             f"{recipe.golden.source}",
             got=_shown(found),
             wanted=_shown(wanted),
-            do="Download the model again. A folder is taken as it is: if you know that the "
+            do="Download the model again. A folder is not checked this way: if you know that the "
             f"tokenizer is right, export {folder}.",
         )
 

@@ -1,7 +1,7 @@
-"""What a model on the Hub holds, before its weights are downloaded.
+"""A model on the Hub before its weights are downloaded: config, card and tensor headers.
 
-Config and card come into the cache, because a later download needs them too; of each weight file
-only the header is asked for, by its byte range.
+Config and card are downloaded into the cache, because a later download needs them too. From each
+weight file only the header is requested, by its byte range.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class RemoteFile(ByteSource):
         return np.frombuffer(self._hub.read_part(self._url_path, begin, begin + n_bytes), np.uint8)
 
     def close(self) -> None:
-        """Ask for nothing more."""
+        """End the requests."""
         self._is_closed = True
 
 
@@ -89,19 +89,19 @@ class RemoteCheckpoint(FolderCheckpoint):
         super().__init__(model, self._fetch.folder, RemoteFiles(self._fetch))
 
     def fetch_text(self) -> None:
-        """Bring tokenizer and chat template into the cache, so that they can be checked."""
+        """Download tokenizer and chat template into the cache, so that they can be checked."""
         with self._fetch.writing():
             self._fetch.fetch(self._fetch.listing.assets())
 
     @property
     def assets_bytes(self) -> int:
-        """Bytes of the assets as the Hub states them; most are not here."""
+        """Bytes of the assets as the Hub states them; most are not downloaded yet."""
         files = self._fetch.listing.files
         return sum(files[name].n_bytes for name in ASSET_NAMES if name in files)
 
 
 def needs_download(model: str | Path) -> bool:
-    """Tell whether a model lies on the Hub and not on this disk; asks nobody."""
+    """Tell whether a model is on the Hub and not on this disk; makes no request."""
     if is_gguf(model) or find_packaged(model) is not None:
         return False
     found = locate(model)
@@ -109,7 +109,7 @@ def needs_download(model: str | Path) -> bool:
 
 
 def open_headers(model: str | Path) -> Checkpoint:
-    """Open a model to look at it: of what is not on this disk yet, no weight is downloaded.
+    """Open a model without its weights: if it is not on this disk, only headers are downloaded.
 
     Args:
         model: Folder, bundled name, or Hub id.

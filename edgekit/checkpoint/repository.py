@@ -45,7 +45,7 @@ def resolve_model(model: str | Path, progress: Progress = ignore_progress) -> Pa
 
 
 def locate(model: str | Path) -> Path | HubRepo:
-    """Tell whether a model is a folder or a repository on the Hub; asks nobody.
+    """Tell whether a model is a folder or a repository on the Hub; makes no request.
 
     Raises:
         CheckpointError: Nothing of that name.
@@ -64,7 +64,7 @@ def locate(model: str | Path) -> Path | HubRepo:
         raise CheckpointError(
             f"{text}: no such file",
             wanted="a GGUF file",
-            do="Compare the path; of a split file, name the first part.",
+            do="Check the path; of a split file, name the first part.",
         )
     if "/" not in text and "\\" not in text:
         return _named(text)
@@ -111,7 +111,7 @@ def find_packaged(model: str | Path) -> PackagedModel | None:
 
 @contextmanager
 def offering_package(model: str | Path) -> Iterator[None]:
-    """Where the Hub cannot be reached, name the package that holds the model, if there is one."""
+    """Add the package that holds the model, if any, to errors about an unreachable Hub."""
     try:
         yield
     except HubUnavailableError as error:
@@ -146,7 +146,7 @@ def model_name(model: str | Path, folder: Path) -> str:
 
 
 def recipe_of(model: str | Path) -> Recipe | None:
-    """Give what is known of a model that the user names by recipe or by its Hub id."""
+    """Give the recipe of a model that the user names by recipe or by its Hub id."""
     if Path(model).exists() or str(model) in bundled_models():
         return None
     known = recipes(models_dir())

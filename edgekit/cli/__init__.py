@@ -1,7 +1,7 @@
-"""The ``edgekit`` command.
+"""The ``edgekit`` command: its list of commands, and the exit codes of errors.
 
-Each command is a file: options, one call, one render. Nothing heavy is imported before a
-command runs, so that ``--help`` answers at once. The only try/except for the user is ``main``.
+Each command is a file with its options, one call of the pipeline and one printout. Nothing heavy is
+imported before a command runs, so ``--help`` is quick. Only ``main`` catches errors for the user.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ app = typer.Typer(
 
 
 def _help(command: Callable[..., None]) -> str:
-    """Give a command's docstring with the lines of its example kept as they are."""
+    """Give a command's docstring with the lines of its example unchanged."""
     text = inspect_docstring(command) or ""
     # click joins and breaks the lines of a paragraph, unless this character stands before it.
     return text.replace("\nExample:\n", "\n\b\nExample:\n")
@@ -103,10 +103,10 @@ def main() -> NoReturn:
     warnings.showwarning = show_warning
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by the shell (>&-): said to nobody
+        if stream is None:  # closed by the shell (>&-): nobody reads it
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
         elif isinstance(stream, TextIOWrapper):
-            # Text of models may hold what the terminal's encoding lacks.
+            # Text of a model may hold characters that the terminal's encoding lacks.
             stream.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
@@ -124,7 +124,7 @@ def main() -> NoReturn:
 
 
 def _is_json() -> bool:
-    """Say whether ``--json`` is asked for, also where the command line is wrong."""
+    """Tell whether ``--json`` is asked for, even if the command line is wrong."""
     return "--json" in sys.argv[: sys.argv.index("--") if "--" in sys.argv else None]
 
 
@@ -133,5 +133,5 @@ def _output() -> Output:
 
 
 def _stop(signum: int, frame: FrameType | None) -> NoReturn:
-    """Turn SIGTERM into an exit that still cleans up what was half-written."""
+    """Turn SIGTERM into an exit that still removes half-written files."""
     sys.exit(128 + signum)

@@ -1,4 +1,4 @@
-"""`edgekit devices`: which profiles are there, and which artifact fits where?"""
+"""`edgekit devices`: list the device profiles, and match artifacts with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`edgekit export`: quantize once, write every format asked for."""
+"""`edgekit export`: quantize a model once and write it in every format asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`edgekit inspect`: what is in a model, and what exporting it gives and takes."""
+"""`edgekit inspect`: what is in a model, and what exporting it would give and cost."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What a command writes to stdout and to stderr.
+"""Printing: the result of a command goes to stdout, messages and progress go to stderr.
 
-stdout carries the result: tables and text for a person, or exactly one JSON document. Messages
-and progress go to stderr, and so does whatever a library prints, from Python or from C: the first
-``Output`` of a process keeps stdout for itself. Nobody else prints.
+stdout gets the result: tables and text for a person, or exactly one JSON document. Messages and
+progress go to stderr, and so does everything that a library prints, from Python or from C. The
+first ``Output`` of a process keeps stdout for itself. No other module prints.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-# As a shell counts a program that SIGPIPE ended: what was to be said was not all read.
+# A shell's exit code for a program that SIGPIPE ended: the output was not read to its end.
 CLOSED_PIPE: Final = 128 + signal.SIGPIPE
 _kept: TextIO | None = None
 
@@ -63,7 +63,7 @@ class Output:
     def write(self, text: str) -> None:
         """Stream a piece of the answer to stdout; nothing in JSON mode.
 
-        What a model or a server says must not steer the terminal; a file or pipe gets it as it is.
+        Text of a model or a server must not control the terminal; files and pipes get it unchanged.
         """
         if not self.is_json:
             _write(
@@ -73,11 +73,11 @@ class Output:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a person looks at stdout."""
+        """Whether stdout is a terminal."""
         return self._stdout.isatty()
 
     def message(self, text: str) -> None:
-        """Tell the person something that is not the result."""
+        """Print text for the person that is not the result."""
         _write(sys.stderr, text + "\n")
 
     def error(self, error: EdgekitError) -> None:
@@ -117,7 +117,7 @@ class Output:
 
 
 def _write(stream: TextIO, text: str) -> None:
-    """Write to stdout or stderr; end the process, cleaning up, when nobody reads it any more.
+    """Write to stdout or stderr; if its reader has closed it, clean up and end the process.
 
     A thread of a server goes on without a log.
 
@@ -128,7 +128,7 @@ def _write(stream: TextIO, text: str) -> None:
         stream.write(text)
         stream.flush()
     except BrokenPipeError:
-        # What is still in the buffer goes nowhere, so that closing it does not fail again.
+        # The rest of the buffer is dropped, so that closing it does not fail again.
         with Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), stream.fileno())
         if threading.current_thread() is threading.main_thread():
@@ -156,7 +156,7 @@ def _own_stdout() -> TextIO:
     if _kept is None or sys.stdout is not sys.stderr:
         _kept = sys.stdout
         if _is_descriptor(_kept, 1):
-            # Text of models may hold what the terminal's encoding lacks.
+            # Text of a model may hold characters that the terminal's encoding lacks.
             _kept = os.fdopen(os.dup(1), "w", encoding=_kept.encoding, errors="backslashreplace")
             if _is_descriptor(sys.stderr, 2):
                 os.dup2(2, 1)

@@ -1,4 +1,4 @@
-"""`edgekit report`: write the page again from report.json."""
+"""`edgekit report`: write the report pages again from report.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`edgekit serve`: an artifact behind an OpenAI-compatible server on this machine."""
+"""`edgekit serve`: answer an OpenAI-compatible API on this machine with an artifact."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def command(
     opened = Artifact.open(artifact)
     with load(opened, device, engine=engine, n_threads=threads) as session:
         if not is_raw:
-            # A template that is missing or wrong shall not wait for the first client.
+            # Check the template now, not at the first client's request.
             session.encode_chat(PROBE)
         server = ModelServer(
             session,

@@ -1,4 +1,4 @@
-"""`edgekit verify`: do artifacts hold the same weights, and do their engines agree?"""
+"""`edgekit verify`: check that artifacts hold the same weights and that their engines agree."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One question per file: what a device can run, and what is known of it."""
+"""Devices: their profiles, the facts of this machine, and which artifacts they can run."""

@@ -1,6 +1,6 @@
-"""Answer one question: what must matching and projection know of an artifact?
+"""The facts about an artifact that matching and speed projection need.
 
-Plain numbers, read from the manifest only; no weight is touched and no format is opened.
+Plain numbers, read from the manifest only; no weights are read and no format is opened.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KV_ELEMENT_BYTES: Final[dict[Format, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class ArtifactFacts:
-    """What an artifact costs to run.
+    """The sizes of an artifact that decide where it runs and how fast.
 
     Attributes:
         name: Short name for tables.
@@ -69,7 +69,7 @@ def facts_of(artifact: Artifact) -> ArtifactFacts:
             do="Export the model again.",
         ) from error
     weight_bytes = sum(stored.values())
-    # A token reads one row of an untied embedding; a tied one is read whole, as the head.
+    # A token reads one row of an untied embedding; a tied one is also the head and read whole.
     unread = 0 if is_tied else stored["embed"] - stored["embed"] // embed_rows
     idle = 0 if is_tied else embed_rows * embed_width
     return ArtifactFacts(
@@ -90,7 +90,7 @@ def _stored_bytes(shape: tuple[int, ...], scheme: str) -> int:
 
 
 def _kv_width(manifest: Manifest) -> int:
-    """Bytes of one cached element: as the exporter wrote it down, else the format's default."""
+    """Bytes of one cached element: as the exporter recorded it, else the format's default."""
     kv_type: Any = manifest.settings.get("cache_type")
     widths = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
     return widths.get(kv_type, KV_ELEMENT_BYTES[manifest.format])

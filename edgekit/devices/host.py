@@ -1,7 +1,7 @@
-"""Answer one question: what does the profile of this machine say?
+"""The device profile of this machine, made from the probe's facts.
 
-Built from the probe's facts, without looking at the host again. What a probe cannot know
-(bandwidth, storage speed) is unknown in it, so nothing is projected for the host: it is measured.
+It does not look at the host again. What a probe cannot know (bandwidth, storage speed) is unknown
+in it, so nothing is projected for the host: it is measured.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _UNPROBED: Final[SourcedValue[float]] = SourcedValue(
     ValueKind.UNKNOWN, "the probe does not measure it"
 )
 _MEASURED: Final = "largest of 5 M and 55 M parameter models, x86-64 Linux (docs/method.md)"
-_ASSUMED: Final = "every weight resident once; nobody measured it for this package layout"
+_ASSUMED: Final = "every weight is resident once; not measured for this package layout"
 
 
 def _engine(
@@ -96,7 +96,7 @@ _MLX_ON_CPU: Final = replace(
     _engine("mlx", Format.MLX, ("cpu",), 80, 1.3),
     min_version="0.30",
     chooses_threads=True,
-    note="mlx on a CPU proves correctness; its speed is no Apple speed",
+    note="mlx on a CPU proves correctness; its speed is not that of an Apple device",
 )
 _MLX: Final = replace(
     _MLX_ON_CPU,

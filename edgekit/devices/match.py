@@ -1,8 +1,8 @@
-"""Answer one question: which artifact runs on this device, with which engine and limits, and why?
+"""Matching of artifacts with a device: which can run, with which engine and limits, and why.
 
-Pure: it decides from facts and never looks at the host. Every pair of artifact and engine gets an
-answer, ``Accepted`` or ``Rejected(reason)``. Whether a model is good enough is not known here;
-the report decides that from measured quality.
+It decides from facts and never looks at the host. Every pair of artifact and engine gets an answer,
+``Accepted`` or ``Rejected(reason)``. It does not know whether a model is good enough; the report
+decides that from measured quality.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class RunConstraints:
-    """What the caller insists on; None leaves the choice to ``match``.
+    """What the caller asks for; None leaves the choice to ``match``.
 
     Attributes:
         format: Only this format.
         engine: Only this engine.
         context_length: Positions to reserve cache for; default the artifact's own.
-        n_threads: Threads; default the profile's figure. Without effect on an engine that
-            chooses its own; the plan then says so.
-        use_raised_limit: Count on the memory limit that needs an entitlement or a setting.
+        n_threads: Threads; default the profile's number. Has no effect on an engine that chooses
+            its own; the plan then says so.
+        use_raised_limit: Use the memory limit that needs an entitlement or a setting.
     """
 
     format: Format | None = None
@@ -90,11 +90,11 @@ def match(
     bytes per token decode faster), then the name. Rejected ones keep the order of the artifacts.
 
     Args:
-        artifacts: What there is to run.
+        artifacts: The artifacts to choose from.
         profile: The device to decide for.
         host: Given when the plan is to run on this machine: the engine must then be installed,
-            and the host's cores and memory bound the plan too.
-        constraints: What the caller insists on.
+            and the host's cores and memory limit the plan too.
+        constraints: What the caller asks for.
     """
     candidates = [
         _answer(facts, engine, profile, host, constraints)
@@ -127,14 +127,14 @@ def choose(candidates: Sequence[Candidate]) -> Plan:
             return candidate.plan
     reasons = {c.name: c.decision.reason for c in candidates if isinstance(c.decision, Rejected)}
     raise NoFitError(
-        "nothing fits this device",
+        "no artifact can run on this device",
         reasons=reasons or {"artifacts": "none given"},
         do="Try a smaller scheme, a shorter context, or another format.",
     )
 
 
 def need_bytes(facts: ArtifactFacts, engine: EngineSupport, context_length: int) -> int:
-    """Estimate the memory that the system cannot reclaim while an artifact runs.
+    """Estimate the memory that the system cannot take back while an artifact runs.
 
     Formula ``need-weights-kv-overhead``: ``weights_factor * weight_bytes + kv_bytes_per_token *
     context_length + overhead_bytes``; an unknown factor counts as 1, an unknown overhead as 0.
@@ -150,7 +150,7 @@ def need_bytes(facts: ArtifactFacts, engine: EngineSupport, context_length: int)
 def memory_limit(
     profile: DeviceProfile, host: HostFacts | None = None, *, use_raised: bool = False
 ) -> tuple[int, str]:
-    """Give what one app may use on the device, and in words where the number comes from.
+    """Give the memory that one app may use on the device, and where the number comes from.
 
     Raises:
         UsageError: The raised limit was asked for and is not known.

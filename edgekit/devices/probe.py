@@ -1,8 +1,9 @@
-"""Answer one question: what is this machine?
+"""Facts about this machine: processor, memory, operating system and installed engines.
 
 The only module that looks at the host. It reads small files and package metadata, imports no engine
-and starts no process but ``sysctl`` on macOS. All reading goes through ``root``, so tests hand in a
-folder that looks like another machine. A fact that cannot be read is None or absent, never a guess.
+and starts no process except ``sysctl`` on macOS. All files are read below ``root``, so that a test
+can give a folder that looks like another machine. A fact that cannot be read is None or absent; it
+is never guessed.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ _ENGINE_PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "mil": ("coremltools",),
 }
 _ENGINE_OS: Final[Mapping[str, str]] = {"coreml": "macos"}
-"""Engines that exist on one system only; the package alone installs elsewhere too."""
+"""Engines that exist on one system only; their packages can be installed elsewhere too."""
 
 _FEATURES: Final[Mapping[str, str]] = {
-    # /proc/cpuinfo spelling -> ours; only what changes which kernels an engine picks
+    # Spelling of /proc/cpuinfo -> ours; only features that change which kernels an engine picks.
     "asimddp": "dotprod",
     "asimdhp": "fp16",
     "i8mm": "i8mm",
@@ -67,7 +68,7 @@ def probe_host(root: Path = Path("/")) -> HostFacts:
     """Look at this machine.
 
     Args:
-        root: Where ``proc`` and ``sys`` lie; another folder only in tests.
+        root: Folder that holds ``proc`` and ``sys``; another folder only in tests.
     """
     psutil = require("psutil")
     system = _OS_NAMES.get(sys.platform, sys.platform)
@@ -91,12 +92,12 @@ def probe_host(root: Path = Path("/")) -> HostFacts:
 
 
 def available_memory() -> int:
-    """Give the bytes of memory that can be had now without swapping."""
+    """Give the bytes of memory that are available now without swapping."""
     return int(require("psutil").virtual_memory().available)
 
 
 def usable_cores(n_affinity: int, quota: float | None) -> int:
-    """Give the cores this process may use: its affinity, bounded by the cgroup's CPU quota."""
+    """Give the cores this process may use: its affinity, limited by the cgroup's CPU quota."""
     return n_affinity if quota is None else max(1, min(n_affinity, ceil(quota)))
 
 
@@ -159,8 +160,8 @@ def read_memory_limit(root: Path) -> int | None:
 def _cgroup_folders(root: Path, controller: str) -> list[Path]:
     """Give the folders of this process's cgroup and its parents, version 2 and version 1.
 
-    Inside a container the path of the group is the host's and absent here; the mount point
-    itself is then the group, so it always ends the list.
+    Inside a container, the path of the group is the host's and does not exist; then the mount
+    point itself is the group. So the mount point always ends the list.
     """
     base = root / "sys/fs/cgroup"
     folders = []

@@ -1,8 +1,8 @@
-"""Answer one question: what is known of a device, and where does each figure come from?
+"""Device profiles: what is known about a device, and where each number comes from.
 
-A profile is a TOML file in ``device_profiles/``. Every figure carries its kind and its source, and
-a figure that nobody has measured is written down as unknown, with the reason. Bytes, seconds and
-rates only. It must not look at the host: ``probe.py`` makes the profile of this machine.
+A profile is a TOML file in ``device_profiles/``. Every number has its kind and its source; a number
+that nobody has measured is recorded as unknown, with the reason. Units are bytes, seconds and
+rates. This module does not look at the host: ``host.py`` makes the profile of this machine.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ Number = TypeVar("Number", int, float)
 
 
 class ValueKind(enum.Enum):
-    """How a figure was had."""
+    """How a number was obtained."""
 
-    PUBLISHED = "published"  # the maker, or a specification sheet
-    MEASURED = "measured"  # somebody ran it on the device
+    PUBLISHED = "published"  # by the maker, or in a specification sheet
+    MEASURED = "measured"  # somebody measured it on the device
     FITTED = "fitted"  # fitted to published runs on this device
-    COMPUTED = "computed"  # arithmetic on other figures, such as memory type x bus width
-    ANALOGY = "analogy"  # carried over from a sibling device or runtime
-    ASSUMED = "assumed"  # a working value that nobody confirmed
+    COMPUTED = "computed"  # calculated from other numbers, such as memory type x bus width
+    ANALOGY = "analogy"  # taken from a similar device or runtime
+    ASSUMED = "assumed"  # a working value that nobody has confirmed
     PROBED = "probed"  # read from this machine
-    UNKNOWN = "unknown"  # looked for and not found; no value
+    UNKNOWN = "unknown"  # searched for and not found; no value
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Where model files lie."""
+    """Where model files are stored."""
 
     type: str
     read_bytes_per_s: SourcedValue[float]
@@ -118,13 +118,13 @@ class EngineSupport:
         formats: Formats it runs here.
         min_version: Oldest package version; empty when any will do.
         compute_units: What may compute, such as cpu, gpu, ane.
-        is_emulated: True when it only proves correctness here; its speed is no device speed.
+        is_emulated: True when it only proves correctness here; its speed is not the device's.
         chooses_threads: True when it takes no thread count.
-        overhead_bytes: Unreclaimable memory beside weights and cache.
-        weights_factor: Unreclaimable memory per byte of weights.
+        overhead_bytes: Memory besides weights and cache that the system cannot take back.
+        weights_factor: Memory that the system cannot take back, per byte of weights.
         max_copy_bytes: Above this size the engine makes no copy, and the factor is 1.
         sustained_factor: Speed after ten minutes over burst speed, 0..1.
-        note: What a person should know.
+        note: What a user should know.
     """
 
     id: str
@@ -267,7 +267,7 @@ def parse_profile(text: str, *, where: str) -> DeviceProfile:
 
 
 def _contradictions(profile: DeviceProfile) -> list[Problem]:
-    """Find keys that are right alone and wrong together."""
+    """Find keys that are valid alone but contradict each other."""
     problems = []
     ids = [e.id for e in profile.engines]
     if len(set(ids)) < len(ids):

@@ -1,12 +1,12 @@
-"""Answer one question: how fast would an artifact be on a device that is not here?
+"""Projected speed of an artifact on a device that is not at hand.
 
 Decode reads every streamed byte once per token: ``t_token = t0 + streamed_bytes / (eta *
-bandwidth)``. Prefill is bound by arithmetic: ``n_tokens * 2 * n_parameters / flops_per_s``.
-``eta``, ``t0`` and the flops were fitted to published runs and stand in the device profile with
-their sources. A projection is a range with a formula id, never a bare number, and where the profile
-has no parameters it is refused: the value is None and the note says why.
+bandwidth)``. Prefill is limited by arithmetic: ``n_tokens * 2 * n_parameters / flops_per_s``.
+``eta``, ``t0`` and the flops were fitted to published runs; the device profile holds them with
+their sources. A projection is a range with a formula id, never a single number. Where the profile
+has no parameters, there is no projection: the value is None and the note says why.
 
-Leave-one-out, the decode form was off by a median 10 % (mean 16 %) where the same device and
+Leave-one-out, the decode formula was off by a median 10 % (mean 16 %) where the same device and
 runtime had been seen, and by a median 20 % on devices that had not (docs/method.md).
 """
 
@@ -27,7 +27,7 @@ TTFT_FORMULA: Final = "ttft-prefill-plus-token"
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """A projection whose figures are all known."""
+    """A projection for which every input is known."""
 
     value: float
     inputs: tuple[SourcedValue[float], ...]
@@ -118,7 +118,7 @@ def _metric(name: str, value: float, formula: str, parts: Sequence[_Ready]) -> M
     weak = sorted({f.kind.value for f in values if f.kind in _WEAK})
     note = f"fitted on {projection.fitted_on}; range x{projection.range_factor:g}"
     if weak:
-        note += f"; rests on {' and '.join(weak)} figures"
+        note += f"; depends on {' and '.join(weak)} figures"
     return Metric(
         name,
         value,

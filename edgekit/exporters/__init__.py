@@ -1,6 +1,6 @@
 """The exporters by format, and how to open one.
 
-They are named by strings, so that importing this package imports no format library.
+They are listed as strings, so that importing this package imports no format library.
 """
 
 from __future__ import annotations

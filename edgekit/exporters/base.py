@@ -1,4 +1,4 @@
-"""Answer one question: what does every exporter promise?"""
+"""The ``Exporter`` protocol: what every export format provides, and its options and results."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Written:
     Attributes:
         context_length: Positions this artifact can hold.
         tool_versions: Packages that took part, name to version.
-        settings: Format facts worth keeping (opset, accuracy_level, activation type, ...).
-        notes: What turned out while the weights were written, one sentence each.
+        settings: Facts about the format (opset, accuracy_level, activation type, ...).
+        notes: Notes from writing the weights, one sentence each.
     """
 
     context_length: int
@@ -46,11 +46,11 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class SizeEstimate:
-    """What an export will take, known before any weight is read.
+    """The size of an export, known before any weight is read.
 
     Attributes:
-        disk_bytes: All files of the artifact but its manifest and the copied assets.
-        memory_bytes: Arrays that are held together at the worst moment.
+        disk_bytes: All files of the artifact except its manifest and the copied assets.
+        memory_bytes: Arrays that are in memory together at the worst moment.
     """
 
     disk_bytes: int
@@ -60,22 +60,22 @@ class SizeEstimate:
 class Exporter(Protocol):
     """One file format.
 
-    ``write`` fills an empty folder that becomes the artifact once it returns; staging, the
-    manifest and the atomic rename are the caller's (exporters/staging.py).
+    ``write`` fills an empty folder that becomes the artifact once it returns. The caller does the
+    staging, the manifest and the atomic rename (exporters/staging.py).
     """
 
     format: Format
 
     def supports(self, spec: DecoderSpec, scheme: Scheme) -> Decision:
-        """Say before any work whether this format can hold the model."""
+        """Tell whether this format can hold the model, before any work."""
         ...
 
     def positions(self, spec: DecoderSpec) -> ContextRange:
-        """Say before any work how many positions an artifact of a supported model can hold."""
+        """Tell how many positions an artifact of a supported model can hold, before any work."""
         ...
 
     def predict(self, model: ModelOutline, options: ExportOptions) -> SizeEstimate:
-        """Say what ``write`` will take; reads no tensor.
+        """Estimate the size of what ``write`` writes; reads no tensor.
 
         Tolerance: disk within 1 % beyond 20 MB of weights; the graph is estimated per layer.
         """

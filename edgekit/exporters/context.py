@@ -1,4 +1,4 @@
-"""How many positions an artifact holds: the model's own, a format's limit, or what was asked for.
+"""The context length of an artifact: the model's own, a format's limit, or what was asked for.
 
 ``--context`` means the same in every format: the positions of prompt and answer together.
 """
@@ -11,7 +11,7 @@ from typing import Final
 from edgekit.errors import UsageError
 from edgekit.families.spec import DecoderSpec
 
-_FEWEST: Final = 2  # one of a prompt, one of an answer
+_FEWEST: Final = 2  # one for the prompt, one for the answer
 _ALWAYS: Final = 4096
 # Engines reserve the key/value cache for all positions of an artifact when they load it.
 _CACHE_BYTES: Final = 512 << 20
@@ -23,9 +23,9 @@ class ContextRange:
     """The positions that artifacts of one format can hold for a model.
 
     Attributes:
-        default: Without ``--context``.
+        default: Positions without ``--context``.
         longest: The most that ``--context`` may ask for.
-        reason: Why that is less than the model's own; empty if it is not.
+        reason: Why ``longest`` is less than the model's own; empty if it is not.
     """
 
     default: int
@@ -46,18 +46,18 @@ class ContextRange:
             return self.default
         if not _FEWEST <= asked <= self.longest:
             raise UsageError(
-                f"--context for {where}",
+                f"--context is not possible for {where}",
                 got=asked,
                 wanted=f"{_FEWEST} .. {self.longest}, "
                 + (self.reason or "the positions that the model was made for"),
-                do="Give another --context.",
+                do="Choose another --context.",
             )
         return asked
 
     def note(self, asked: int | None, n_model: int) -> str | None:
-        """Say that an artifact holds fewer positions than it could, if nobody asked for that.
+        """Note that an artifact holds fewer positions than it could, if nobody asked for fewer.
 
-        What a format cannot hold at all, ``Exporter.supports`` says.
+        ``Exporter.supports`` notes what a format cannot hold at all.
 
         Args:
             asked: ``--context``; None for the default.
@@ -74,8 +74,8 @@ class ContextRange:
 def usual_length(spec: DecoderSpec, longest: int | None = None) -> int:
     """Give the positions of an artifact whose engines reserve their cache when they load it.
 
-    The model's own, but no more than 4,096, unless the key/value cache of more stays within
-    512 MiB in fp32; then a power of two.
+    These are the model's own, but more than 4,096 only if the key/value cache stays within 512 MiB
+    in fp32; then a power of two.
 
     Args:
         spec: The decoder.

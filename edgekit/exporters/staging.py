@@ -1,7 +1,7 @@
-"""Answer one question: how does an artifact appear on disk all at once, or not at all?
+"""Staging: an artifact appears in its folder complete, or not at all.
 
-Files are written to a hidden folder beside the target and renamed into place when complete.
-What a killed export leaves behind carries the prefix below and is swept by the next one.
+Files are written to a hidden folder next to the target and renamed into place when complete.
+A folder left by a killed export has the prefix below; the next export removes it.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def _mapped_os_errors(folder: Path) -> Iterator[None]:
                 do="Free space or choose another --out; nothing was left behind.",
             ) from error
         reason, name = error.strerror or str(error), str(error.filename or "")
-        # The folder that files are staged in means nothing to the user; other files do.
+        # The staging folder means nothing to the user; the names of other files do.
         if name and PARTIAL_PREFIX not in name:
             reason = f"{reason}: {name}"
         raise ExportError(

@@ -1,4 +1,4 @@
-"""One file per model_type: config -> DecoderSpec, names -> names; every key accounted for."""
+"""Model families: one file per model_type, which reads its config and its tensor names."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def open_family(checkpoint: Checkpoint) -> SourceModel:
     """Read a checkpoint through the family of its ``model_type``.
 
     Raises:
-        UnsupportedArchError: No family has that model_type, or the head is no language model's.
-        CheckpointError: Config or tensors are not what the family wants; all faults are named.
+        UnsupportedArchError: No family has that model_type, or the model is not a language model.
+        CheckpointError: Config or tensors are not what the family expects; all faults are named.
     """
     refuse_other_heads(checkpoint.config)
     model_type = checkpoint.config.get("model_type")
@@ -115,8 +115,8 @@ def open_model(
             checkpoint = AdaptedCheckpoint(checkpoint, within)
         elif asked is None and checkpoint.adapter_files:
             checkpoint.notes.append(
-                f"{' and '.join(checkpoint.adapter_files)} lies beside the weights and was not "
-                "merged into them; if the weights are those of the base model: "
+                f"{' and '.join(checkpoint.adapter_files)} is an adapter file next to the weights "
+                "and was not merged into them; if the weights are those of the base model: "
                 f"--adapter {checkpoint.folder}"
             )
         return open_family(checkpoint)
@@ -152,7 +152,7 @@ def _open_checkpoint(
 def _open_packaged(
     name: str, packaged: PackagedModel, ignore_keys: Iterable[str]
 ) -> GgufCheckpoint:
-    """Open the model of a recipe out of an installed package, and say so."""
+    """Open the model of a recipe from an installed package, with a note that says so."""
     checkpoint = GgufCheckpoint(packaged.file, ignore_keys)
     checkpoint.name = checkpoint.origin = name
     checkpoint.notes.insert(

@@ -1,4 +1,4 @@
-"""An adapter applied to the weights of the model that it belongs to."""
+"""Merging of an adapter into the weights of the model that it belongs to."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class _Target:
 def merge_adapter(
     adapter: Adapter, weights: dict[str, LazyTensor], names: NameTable, notes: list[str]
 ) -> None:
-    """Put the adapter's changes into the weights of its base model; nothing is read yet.
+    """Add the adapter's changes to the weights of its base model; nothing is read yet.
 
-    A change of the embedding alone, or of the output matrix alone, parts the two where they were
-    one, as it did while the adapter was trained.
+    Where embedding and output matrix are one tensor, a change of only one of them makes them two,
+    as they were while the adapter was trained.
 
     Args:
         adapter: The adapter.

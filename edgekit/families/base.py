@@ -1,9 +1,9 @@
-"""What a family file provides, and a checkpoint read through it.
+"""``Family`` and ``SourceModel``: what a family file provides, and a checkpoint read through it.
 
-A ``Family`` is data and one function: config -> ``DecoderSpec``, canonical names <-> names in
-the checkpoint. A ``SourceModel`` is a checkpoint read through its family. What is stored decides:
-the config says what to compute, and the tensors say whether the head is the embedding and how
-many rows the vocabulary has.
+A ``Family`` is data and one function: config -> ``DecoderSpec``, and names in the checkpoint <->
+canonical names. A ``SourceModel`` is a checkpoint read through its family. The config says what to
+compute; the stored tensors decide whether the head is the embedding and how many rows the
+vocabulary has.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Family:
     Attributes:
         model_type: As config.json has it.
         read_spec: Takes or ignores every key of the config, calls ``finish``, and gives the spec.
-        name_tables: Weight names as published; the table that fits the checkpoint best counts.
-            A prefix of all names that a program added or took away needs no table of its own.
+        name_tables: Weight names as published; the table that fits the checkpoint best is used.
+            A prefix that a program added to all names, or removed, needs no table of its own.
     """
 
     model_type: str
@@ -118,7 +118,7 @@ class Weight:
             raise CheckpointError(
                 f"{self.info.name} ({self.stored.info.name}): weights are not finite",
                 got=f"{n_bad} of {values.size} values are NaN or infinite",
-                do="The training failed or the file is damaged; take another copy of the model.",
+                do="The training failed or the file is damaged; use another copy of the model.",
             )
         return values
 
@@ -209,24 +209,24 @@ def _and_more(names: Sequence[str]) -> str:
 
 
 def _note_prefix(found: Alignment, notes: list[str]) -> None:
-    """Name a prefix that some program added; wrappers of other parts are published with one."""
+    """Add a note about a prefix that a program added; wrappers of other parts are published so."""
     if found.renamed and found.prefix not in (found.table.root, *_WRAPPERS):
         usual = repr(found.table.root)
         notes.append(
             f"tensor names begin with {found.prefix!r} in place of {usual}"
             if found.prefix
-            else f"tensor names come without the usual {usual}"
+            else f"tensor names lack the usual {usual}"
         )
 
 
 def _decide_head(
     spec: DecoderSpec, weights: dict[str, LazyTensor], names: NameTable, checkpoint: Checkpoint
 ) -> DecoderSpec:
-    """Tell by what is stored whether the output matrix is the embedding.
+    """Decide from the stored tensors whether the output matrix is the embedding.
 
-    transformers decides likewise: a head that is stored and differs is used, whatever
-    ``tie_word_embeddings`` says. One that is identical or absent is the embedding. Of ``weights``,
-    what is not needed is removed.
+    As in transformers: a stored head that differs is used, whatever ``tie_word_embeddings`` says;
+    one that is identical or absent is the embedding. Weights that are not needed are removed from
+    ``weights``.
 
     Source:
         transformers 5.23, ``PreTrainedModel.tie_weights``.
@@ -247,7 +247,7 @@ def _decide_head(
     if not checkpoint.has_weights:
         if spec.is_tied:
             notes.append(
-                f"{head} is stored beside the embedding; an export compares them, and uses it if "
+                f"{head} is stored besides the embedding; an export compares them, and uses it if "
                 "it differs"
             )
             del weights[head]
@@ -269,7 +269,7 @@ def _decide_head(
 def _decide_head_again(
     spec: DecoderSpec, weights: dict[str, LazyTensor], names: NameTable, checkpoint: Checkpoint
 ) -> DecoderSpec:
-    """Tell whether an adapter parted the output matrix from the embedding, or joined them."""
+    """Tell whether an adapter separated the output matrix from the embedding, or joined them."""
     embed, head = names.top["embed"], names.top["lm_head"]
     if head not in weights or embed not in weights:
         return spec
@@ -279,7 +279,7 @@ def _decide_head_again(
     elif spec.is_tied:
         checkpoint.notes.append(
             "the adapter changes the embedding and the output matrix in different ways: "
-            "they are two matrices from now on"
+            "they are two separate matrices in the export"
         )
     return replace(spec, is_tied=is_equal)
 
@@ -313,7 +313,7 @@ def _decide_rows(
     """Take the size of the vocabulary from the stored rows where config.json says another.
 
     Rows beyond ``vocab_size`` that no token of the tokenizer has are padding and are left out.
-    A head with fewer rows than the embedding, or the reverse, limits both.
+    If head and embedding have different numbers of rows, the smaller number counts for both.
 
     Raises:
         CheckpointError: A token that begins or ends a text has no row.
@@ -350,7 +350,7 @@ def _shape(weights: Mapping[str, LazyTensor], name: str) -> tuple[int, ...]:
 
 
 def _n_tokens(checkpoint: Checkpoint) -> int | None:
-    """Count the tokens of the tokenizer; None without one, or with one that is damaged."""
+    """Count the tokens of the tokenizer; None if there is none or it is damaged."""
     try:
         return Tokenizer.open(checkpoint.text_files).vocab_size
     except EdgekitError:
@@ -360,7 +360,7 @@ def _n_tokens(checkpoint: Checkpoint) -> int | None:
 def _match_tensors(
     weights: Mapping[str, LazyTensor], names: NameTable, spec: DecoderSpec
 ) -> tuple[dict[str, Weight], list[str]]:
-    """Pair every weight of the spec with its tensor; give the faults of all together."""
+    """Pair every weight of the spec with its tensor; all faults are returned together."""
     shapes = spec.weight_shapes()
     expected: dict[str, list[str]] = {}
     for name in shapes:
@@ -390,13 +390,13 @@ def _match_tensors(
 
 
 def _shape_or(stored: LazyTensor, wanted: tuple[int, ...]) -> tuple[int, ...]:
-    """Give a tensor's shape; the wanted one where no header tells it."""
+    """Give a tensor's shape, or the wanted one if no header states it."""
     is_known = not isinstance(stored, DecodedTensor) or stored.has_shape
     return stored.info.shape if is_known else wanted
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...], *, is_vocabulary: bool) -> bool:
-    """Compare shapes; of the vocabulary's matrices the last rows may be left out."""
+    """Compare shapes; the vocabulary's matrices may have more rows than are used."""
     if is_vocabulary and len(shape) == 2:
         return shape[0] >= wanted[0] and shape[1] == wanted[1]
     return shape == wanted
@@ -411,7 +411,7 @@ def _type_name(stored: LazyTensor) -> str:
 def _sort_extra(
     stored: Mapping[str, LazyTensor], found: Alignment, spec: DecoderSpec, *, reads: bool
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """Sort what is no weight of the decoder: (what it is -> names, faults)."""
+    """Sort the tensors that are not weights of the decoder: (what they are -> names, faults)."""
     table = found.table
     used = {table.to_checkpoint(name) for name in spec.weight_shapes()}
     # A copy of the embedding, or one that is compared later.
@@ -440,7 +440,7 @@ def _sort_extra(
 
 
 def _kind_of_bias(stored: LazyTensor, *, reads: bool) -> str | None:
-    """Tell whether a bias that the config does not know adds nothing.
+    """Tell whether a bias that the config does not announce changes nothing.
 
     Programs that write GPTQ give every linear layer a bias of zeros.
     """

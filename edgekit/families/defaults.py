@@ -1,8 +1,7 @@
-"""What an absent key of config.json means, for each model_type.
+"""Defaults of absent config keys, for each model_type.
 
-Configs that transformers writes in some versions, and those of decoders inside a wrapper, leave
-out what equals the default of their class; hand-written ones leave out whatever they like.
-
+Some versions of transformers write configs without the keys that equal the default of their class;
+so do configs of decoders inside a wrapper. Hand-written configs may leave out any key.
 Source: the configuration classes of transformers 5.23.
 """
 
@@ -71,7 +70,7 @@ DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
         "attn_logit_softcapping": None, "final_logit_softcapping": None,
         "sliding_window_pattern": 6,
     },
-    # Of MiniCPM's own code, which transformers does not hold.
+    # From MiniCPM's own code, which is not part of transformers.
     "minicpm": {**_LLAMA, "tie_word_embeddings": True},
     "qwen2_vl_text": _QWEN2_VL,
     "qwen2_5_vl_text": _QWEN2_VL,
@@ -102,7 +101,7 @@ DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
     "olmo2": _OLMO2,
     "olmo3": {**_OLMO2, "sliding_window": 4096},
 })  # fmt: skip
-# Keys whose null is a value of its own: none, or derived from other keys.
+# Keys for which null is a value of its own: none, or derived from other keys.
 _NULLABLE: Final[tuple[str, ...]] = (
     "sliding_window", "head_dim", "num_key_value_heads",
     "attn_logit_softcapping", "final_logit_softcapping",
@@ -115,8 +114,7 @@ _OLD_LENGTH: Final = "max_sequence_length"  # its name in configs of the first L
 def fill_defaults(config: RawConfig, model_type: str) -> None:
     """Give every absent key the value that its absence means for a model_type.
 
-    A context length that the config does not say is said aloud; a default token id outside the
-    vocabulary counts as none.
+    An assumed context length is noted; a default token id outside the vocabulary counts as none.
     """
     defaults = dict(DEFAULTS[model_type])
     if config.get(_LENGTH) is None:

@@ -1,6 +1,6 @@
-"""How an ``exaone`` config becomes a ``DecoderSpec``: EXAONE 3 and 3.5, Llamas under other names.
+"""Model family ``exaone``: from its config to a ``DecoderSpec``; EXAONE 3 and 3.5.
 
-Source: modeling_exaone.py of the published EXAONE-3.0-7.8B checkpoint.
+These are Llamas with other names. Source: modeling_exaone.py of the published EXAONE-3.0-7.8B.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NAMES: Final = NameTable(
 
 
 def read_spec(config: RawConfig) -> DecoderSpec:
-    """Account for every key of an exaone config; what its size says must stand there.
+    """Account for every key of an exaone config; the keys of its size are required.
 
     Raises:
         CheckpointError: Keys are missing or wrong; all are named.

@@ -1,7 +1,8 @@
-"""How an ``exaone4`` config becomes a ``DecoderSpec``.
+"""Model family ``exaone4``: from its config to a ``DecoderSpec``.
 
-EXAONE 4.0: norms after each block, each head of queries and keys is normed. The 1.2B sees
-everything in all layers; in the 32B layers slide and have rope, or see everything and have none.
+EXAONE 4.0: norms after each block, and a norm on each head of queries and keys. In the 1.2B all
+layers have full attention. In the 32B a layer has a sliding window and rope, or full attention and
+no rope.
 """
 
 from __future__ import annotations
@@ -54,10 +55,10 @@ def read_spec(config: RawConfig) -> DecoderSpec:
 
 
 def _take_pattern(config: RawConfig, n_layers: int) -> tuple[int, ...]:
-    """Take ``sliding_window_pattern``, which counts without ``layer_types``; layers that slide.
+    """Take ``sliding_window_pattern``, used if there is no ``layer_types``; give the local layers.
 
-    n means that every n-th layer sees everything; "LLLG", repeated, which layers are local and
-    which global, the last layer of all always the latter; null, that no layer slides.
+    n means that every n-th layer has full attention; "LLLG", repeated, says which layers are local
+    and which global, and the last layer of all is global; null means that no layer has a window.
     """
     key = "sliding_window_pattern"
     config.ignore([key])

@@ -1,4 +1,4 @@
-"""How a ``gemma`` config becomes a ``DecoderSpec``.
+"""Model family ``gemma``: from its config to a ``DecoderSpec``.
 
 Gemma 1 and 1.1 (2B, 7B) and CodeGemma: the Llama form with Gemma's norms, activation and embedding.
 """

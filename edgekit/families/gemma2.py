@@ -1,7 +1,7 @@
-"""How a ``gemma2`` config becomes a ``DecoderSpec``.
+"""Model family ``gemma2``: from its config to a ``DecoderSpec``.
 
-Gemma 2 (2B, 9B, 27B): norms before and after each block, every other layer slides, and attention
-scores and logits are capped.
+Gemma 2 (2B, 9B, 27B): norms before and after each block, a sliding window in every other layer, and
+soft caps on attention scores and logits.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def read_spec(config: RawConfig) -> DecoderSpec:
     """
     fill_defaults(config, "gemma2")
     ignore_gemma_keys(config)
-    # Gemma2's code reads hidden_activation alone.
+    # Gemma2's code reads only hidden_activation.
     config.ignore(["hidden_act"])
     n_layers = take_n_layers(config)
     layers = take_sliding_layers(config, n_layers)

@@ -42,7 +42,7 @@ def read_spec(config: RawConfig) -> DecoderSpec:
         UnknownKeyError: Keys that could change the result and are not known.
         UnsupportedArchError: A rope type that edgekit does not compute.
     """
-    # Older configs say it in a key of the class that came before.
+    # Older configs use the key of the previous class.
     config.fill({"sliding_window_pattern": config.get("_sliding_window_pattern")})
     config.fill({"sliding_window": DEFAULTS["gemma3_text"]["sliding_window"]})
     fill_defaults(config, "gemma3_text")

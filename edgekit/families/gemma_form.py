@@ -1,4 +1,4 @@
-"""What the Gemma families share: names of tensors, and keys that mean the same in each."""
+"""The Gemma form: tensor names and config keys that the Gemma families share."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ NORMS_ON_BOTH_SIDES: Final = replace(
 
 
 def ignore_gemma_keys(config: RawConfig) -> None:
-    """Account for the keys of every Gemma that change nothing, or that edgekit has one value of."""
+    """Account for the keys of every Gemma that change nothing, or have one supported value."""
     if config.get("use_bidirectional_attention") is not None:
         config.expect("use_bidirectional_attention", wanted=False, default=False)
     config.ignore(["use_bidirectional_attention"])
 
 
 def take_attention_scale(config: RawConfig) -> float:
-    """Take ``query_pre_attn_scalar``, of which one over the root multiplies the scores."""
+    """Take ``query_pre_attn_scalar`` s; the factor of the attention scores is 1 / sqrt(s)."""
     scalar = config.take("query_pre_attn_scalar", float)
     if not scalar > 0:
         config.report(f"query_pre_attn_scalar is {scalar} (wanted a positive number)")
@@ -44,8 +44,8 @@ def take_attention_scale(config: RawConfig) -> float:
 def take_embed_scale(config: RawConfig) -> float:
     """Give sqrt(hidden_size), in the number type of the weights.
 
-    transformers and mlx-lm round it to the type of the weights: that is what the model was trained
-    with, so a wider type at run time should not change it.
+    transformers and mlx-lm round it to the type of the weights. The model was trained with that
+    value, so a wider type at run time should not change it.
     """
     hidden_width, _, _ = take_widths(config)
     exact = np.float32(max(1, hidden_width) ** 0.5)

@@ -1,6 +1,6 @@
 """Model family ``granite``: from its config to a ``DecoderSpec``.
 
-Granite 3 and 4 dense: four multipliers beside the Llama form.
+Granite 3 and 4 dense: the Llama form with four multipliers.
 """
 
 from __future__ import annotations

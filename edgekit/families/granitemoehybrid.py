@@ -1,7 +1,7 @@
-"""How a ``granitemoehybrid`` config becomes a ``DecoderSpec``.
+"""Model family ``granitemoehybrid``: from its config to a ``DecoderSpec``.
 
-The dense ones among Granite 4 (350M, 1B): attention in every layer and no experts. What is called
-the shared expert is then the whole feed-forward block.
+The dense models of Granite 4 (350M, 1B): attention in every layer and no experts. The "shared
+expert" is then the whole feed-forward block.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NAMES: Final = replace(
     fused={"gate_up": ("gate", "up")},
 )
 _ATTENTION: Final = ("attention", "full_attention")
-# Said by every config of the family; nothing reads them without state space layers or experts.
+# Keys in every config of the family; without state space layers or experts, nothing reads them.
 _UNUSED: Final = (
     "intermediate_size", "num_experts_per_tok", "output_router_logits", "router_aux_loss_coef",
     "mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_head", "mamba_d_conv",
@@ -68,12 +68,12 @@ def read_spec(config: RawConfig) -> DecoderSpec:
 
 
 def _refuse_other_blocks(config: RawConfig, n_layers: int) -> None:
-    """Refuse what is no attention layer and no plain feed-forward block.
+    """Refuse layers other than attention with a plain feed-forward block.
 
     Raises:
         UnsupportedArchError: State space layers or experts.
     """
-    # Neither key has a default: absent, transformers takes state space layers and 8 experts.
+    # An absent key is not harmless: transformers then assumes state space layers and 8 experts.
     key = "layers_block_type" if config.get("layer_types") is None else "layer_types"
     config.ignore(["layer_types", "layers_block_type"])
     kinds = config.take(key if key in config else "layer_types", list)

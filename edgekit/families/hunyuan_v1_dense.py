@@ -1,7 +1,7 @@
-"""How a ``hunyuan_v1_dense`` config becomes a ``DecoderSpec``.
+"""Model family ``hunyuan_v1_dense``: from its config to a ``DecoderSpec``.
 
-Hunyuan 0.5B to 7B and Hunyuan-MT: each head of queries and keys is normed after rope, whose base is
-stretched once by ``alpha``.
+Hunyuan 0.5B to 7B and Hunyuan-MT: a norm on each head of queries and keys after rope, and a rope
+base that ``alpha`` stretches once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAMES: Final = replace(
         "k_norm": "self_attn.key_layernorm.weight",
     },
 )
-# Keys of the code of Hunyuan's other models, which configs repeat; transformers reads none of them.
+# Keys for Hunyuan's other models, which these configs repeat; transformers reads none of them.
 _UNUSED: Final = (
     "anyres_pooling_size", "anyres_vit_max_image_size", "cla_share_factor", "class_num",
     "dense_list", "max_image_size", "moe_intermediate_size", "moe_topk", "num_media_embeds",

@@ -1,6 +1,6 @@
-"""Summary of a model, made before any weight is read.
+"""Summary of a model, made from config.json and the headers of the weight files.
 
-Reads config.json and the headers of the weight files only.
+No weight is read.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ _GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """What config and headers say about a model.
+    """Facts about a model from its config and headers.
 
     Attributes:
         parameters_by_group: Weights in embedding, attention, ffn and norm.
         context_length: Positions, with what rope scaling adds to them.
-        rope_scaling: By what the position encoding is stretched; empty if it is not.
+        rope_scaling: How the position encoding is stretched; empty if it is not.
         dtypes: Stored types, most bytes first; for codes, format, bits and group.
-        prequantized: How matrices are quantized already, where their codes may be kept -> number
-            of them.
-        decoded: How matrices are quantized already that are read as floats -> number of them.
+        prequantized: Label of an existing quantization whose codes may be kept -> number of
+            matrices.
+        decoded: Label of an existing quantization that is read as floats -> number of matrices.
         file_bytes: Bytes of the weights as stored.
         kv_bytes_per_token: Key/value cache per position, by cache type (fp32, fp16).
         left_out: Reason -> number of stored tensors that are not part of the decoder.
@@ -157,7 +157,7 @@ def summarize(source: SourceModel) -> ModelSummary:
 
 
 def _describe_scaling(spec: DecoderSpec) -> str:
-    """Say in a few words how the layers that see everything reach their length."""
+    """Say in a few words how the layers with full attention reach their context length."""
     rope = spec.rope
     match rope.scaling:
         case YarnScaling() | Llama3Scaling():
@@ -169,9 +169,10 @@ def _describe_scaling(spec: DecoderSpec) -> str:
 
 
 def _read_ends(source: SourceModel) -> tuple[tuple[EndToken, ...], tuple[str, ...]]:
-    """Give the end tokens and what is to be said about the text files of a model.
+    """Give the end tokens, and notes about the text files of a model.
 
-    Those of a model on the Hub are not here yet; a fault in them is told and refused at export.
+    The text files of a model on the Hub are not here yet; a fault in them is noted now and refused
+    at export.
     """
     stated = tuple(EndToken(i, "", ("eos_token_id",)) for i in source.spec.eos_token_ids)
     if not source.checkpoint.has_weights:

@@ -1,9 +1,9 @@
-"""Tensors that a checkpoint holds beside its decoder, and what they are.
+"""Tensors of a checkpoint that are not part of its decoder, and what they are.
 
-A stored tensor that no weight of the decoder is read from is left out and said so, if it cannot
+A stored tensor from which no weight of the decoder is read is left out, with a note, if it cannot
 matter to the decoder: it is a table that follows from the config, belongs to another part of the
-model, or was kept by a training program. One inside a layer that is none of these would change
-the result, and is an error.
+model, or was kept by a training program. Any other tensor inside a layer would change the result,
+and is an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ UNUSED: Final = "unknown; nothing in the decoder is read from them"
 ZERO_BIASES: Final = "biases that are all zero"
 UNREAD_BIASES: Final = "biases that the config does not know; an export refuses any but zeros"
 
-# What a name looks like -> what it is part of; inside the layers too. The first match counts.
+# Pattern of a name -> what the tensor is; inside the layers too. The first match counts.
 _ANYWHERE: Final[Mapping[str, str]] = {
     r"rotary_emb[a-z_]*\.|(^|\.)rotary_pos_emb\.|(^|\.)inv_freq$|(cos|sin)_cached$": (
         "rotary tables, computed from the config"
@@ -51,7 +51,7 @@ _OUTSIDE: Final[Mapping[str, str]] = {
     ),
 }
 _PREDICTS: Final = re.compile(r"\.(eh_proj|enorm|hnorm|shared_head)\.")
-# Beside the layers these change what a decoder computes; llama.cpp's names of layers do too.
+# Next to the layers, these change what a decoder computes; so do llama.cpp's names of layers.
 _MATTERS: Final = re.compile(
     r"(^|\.)(embed_positions|position_embeddings|wpe|norm|embed_norm|[a-z_]*layernorm|ln_f"
     r"|embed_tokens[a-z_]*|tok_embeddings)\."
@@ -60,7 +60,7 @@ _MATTERS_ANYWHERE: Final = re.compile(r"(^|\.)lm_head\.|^blk\.\d+\.")
 
 
 def kind_in_layer(name: str) -> str | None:
-    """Say what an extra tensor of a layer is; None: the layer would need it."""
+    """Say what an extra tensor of a layer is; None if the layer would need it."""
     return next((kind for pattern, kind in _ANYWHERE.items() if re.search(pattern, name)), None)
 
 
@@ -69,7 +69,7 @@ def kind_outside(name: str, *, is_inside_root: bool) -> str | None:
 
     Args:
         name: Its name in the checkpoint.
-        is_inside_root: Whether it lies where embedding and final norm lie.
+        is_inside_root: Whether it is where embedding and final norm are.
     """
     known = kind_in_layer(name)
     if known is not None:
@@ -82,5 +82,5 @@ def kind_outside(name: str, *, is_inside_root: bool) -> str | None:
 
 
 def predicts_tokens(name: str) -> bool:
-    """Tell whether a tensor shows that its layer is one more, which predicts further tokens."""
+    """Tell whether a tensor shows that its layer is an extra one that predicts further tokens."""
     return _PREDICTS.search(name) is not None

@@ -1,7 +1,4 @@
-"""The Llama form: config keys and weight names that many families share.
-
-Weight names, and the config keys that mean the same in each.
-"""
+"""The Llama form: config keys and weight names that many families share."""
 
 from __future__ import annotations
 
@@ -67,9 +64,9 @@ def read_llama_form(
     Args:
         config: The config, filled with defaults; keys of one family only were taken before. An
             absent ``num_key_value_heads`` means as many as query heads.
-        model_type: As the spec should say.
-        activation_key: Which key names the activation.
-        ffn_key: Which key says how wide the feed-forward block is.
+        model_type: The ``model_type`` of the spec.
+        activation_key: Name of the key for the activation.
+        ffn_key: Name of the key for the width of the feed-forward block.
         default_theta: Meaning of an absent ``rope_theta``.
         features: Other fields of ``DecoderSpec``; ``rope`` or ``activation`` among them means
             that the family has read it.
@@ -84,7 +81,7 @@ def read_llama_form(
     n_kv_heads = config.take_count("num_key_value_heads", n_heads, at_most=MAX_WIDTH)
     if n_kv_heads and n_heads % n_kv_heads:
         config.report(
-            f"num_attention_heads {n_heads} is no multiple of num_key_value_heads {n_kv_heads}"
+            f"num_attention_heads {n_heads} is not a multiple of num_key_value_heads {n_kv_heads}"
         )
     context_length = config.take_count("max_position_embeddings")
     original = config.take("original_max_position_embeddings", int, None)
@@ -97,7 +94,7 @@ def read_llama_form(
         context_length = effective_length(config, context_length, kinds=("yarn",))
     if "activation" not in features:
         features["activation"] = _read_activation(config, activation_key)
-    # A window as long as the context hides nothing; but layers that slide may turn otherwise.
+    # A window as long as the context has no effect, unless its layers have a rope of their own.
     is_whole = (features.get("sliding_window") or 0) >= context_length
     if is_whole and features.get("local_rope") is None:
         features["sliding_window"] = features["sliding_layers"] = None
@@ -146,13 +143,13 @@ def take_window(config: RawConfig) -> int | None:
 
 
 def take_sliding_layers(config: RawConfig, n_layers: int) -> tuple[int, ...] | None:
-    """Take ``layer_types``: the layers that slide, or None when the key is absent."""
+    """Take ``layer_types``: the sliding-window layers, or None when the key is absent."""
     kinds = config.take("layer_types", list, None)
     if kinds is None:
         return None
     known = ("full_attention", "sliding_attention")
     if len(kinds) != n_layers or any(kind not in known for kind in kinds):
-        config.report(f"layer_types is not {n_layers} times {' or '.join(known)}")
+        config.report(f"layer_types must have {n_layers} entries, each {' or '.join(known)}")
         return None
     return tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention")
 
@@ -180,7 +177,7 @@ def _read_head_width(config: RawConfig, hidden_width: int, n_heads: int) -> int:
         config.ignore(["head_dim"])
         if n_heads < 1 or hidden_width % n_heads:
             config.report(
-                f"hidden_size {hidden_width} is no multiple of num_attention_heads {n_heads}"
+                f"hidden_size {hidden_width} is not a multiple of num_attention_heads {n_heads}"
             )
             return 2
         head_width = hidden_width // n_heads
@@ -188,5 +185,5 @@ def _read_head_width(config: RawConfig, hidden_width: int, n_heads: int) -> int:
             config.report(f"heads have {head_width} channels (wanted at most {MAX_HEAD_WIDTH})")
             return 2
     if head_width % 2:
-        config.report(f"head_dim is {head_width} (rope wants an even number)")
+        config.report(f"head_dim is {head_width} (rope needs an even number)")
     return head_width

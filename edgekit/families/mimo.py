@@ -1,7 +1,7 @@
-"""How a ``mimo`` config becomes a ``DecoderSpec``: MiMo 7B, whose decoder is Qwen2.
+"""Model family ``mimo``: from its config to a ``DecoderSpec``; MiMo 7B, whose decoder is Qwen2.
 
-The layers that predict a second token (``num_nextn_predict_layers``) speed up a runtime that
-drafts with them; the decoder's own logits do not depend on them, and they are left out.
+The layers that predict a second token (``num_nextn_predict_layers``) only speed up runtimes that
+draft tokens with them. The decoder's own logits do not depend on them, and they are left out.
 
 Source: modeling_mimo.py of the published MiMo-7B checkpoints.
 """

@@ -1,7 +1,7 @@
-"""How a ``minicpm`` config becomes a ``DecoderSpec``: MiniCPM 1B and 2B, MiniCPM4 0.5B and 8B.
+"""Model family ``minicpm``: from its config to a ``DecoderSpec``; MiniCPM 1B, 2B and 4 (0.5B, 8B).
 
-A Llama whose embedding, block outputs and logits are multiplied by numbers of the config. That is
-Granite's form, under which it is written for runtimes.
+A Llama whose embedding, block outputs and logits are multiplied by numbers from the config. That is
+the same form as Granite's, and it is written for runtimes as Granite.
 
 Source: modeling_minicpm.py of the published MiniCPM-2B checkpoint; mlx-lm 0.32 models/minicpm.py.
 """

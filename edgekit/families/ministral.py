@@ -1,6 +1,6 @@
 """Model family ``ministral``: from its config to a ``DecoderSpec``.
 
-Ministral 8B of 2024: layers that slide and layers that see everything, by ``layer_types``.
+Ministral 8B of 2024: layers with a sliding window and with full attention, by ``layer_types``.
 """
 
 from __future__ import annotations

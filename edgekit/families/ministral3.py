@@ -1,6 +1,6 @@
 """Model family ``ministral3``: from its config to a ``DecoderSpec``.
 
-Ministral 3, 3B to 14B: YaRN, and queries that grow with position as in Llama 4.
+Ministral 3, 3B to 14B: YaRN, and an attention temperature as in Llama 4.
 """
 
 from __future__ import annotations

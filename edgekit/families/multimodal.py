@@ -1,7 +1,7 @@
-"""The text decoder inside a multimodal checkpoint.
+"""Reader of the text decoder inside a multimodal checkpoint.
 
-The config holds it as ``text_config``. Its tensors carry a prefix, ``language_model.`` in
-published checkpoints and ``model.language_model.`` in those of transformers 5; names.py finds it.
+The config has it as ``text_config``. Its tensors have a prefix, ``language_model.`` in published
+checkpoints and ``model.language_model.`` in those of transformers 5; names.py finds it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from edgekit.errors import UnsupportedArchError
 from edgekit.families.spec import DecoderSpec
 
 VISION_KEYS: Final = ("vision_config", "image_token_index", "image_token_id")
-# Keys that wrappers repeat beside text_config, where the inner ones count.
+# Keys that wrappers repeat outside text_config; the ones inside it are used.
 _REPEATED: Final = (
     "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "torch_dtype", "dtype",
 )  # fmt: skip
@@ -39,7 +39,7 @@ def read_text_spec(
     config.ignore(_REPEATED)
     account_for_quantization(config)
     inner = config.take_inner("text_config")
-    # Savers of some versions repeat keys of the decoder beside it; the inner ones count.
+    # Some versions repeat keys of the decoder outside it; the ones inside are used.
     config.ignore(key for key in config if key in inner)
     inner.fill({key: config[key] for key in _REPEATED if config.get(key) is not None})
     config.finish()

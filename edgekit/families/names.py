@@ -1,4 +1,4 @@
-"""What a checkpoint calls each canonical weight, whatever program wrote the names."""
+"""Tensor names: the checkpoint's and the canonical ones, and the prefixes that programs add."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class NameTable:
-    """Canonical weight names and the checkpoint's, both ways; the inverse is derived.
+    """Canonical weight names and the checkpoint's, in both directions.
 
     Attributes:
         top: Names outside the layers, canonical to checkpoint.
@@ -32,7 +32,7 @@ class NameTable:
         return self.layer_prefix.format(i=int(index)) + self.layer[self._whole_of(part)]
 
     def parts_above(self, canonical: str) -> tuple[str, ...]:
-        """Give the canonical matrices that lie above this one in the same checkpoint tensor."""
+        """Give the canonical matrices that come above this one in the same checkpoint tensor."""
         at, _, part = canonical.rpartition(".")
         parts = self.fused.get(self._whole_of(part), ())
         return tuple(f"{at}.{p}" for p in parts[: parts.index(part)]) if parts else ()
@@ -57,14 +57,14 @@ class NameTable:
         return None
 
     def layer_of(self, name: str) -> int | None:
-        """Give the layer that a name lies in, known there or not; None outside the layers."""
+        """Give the number of the layer in a name, known or not; None outside the layers."""
         before, after = self.layer_prefix.split("{i}")
         match = re.match(re.escape(before) + r"(0|[1-9][0-9]{0,8})" + re.escape(after), name)
         return int(match[1]) if match else None
 
     @property
     def root(self) -> str:
-        """What the names of the layers begin with, and most others too, such as ``model.``."""
+        """The prefix of the layers' names and of most others, such as ``model.``."""
         before = self.layer_prefix.split("{i}")[0]
         return before[: before.rstrip(".").rfind(".") + 1]
 
@@ -75,7 +75,7 @@ class Alignment:
 
     Attributes:
         table: The table that fits best.
-        prefix: What the checkpoint puts in place of the table's root; equal to it as a rule.
+        prefix: The prefix that the checkpoint has in place of the table's root; usually equal.
         renamed: The table's name of every stored name inside the decoder; other names are absent.
     """
 
@@ -85,17 +85,17 @@ class Alignment:
 
 
 def align(stored: Collection[str], tables: Sequence[NameTable]) -> Alignment:
-    """Find the decoder among the stored names, whatever stands before them.
+    """Find the decoder among the stored names, whatever prefix they have.
 
     Programs put prefixes before all names (``base_model.model.``, ``_orig_mod.``, ``module.``,
-    ``language_model.``) or take ``model.`` away. The prefix under which most of a table's names
-    are found is the right one, and of two with as many the one with more tensors: a vision tower
-    may have more layers than the decoder, but never all that a decoder has. What lies beside the
-    root, such as ``lm_head.weight``, may keep any shorter part of the prefix.
+    ``language_model.``) or remove ``model.``. The prefix under which most of a table's names are
+    found is the right one, and of two with as many the one with more tensors: a vision tower may
+    have more layers than the decoder, but never all the tensors that a decoder has. Names outside
+    the root, such as ``lm_head.weight``, may have any shorter part of the prefix.
 
     Args:
         stored: Names in the checkpoint.
-        tables: The family's tables; the first that fits best counts.
+        tables: The family's tables; the first that fits best is used.
     """
     best = Alignment(tables[0], tables[0].root, {})
     best_score = (0, 0, False, 0)
@@ -112,7 +112,7 @@ def align(stored: Collection[str], tables: Sequence[NameTable]) -> Alignment:
 
 
 def _known_parts(name: str, table: NameTable) -> Iterator[tuple[str, str]]:
-    """Find what the table has under its root in a name: what stands before it, and what it is."""
+    """Find parts of a name that the table has under its root: (prefix before the part, part)."""
     for theirs in table.top.values():
         inner = theirs.removeprefix(table.root)
         if theirs.startswith(table.root) and (name == inner or name.endswith(f".{inner}")):
@@ -139,6 +139,6 @@ def _rename(stored: Collection[str], table: NameTable, prefix: str) -> dict[str,
 
 
 def _with_shorter(prefix: str, name: str) -> list[str]:
-    """Put a prefix before a name, then one part less of it, down to none."""
+    """Put a prefix before a name, then ever shorter parts of it, down to none."""
     parts = prefix.split(".")[:-1]
     return [".".join([*parts[:n], name]) for n in range(len(parts), -1, -1)]

@@ -1,6 +1,6 @@
 """Model family ``olmo2``: from its config to a ``DecoderSpec``.
 
-OLMo 2: norms after each block, and over all heads of queries and of keys.
+OLMo 2: norms after each block, and norms over all heads of queries and of keys together.
 """
 
 from __future__ import annotations

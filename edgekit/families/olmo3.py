@@ -1,7 +1,7 @@
-"""How an ``olmo3`` config becomes a ``DecoderSpec``.
+"""Model family ``olmo3``: from its config to a ``DecoderSpec``.
 
-OLMo 3 and 3.1: OLMo 2 with three sliding layers to one that sees everything; only the latter have
-the rope scaling.
+OLMo 3 and 3.1: OLMo 2 with three sliding-window layers to one with full attention; only the latter
+have the rope scaling.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Architectures that no family reads: which have another route, and which heads are refused."""
+"""Model types that edgekit has no family for: what is different in them, and what else to try."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPTIMUM_TYPES: Final = (
 """Decoders that optimum-onnx 0.1.0 exports with a cache and without remote code."""
 
 _EXPERTS: Final = "a mixture of experts"
-_STATE_SPACE: Final = "state-space layers beside those with attention"
+_STATE_SPACE: Final = "state-space layers besides those with attention"
 _LOW_RANK: Final = "attention through a low-rank state"
 # model_type -> what its decoder has that edgekit's graph has not.
 DIFFERENCES: Final[Mapping[str, str]] = {
@@ -45,7 +45,7 @@ DIFFERENCES: Final[Mapping[str, str]] = {
     ),
     **dict.fromkeys(("mllama", "mllama_text_model"), "layers that attend to an image"),
     "internvl_chat": "a wrapper with code of its own around the decoder in llm_config",
-    "internlm2": "query, key and value rows that lie between each other in one matrix",
+    "internlm2": "query, key and value rows that are interleaved in one matrix",
     **dict.fromkeys(
         ("chatglm", "glm", "glm4"), "rope that rotates neighbours, on half of each head"
     ),
@@ -72,7 +72,7 @@ DIFFERENCES: Final[Mapping[str, str]] = {
 
 
 def describe_other_type(config: Mapping[str, Any]) -> str:
-    """Give a model_type that no family has, and why none has, as far as that is known."""
+    """Describe a model_type that no family has, with the reason if it is known."""
     model_type = config.get("model_type")
     named = repr(model_type)[:80]
     if isinstance(model_type, str) and model_type in DIFFERENCES:
@@ -98,7 +98,7 @@ _OTHER_HEADS: Final = re.compile(
 
 
 def refuse_other_heads(config: RawConfig) -> None:
-    """Refuse a model whose head gives classes or scores, by the class that config.json names.
+    """Refuse a model whose head gives classes or scores, by the class named in config.json.
 
     Raises:
         UnsupportedArchError: See above; ``--ignore-config-key architectures`` lets it pass.
@@ -112,6 +112,6 @@ def refuse_other_heads(config: RawConfig) -> None:
             got=f"{', '.join(heads)[:200]}: a classification head, which gives classes or a score "
             "of a text, not its next token",
             wanted="a language model, such as LlamaForCausalLM",
-            do="Take a checkpoint that writes text. If this one has a language model's head after "
-            f"all: {IGNORE_OPTION} architectures",
+            do="Use a checkpoint that writes text. If this one does have a language model's head: "
+            f"{IGNORE_OPTION} architectures",
         )

@@ -17,7 +17,7 @@ from edgekit.families.spec import DecoderSpec
 
 
 def take_sliding(config: RawConfig) -> tuple[int | None, tuple[int, ...] | None]:
-    """Take the window and the layers that slide, in the three keys that Qwen uses for it."""
+    """Take the window and the sliding-window layers, from the three keys that Qwen uses."""
     n_layers = take_n_layers(config)
     window = take_window(config)
     first = config.take("max_window_layers", int, n_layers)
@@ -44,8 +44,8 @@ def read_spec(
     """
     fill_defaults(config, defaults)
     window, layers = take_sliding(config)
-    # Positions of images in three numbers; those of a text are one number three times. And a bias
-    # is there when its tensor is.
+    # An image's position is three numbers; a text's is one number, three times. A bias exists
+    # where its tensor does.
     config.ignore(["use_mrope", "attention_bias"])
     return read_llama_form(
         config,

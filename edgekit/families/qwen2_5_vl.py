@@ -1,4 +1,4 @@
-"""The text decoder of Qwen2.5-VL, a ``qwen2_5_vl`` checkpoint; read as Qwen2-VL's."""
+"""Model family ``qwen2_5_vl``: the text decoder of Qwen2.5-VL, read like Qwen2-VL's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text decoder of Qwen2-VL, a ``qwen2_vl`` checkpoint, and of Qwen2.5-VL; it is Qwen2.
+"""Model family ``qwen2_vl``: the text decoder of Qwen2-VL, which is Qwen2; also for Qwen2.5-VL.
 
 A text has one position where an image has three (time, row, column), so its rope is the plain one.
 The vision tower is left out.

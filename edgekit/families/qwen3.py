@@ -1,6 +1,6 @@
 """Model family ``qwen3``: from its config to a ``DecoderSpec``.
 
-Qwen3: each head of queries and keys is normed; the head width is its own.
+Qwen3: a norm on each head of queries and keys; the head width is a key of its own.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The text decoder of Qwen3-VL, a ``qwen3_vl`` checkpoint; it is Qwen3.
+"""Model family ``qwen3_vl``: the text decoder of Qwen3-VL, which is Qwen3.
 
 A text has one position where an image has three (time, row, column), so its rope is the plain one.
-What the vision tower adds to the first layers (deepstack) is nothing where no image is; the tower
-is left out.
+The vision tower adds to the first layers only where there is an image (deepstack); the tower is
+left out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Angles of rotary position encoding: what each position is rotated by.
+"""Angles of rotary position encoding (RoPE): how far each position rotates each pair of channels.
 
 One computation for every exporter and engine, in float64, rounded to float32 at the end.
 """

@@ -1,6 +1,6 @@
-"""The position encoding that a config asks for, and the positions that it reaches.
+"""Reader of the rope keys of a config: the position encoding and the length it reaches.
 
-Rope stands in a config in three spellings: ``rope_theta`` with ``rope_scaling`` (transformers 4),
+A config spells rope in one of three ways: ``rope_theta`` with ``rope_scaling`` (transformers 4),
 ``rope_parameters`` (5), and ``rope_parameters`` by kind of layer.
 """
 
@@ -24,22 +24,22 @@ from edgekit.families.spec import QueryScaling
 
 DEFAULT_THETA: Final = 10000.0  # transformers' default when the key is absent
 _KINDS: Final = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
-# Kinds that are added to the config of a model to make it longer: its max_position_embeddings may
-# still be the length before.
+# Kinds of scaling that users add to a config to lengthen a model: max_position_embeddings may then
+# still be the earlier length.
 LENGTHENING: Final = ("linear", "yarn", "longrope", "su")
 _MAX_POSITIONS: Final = 1 << 31
-_SMALLEST: Final = 1e-9  # so that what is divided by it stays finite
+_SMALLEST: Final = 1e-9  # so that divisions by it stay finite
 _MAX_FACTORS: Final = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
 class RopeContext:
-    """What the meaning of rope keys depends on.
+    """Other facts of the config that the meaning of rope keys depends on.
 
     Attributes:
         head_width: D, channels of a head.
         context_length: ``max_position_embeddings``.
-        original_context_length: ``original_max_position_embeddings`` beside the section, if any.
+        original_context_length: ``original_max_position_embeddings`` outside the section, if any.
         default_theta: Meaning of an absent ``rope_theta``.
         has_ntk_alpha: Whether ``alpha`` in a section of type "dynamic" stretches theta once, as
             Hunyuan's code has it. Elsewhere "dynamic" means angles that change with the length.
@@ -53,7 +53,7 @@ class RopeContext:
 
 
 def read_rope(config: RawConfig, context: RopeContext) -> tuple[RopeSpec, QueryScaling | None]:
-    """Take rope in any of its spellings, with the query scaling that may stand beside it.
+    """Take rope in any of its spellings, and the attention temperature if the config has one.
 
     Raises:
         UnsupportedArchError: A rope type that edgekit does not compute.
@@ -74,15 +74,15 @@ def read_ropes_by_layer_kind(
     whole: tuple[RopeContext, float | None],
     sliding: tuple[RopeContext, float | None],
 ) -> tuple[RopeSpec, RopeSpec]:
-    """Take the rope of layers that see everything, and that of layers that slide.
+    """Take the rope of the full-attention layers, and that of the sliding-window layers.
 
-    ``rope_parameters`` has a section for each kind; ``rope_scaling``, the older spelling, is of the
-    layers that see everything.
+    ``rope_parameters`` has a section for each kind; ``rope_scaling``, the older spelling, belongs
+    to the full-attention layers.
 
     Args:
-        config: The config; what stands beside the sections was taken before.
-        whole: Context and theta beside the section, of the layers that see everything.
-        sliding: The same of the layers that slide.
+        config: The config; keys outside the sections were taken before.
+        whole: For the full-attention layers: context, and theta outside the section.
+        sliding: The same for the sliding-window layers.
 
     Raises:
         UnsupportedArchError: A rope type that edgekit does not compute.
@@ -105,7 +105,7 @@ def read_rope_section(
     theta: float | None = None,
     partial: float | None = None,
 ) -> tuple[RopeSpec, QueryScaling | None]:
-    """Read one rope section; ``theta`` and ``partial`` are what stands beside it, if anything.
+    """Read one rope section; ``theta`` and ``partial`` are the keys outside it, if any.
 
     Raises:
         UnsupportedArchError: A rope type that edgekit does not compute.
@@ -116,7 +116,7 @@ def read_rope_section(
     if section is not None:
         inner_theta = section.take("rope_theta", float, None)
         if inner_theta is not None and theta is not None and inner_theta != theta:
-            section.report(f"rope_theta is {inner_theta} (rope_theta beside it is {theta})")
+            section.report(f"rope_theta is {inner_theta} (rope_theta outside it is {theta})")
         theta = inner_theta if theta is None else theta
         inner_partial = section.take("partial_rotary_factor", float, None)
         partial = inner_partial if partial is None else partial
@@ -140,10 +140,10 @@ def effective_length(
 ) -> int:
     """Give the positions that a model reaches with its rope scaling.
 
-    Scaling is often added as a model's card says, and ``max_position_embeddings`` left as it was:
-    then the model reaches ``factor`` times its original length. Where that key was raised too, it
-    counts. Llama 3's scaling always comes with the raised key; NTK scaling (``dynamic``) changes
-    nothing up to it.
+    Users often add the scaling that a model's card gives and leave ``max_position_embeddings``
+    unchanged: then the model reaches ``factor`` times its original length. If that key was raised
+    too, it counts. Llama 3's scaling always comes with the raised key; NTK scaling (``dynamic``)
+    changes nothing up to it.
 
     Args:
         config: The keys of a config.json, or of the decoder in one.
@@ -170,7 +170,7 @@ def effective_length(
 
 
 def _sections(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Give the rope sections of a config, and those by kind of layer in them."""
+    """Give the rope sections of a config, and the sections by kind of layer inside them."""
     for key in ("rope_parameters", "rope_scaling"):
         section = config.get(key)
         if isinstance(section, Mapping):
@@ -218,7 +218,7 @@ def _kind_of(section: RawConfig) -> str:
 
 def _take_ntk_stretch(section: RawConfig, head_width: int) -> float:
     """Take ``alpha`` and give the factor of theta: alpha ** (D / (D - 2))."""
-    # What configs repeat from other types of scaling; nothing reads it beside alpha.
+    # Keys that configs repeat from other types of scaling; with alpha, nothing reads them.
     section.ignore(["factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"])
     alpha = section.take("alpha", float)
     if not 1 <= alpha < 1e9 or head_width <= 2:
@@ -231,7 +231,7 @@ def _read_scaling(section: RawConfig, context: RopeContext) -> tuple[Scaling | N
     kind = _kind_of(section)
     if kind == "su" or (kind == "yarn" and "short_factor" in section):
         kind = "longrope"  # names that early Phi-3 configs used
-    # Which channels rotate by the row and the column of an image; in a text, all by the position.
+    # Splits channels between row and column of an image; in a text, all use the one position.
     section.ignore(["mrope_section", "mrope_interleaved"])
     match kind:
         case "default" | "mrope":
@@ -242,7 +242,7 @@ def _read_scaling(section: RawConfig, context: RopeContext) -> tuple[Scaling | N
         case "linear":
             factor = section.take("factor", float)
             _check_positive(section, factor=factor)
-            # It only says how long the model was before (effective_length).
+            # This only says how long the context was before (effective_length).
             section.ignore(["original_max_position_embeddings"])
             return None, factor
         case "llama3":
@@ -255,7 +255,7 @@ def _read_scaling(section: RawConfig, context: RopeContext) -> tuple[Scaling | N
         f"{section.where}: rope type",
         got=repr(kind[:80]),
         wanted=", ".join(_KINDS),
-        do="This model needs a position encoding that edgekit does not compute yet.",
+        do="edgekit does not compute this position encoding yet.",
     )
 
 
@@ -286,12 +286,12 @@ def _read_yarn(section: RawConfig, context: RopeContext) -> YarnScaling:
     original = _original_length(section, context)
     factor = section.take("factor", float, None)
     factor = context.context_length / max(1, original) if factor is None else factor
-    # transformers reads 0 like absent here.
+    # transformers reads 0 here as if the key were absent.
     fast = section.take("beta_fast", float, None) or 32.0
     slow = section.take("beta_slow", float, None) or 1.0
     _check_positive(section, factor=factor, beta_fast=fast, beta_slow=slow)
-    # Some configs repeat the context length; the one beside the section counts. Whether the model
-    # was tuned with YaRN is what the first writers of it said.
+    # Some configs repeat the context length; the key outside the section counts. ``finetuned`` only
+    # says that the model was tuned with YaRN.
     section.ignore(["max_position_embeddings", "finetuned"])
     attention_factor = section.take("attention_factor", float, None)
     scale = section.take("mscale", float, None)
@@ -327,7 +327,7 @@ def _read_longrope(section: RawConfig, context: RopeContext) -> LongRopeScaling:
 
 
 def _original_length(section: RawConfig, context: RopeContext) -> int:
-    """Take the length before scaling; one beside the section counts first, as in transformers."""
+    """Take the length before scaling; as in transformers, a key outside the section wins."""
     inner = section.take_count("original_max_position_embeddings", context.context_length)
     return context.original_context_length or inner
 
@@ -339,7 +339,7 @@ def _take_factors(section: RawConfig, key: str) -> tuple[float, ...]:
         for v in values
     )
     if not is_sound:
-        section.report(f"{key} holds something else than positive numbers")
+        section.report(f"{key} must hold only positive numbers")
         return ()
     return tuple(float(v) for v in values)
 

@@ -1,6 +1,6 @@
-"""``RopeSpec``: the rotary position encoding of a decoder.
+"""``RopeSpec``: the rotary position encoding (RoPE) of a decoder, as values.
 
-Values only; rope.py computes the angles.
+rope.py computes the angles.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Llama3Scaling:
 
 @dataclass(frozen=True, slots=True)
 class YarnScaling:
-    """YaRN (``rope_type: yarn``): slow channels interpolate, fast ones stay, a ramp between.
+    """YaRN (``rope_type: yarn``): interpolate slow channels, keep fast ones, a ramp between.
 
     Attributes:
         factor: How much longer the context became.
@@ -46,8 +46,8 @@ class YarnScaling:
 class LongRopeScaling:
     """LongRoPE (``rope_type: longrope``): two sets of divisors, one per channel.
 
-    The long set holds as soon as a position at or beyond ``original_context_length`` is in use,
-    for all positions that are computed from then on.
+    The long set applies as soon as a position at or beyond ``original_context_length`` is in use,
+    to all positions that are computed from then on.
 
     Attributes:
         short_factors: Divisors up to ``original_context_length`` positions, one per channel pair.

@@ -53,13 +53,13 @@ def read_spec(config: RawConfig) -> DecoderSpec:
 
 
 def _take_no_rope_layers(config: RawConfig, n_layers: int) -> tuple[int, ...]:
-    """Take ``no_rope_layers``, which says 1 for a layer that has rope, or derive it."""
+    """Take ``no_rope_layers``, which is 1 for a layer that has rope, or derive it."""
     interval = config.take_count("no_rope_layer_interval", 4)
     flags = config.take("no_rope_layers", list, None)
     if flags is None:
         return tuple(i for i in range(n_layers) if (i + 1) % max(1, interval) == 0)
     if len(flags) != n_layers or any(flag not in (0, 1) for flag in flags):
-        config.report(f"no_rope_layers is not {n_layers} times 0 or 1")
+        config.report(f"no_rope_layers must have {n_layers} entries, each 0 or 1")
         return ()
     return tuple(i for i, flag in enumerate(flags) if not flag)
 

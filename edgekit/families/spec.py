@@ -1,4 +1,4 @@
-"""``DecoderSpec``: what exporters and engines know of a decoder, whatever its family.
+"""``DecoderSpec``: the description of a decoder that exporters and engines work from.
 
 Canonical weight names (N out, M in; every matrix is stored as (N, M), as in Hugging Face):
 ``embed`` (V, C) · ``layers.{i}.attn_norm`` (C,) · ``layers.{i}.q|k|v|o`` · ``layers.{i}.ffn_norm``
@@ -27,7 +27,7 @@ _MAX_POSITIONS: Final = 1 << 31
 _MAX_SCALE: Final = 3e38  # float32
 _SMALLEST: Final = 1e-9
 _MAX_THETA: Final = 1e15
-# How large each count may be, so that what follows from them fits into memory and 64 bits.
+# Upper limits of counts, so that sizes derived from them fit into memory and 64 bits.
 _COUNTS: Final[Mapping[str, int]] = {
     "n_layers": MAX_LAYERS,
     "hidden_width": MAX_WIDTH,
@@ -44,7 +44,7 @@ _FLAGS: Final = ("is_tied", "has_qkv_bias", "has_o_bias", "has_mlp_bias")
 
 
 class NormPlacement(StrEnum):
-    """Where the norms of a block stand: before it, after it, or both."""
+    """Where a block has norms: before it, after it, or both."""
 
     BEFORE = "before"
     AFTER = "after"
@@ -52,7 +52,7 @@ class NormPlacement(StrEnum):
 
 
 class QkNorm(StrEnum):
-    """Over what queries and keys are normed, before RoPE unless said otherwise."""
+    """What the norms of queries and keys cover, before RoPE unless said otherwise."""
 
     NONE = "none"
     HEAD = "head"  # each head by itself, weight (D,)
@@ -61,7 +61,7 @@ class QkNorm(StrEnum):
 
 
 class Activation(StrEnum):
-    """What the gate of the feed-forward block goes through."""
+    """The activation function of the feed-forward block's gate."""
 
     SILU = "silu"
     GELU_TANH = "gelu_tanh"
@@ -69,7 +69,7 @@ class Activation(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class QueryScaling:
-    """Queries grow with position p: 1 + beta * ln(1 + floor(p / original_context_length))."""
+    """Query factor at position p: 1 + beta * ln(1 + floor(p / original_context_length))."""
 
     beta: float
     original_context_length: int
@@ -77,7 +77,7 @@ class QueryScaling:
 
 @dataclass(frozen=True, slots=True)
 class LayerAttention:
-    """How one layer attends: ``rope`` None rotates nothing, ``window`` None sees everything."""
+    """Attention of one layer: ``rope`` None is no rotation, ``window`` None is full attention."""
 
     rope: RopeSpec | None
     window: int | None
@@ -89,14 +89,14 @@ class DecoderSpec:
 
     Attributes:
         context_length: Number of positions.
-        sliding_window: Keys that a query sees, itself included, in the layers that slide.
-        sliding_layers: The layers that slide; None means all of them.
-        local_rope: RoPE of the layers that slide; None means ``rope``.
+        sliding_window: Keys that a query sees, itself included, in sliding-window layers.
+        sliding_layers: The sliding-window layers; None means all of them.
+        local_rope: RoPE of the sliding-window layers; None means ``rope``.
         no_rope_layers: Layers without position encoding.
-        norm_placement: Where the norms of a block stand.
+        norm_placement: Where a block has norms.
         norm_offset: Added to every norm weight before use.
-        qk_norm: Over what queries and keys are normed.
-        activation: What the gate goes through.
+        qk_norm: What the norms of queries and keys cover.
+        activation: Activation function of the gate.
         attention_scale: Factor of the scores; None means head_width ** -0.5.
         scores_softcap: Scores s become cap * tanh(s / cap) before the mask; None leaves them.
         query_scaling: Attention temperature: a factor of queries that grows with position, or None.
@@ -162,7 +162,7 @@ class DecoderSpec:
         return tuple(dict.fromkeys(rope for rope in used if rope is not None))
 
     def attention(self, layer: int) -> LayerAttention:
-        """Say how a layer attends."""
+        """Give the attention of a layer."""
         is_sliding = self.sliding_window is not None and (
             self.sliding_layers is None or layer in self.sliding_layers
         )
@@ -218,11 +218,11 @@ class DecoderSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DecoderSpec:
-        """Read the JSON form, which nobody vouches for; the inverse of ``as_dict``.
+        """Read the JSON form, which is untrusted; the inverse of ``as_dict``.
 
         Raises:
-            ValueError: Fields are absent, unknown or of another type, or sizes without sense; the
-                caller knows the file and says so.
+            ValueError: Fields are absent, unknown or of another type, or sizes are impossible; the
+                caller knows the file and names it.
         """
         try:
             spec = from_plain(cls, data)
@@ -235,7 +235,7 @@ class DecoderSpec:
 
 
 def find_fault(spec: DecoderSpec) -> str | None:
-    """Name the first field without sense, or None."""
+    """Name the first field with an impossible value, or None."""
     for name, at_most in _COUNTS.items():
         if not _is_count(getattr(spec, name), at_most):
             return _quote(name, getattr(spec, name))
@@ -257,7 +257,7 @@ def find_fault(spec: DecoderSpec) -> str | None:
         return "model_type or norm_offset"
     layers = (*(spec.sliding_layers or ()), *spec.no_rope_layers)
     if not all(type(layer) is int and 0 <= layer < spec.n_layers for layer in layers):
-        return "layers that are not there"
+        return "layers that do not exist"
     ids = (spec.bos_token_id, spec.pad_token_id, *spec.eos_token_ids)
     if not all(i is None or (type(i) is int and 0 <= i < _MAX_POSITIONS) for i in ids):
         return "token ids"

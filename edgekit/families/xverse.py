@@ -1,4 +1,4 @@
-"""How an ``xverse`` config becomes a ``DecoderSpec``: XVERSE 7B to 65B, which are Llamas.
+"""Model family ``xverse``: from its config to a ``DecoderSpec``; XVERSE 7B to 65B, all Llamas.
 
 Source: modeling_xverse.py of the published XVERSE-7B checkpoint.
 """
@@ -14,7 +14,7 @@ from edgekit.families.spec import DecoderSpec
 
 
 def read_spec(config: RawConfig) -> DecoderSpec:
-    """Account for every key of an xverse config; what its size says must stand there.
+    """Account for every key of an xverse config; the keys of its size are required.
 
     Raises:
         CheckpointError: Keys are missing or wrong; all are named.

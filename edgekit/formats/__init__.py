@@ -1,1 +1,1 @@
-"""Bytes only: packing, safetensors, weight blobs; no knowledge of models."""
+"""File formats as bytes: packing, safetensors, GGUF, weight blobs; no knowledge of models."""

@@ -1,6 +1,6 @@
-"""Stored float types: the float32 value of each, and float32 rounded to bf16.
+"""Conversion of stored float types to float32, and of float32 to bf16.
 
-Widening is exact for every type of at most 32 bits; float64 is rounded to the nearest float32.
+Types of at most 32 bits convert exactly; float64 is rounded to the nearest float32.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from edgekit.errors import FormatError
 
 
 def to_float32(raw: NDArray[Any], dtype: DType) -> F32Array:
-    """Widen stored floats to float32; always a fresh array.
+    """Convert stored floats to float32, as a new array.
 
     Args:
         raw: Bits as held by ``DTYPES[dtype].numpy``, any shape.
@@ -27,7 +27,7 @@ def to_float32(raw: NDArray[Any], dtype: DType) -> F32Array:
     Raises:
         FormatError: The type holds integers.
 
-    Exact but for float64: every value, signed zeros and infinities included; NaN stays NaN. A
+    Exact except for float64: every value, signed zeros and infinities included; NaN stays NaN. A
     float64 beyond the range of float32 becomes infinite.
     """
     if dtype is DType.FP64:
@@ -48,7 +48,7 @@ def to_float32(raw: NDArray[Any], dtype: DType) -> F32Array:
         return (raw.astype("<u2") << np.uint16(8)).view("<f2").astype(np.float32)
     if dtype is DType.FP8_E8M0:
         return np.take(_E8M0, raw).reshape(raw.shape)
-    raise FormatError("tensor holds no floats", got=DTYPES[dtype].safetensors, wanted="a float")
+    raise FormatError("the tensor holds no floats", got=DTYPES[dtype].safetensors, wanted="a float")
 
 
 def to_bf16(values: F32Array) -> NDArray[np.uint16]:

@@ -1,7 +1,7 @@
-"""A GGUF file: its metadata and where its tensors lie.
+"""Reader of GGUF files: their metadata and their tensors.
 
-Opening walks the header and checks every length against the bytes that are there; the arrays of
-the metadata and the tensors are read when asked for. What the blocks of a tensor hold is in
+Opening walks the header and checks every length against the bytes in the file. The arrays of the
+metadata and the tensors are read only when asked for. What the blocks of a tensor hold is in
 gguf_blocks.py.
 
 Source:
@@ -108,7 +108,7 @@ class GgufTensor:
         return self.raw_rows(0, self.n_rows)
 
     def raw_rows(self, start: int, stop: int) -> U8Array:
-        """Read the stored bytes of rows ``start:stop``, which lie within the tensor."""
+        """Read the stored bytes of rows ``start:stop``, which must be inside the tensor."""
         n_bytes = (stop - start) * self.n_row_bytes
         data = self.file.read_at(self.begin + start * self.n_row_bytes, n_bytes)
         return data.reshape(-1, self.n_row_bytes)
@@ -118,8 +118,8 @@ class GgufFile(OpenFile):
     """An open file: its metadata and its tensors in file order.
 
     Attributes:
-        path: Where it lies.
-        metadata: The key-value pairs; arrays by their place in the file.
+        path: Where the file is.
+        metadata: The key-value pairs; arrays as their place in the file.
         tensors: Name to tensor; nothing is read yet.
     """
 
@@ -132,7 +132,7 @@ class GgufFile(OpenFile):
         """
         super().__init__(path, open_plain)
         try:
-            # The header has no length of its own; a map lets it be walked without guessing one.
+            # The header does not say how long it is; a memory map can be walked without a guess.
             with mmap.mmap(self.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
                 cursor = _Cursor(mapped, self.path)
                 n_tensors, n_keys = _read_counts(cursor)
@@ -154,7 +154,7 @@ class GgufFile(OpenFile):
         """Read an array of texts.
 
         Raises:
-            FormatError: The value is no array of texts, one of them is not UTF-8, or together
+            FormatError: The value is not an array of texts, one of them is not UTF-8, or together
                 they are larger than ``MAX_ARRAY_BYTES``.
         """
         data = self._items(key, {_STRING}, "texts").tobytes()
@@ -178,7 +178,7 @@ class GgufFile(OpenFile):
         """Read an array of numbers, float64, (items,); exact for all but integers above 2**53.
 
         Raises:
-            FormatError: The value is no array of numbers, or larger than ``MAX_ARRAY_BYTES``.
+            FormatError: The value is not an array of numbers, or larger than ``MAX_ARRAY_BYTES``.
         """
         data = self._items(key, _NUMBERS.keys(), "numbers")
         values: F64Array = data.view(f"<{_NUMBERS[self._array(key).kind]}").astype(np.float64)
@@ -205,7 +205,7 @@ class GgufFile(OpenFile):
     def _place(
         self, headers: list[_Header], cursor: _Cursor, alignment: int
     ) -> dict[str, GgufTensor]:
-        """Check that every tensor lies inside the file and that none overlaps another."""
+        """Check that every tensor is inside the file and that none overlaps another."""
         data_start = -(-cursor.position // alignment) * alignment
         tensors: dict[str, GgufTensor] = {}
         position = 0
@@ -243,7 +243,7 @@ class _Header:
 
 
 class _Cursor:
-    """A place in the header; every step checks that the bytes are there."""
+    """A position in the header; every step checks that the bytes are there."""
 
     def __init__(self, mapped: mmap.mmap, path: Path) -> None:
         self._map = mapped
@@ -253,7 +253,7 @@ class _Cursor:
         self.n_items_left = MAX_ITEMS
 
     def skip(self, n_bytes: int) -> int:
-        """Move on; give the place before."""
+        """Move forward; give the position before the move."""
         start = self.position
         if n_bytes > self.n_bytes - start:
             raise FormatError(
@@ -273,7 +273,7 @@ class _Cursor:
             n_text_bytes = unpack(self._map, position)[0] if position <= last else MAX_STRING_BYTES
             if n_text_bytes >= MAX_STRING_BYTES or position + size + n_text_bytes > self.n_bytes:
                 self.position = position
-                self.skip(self.count("Q", what, MAX_STRING_BYTES))  # which says what is wrong
+                self.skip(self.count("Q", what, MAX_STRING_BYTES))  # raises the error for it
                 position = self.position
                 continue
             position += size + n_text_bytes
@@ -286,7 +286,7 @@ class _Cursor:
         return value
 
     def count(self, code: str, what: str, at_most: int) -> int:
-        """Read an unsigned number that sizes something else."""
+        """Read an unsigned number that says how long something else is."""
         value = int(self.number(code))
         if value > at_most:
             raise FormatError(
@@ -374,7 +374,7 @@ def _read_header(cursor: _Cursor) -> _Header:
             f"{where}: type",
             got=WITHDRAWN.get(number, f"one that edgekit does not know (number {number})"),
             wanted=known,
-            do="Take another file of this model, or the original checkpoint.",
+            do="Use another file of this model, or the original checkpoint.",
         )
     if sizes[0] % kind.n_values:
         raise FormatError(

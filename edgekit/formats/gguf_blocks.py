@@ -1,8 +1,8 @@
-"""The tensor types of GGUF: what a block of each takes, and its values as floats.
+"""The tensor types of GGUF: the size of their blocks, and their values as floats.
 
 A tensor is stored in blocks of a fixed number of values along its rows. The ``gguf`` package, which
-llama.cpp's own converter uses, turns the blocks of nearly all types into floats; it is imported
-here only, and only when a block is read.
+llama.cpp's own converter uses, turns the blocks of nearly all types into floats. It is imported
+only in this module, and only when a block is read.
 
 Source: https://github.com/ggml-org/ggml, include/ggml.h (``ggml_type``) and ggml-common.h (blocks).
 """
@@ -46,7 +46,7 @@ BLOCK_TYPES: Final[Mapping[int, BlockType]] = {
         (24, "I8", 1, 1), (25, "I16", 1, 2), (26, "I32", 1, 4), (27, "I64", 1, 8),
     )
 }  # fmt: skip
-# Types of files from before they were withdrawn, or of llama.cpp's working memory alone.
+# Types that were withdrawn and occur in old files, or that only llama.cpp's working memory uses.
 WITHDRAWN: Final[Mapping[int, str]] = {
     4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4",
     37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8",
@@ -56,7 +56,7 @@ _STORED: Final[Mapping[str, tuple[str, DType]]] = {
     "F16": ("<f2", DType.FP16),
     "BF16": ("<u2", DType.BF16),
 }
-# The package knows the sizes of these but not their values; no weights are stored as such.
+# The package knows the sizes of these but not their values; no weights are stored in them.
 NOT_FLOATS: Final = ("Q8_1", "Q8_K", "Q1_0", "I8", "I16", "I32", "I64")
 
 
@@ -68,8 +68,8 @@ def dequantize(kind: BlockType, raw: U8Array) -> F32Array:
         raw: (N, bytes of a row).
 
     Returns:
-        float32, (N, values of a row). The same values as the ``gguf`` package gives; F64 rounds to
-        float32, and what lies beyond it becomes infinite.
+        float32, (N, values of a row). The same values as the ``gguf`` package gives; F64 is rounded
+        to float32, and values beyond its range become infinite.
 
     Raises:
         FormatError: The type has no floats (``NOT_FLOATS``).
@@ -79,14 +79,14 @@ def dequantize(kind: BlockType, raw: U8Array) -> F32Array:
     if kind.name in _STORED:
         layout, dtype = _STORED[kind.name]
         return to_float32(raw.view(layout), dtype)
-    with np.errstate(all="ignore"):  # what a damaged scale gives is judged by who reads it
+    with np.errstate(all="ignore"):  # the caller checks for NaN and infinity
         if kind.name == "F64":
             return raw.view("<f8").astype(np.float32)
         if kind.name in NOT_FLOATS:
             raise FormatError(
                 f"tensor of type {kind.name}",
                 wanted="a type whose values are floats",
-                do="Take another file of this model, or the original checkpoint.",
+                do="Use another file of this model, or the original checkpoint.",
             )
         package = require("gguf")
         values: F32Array = package.quants.dequantize(

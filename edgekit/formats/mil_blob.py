@@ -1,9 +1,9 @@
 """Reader and writer of Core ML's ``weight.bin``.
 
-A 64-byte header, then blobs at 64-byte boundaries: each a 64-byte record (magic, type, size,
-where the data begins), then the data. A program names a blob by the offset of its record.
-Sub-byte types are packed over the flattened tensor, low bits first. It must not know what a
-blob means.
+The file is a 64-byte header, then blobs at 64-byte boundaries. A blob is a 64-byte record (magic,
+type, size, where the data begins), then the data. A program names a blob by the offset of its
+record. Types of less than a byte are packed over the flattened tensor, low bits first. This module
+does not know what a blob means.
 
 Source: coremltools, mlmodel/src/MILBlob/Blob/StorageFormat.hpp.
 """
@@ -68,7 +68,7 @@ _BLOB: Final = {np.dtype(name): blob_type for blob_type, name in _NUMPY.items()}
 
 @dataclass(frozen=True, slots=True)
 class BlobRecord:
-    """Where one blob lies; ``offset`` is that of the record, by which a program names it."""
+    """The place of one blob; ``offset`` is that of its record, by which a program names it."""
 
     offset: int
     type: BlobType
@@ -77,14 +77,14 @@ class BlobRecord:
 
     @property
     def n_values(self) -> int:
-        """Values held; for 4-bit types always even, a pad nibble counts."""
+        """Number of values; for 4-bit types always even, because a padding nibble counts."""
         if self.type in (BlobType.INT4, BlobType.UINT4):
             return self.n_bytes * 2
         return self.n_bytes // np.dtype(_NUMPY[self.type]).itemsize
 
 
 class BlobWriter:
-    """Write blobs one after another; nothing stays in memory. Use as a context manager."""
+    """Writes blobs one after another, keeping nothing in memory. Use as a context manager."""
 
     def __init__(self, path: Path) -> None:
         self._stream = path.open("wb")
@@ -109,7 +109,7 @@ class BlobWriter:
         Returns:
             The offset of the record.
         """
-        # Toggling its top bit turns a code into code - zero point in two's complement.
+        # Toggling the top bit turns a code into code - zero point in two's complement.
         blob_type, sign = (BlobType.INT4, 0x88) if bits == 4 else (BlobType.INT8, 0x80)
         return self._append(blob_type, codes, lambda rows: pack_codes(rows, bits) ^ np.uint8(sign))
 
@@ -145,7 +145,7 @@ class BlobWriter:
         self, blob_type: BlobType, values: NDArray[Any], encode: Callable[[Any], U8Array]
     ) -> int:
         """Write a record and its data, some rows at a time, so that no copy is as large."""
-        # Padding stands before a record, none after the last blob, as coremltools writes it.
+        # Padding comes before a record and never after the last blob, as in coremltools.
         self._stream.write(bytes(-self._stream.tell() % ALIGNMENT))
         offset = self._stream.tell()
         data_offset = offset + _RECORD.size
@@ -174,7 +174,7 @@ def _exact_fp16(values: F32Array) -> U8Array:
 
 
 class BlobReader:
-    """Read blobs from a mapped file; every number in the file is checked before it is used."""
+    """Reads blobs from a mapped file; every number in the file is checked before it is used."""
 
     def __init__(self, path: Path) -> None:
         """Map a file.
@@ -245,7 +245,7 @@ class BlobReader:
         return record
 
     def read(self, offset: int, blob_type: BlobType, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Give a blob as an array, without copying where the type allows it.
+        """Give a blob as an array; a copy is made only where the type needs it.
 
         4-bit types come back as int8 (INT4, values -8 .. 7) or uint8 (UINT4, 0 .. 15).
 

@@ -1,7 +1,8 @@
 """Core ML packages (``.mlpackage``): their files, and the model spec inside.
 
-The one door to coremltools for exporter and engines: imported on first use, and quietly, for on
-Linux it logs a line for every missing macOS part. It must not know what a program computes.
+Exporter and engines use coremltools only through this module. It is imported at the first use and
+with its log silenced, because on Linux it logs a line for every missing macOS part. This module
+does not know what a program computes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _MODEL: Final = "com.apple.CoreML/model.mlmodel"
 _WEIGHTS: Final = "com.apple.CoreML/weights"
 _WEIGHT_FILE: Final = "weight.bin"
 BLOB_FILE_NAME: Final = f"@model_path/weights/{_WEIGHT_FILE}"
-# Fixed, so that the same model gives the same bytes; any two distinct ids are valid.
+# Fixed ids, so that the same model gives the same bytes; any two distinct ids are valid.
 _MODEL_ID: Final = "6F9B6F0E-0B5D-4C0A-9E55-3D1C2A7E0001"
 _WEIGHTS_ID: Final = "6F9B6F0E-0B5D-4C0A-9E55-3D1C2A7E0002"
 _MAX_SPEC_BYTES: Final = 256 << 20
@@ -51,12 +52,12 @@ def require_coremltools(module: str = "coremltools") -> ModuleType:
 
 
 def spec_path(package: Path) -> Path:
-    """Where the model spec lies."""
+    """Give the path of the model spec in a package."""
     return package / _DATA / _MODEL
 
 
 def weights_path(package: Path) -> Path:
-    """Where the weight file lies."""
+    """Give the path of the weight file in a package."""
     return package / _DATA / _WEIGHTS / _WEIGHT_FILE
 
 
@@ -120,7 +121,7 @@ def type_name(value_type: Any) -> str:
     """Name of the element type of a ``MIL_pb2.ValueType``, such as ``FLOAT16``.
 
     Raises:
-        FormatError: A number that is no type.
+        FormatError: A number that is not a type.
     """
     types = require_coremltools("coremltools.proto.MIL_pb2").DataType
     try:
@@ -132,7 +133,7 @@ def type_name(value_type: Any) -> str:
 
 
 def stored_at(value: Any) -> tuple[int, BlobType, tuple[int, ...]]:
-    """Give record offset, type and shape of a constant that lies in the weight file.
+    """Give record offset, type and shape of a constant that is stored in the weight file.
 
     Raises:
         FormatError: The weight file cannot hold such a type, or it is another file.

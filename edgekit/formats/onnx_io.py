@@ -29,7 +29,7 @@ _PAST: Final = "past_key_values."
 _PRESENT: Final = "present."
 _BATCH: Final = "batch_size"
 _TOTAL: Final = "total_sequence_length"
-# How onnxruntime spells the types.
+# onnxruntime's names of the types.
 TYPE_NAMES: Final = MappingProxyType(
     {DType.INT64: "tensor(int64)", DType.FP32: "tensor(float)", DType.FP16: "tensor(float16)"}
 )
@@ -46,17 +46,17 @@ def present_name(layer: int | str, part: str) -> str:
 
 
 def is_past(name: str) -> bool:
-    """Say whether an input holds keys or values."""
+    """Tell whether an input holds keys or values."""
     return name.startswith(_PAST)
 
 
 def is_present(name: str) -> bool:
-    """Say whether an output holds keys or values."""
+    """Tell whether an output holds keys or values."""
     return name.startswith(_PRESENT)
 
 
 def past_of(present: str) -> str:
-    """Give the input that takes in the next call what this output gives now."""
+    """Give the input of the next call that gets this output."""
     return _PAST + present.removeprefix(_PRESENT)
 
 
@@ -67,7 +67,7 @@ class Port:
     Attributes:
         name: Its name.
         dtype: Type of its numbers.
-        shape: Sizes; a text where the caller chooses.
+        shape: Sizes; a name where the caller chooses the size.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Port:
 
     @property
     def signature(self) -> tuple[str, tuple[int, ...]]:
-        """What a loaded graph is compared by: onnxruntime's type name and the fixed sizes."""
+        """The type name in onnxruntime and the fixed sizes, for comparison with a loaded graph."""
         return TYPE_NAMES[self.dtype], tuple(n for n in self.shape if isinstance(n, int))
 
 
@@ -108,7 +108,7 @@ class GraphPorts:
 
     @property
     def inputs(self) -> tuple[Port, ...]:
-        """What a caller must give, in the order of the graph."""
+        """Inputs that a caller must give, in the order of the graph."""
         ids = (_BATCH, "sequence_length")
         ports = [
             Port(INPUT_IDS, DType.INT64, ids),
@@ -128,7 +128,7 @@ class GraphPorts:
 
     @property
     def outputs(self) -> tuple[Port, ...]:
-        """What a call gives.
+        """Outputs of a call.
 
         edgekit's own graphs declare one row of logits, so that onnxruntime-genai sees that only the
         last is computed; a caller that gives ``LOGITS_START`` may ask for more.

@@ -1,7 +1,7 @@
-"""An open file that is read at any place, without a memory map.
+"""Reading of bytes at any position of an open file, without a memory map.
 
-Not by a memory map: its pages count as this process's memory until the system wants them back,
-and a file that somebody cuts short while it is mapped ends the process.
+Memory maps are avoided for two reasons: mapped pages count as this process's memory until the
+system wants them back, and the process dies if somebody shortens a file while it is mapped.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _PIECE_BYTES: Final = 16 << 20
 
 
 class ByteSource(ABC):
-    """Bytes that are read at any place; use it as a context manager.
+    """Bytes that can be read at any position; use it as a context manager.
 
     Attributes:
-        path: Where they lie, for messages.
+        path: Where the bytes come from, for messages.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class ByteSource(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the bytes; safe to call twice. What was read stays."""
+        """Release the bytes; safe to call twice. Arrays that were read stay valid."""
 
     def read_pieces(self, begin: int, n_bytes: int) -> Iterator[U8Array]:
         """Read bytes from ``begin`` on, a piece of at most 16 MiB at a time; as ``read_at``."""
@@ -67,11 +67,11 @@ class OpenFile(ByteSource):
         """Open a file.
 
         Args:
-            path: Where it lies.
-            opener: ``open_plain`` for one that the user names, which may be a link.
+            path: Where the file is.
+            opener: ``open_plain`` for a file that the user names, which may be a link.
 
         Raises:
-            FormatError: It cannot be opened, is no plain file, or a link that leads elsewhere.
+            FormatError: It cannot be opened, is not a plain file, or is a link out of its folder.
         """
         self.path = Path(path)
         try:
@@ -115,11 +115,11 @@ class OpenFile(ByteSource):
                     f"{self.path}: file became shorter while it was read",
                     got=f"{begin + n_done} bytes",
                     wanted=f"at least {begin + n_bytes}",
-                    do="Leave the file alone until edgekit is done, and run it again.",
+                    do="Do not change the file while edgekit reads it, and run the command again.",
                 )
             n_done += n_read
         return data
 
     def close(self) -> None:
-        """Let go of the file; safe to call twice. What was read stays."""
+        """Close the file; safe to call twice. Arrays that were read stay valid."""
         self._close()

@@ -1,7 +1,7 @@
 """Packing of 4-bit and 8-bit codes into bytes.
 
-MLX (as little-endian uint32 words), ONNX MatMulNBits and Core ML's uint4 hold the same byte
-string: codes along the input dimension, low bits first. Core ML's int4 is that string XOR 0x88.
+MLX (as little-endian uint32 words), ONNX MatMulNBits and Core ML's uint4 use the same bytes: codes
+along the input dimension, low bits first. Core ML's int4 is those bytes XOR 0x88.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Safetensors files: reading their tensors, and writing new ones.
 
-Reading takes one tensor (or some rows) at a time into memory. Writing streams: the header comes
-from the declared tensors, then each tensor's bytes follow in that order.
+Reading takes one tensor (or some rows) at a time into memory. Writing is a stream: the header is
+made from the declared tensors, then each tensor's bytes follow in that order.
 
 Source:
     https://github.com/huggingface/safetensors, README, "Format".
@@ -29,15 +29,15 @@ from edgekit.formats.open_file import ByteSource, OpenFile
 from edgekit.strict_json import parse_object
 from edgekit.tensors import TensorInfo
 
-# JSON costs up to 64 times its size in memory. An entry has some 100 bytes, so this is room for
-# 150,000 tensors; the library of the format takes 100 MB.
+# Parsed JSON takes up to 64 times its size in memory. An entry has some 100 bytes, so this allows
+# 150,000 tensors; the format's own library accepts headers of 100 MB.
 MAX_HEADER_BYTES: Final = 16 << 20
 _LENGTH: Final = struct.Struct("<Q")
 _METADATA: Final = "__metadata__"
 _MAX_RANK: Final = 32
 _MAX_ELEMENTS: Final = 1 << 56  # so that no byte count overflows in numpy, zero axes included
 _MAX_QUOTE: Final = 120
-# What the first eight bytes of files say that lie there in place of the weights.
+# The first eight bytes of other files that are often found in place of the weights.
 _OTHER_FILES: Final = {
     b"version ": "It is a pointer that git wrote in place of the file. Run: git lfs pull",
 }
@@ -50,7 +50,7 @@ class SafetensorsTensor:
 
     Attributes:
         info: Name, shape and type. A tensor of ``DType.OTHER`` has its bytes as its only axis.
-        file: Where it lies.
+        file: The file that holds it.
         begin: Where its bytes begin, counted from ``file.data_start``.
         type_name: The type as the header of the file calls it.
     """
@@ -136,7 +136,7 @@ class SafetensorsFile(ByteSource):
     """An open file: its tensors in file order, and its metadata.
 
     Attributes:
-        path: Where it lies.
+        path: Where the file is.
         data_start: Where the bytes of the tensors begin.
         tensors: Name to tensor; nothing is read yet.
         metadata: The text entries of ``__metadata__``.
@@ -146,7 +146,7 @@ class SafetensorsFile(ByteSource):
         """Open the file and check its header.
 
         Args:
-            source: A path, or the bytes wherever they are.
+            source: A path, or an object that gives the file's bytes.
 
         Raises:
             FormatError: The file cannot be read, or is not what the format says; the message
@@ -174,7 +174,7 @@ class SafetensorsFile(ByteSource):
         return self._source.read_at(begin, n_bytes)
 
     def close(self) -> None:
-        """Let go of the file; safe to call twice. What was read stays."""
+        """Close the file; safe to call twice. Arrays that were read stay valid."""
         self._source.close()
 
     def _read_header(self, data: bytes, n_file: int) -> None:
@@ -195,7 +195,7 @@ class SafetensorsFile(ByteSource):
         """Read bits at ``begin`` (bytes after the header) with the type of ``info``.
 
         Raises:
-            FormatError: The file was closed, or is no longer what it was.
+            FormatError: The file was closed, or has changed since it was opened.
         """
         dtype = np.dtype(DTYPES[info.dtype].numpy)
         n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -207,8 +207,8 @@ class SafetensorsFile(ByteSource):
 class SafetensorsWriter:
     """Writes a file tensor by tensor; use it as a context manager.
 
-    The file appears at ``path`` while it is written and is removed again when the block ends
-    with an error or before every tensor was appended.
+    The file exists at ``path`` while it is written. It is removed again when the block ends with an
+    error or before every tensor was appended.
     """
 
     def __init__(
@@ -228,8 +228,8 @@ class SafetensorsWriter:
             alignment: The data begin at a multiple of this many bytes (64, or 4096 for mapping).
 
         Raises:
-            FormatError: A name given twice or reserved, a type without a name, or the header grew
-                too large.
+            FormatError: A name is given twice or reserved, a type has no name in the format, or the
+                header is too large.
             OSError: The file cannot be written.
         """
         self.path = Path(path)
@@ -269,7 +269,7 @@ class SafetensorsWriter:
         self._n_done += 1
 
     def close(self) -> None:
-        """Finish the file: all tensors are there and on disk.
+        """Finish the file; all tensors are written to disk.
 
         Raises:
             FormatError: Tensors are missing; the file is removed.
@@ -333,7 +333,7 @@ def _make_header(
         if info.name in entries or info.name == _METADATA:
             raise FormatError(f"{path}: tensor name given twice or reserved", got=info.name)
         if info.dtype is DType.OTHER:
-            raise FormatError(f"{path}: tensor {info.name}: a type that has no name here")
+            raise FormatError(f"{path}: tensor {info.name}: the format has no name for its type")
         begin, end = end, end + info.n_bytes
         entries[info.name] = {
             "dtype": DTYPES[info.dtype].safetensors,
@@ -356,7 +356,7 @@ def _header_end(first: bytes, n_file: int, path: Path) -> int:
         path: For the message.
 
     Raises:
-        FormatError: The header is longer than the cap or than the file.
+        FormatError: The header is longer than the limit or than the file.
     """
     (n_header,) = _LENGTH.unpack(first)
     if n_header > MAX_HEADER_BYTES:
@@ -364,7 +364,7 @@ def _header_end(first: bytes, n_file: int, path: Path) -> int:
             f"{path}: header length at offset 0",
             got=f"{n_header} bytes",
             wanted=f"at most {MAX_HEADER_BYTES}",
-            do=_OTHER_FILES.get(first, "The file is damaged or no safetensors file."),
+            do=_OTHER_FILES.get(first, "The file is damaged or is not a safetensors file."),
         )
     end: int = _LENGTH.size + n_header
     if end > n_file:
@@ -378,7 +378,7 @@ def _header_end(first: bytes, n_file: int, path: Path) -> int:
 
 
 def _metadata(value: object, path: Path) -> dict[str, str]:
-    if value is None:  # as MLX writes no metadata, and the library of the format reads it
+    if value is None:  # MLX writes no metadata, and the format's own library accepts that
         return {}
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
         raise FormatError(f"{path}: header: __metadata__", wanted="an object of strings")
@@ -391,7 +391,7 @@ def _entry(name: str, entry: object, path: Path) -> tuple[TensorInfo, int, int]:
     if not isinstance(entry, dict) or set(entry) != _ENTRY_KEYS:
         raise FormatError(f"{where}: header entry", got=_quote(entry), wanted=sorted(_ENTRY_KEYS))
     if not isinstance(entry["dtype"], str) or not entry["dtype"].isprintable():
-        raise FormatError(f"{where}: dtype", got=_quote(entry["dtype"]), wanted="the name of one")
+        raise FormatError(f"{where}: dtype", got=_quote(entry["dtype"]), wanted="a name of a dtype")
     dtype = BY_SAFETENSORS.get(entry["dtype"], DType.OTHER)
     shape, offsets = entry["shape"], entry["data_offsets"]
     if (
@@ -406,7 +406,7 @@ def _entry(name: str, entry: object, path: Path) -> tuple[TensorInfo, int, int]:
         raise FormatError(f"{where}: data_offsets", got=_quote(offsets), wanted="[begin, end]")
     begin, end = offsets
     if dtype is DType.OTHER:
-        # How many bits a value has is not known, so neither is whether shape and bytes agree.
+        # The bits per value are unknown, so shape and byte count cannot be compared.
         return TensorInfo(name, (end - begin,), dtype), begin, end
     info = TensorInfo(name, tuple(shape), dtype)
     if end - begin != info.n_bytes:
@@ -419,18 +419,18 @@ def _entry(name: str, entry: object, path: Path) -> tuple[TensorInfo, int, int]:
 
 
 def _check_layout(entries: list[tuple[TensorInfo, int, int]], n_data: int, path: Path) -> None:
-    """Refuse overlaps, holes, and data that are not all there."""
+    """Refuse overlaps, gaps, and data that are cut off or too long."""
     position = 0
     for info, begin, end in sorted(entries, key=lambda entry: entry[1:]):
         if begin != position:
-            what = "overlaps the tensor before it" if begin < position else "leaves a hole"
+            what = "overlaps the tensor before it" if begin < position else "leaves a gap before it"
             raise FormatError(
                 f"{path}: tensor {info.name} {what}", got=f"offset {begin}", wanted=position
             )
         position = end
     if position != n_data:
         raise FormatError(
-            f"{path}: data {'cut off' if n_data < position else 'followed by foreign bytes'}",
+            f"{path}: data {'is cut off' if n_data < position else 'has extra bytes at its end'}",
             got=f"{n_data} bytes",
             wanted=position,
             do="Download the file again.",
@@ -438,7 +438,7 @@ def _check_layout(entries: list[tuple[TensorInfo, int, int]], n_data: int, path:
 
 
 def _widened(raw: NDArray[Any], dtype: DType) -> F32Array:
-    """Widen what was just read; float32 needs no copy."""
+    """Convert what was just read to float32; float32 itself needs no copy."""
     return raw.astype(np.float32, copy=False) if dtype is DType.FP32 else to_float32(raw, dtype)
 
 
@@ -450,6 +450,6 @@ def _is_counts(value: object) -> bool:
 
 
 def _quote(value: object) -> str:
-    """Write a value from the file for a message, cut to a length a person can read."""
+    """Quote a value from the file in a message, cut to a readable length."""
     text = repr(value)
     return text if len(text) <= _MAX_QUOTE else text[:_MAX_QUOTE] + "..."

@@ -1,5 +1,5 @@
-"""Answer one question: how does a model on a server take part, hosted here or far away?
+"""Models on a server: hosting one here, and recording and replaying a distant one's answers.
 
-Here: http_server.py puts a loaded model on a port. Far away: recording.py and replay.py keep its
-answers, latency.py tells its time from the network's. Talking to a server is runtime/server.py's.
+http_server.py hosts a loaded model on a port. recording.py and replay.py keep the answers of a
+server; latency.py separates its time from the network's. runtime/server.py is the client.
 """

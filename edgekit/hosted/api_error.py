@@ -1,7 +1,7 @@
-"""Answer one question: how does the hosted server say no, in OpenAI's words?
+"""``ApiError``: a refusal of the hosted server in the form of the OpenAI API.
 
-Raised while a request is read or answered and turned into a status line and an error object by
-http_server.py; it never leaves edgekit/hosted.
+It is raised while a request is read or answered. http_handler.py turns it into a status line and
+an error object; it never leaves edgekit/hosted.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ def bad_value(param: str, got: object, wanted: str, do: str | None = None) -> Ap
 
 
 def unexpected_error() -> ApiError:
-    """Make the 500 that tells a client nothing of our insides."""
+    """Make the 500 that tells a client nothing about the server's internals."""
     return ApiError(500, "the server failed", kind=_SERVER, code="internal_error")
 
 
 def too_many_connections() -> ApiError:
-    """Make the 503 for a client beyond the limit."""
+    """Make the 503 for a client beyond the limit of connections."""
     return ApiError(
         503, "too many open connections", do="Close some.", kind=_SERVER, code="overloaded",
         headers={"Retry-After": "1"},
@@ -83,8 +83,8 @@ def too_many_connections() -> ApiError:
 def from_model_error(error: EdgekitError) -> ApiError:
     """Turn a failure of the hosted model into what a client may know.
 
-    A ``UsageError`` is about the client's own messages or options and is passed on; the text of
-    any other error may name files of this machine and is not.
+    A ``UsageError`` is about the client's own messages or options and is passed on. The text of any
+    other error may name files of this machine and is not passed on.
     """
     if isinstance(error, ApiError):
         return error
@@ -96,7 +96,7 @@ def from_model_error(error: EdgekitError) -> ApiError:
 
 
 class ClientGoneError(EdgekitError):
-    """Nobody is left to read the answer."""
+    """The client has gone, so nobody would read the answer."""
 
     def __init__(self) -> None:
         super().__init__("the client closed the connection")

@@ -1,7 +1,7 @@
-"""Answer one question: how is one HTTP request read, routed and answered?
+"""Handling of one HTTP connection: read a request, route it, send the answer.
 
-Written for clients nobody vouches for: every length is capped, every refusal is a JSON error
-object, and a client that leaves ends its generation at the next token.
+Clients are not trusted: every length has a limit, every refusal is a JSON error object, and a
+client that disconnects ends its generation at the next token.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _DISCARD_S: Final = 1.0
 
 
 class Connection:
-    """What the server knows of one open connection.
+    """What the server knows about one open connection.
 
     Attributes:
         socket: The connection itself.
         reading_since_s: Monotonic clock since when a request is awaited or read, else None.
-        has_begun: The status line of the current answer is out.
+        has_begun: The status line of the current answer was sent.
         has_expired: The server gave up waiting for the request.
     """
 
@@ -50,7 +50,7 @@ class Connection:
 
 
 class Host(Protocol):
-    """What a handler needs of the server that made it."""
+    """The parts of a server that its handlers use."""
 
     api: OpenAiApi
     allowed_hosts: frozenset[str]
@@ -66,17 +66,17 @@ class Host(Protocol):
         ...
 
     def log(self, line: str) -> None:
-        """Pass on one line about a request."""
+        """Log one line about a request."""
         ...
 
 
 class RequestHandler(BaseHTTPRequestHandler):
-    """Speaks HTTP/1.1 on one connection, one request after another."""
+    """Serves HTTP/1.1 on one connection, one request after another."""
 
     protocol_version = "HTTP/1.1"
     server_version = "edgekit"
     sys_version = ""
-    disable_nagle_algorithm = True  # a token must not wait for the acknowledgement of the last one
+    disable_nagle_algorithm = True  # a token must not wait until the previous one is acknowledged
 
     @property
     def host(self) -> Host:
@@ -117,7 +117,7 @@ class RequestHandler(BaseHTTPRequestHandler):
         self._answer("HEAD")
 
     def do_OPTIONS(self) -> None:
-        """Refuse OPTIONS: no other origin is invited."""
+        """Refuse OPTIONS: pages of other origins may not use this server."""
         self._answer("OPTIONS")
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
@@ -144,7 +144,7 @@ class RequestHandler(BaseHTTPRequestHandler):
             status = error.status
             self._send_refusal(error)
         except OSError:
-            # Reading or writing failed: there is no one to tell.
+            # Reading or writing failed, so no answer can be sent.
             self.close_connection = True
         duration_ms = 1000 * (time.monotonic() - start_s)
         shown = status or "client left"
@@ -175,12 +175,12 @@ class RequestHandler(BaseHTTPRequestHandler):
         request = parse_request(body, is_chat=path == "/v1/chat/completions")
         if not request.is_stream:
             return self._send_json(200, api.complete(request, self._check))
-        # The iterator is a generator, and closing it is what stops the model on a disconnect.
+        # The iterator is a generator; closing it stops the model when the client disconnects.
         with closing(api.stream(request, self._check)) as chunks:  # type: ignore[type-var]
             return self._send_events(chunks)
 
     def _check_host(self) -> None:
-        """Refuse names that are not ours: a web page could have pointed its own name here."""
+        """Refuse other host names: a web page could have pointed its own name at this server."""
         allowed = self.host.allowed_hosts
         name = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
         if allowed and name and name.lower() not in allowed:
@@ -195,7 +195,7 @@ class RequestHandler(BaseHTTPRequestHandler):
             )  # fmt: skip
 
     def _check(self) -> None:
-        """End a generation that nobody waits for."""
+        """End a generation whose client has gone."""
         if self.host.is_stopping:
             raise ApiError(503, "the server is stopping", kind="server_error", code="stopping")
         timeout_s = self.connection.gettimeout()
@@ -212,10 +212,10 @@ class RequestHandler(BaseHTTPRequestHandler):
             raise ClientGoneError
 
     def _read_body(self) -> bytes:
-        """Read exactly the announced body.
+        """Read exactly as many bytes as Content-Length says.
 
         Raises:
-            ApiError: 400, 408, 411 or 413; the connection closes, for its position is unknown.
+            ApiError: 400, 408, 411 or 413; the connection closes, because the rest is not read.
         """
         try:
             return self._read_announced()
@@ -245,7 +245,7 @@ class RequestHandler(BaseHTTPRequestHandler):
         body = self.rfile.read(n_bytes)
         if len(body) < n_bytes:
             if self._state.has_expired:
-                raise ApiError(408, "the request body came too slowly")
+                raise ApiError(408, "the request body arrived too slowly")
             raise ApiError(400, "the body is shorter than Content-Length", got=len(body))
         return body
 
@@ -269,7 +269,7 @@ class RequestHandler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _send_events(self, chunks: Iterator[Mapping[str, Any]]) -> int:
-        """Stream chunks as server-sent events; the status waits for the first of them."""
+        """Stream chunks as server-sent events; the status is sent with the first of them."""
         first = next(chunks)
         is_chunked = self.request_version != "HTTP/1.0"
         self.close_connection = self.close_connection or not is_chunked
@@ -308,7 +308,7 @@ class RequestHandler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _discard_input(self) -> None:
-        """Read away what the client still sends, or closing would destroy our answer."""
+        """Read and drop what the client still sends; closing with unread data loses our answer."""
         self.connection.shutdown(socket.SHUT_WR)
         self.connection.settimeout(_DISCARD_S)
         until_s = time.monotonic() + _DISCARD_S

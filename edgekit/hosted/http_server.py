@@ -1,7 +1,8 @@
-"""Answer one question: how is a loaded model put on a port, and taken off it again?
+"""``ModelServer``: a loaded model on a port, answering the OpenAI API.
 
-Standard library only. Binds the loopback address unless told otherwise, and any other address
-only with an API key. Threads and sockets are counted, bounded and gone after ``stop``.
+It uses the standard library only. It binds the loopback address unless told otherwise, and any
+other address only with an API key. Threads and sockets are counted, limited and gone after
+``stop``.
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 def ignore_log(line: str) -> None:
-    """The log of servers that nobody watches."""
+    """Ignore the line; the default log."""
 
 
 class ModelServer:
     """Hosts one model behind the OpenAI API; use it as a context manager or start and stop it.
 
     Args:
-        model: What answers; stays the caller's to close.
+        model: The model that answers; the caller closes it.
         model_name: Name that requests must ask for.
         host: Address to bind.
         port: 0 lets the system choose.
-        api_key: Key that requests must carry; None asks for none.
+        api_key: Key that requests must have; None accepts requests without one.
         log: Receives a line per request.
         max_waiting, max_wait_s: See ``RequestQueue``.
         read_limit_s: Longest time a client may take to send a request, or stay idle.
@@ -227,17 +228,17 @@ class _Server(ThreadingHTTPServer):
                 self._has_closed.notify_all()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log an error that no one foresaw; tell the client only that there was one."""
+        """Log an unexpected error; tell the client only that there was one."""
         error = sys.exception()
         if isinstance(error, OSError):
-            return  # the connection broke; there is no one to tell
+            return  # the connection broke, so no answer can be sent
         self.log(f"unexpected error: {type(error).__name__}: {error}")
         if not self.connection_of(request).has_begun:
             with suppress(OSError):
                 request.sendall(raw_refusal(unexpected_error()))
 
     def is_key_right(self, header: str) -> bool:
-        """Compare in constant time; without a key every request is welcome."""
+        """Compare in constant time; without a key every request is accepted."""
         return self._key is None or hmac.compare_digest(
             header.encode("latin-1", "replace"), self._key
         )
@@ -273,7 +274,7 @@ class _Server(ThreadingHTTPServer):
 
     @staticmethod
     def _host_names(host: str) -> frozenset[str]:
-        """Names under which a loopback server answers; empty when it answers to any."""
+        """Names under which a loopback server answers; empty if any name is accepted."""
         return _LOOPBACK | {"[::1]"} if host in _LOOPBACK else frozenset()
 
 

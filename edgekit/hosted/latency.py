@@ -1,10 +1,10 @@
-"""Answer one question: which part of a server's time to first token is the network?
+"""Split of a server's time to first token into network time and server time.
 
-Method: the round trip is the median of tiny requests on a warm connection; what remains of the
-time to first token is the server's. A request that had to connect first is counted without its
-handshakes, and those are given as metrics of their own, because a product meets them on its first
-request. Answers that are tool calls are left out: many servers hold them back until they are
-whole, so their first text says nothing of the first token.
+Method: the round trip is the median of tiny requests on a warm connection; the rest of the time to
+first token is the server's. A request that had to connect first is counted without its handshakes;
+those are metrics of their own, because a product pays them on its first request. Answers that are
+tool calls are left out: many servers hold them back until they are complete, so their first text
+does not show when the first token was ready.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Answer one question: what must a model offer to be hosted?
+"""``HostedModel``: the protocol that a model must satisfy to be hosted.
 
-The narrow side of ``edgekit.runtime.session.Session`` that the server needs; anything else with
+It is the part of ``edgekit.runtime.session.Session`` that the server uses; any other object with
 these members can be hosted as well.
 """
 

@@ -1,7 +1,7 @@
-"""Answer one question: how do token events read as OpenAI answers, whole or in chunks?
+"""Writer of OpenAI answers, whole or in chunks, from token events.
 
-Usage counts are the model's own tokens. ``timings`` (as llama.cpp names them) gives the time
-spent here, so that a client can tell network from model.
+Usage counts are the model's own tokens. ``timings`` (named as in llama.cpp) holds the time spent
+here, so that a client can tell network time from model time.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class AnswerWriter:
         }
 
     def begin(self, time_s: float) -> None:
-        """Note on the monotonic clock when the model set to work."""
+        """Record on the monotonic clock when the model started to work."""
         self._start_s = time_s
 
     def open(self) -> list[dict[str, Any]]:
@@ -128,7 +128,7 @@ class AnswerWriter:
     def _finish_reason(self) -> str:
         if self._text.calls:
             return "tool_calls"
-        # Calls that were malformed, or not asked for, went out as content: the answer just stopped.
+        # Calls that were malformed or not asked for were sent as content: the answer just stopped.
         is_length = self._finish is Finish.LENGTH
         return "length" if is_length else "stop"
 

@@ -1,7 +1,7 @@
-"""Answer one question: how does a checked request become an answer of the hosted model?
+"""``OpenAiApi``: answers checked requests with the hosted model.
 
-Knows the model and the API's objects, nothing of sockets: ``check`` is how the connection says
-that nobody listens any more.
+It knows the model and the API's objects, but no sockets. The connection passes ``check``, which
+raises when the client has gone.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class OpenAiApi:
             )  # fmt: skip
 
     def _prepare(self, request: HostedRequest) -> tuple[AnswerWriter, HostedRequest]:
-        """Check the request against the model and cut its answer to the context."""
+        """Check the request against the model, and limit its answer to the context."""
         self._check_model(request.model)
         n_prompt = self._count_prompt(request)
         n_left = self._model.context_length - n_prompt
@@ -144,7 +144,7 @@ class OpenAiApi:
     def _events(
         self, request: HostedRequest, writer: AnswerWriter, check: Check
     ) -> Generator[TokenEvent, None, None]:
-        """Run the model when its turn comes, until it ends or nobody listens."""
+        """Run the model when its turn comes, until it ends or the client has gone."""
         with self._queue.hold(check):
             writer.begin(time.monotonic())
             events: Iterator[TokenEvent] = iter(())

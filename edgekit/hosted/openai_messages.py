@@ -1,6 +1,7 @@
-"""Answer one question: are these chat messages and tools what the OpenAI API allows?
+"""Checks of the chat messages and tools of an OpenAI request.
 
-Text only: content given as a list of text parts is joined, pictures and sound are refused.
+Only text is supported: content given as a list of text parts is joined; images and sound are
+refused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Answer one question: what does an OpenAI request ask for, and is it allowed?
+"""Parser of OpenAI requests: bytes in, a checked ``HostedRequest`` out.
 
-Bytes in, a checked ``HostedRequest`` out. Every field is used, ignored by name, or refused; a
-client never gets an answer to a question it did not ask. It knows nothing of sockets.
+Every field is used, ignored by name, or refused, so a client never gets an answer to another
+question than it asked. This module knows nothing about sockets.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _IGNORED_FIELDS: Final = frozenset(
     {"user", "store", "metadata", "parallel_tool_calls", "service_tier", "safety_identifier"}
     | {"prompt_cache_key"}
 )
-# Fields that may be sent as long as they ask for nothing.
+# Fields that may be sent as long as their value asks for nothing.
 _NEUTRAL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
@@ -125,7 +125,7 @@ def parse_request(body: bytes, *, is_chat: bool) -> HostedRequest:
 
 
 def _check_tree(fields: Mapping[str, Any]) -> None:
-    """Refuse nesting that templates could not walk and text that is not Unicode."""
+    """Refuse nesting that is too deep for templates, and text that is not Unicode."""
     level: list[Any] = [fields]
     for _ in range(MAX_DEPTH):
         below: list[Any] = []
@@ -219,7 +219,7 @@ def _logprobs(fields: Mapping[str, Any], is_chat: bool) -> tuple[bool, int]:
     has_logprobs = _boolean(fields, "logprobs")
     n_alternatives = _integer(fields, "top_logprobs", 0, low=0, high=MAX_LOGPROBS)
     if n_alternatives and not has_logprobs:
-        raise bad_value("top_logprobs", n_alternatives, "logprobs: true beside it")
+        raise bad_value("top_logprobs", n_alternatives, "logprobs: true with it")
     return has_logprobs, n_alternatives
 
 
@@ -227,7 +227,7 @@ def _usage_chunk(value: Any, is_stream: bool) -> bool:
     if value is None:
         return False
     if not is_stream:
-        raise bad_value("stream_options", value, "stream: true beside it")
+        raise bad_value("stream_options", value, "stream: true with it")
     if not isinstance(value, dict):
         raise bad_value("stream_options", value, "an object")
     unknown = value.keys() - {"include_usage", "include_obfuscation"}

@@ -1,7 +1,7 @@
-"""Answer one question: how are a server's answers kept, so that a comparison can be repeated?
+"""Recording of a server's answers, so that a comparison can be repeated without the server.
 
-One JSON line per answered request, appended in one write, so that a run that is cut off leaves
-whole lines. Prompts are kept as a hash only, keys not at all. Reading is replay.py's.
+One JSON line per answered request, appended in one write, so that an interrupted run leaves whole
+lines. Prompts are stored as a hash only, and keys not at all. replay.py reads recordings.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SCHEMA_VERSION: Final = 1
 
 @runtime_checkable
 class HasRequestStats(Protocol):
-    """A backend that knows the facts of its last answer."""
+    """A backend that knows facts about its last answer."""
 
     @property
     def last_request_stats(self) -> RequestStats | None:
@@ -39,7 +39,7 @@ def hash_request(
     options: GenerateOptions,
     tools: Sequence[Mapping[str, Any]],
 ) -> str:
-    """Give the sha256 that says whether two requests ask for the same."""
+    """Give a sha256 that is equal exactly for requests that ask for the same."""
     asked = {
         "model": model,
         "messages": to_data(list(messages)),
@@ -51,7 +51,7 @@ def hash_request(
 
 
 def asked_model(info: EngineInfo) -> str:
-    """Give the model name that requests carry; a server may answer under another one."""
+    """Give the model name that requests use; a server may answer under another one."""
     return str(info.settings.get("model_asked", info.model))
 
 
@@ -78,7 +78,7 @@ class RecordingBackend:
 
     @property
     def inner(self) -> ChatBackend:
-        """What is recorded."""
+        """The backend that is recorded."""
         return self._inner
 
     @property
@@ -150,7 +150,7 @@ class RecordingBackend:
             raise self._cannot_write(f"{written} of {len(data)} bytes written")
 
     def _drop_cut_line(self) -> None:
-        """Remove what a killed run left after the last whole line."""
+        """Remove an unfinished last line, which an interrupted run may leave."""
         end = self._file.seek(0, os.SEEK_END)
         size = end
         while size > 0:
@@ -166,7 +166,7 @@ class RecordingBackend:
 
     def _cannot_write(self, reason: object) -> MeasureError:
         return MeasureError(
-            f"cannot write the recording {self._path}", got=reason, do="Give another file."
+            f"cannot write the recording {self._path}", got=reason, do="Choose another file."
         )
 
 

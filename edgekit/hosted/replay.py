@@ -1,8 +1,8 @@
-"""Answer one question: how does a recording answer in place of the server it was taken from?
+"""``ReplayBackend``: answers from a recording in place of the server it was taken from.
 
-Nothing is asked and nothing waits: events carry the recorded times, counted from the moment of
-the replayed request. A line that is cut off at the end of the file is what a killed run leaves
-and is passed over; any other damage is an error.
+No request is sent and nothing waits: events have the recorded times, counted from the start of the
+replayed request. An unfinished last line, which an interrupted run may leave, is ignored; any other
+damage is an error.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class ReplayBackend:
             yield dataclasses.replace(event, time_s=start_s + event.time_s)
 
     def close(self) -> None:
-        """Nothing is held. Safe to call twice."""
+        """Do nothing; no resource is open. Safe to call twice."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,7 +1,7 @@
-"""Answer one question: who may use the model next?
+"""``RequestQueue``: one request at a time uses the model, and a few more may wait.
 
-A local model answers one request at a time. A few more may wait, for a bounded time; the rest are
-told at once to come back.
+Waiting requests have a time limit. Requests beyond the queue are refused at once and told to come
+back later.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class RequestQueue:
         """Wait for the model and hold it for the length of the ``with`` block.
 
         Args:
-            check: Called while waiting; raises when waiting has become pointless.
+            check: Called while waiting; raises when the client has gone.
 
         Raises:
             ApiError: 429 when the queue is full, 503 when the wait was too long.
@@ -53,7 +53,7 @@ class RequestQueue:
         with self._count_lock:
             if self._n_waiting >= self._max_waiting:
                 raise ApiError(
-                    429, "the model is busy, its queue full", got=f"{self._n_waiting} waiting",
+                    429, "the model is busy, its queue is full", got=f"{self._n_waiting} waiting",
                     do="Try again in a moment.", kind="rate_limit_error",
                     code="rate_limit_exceeded", headers={"Retry-After": "1"},
                 )  # fmt: skip

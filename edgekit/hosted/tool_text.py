@@ -1,8 +1,8 @@
-"""Answer one question: where does an answer's text turn into tool calls?
+"""Splitter of a streamed answer into plain content and OpenAI tool calls.
 
-A model writes ``[TOOL_CALLS][{"name": ..., "arguments": {...}}]``; the OpenAI API wants
-``tool_calls``. Text that could still become the tag is held back; what follows the tag is held
-until the end, because only then is it known to be valid. Malformed calls stay plain content.
+A model writes ``[TOOL_CALLS][{"name": ..., "arguments": {...}}]``; the OpenAI API needs
+``tool_calls``. Text that could still become the tag is held back. Text after the tag is held until
+the end, because only then is it known to be valid. Malformed calls stay plain content.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 TOOL_CALLS_TAG: Final = "[TOOL_CALLS]"
-_N_ID_CHARS: Final = 9  # the length that Mistral's chat templates insist on
+_N_ID_CHARS: Final = 9  # the length that Mistral's chat templates require
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class ToolText:
 
 
 def parse_calls(text: str) -> list[dict[str, Any]]:
-    """Read what stands after the tag as OpenAI tool calls; empty when it is malformed."""
+    """Read the text after the tag as OpenAI tool calls; empty when it is malformed."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

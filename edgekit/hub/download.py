@@ -1,10 +1,11 @@
 """Download of a model from the Hub into huggingface_hub's cache, each file checked by its hash.
 
-Only the files that edgekit reads are fetched. huggingface_hub transfers them (``http_get``), with
-its own repeats; edgekit keeps an unfinished file for the next run, because huggingface_hub 2.4
-writes to a new name each time and starts again at the first byte, and compares hashes, which
-huggingface_hub does not. The layout of the cache is huggingface_hub's: blobs by hash, a folder
-per commit, a ref per branch, so that each finds what the other downloaded.
+Only the files that edgekit reads are downloaded. huggingface_hub transfers them (``http_get``) and
+repeats failed requests. edgekit adds two things: it keeps an unfinished file for the next run
+(huggingface_hub 2.4 writes to a new name each time and starts again at the first byte), and it
+compares hashes, which huggingface_hub does not do. The layout of the cache is huggingface_hub's:
+blobs by hash, a folder per commit, a ref per branch. So each program finds what the other
+downloaded.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ _HASH_CHUNK_BYTES: Final = 4 << 20
 
 
 def cached(source: HubRepo) -> Path | None:
-    """Give the folder of a model that is on this disk already; asks nobody."""
+    """Give the folder of a model that is already on this disk; makes no request."""
     return _Cache(source).complete_folder()
 
 
 def download(source: HubRepo, progress: Progress = ignore_progress) -> Path:
-    """Bring a model to this disk; what is there already is only checked.
+    """Download a model; files that are already on this disk are only checked.
 
     Args:
         source: Repository and revision.
@@ -48,7 +49,7 @@ def download(source: HubRepo, progress: Progress = ignore_progress) -> Path:
 
     Raises:
         CheckpointError: The Hub refuses or cannot be reached, a file is not what the Hub states,
-            or the disk refuses.
+            or the disk cannot be written.
         MissingExtraError: huggingface_hub is not installed.
     """
     cache = _Cache(source)
@@ -69,23 +70,23 @@ def download(source: HubRepo, progress: Progress = ignore_progress) -> Path:
 
 
 class Fetch:
-    """Brings files of one commit into the cache.
+    """Downloads the files of one commit into the cache.
 
     Attributes:
-        hub: Asks the Hub.
+        hub: Client for requests to the Hub.
         listing: What the commit holds.
-        folder: The files of the commit.
+        folder: The folder of the commit in the cache.
     """
 
     def __init__(self, source: HubRepo, progress: Progress = ignore_progress) -> None:
-        """Ask what the revision holds.
+        """Ask the Hub what the revision holds.
 
         Raises:
             CheckpointError: Refused, unreachable, or offline mode is on.
         """
         if is_offline():
             raise HubUnavailableError(
-                f"{source}: not in the local cache, and the Hub must not be asked",
+                f"{source}: not in the local cache, and offline mode forbids asking the Hub",
                 got="HF_HUB_OFFLINE is set",
                 do="Unset HF_HUB_OFFLINE, or give the folder of a downloaded model.",
             )
@@ -97,7 +98,7 @@ class Fetch:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Turn a disk that refuses into an error in our words."""
+        """Turn a write error of the disk into an edgekit error."""
         try:
             yield
         except OSError as error:
@@ -108,7 +109,7 @@ class Fetch:
             ) from error
 
     def weights(self) -> tuple[HubFile, ...]:
-        """Give the weight files, as a folder of the same names would be read.
+        """Give the weight files, chosen as in a folder with the same names.
 
         Raises:
             MissingFileError: The repository lacks a file of the model.
@@ -130,7 +131,7 @@ class Fetch:
         return tuple(self.listing.files[name] for name in chosen.names)
 
     def fetch(self, files: Iterable[HubFile]) -> None:
-        """Bring files here that are not here yet, and check every one that was not checked.
+        """Download the files that are missing, and check every file that was not checked yet.
 
         Raises:
             CheckpointError: See ``download``.
@@ -139,7 +140,7 @@ class Fetch:
         self._require_space(due)
         for file in due:
             with self._cache.lock(file):
-                # Another process may have brought it meanwhile.
+                # Another process may have downloaded it in the meantime.
                 if not self._cache.is_checked(self.folder, file):
                     self._bring(file)
                     self._cache.note_checked(self.folder, file)
@@ -163,14 +164,14 @@ class Fetch:
             blob.replace(place)
 
     def _transfer(self, file: HubFile) -> None:
-        """Fetch the rest of a file; what a broken connection left stays for the next run."""
+        """Fetch the rest of a file; if the connection breaks, the part stays for the next run."""
         partial = self._cache.partial(file)
         partial.parent.mkdir(parents=True, exist_ok=True)
         path = file_path(self.hub.source, self.listing.commit, file.name)
         hub, progress, n_total = self.hub, self._progress, max(1, file.n_bytes // 10**6)
 
         class Bar:
-            """Takes the place of tqdm's: reports, and stops what is longer than stated."""
+            """Stands in for tqdm's bar: reports progress and stops a file longer than stated."""
 
             def __init__(self, *, initial: int = 0, **_: Any) -> None:
                 self._n_done = initial
@@ -301,7 +302,7 @@ class _Cache:
         )
 
     def finish(self, folder: Path) -> None:
-        """Note that this commit is here whole, and is what the branch or tag means now."""
+        """Record that this commit is complete, and is what the branch or tag means now."""
         record = {**self._record(folder), "": ["complete"]}
         self._write(self._record_path(folder), json.dumps(record, indent=1, sort_keys=True))
         if self._revision != folder.name:

@@ -1,8 +1,8 @@
-"""Requests to the Hugging Face Hub: bytes of one answer, or an error that says what to do.
+"""Requests to the Hugging Face Hub, with errors that say what to do.
 
 Session, token and redirects are huggingface_hub's. The settings HF_ENDPOINT and HF_HUB_OFFLINE are
-read anew each time, because that package reads them only once. What a server says is quoted
-shortly and never with the access token in it.
+read again each time, because that package reads them only once. Text from a server is quoted in
+short form and never with the access token in it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 from edgekit.errors import CheckpointError
 from edgekit.lazy import require
 
-# Once packed, a piece read from the network (64 KiB) is at most 64 MiB.
+# Decompressed, a piece read from the network (64 KiB) is at most 64 MiB.
 PACKINGS: Final = ("gzip", "deflate")
 _TRUE: Final = frozenset({"1", "ON", "YES", "TRUE"})
 _MAX_QUOTE: Final = 200
@@ -28,11 +28,11 @@ _KEPT: Final = "what was downloaded is kept."
 
 
 class HubUnavailableError(CheckpointError):
-    """The Hub cannot be reached, broke off, or has no time."""
+    """The Hub cannot be reached, broke off the connection, or is too busy."""
 
 
 class HubInvalidResponseError(CheckpointError):
-    """The answer is not one that a Hub gives; bytes taken from it are worth nothing."""
+    """The answer is not one that a Hub gives; its bytes are not used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +58,13 @@ def is_offline() -> bool:
 
 
 class HubClient:
-    """Asks the Hub about one repository."""
+    """Requests about one repository on the Hub."""
 
     def __init__(self, source: HubRepo) -> None:
         """Read the settings.
 
         Raises:
-            CheckpointError: HF_ENDPOINT is no address, or the token holds odd characters.
+            CheckpointError: HF_ENDPOINT is not an address, or the token holds odd characters.
             MissingExtraError: huggingface_hub is not installed.
         """
         self.source = source
@@ -76,16 +76,16 @@ class HubClient:
 
         Args:
             path: Below the endpoint.
-            max_bytes: The most that is read.
+            max_bytes: The most bytes that are read.
 
         Raises:
-            HubUnavailableError: Unreachable, broken off, or asked to come back later.
+            HubUnavailableError: Unreachable, broken off, or too busy (asked to come back later).
             CheckpointError: Refused, or too long.
         """
         return self._get(path, max_bytes, None)
 
     def read_part(self, path: str, start: int, stop: int) -> bytes:
-        """Read bytes ``start:stop`` of a file, and not one byte more.
+        """Read exactly the bytes ``start:stop`` of a file.
 
         Raises:
             HubUnavailableError: See ``read``.
@@ -104,10 +104,10 @@ class HubClient:
         Args:
             path: Below the endpoint.
             stream: The file, at its end.
-            bar: In place of tqdm: told of each piece before it is written.
+            bar: Used in place of tqdm; gets each piece's size before the piece is written.
 
         Raises:
-            HubUnavailableError: Unreachable, or broken off for good.
+            HubUnavailableError: Unreachable, or broken off too many times.
             CheckpointError: Refused.
         """
         http_get = require("huggingface_hub.file_download").http_get
@@ -157,14 +157,14 @@ class HubClient:
     def invalid_response(self, path: str, got: object, wanted: object) -> HubInvalidResponseError:
         """Make the error for an answer that no Hub gives."""
         return HubInvalidResponseError(
-            f"{self.source}: the Hub's answer makes no sense ({_file_of(path)})",
+            f"{self.source}: the Hub's answer is not valid ({_file_of(path)})",
             got=self._clean(str(got)),
             wanted=wanted,
             do="If HF_ENDPOINT is set, check that a Hub answers there; else try again later.",
         )
 
     def _headers(self) -> dict[str, str]:
-        # Plain bytes: packed ones unpack to a thousand times their size, and have no ranges.
+        # No compression: a compressed answer can expand a thousandfold, and has no byte ranges.
         headers = {"accept-encoding": "identity", "user-agent": "edgekit"}
         return headers | ({"authorization": f"Bearer {self._token}"} if self._token else {})
 
@@ -172,7 +172,7 @@ class HubClient:
     def _session(self, path: str) -> Iterator[Any]:
         """Give huggingface_hub's session for requests about ``path``.
 
-        Answers that are packed twice or tighter than gzip are refused before they are unpacked.
+        Answers compressed twice, or by anything stronger than gzip, are refused before they expand.
         """
         errors = require("huggingface_hub.errors")
         session = require("huggingface_hub").get_session()
@@ -186,7 +186,7 @@ class HubClient:
         session.event_hooks = {**hooks, "response": [*hooks.get("response", ()), refuse_packed]}
         try:
             yield session
-        # HTTPError is that of the HTTP package below, whichever it is.
+        # HTTPError is that of the HTTP package that huggingface_hub uses, whichever it is.
         except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:
             raise HubUnavailableError(
                 f"{self.source}: the Hub cannot be reached, or broke off ({_file_of(path)})",
@@ -197,7 +197,7 @@ class HubClient:
             session.event_hooks = hooks
 
     def _refusal(self, path: str, status: int, said: Mapping[str, str]) -> CheckpointError:
-        """Put a status other than success into our words."""
+        """Make the error for a status other than success."""
         code, message = said.get("x-error-code", ""), said.get("x-error-message", "")
         got = self._clean(f"HTTP {status}: {message}" if message else f"HTTP {status}")
         file = _file_of(path)
@@ -235,7 +235,7 @@ class HubClient:
         return CheckpointError(f"{self.source}: {what}", got=got, do=do)
 
     def _clean(self, text: str) -> str:
-        """Make a server's words fit to be shown: one short line without the token."""
+        """Make a server's text safe to show: one short line without the token."""
         if self._token:
             text = text.replace(self._token, "***")
         text = "".join(c if c.isprintable() else " " for c in text).strip()
@@ -273,8 +273,8 @@ def _endpoint() -> str:
     except ValueError:
         is_address = False
     if not is_address:
-        # Not quoted: an address may hold a password.
-        raise CheckpointError("HF_ENDPOINT is no address", wanted="https://...", do="Unset it.")
+        # Not quoted, because an address may hold a password.
+        raise CheckpointError("HF_ENDPOINT is not an address", wanted="https://...", do="Unset it.")
     return text
 
 

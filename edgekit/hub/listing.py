@@ -1,7 +1,7 @@
-"""The list of files of a revision on the Hub, checked: names, sizes and hashes.
+"""The list of files of a revision on the Hub: names, sizes and hashes, all checked.
 
-The listing comes from a server and is not trusted: hashes become file names of the cache, so
-their form is checked, and a file name that leaves the folder refuses the whole repository.
+The list comes from a server and is not trusted. Hashes become file names of the cache, so their
+form is checked; a file name that leads out of the folder refuses the whole repository.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class HubFile:
     """A file in a repository.
 
     Attributes:
-        name: Plain name; files in sub-folders are never wanted.
+        name: Plain name; files in sub-folders are never needed.
         n_bytes: Size that the Hub states.
         digest: SHA-256 (64 digits) of a large file, or the git hash (40 digits) of a small one.
     """
@@ -55,7 +55,7 @@ class HubFile:
     digest: str
 
     def hasher(self) -> hashlib._Hash:
-        """Begin the hash whose end is ``digest``."""
+        """Make the hash object whose result must equal ``digest``."""
         if len(self.digest) == 64:
             return hashlib.sha256()
         # git's name for a file: SHA-1 with the length in front.
@@ -64,7 +64,7 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a revision holds, as far as edgekit could want it.
+    """The files of a revision that edgekit may need.
 
     Attributes:
         commit: The commit that the revision means now.
@@ -78,7 +78,7 @@ class Listing:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the files that could matter, those that are never read included."""
+        """Names of all files that could matter, including those that are never read."""
         return (*self.files, *self.pickles)
 
     def assets(self) -> tuple[HubFile, ...]:
@@ -145,7 +145,7 @@ def _parse(hub: HubClient, path: str, data: bytes) -> dict[str, Any]:
 
 
 def _with_hashes(hub: HubClient, commit: str, siblings: list[Any]) -> list[Any]:
-    """Ask for the folder listing, because some mirrors leave sizes and hashes out of the info."""
+    """Ask for the folder listing, because some mirrors omit sizes and hashes in the info."""
     path = tree_path(hub.source, commit)
     data = hub.read(path, _MAX_LISTING_BYTES)
     tree = _parse(hub, path, b'{"files":%b}' % data)["files"]
@@ -216,7 +216,7 @@ def _require_model(hub: HubClient, listing: Listing) -> None:
             do="Name the repository of the original weights.",
         )
     if any(name.endswith(INDEX_SUFFIX) for name in listing.files):
-        return  # which files it names is known when it is here
+        return  # the index names the files; which they are is known after its download
     try:
         choose_weight_files(listing.names, lambda index: {}, hub.source)
     except MissingFileError as error:

@@ -1,8 +1,8 @@
-"""Answer one question: does optimum's graph give the logits of the model it was traced from?
+"""Comparison of optimum's graph with the transformers model that it was traced from.
 
-Runs as a program inside optimum's environment, never as part of edgekit: it loads the checkpoint
-with transformers, says which weights it did not find (transformers draws those at random and goes
-on), runs the same tokens in both, whole and in pieces, and writes what it found as JSON.
+A program that runs inside optimum's environment, never as part of edgekit. It loads the checkpoint
+with transformers, reports which weights it did not find (transformers draws those at random and
+continues), runs the same tokens in both, whole and in pieces, and writes the result as JSON.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def main(checkpoint: str, graph: str, n_tokens: int, result: str) -> None:
-    """Compare, and write the findings to ``result`` and transformers' logits beside it."""
+    """Compare; write the findings to ``result`` and transformers' logits next to it."""
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM

@@ -1,7 +1,7 @@
-"""Answer one question: how does a Python program of another environment run to its end?
+"""Running a Python program of another environment as a child process, until it ends.
 
-It runs isolated from this environment, its output goes to a log line by line, and it never
-outlives its caller: an interrupted caller ends it, a killed one is noticed by the child itself.
+It is isolated from this environment, its output goes to a log line by line, and it never outlives
+its caller: an interrupted caller ends it, and the child itself notices if its caller was killed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final
 
 _N_KEPT: Final = 400
 _WAIT_S: Final = 10
-# Reads a pipe that only ends when the parent is gone, then ends the whole group.
+# Reads a pipe that closes only when the parent is gone, then ends the whole process group.
 _BOOTSTRAP: Final = """\
 import os, runpy, signal, sys, threading
 
@@ -59,7 +59,7 @@ def run_python(
         Exit code (negative: the signal that ended it) and the last lines.
 
     Raises:
-        OSError: The interpreter cannot be started, or the log not be written.
+        OSError: The interpreter cannot be started, or the log cannot be written.
     """
     last: deque[str] = deque(maxlen=_N_KEPT)
     with log.open("a", encoding="utf-8") as stream:
@@ -88,15 +88,15 @@ def run_python(
 
 
 def last_error(lines: Sequence[str], n_most: int = 600) -> str:
-    """Give what a program said last about its failure, in one line."""
+    """Give the last message of a program about its failure, in one line."""
     said = [line.strip() for line in lines if line.strip()]
     errors = [line for line in said if _ERROR_LINE.match(line)]
-    text = errors[-1] if errors else said[-1] if said else "nothing was said"
+    text = errors[-1] if errors else said[-1] if said else "no output"
     return text if len(text) <= n_most else text[:n_most] + "..."
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End the child and what it started, if it still runs."""
+    """End the child and the processes that it started, if it still runs."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,8 +1,9 @@
-"""Answer one question: where is the environment that optimum runs in, and how is it made?
+"""The virtual environment that optimum runs in, and how it is made.
 
-optimum-onnx wants transformers < 4.58 and torch, edgekit neither, so it gets a virtual environment
-of its own under the cache folder. A marker written last says that it is complete; whatever lacks
-the marker, or no longer answers, is made anew. One process makes it, others wait.
+optimum-onnx needs transformers < 4.58 and torch. edgekit needs neither, so optimum gets a virtual
+environment of its own in the cache folder. A marker that is written last says that it is complete;
+an environment without the marker, or that no longer works, is made again. One process makes it,
+others wait.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ REQUIREMENTS: Final = (
     "torch==2.13.0",
     "transformers==4.57.6",
 )
-"""What decides the graph, exactly; what they need in turn is left to pip."""
+"""Packages that decide the graph, with exact versions; their dependencies are left to pip."""
 
 # Measured with Python 3.11 on Linux x86-64 and the CPU build of torch (docs/oracle.md).
 DOWNLOAD_BYTES: Final = 300_000_000
@@ -50,19 +51,19 @@ INSTALLED_BYTES: Final = 1_150_000_000
 _SPARE_BYTES: Final = 500_000_000
 
 Tell: TypeAlias = Callable[[str], None]
-"""Called with a sentence for the person; must not raise."""
+"""Called with a sentence for the user; must not raise."""
 
 _MARKER: Final = "edgekit-environment.json"
 _MODULES: Final = ("accelerate", "onnx", "onnxruntime", "optimum.exporters.onnx", "torch",
                    "transformers", "safetensors")  # fmt: skip
-# What must not reach the environment: other places to import from or to install to, and choices
-# that contradict the pins. Where pip downloads from, and through which proxy, stays the user's.
+# Variables that must not reach the environment: other places to import from or install to, and
+# choices that contradict the pins. Where pip downloads from, and its proxy, stay as the user set.
 _DROPPED: Final = (
     "PIP_CONSTRAINT", "PIP_DRY_RUN", "PIP_EDITABLE", "PIP_IGNORE_INSTALLED", "PIP_NO_DEPS",
     "PIP_PREFIX", "PIP_PYTHON", "PIP_REQUIREMENT", "PIP_ROOT", "PIP_TARGET", "PIP_USER",
     "PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__",
 )  # fmt: skip
-# Lines of pip that say it moved on; a wheel on this disk is processed, another downloaded.
+# Lines of pip that show progress; a wheel on this disk is processed, another is downloaded.
 _STEPS: Final = ("Collecting ", "Processing ", "Downloading ", "Installing collected ")
 _PROBE: Final = (
     "import importlib.util, json, re\n"
@@ -83,7 +84,7 @@ class OptimumEnvironment:
     """A complete environment.
 
     Attributes:
-        folder: Where it lies.
+        folder: Where it is.
         versions: Distribution to version, of everything installed.
     """
 
@@ -97,7 +98,7 @@ class OptimumEnvironment:
 
     @property
     def tool_versions(self) -> dict[str, str]:
-        """Versions that decide the graph, as a manifest keeps them."""
+        """Versions that decide the graph, in the form that a manifest keeps."""
         names = ("optimum-onnx", "optimum", "transformers", "torch", "onnx")
         return {name: self.versions.get(name, "unknown") for name in names}
 
@@ -114,9 +115,9 @@ def open_environment(
     """Give the environment, making it first if it is absent or broken.
 
     Args:
-        tell: Told what will be installed before anything is.
+        tell: Gets a text about what will be installed, before anything is.
         progress: Called as ``progress(what, n_done, n_total)``.
-        may_create: Refuse instead of installing.
+        may_create: Whether it may be installed; if not, an absent one is refused.
 
     Raises:
         ExportError: It cannot be made: no network, no such version, no space; or it may not.
@@ -127,12 +128,12 @@ def open_environment(
         return found
     if not may_create:
         raise ExportError(
-            "the environment of optimum is not there",
+            "the environment of optimum does not exist",
             got=f"nothing complete at {folder}",
             do="Make it with: python scripts/optimum_env.py",
         )
     with _locked(folder):
-        found = _probe(folder)  # another process may have made it meanwhile
+        found = _probe(folder)  # another process may have made it in the meantime
         return found or _create(folder, tell, progress)
 
 
@@ -145,7 +146,7 @@ def child_variables() -> dict[str, str]:
         | {
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "PIP_NO_INPUT": "1",
-            # A setting of the user's pip.conf that a virtual environment would refuse.
+            # A setting in the user's pip.conf that a virtual environment would refuse.
             "PIP_USER": "0",
         }
     )
@@ -244,7 +245,7 @@ def _install(folder: Path, log: Path, progress: Progress) -> None:
 
 
 def _probe(folder: Path) -> OptimumEnvironment | None:
-    """Give the environment if its marker is there and everything still answers."""
+    """Give the environment if its marker exists and it still works."""
     try:
         marked = json.loads((folder / _MARKER).read_text(encoding="utf-8"))["versions"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -254,7 +255,7 @@ def _probe(folder: Path) -> OptimumEnvironment | None:
 
 
 def _look(folder: Path) -> OptimumEnvironment | None:
-    """Ask the interpreter of an environment what it finds."""
+    """Ask the interpreter of an environment which packages it finds."""
     try:
         done = subprocess.run(
             [str(folder / "bin" / "python"), "-I", "-c", _PROBE.format(modules=_MODULES)],
@@ -271,7 +272,7 @@ def _look(folder: Path) -> OptimumEnvironment | None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of an environment; the system lets go of it when this process dies."""
+    """Hold the lock of an environment; the system releases it when this process dies."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         stream = folder.with_suffix(".lock").open("w", encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Answer one question: what is in a graph that optimum wrote?
+"""Facts about a graph that optimum wrote: sizes of the decoder, and its float tensors.
 
-Sizes of the decoder and the float tensors, read from the graph itself. Names of tensors are the
-tracer's, except that the input embedding is found by its use and called ``embed``.
+They are read from the graph itself. Names of tensors are the tracer's, except that the input
+embedding is found by its use and called ``embed``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _DO: Final = "This model cannot be run through optimum's graph."
 
 @dataclass(frozen=True, slots=True)
 class GraphFacts:
-    """What the graph says of its decoder.
+    """What the graph says about its decoder.
 
     Attributes:
         vocab_size: Width of the logits.
@@ -66,7 +66,7 @@ class GraphFacts:
 
 
 def read_facts(path: Path) -> GraphFacts:
-    """Read a graph; tensors in a file beside it stay there.
+    """Read a graph; tensors in an external data file are not loaded.
 
     Raises:
         ExportError: The graph has no plain key and value inputs, or no input embedding.
@@ -82,7 +82,7 @@ def read_facts(path: Path) -> GraphFacts:
     shape = next(iter(shapes), ())
     if odd or len(shapes) != 1 or len(shape) != 4 or None in (shape[1], shape[3]):
         raise ExportError(
-            "optimum's graph has other inputs than the engine can feed",
+            "optimum's graph has other inputs than the engine can give",
             got=", ".join(odd) or f"keys and values of shapes {sorted(map(str, shapes))}",
             wanted="token ids, mask, positions, and keys and values (batch, heads, past, width)",
             do=_DO,
@@ -94,7 +94,7 @@ def read_facts(path: Path) -> GraphFacts:
         raise ExportError(
             "optimum's graph gives keys and values of another type than it takes",
             got=", ".join(wide[:3]) or f"{len(given)} outputs for {len(past)} inputs",
-            wanted="what a run gives to be what the next run takes",
+            wanted="outputs of a run that can be the inputs of the next run",
             do="Try --scheme fp32." if cache_type == onnx.TensorProto.FLOAT16 else _DO,
         )
     logits = next((o.type.tensor_type for o in graph.output if o.name == LOGITS), None)
@@ -126,20 +126,20 @@ def read_facts(path: Path) -> GraphFacts:
 
 
 def _find_embedding(graph: Any, vocab_size: int) -> str:
-    """Give the matrix whose rows the token ids pick."""
+    """Give the matrix whose rows the token ids select."""
     shapes = {item.name: tuple(item.dims) for item in graph.initializer}
     made_from: Mapping[str, Any] = {out: node for node in graph.node for out in node.output}
     for node in graph.node:
         if node.op_type == "Gather" and len(shapes.get(node.input[0], ())) == 2:
             name = node.input[1]
-            # The ids may pass through a reshape or a cast on their way.
+            # A reshape or a cast may come between the ids and the matrix.
             while name in made_from and made_from[name].op_type in ("Reshape", "Cast"):
                 name = made_from[name].input[0]
             if name == INPUT_IDS:
                 return str(node.input[0])
     raise ExportError(
         "optimum's graph has no input embedding that can be found",
-        wanted=f"a matrix of {vocab_size} rows that the token ids pick",
+        wanted=f"a matrix of {vocab_size} rows that the token ids select",
         do=_DO,
     )
 

@@ -1,7 +1,8 @@
-"""Answer one question: which models can optimum take, and in which folder does it get them?
+"""The models that optimum can read, and the folder in which it gets them.
 
-It reads a folder of links: the weights as they are, and a config in the words of transformers 4.57,
-which passes over what it does not know without a word. No tokenizer, pickle or code goes in.
+optimum reads a folder of links: the weights as they are, and a config in the spelling of
+transformers 4.57, which ignores unknown keys without a message. The folder holds no tokenizer,
+pickle or code.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from edgekit.families.rope_config import effective_length
 from edgekit.model_files import CONFIG_NAME, INDEX_NAME, read_weight_map
 from edgekit.model_files import WEIGHTS_NAME as SOURCE_WEIGHTS
 
-# Where configs say how many positions a model was trained for, in order of preference.
+# Keys for the number of positions a model was trained for, in order of preference.
 _LENGTH_KEYS: Final = (
     "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx",
 )  # fmt: skip
@@ -48,7 +49,7 @@ def check_model_type(
 
 
 def check_floats(config: Mapping[str, Any], where: str) -> None:
-    """Refuse a quantized checkpoint: optimum would need the kernels of whoever made it.
+    """Refuse a quantized checkpoint: optimum would need the kernels of its quantization program.
 
     Raises:
         UsageError: See above.
@@ -65,13 +66,13 @@ def check_floats(config: Mapping[str, Any], where: str) -> None:
 
 
 def translate_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Put a config of transformers 5 into the words of transformers 4.57.
+    """Translate a config of transformers 5 into the spelling of transformers 4.57.
 
     ``rope_parameters`` becomes ``rope_theta`` and ``rope_scaling``, ``dtype`` ``torch_dtype``.
-    A config that is in these words already stays as it is.
+    A config that already has this spelling stays unchanged.
 
     Raises:
-        UnsupportedArchError: Position encodings by kind of layer that 4.57 has no words for.
+        UnsupportedArchError: Position encodings by kind of layer that 4.57 cannot express.
     """
     translated = {key: value for key, value in config.items() if key not in _DROPPED_KEYS}
     if "dtype" in translated:
@@ -100,23 +101,23 @@ def translate_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _old_rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the keys that stand for one set of rope parameters in transformers 4.57."""
+    """Give the keys for one set of rope parameters in transformers 4.57."""
     rest = dict(parameters)
     old: dict[str, Any] = {}
     for key in ("rope_theta", "partial_rotary_factor"):
         if rest.get(key) is not None:
             old[key] = rest.pop(key)
     kind = rest.get("rope_type") or rest.get("type") or "default"
-    # A section with nothing but a default type says what no section says.
+    # A section with only a default type says the same as no section.
     old["rope_scaling"] = None if kind == "default" else {**rest, "rope_type": kind}
     return old
 
 
 def trained_length(config: Mapping[str, Any]) -> tuple[int | None, str | None]:
-    """Give the positions for which a traced graph is right, and why they are fewer if so.
+    """Give the positions for which a traced graph is right, and the reason if they are fewer.
 
-    LongRoPE takes other factors beyond the original length; the tracer writes down one of the two
-    ways, that of a short text (measured: docs/oracle.md).
+    LongRoPE uses other factors beyond the original length; the tracer records only those of a short
+    text (measured: docs/oracle.md).
     """
     inner = config.get("text_config")
     if isinstance(inner, dict):

@@ -1,8 +1,8 @@
-"""Answer one question: how does a model become an ONNX artifact through optimum?
+"""Export through optimum: trace a model, compare the graph with it, write an ONNX artifact.
 
-A route, no exporter: ``optimum-cli`` traces the model in an environment of its own
-(environment.py), the traced graph is compared there with the model it came from (check.py),
-and the files become an artifact with the manifest that every artifact has.
+This is not an ``Exporter``. ``optimum-cli`` traces the model in an environment of its own
+(environment.py), the graph is compared there with the model (check.py), and the files become an
+artifact with the manifest that every artifact has.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from edgekit.scheme import FP16, FP32, Scheme
 from edgekit.text.view import TextView
 
 DEFAULT_CONTEXT: Final = 4096
-# For models whose config names no length (ALiBi): what bloom was trained with.
+# For models whose config states no length (ALiBi): the length that bloom was trained with.
 _UNSAID_CONTEXT: Final = 2048
 _MAX_POSITIONS: Final = 1 << 20
 _GRAPH: Final = "optimum's graph"
@@ -57,7 +57,7 @@ _TOLERANCES: Final[Mapping[Scheme, float]] = {
     FP32: 2e-4,  # float32 sums in another order, as pipeline/verify.py has it
     FP16: 5e-2,  # half the digits in weights, activations and cache
 }
-# What optimum says, and what it is doing then; the last step is the comparison.
+# Text in optimum's output -> the step that begins with it; the last step is the comparison.
 _STAGES: Final = (
     ("torch_dtype", "load the model"),
     ("TracerWarning", "trace the model"),
@@ -89,15 +89,15 @@ class Comparison:
 
 
 def check_request(checkpoint: Checkpoint, scheme: Scheme, options: ExportOptions) -> None:
-    """Refuse before any work, and before any download, what optimum cannot do.
+    """Refuse, before any work or download, what optimum cannot do.
 
     Raises:
         UsageError: The scheme, the context length or a quantized source.
-        UnsupportedArchError: The model_type, or an encoding that its config cannot say.
+        UnsupportedArchError: The model_type, or an encoding that its config cannot express.
     """
     if scheme not in _TOLERANCES:
         raise UsageError(
-            "scheme for --via optimum",
+            "--via optimum cannot write this scheme",
             got=str(scheme),
             wanted=" or ".join(map(str, _TOLERANCES)),
             do="optimum writes float weights; edgekit quantizes only graphs of its own, for "
@@ -190,7 +190,7 @@ def _trace(
     )
     if code or not (traced / GRAPH_NAME).is_file():
         hint = "Try --scheme fp32, which it can for more architectures. " if scheme == FP16 else ""
-        killed = "; ended by the system, perhaps for want of memory" if code < 0 else ""
+        killed = "; ended by the system, perhaps because memory ran out" if code < 0 else ""
         raise ExportError(
             f"optimum-cli export failed with exit code {code}{killed}",
             got=last_error(lines),
@@ -245,7 +245,7 @@ def _refuse_difference(found: Comparison, scheme: Scheme, checkpoint: Checkpoint
             wanted=f"at most {_TOLERANCES[scheme]:.0e}",
             do="Half precision moves this model too far; use --scheme fp32."
             if scheme == FP16
-            else "The tracer lost something on the way; this model cannot be exported through it.",
+            else "The tracer lost a part of the model; it cannot be exported through optimum.",
         )
 
 
@@ -309,7 +309,7 @@ def _manifest(
 
 
 def _positions(config: Mapping[str, Any]) -> ContextRange:
-    """Give the positions that a traced graph is right for; a config without a length has no end."""
+    """Give the positions for which a traced graph is right; no length, no limit."""
     length, why_fewer = trained_length(config)
     default = min(length or _UNSAID_CONTEXT, DEFAULT_CONTEXT)
     return ContextRange(default, length or _MAX_POSITIONS, why_fewer or "")
@@ -320,19 +320,19 @@ def _variables(environment: OptimumEnvironment) -> dict[str, str]:
         child_variables()
         | _OFFLINE
         | {
-            # A home of its own: no token, no cached model and no module of the user's is read.
+            # A home of its own: the user's token, cached models and modules are not used.
             "HF_HOME": str(environment.folder / "hf-home"),
-            # torch makes this folder when it is imported, else beside everybody's temporary files.
+            # torch makes this folder when imported; its default is in the shared temporary folder.
             "TORCHINDUCTOR_CACHE_DIR": str(environment.folder / "torchinductor"),
         }
     )
 
 
 def _move_graph(traced: Path, staging: Path) -> None:
-    """Take the graph and its external data; configs and tokenizers come from the checkpoint."""
+    """Move the graph and its external data; configs and tokenizers come from the checkpoint."""
     for path in sorted(traced.glob(f"{GRAPH_NAME}*")):
         shutil.move(path, staging / path.name)
-        (staging / path.name).chmod(0o644)  # the tracer keeps external data to its user
+        (staging / path.name).chmod(0o644)  # the tracer gives external data to its user only
 
 
 @contextmanager

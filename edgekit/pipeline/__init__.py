@@ -1,1 +1,1 @@
-"""The library's verbs, one file each: what a command or a program calls."""
+"""The library's main functions (export, verify, profile, ...), one file for each."""

@@ -1,4 +1,4 @@
-"""Answer one question: device or server, on the same items?"""
+"""``compare``: an artifact against a server-hosted model on the same items, with a verdict."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def compare(
     with load(artifact, device, engine=engine, n_threads=n_threads) as session:
         items = chosen.make_items(session.count_tokens, offers_tools=session.offers_tools)
         notes = () if session.offers_tools or chosen.suites else (NO_TOOLS_NOTE,)
-        # The server first: if it cannot be reached, nothing else is worth measuring.
+        # The server first: if it cannot be reached, no other measurement is useful.
         asked = ask_server(server, items, progress)
         device_suites = run_suites(session, items, _labelled("device", progress))
         device_quality = QualityRecord(artifact.name, session.info, None, device_suites, notes)
@@ -144,7 +144,7 @@ def join(
 
 
 def comparison_report(artifact: Artifact, found: Comparison) -> ReportData:
-    """Gather one comparison as the data of a report."""
+    """Collect one comparison as the data of a report."""
     return ReportData(
         title=f"{artifact.manifest.model_name}: on the device or on a server?",
         model=artifact.manifest.model_name,
@@ -170,13 +170,13 @@ def ask_server(
     try:
         return ServerRun(quality, split_latency(requests, live.measure_network()))
     except MeasureError:
-        # Nothing but tool calls, or a server without a HEAD: the plain times still hold.
+        # Only tool calls, or a server without HEAD: the plain times are still valid.
         return ServerRun(quality, _reply_metrics(suites))
 
 
 def _reply_metrics(suites: Sequence[SuiteRecord]) -> tuple[Metric, ...]:
     """Speed of the server as its user saw it, over all answers; medians."""
-    # Servers hold a tool call back until it is whole, so its first text is no first token.
+    # Servers hold a tool call back until it is complete, so its first text is not the first token.
     outcomes = [o for s in suites for o in s.outcomes if not o.answer.startswith(TOOL_CALLS_TAG)]
     rates = [
         (o.n_output_tokens - 1) / (o.e2e_s - o.ttft_s)
@@ -196,12 +196,12 @@ def _reply_metrics(suites: Sequence[SuiteRecord]) -> tuple[Metric, ...]:
 
 def _median(name: str, samples: Sequence[float], formula: str) -> Metric:
     value = median(samples) if samples else None
-    note = "" if samples else "no answer carried it"
+    note = "" if samples else "no answer had it"
     return Metric(name, value, Kind.MEASURED, formula, tuple(samples), note=note)
 
 
 def _notes(server: QualityRecord) -> tuple[str, ...]:
-    notes = ["The server's times are of suite answers, the device's of the fixed workload."]
+    notes = ["The server's times come from suite answers, the device's from the fixed workload."]
     if server.engine.settings.get("replayed"):
         notes.append("The server's answers and times were replayed from a recording.")
     return tuple(notes)

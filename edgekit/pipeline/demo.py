@@ -1,8 +1,8 @@
-"""What edgekit shows on one model, end to end.
+"""``edgekit demo``: every step of edgekit on one model, with a report at the end.
 
-Export, verify, profile, evaluate, compare with a server, decide, report: each step is one call
-of the verbs that a user has, in the order a user would take them. How much of each is done
-depends on the size of the model, so that a demo on two cores ends within ten minutes.
+Export, verify, profile, evaluate, compare with a server, decide, report: each step is one call of
+the function that a user would call, in the same order. How much each step does depends on the size
+of the model, so that a demo on two cores ends within ten minutes.
 """
 
 from __future__ import annotations
@@ -54,18 +54,18 @@ _SMALL: Final = 20_000_000
 
 @dataclass(frozen=True, slots=True)
 class DemoSize:
-    """How much of everything a demo does.
+    """How much of each step a demo does.
 
     Attributes:
         n_items: Items of each suite.
         n_documents: Documents from each suite that are compared with the float model.
         max_document_tokens: Longer documents are left out; the logits of all are kept in memory.
-        parity_step: Of these, one in so many for MLX and the Core ML interpreter, which are slow
-            on a CPU; they hold the same codes as ONNX.
-        n_verify: Tokens that the formats are compared on.
+        parity_step: MLX and the Core ML interpreter, which are slow on a CPU, get only every so
+            many-th of these; they hold the same codes as ONNX.
+        n_verify: Tokens on which the formats are compared.
         workload: The speed run.
-        minutes: What it took on a 2-core virtual machine, rounded up; a measured figure of one
-            model for each size.
+        minutes: Duration on a 2-core virtual machine, rounded up; measured with one model for
+            each size.
     """
 
     n_items: int
@@ -91,16 +91,16 @@ def run_demo(
     progress: Progress,
     tell: Callable[[str], None],
 ) -> ReportData:
-    """Do the whole job on a model and give everything that was found.
+    """Run every step on a model and return all results.
 
     Args:
         model: Folder, GGUF file, bundled name, name of a recipe, or Hub id.
         out: Folder for the artifacts and the recorded server answers.
         n_items: Items of each suite; None: as many as ``size`` says.
-        size: How much to do; None: what suits the number of parameters.
+        size: How much to do; None: chosen by the number of parameters.
         rule: Decision thresholds, fixed before anything runs.
         progress: Called as ``progress(what, n_done, n_total)``.
-        tell: Told in a line what begins.
+        tell: Gets a line of text when a step begins.
 
     Raises:
         EdgekitError: See ``export``, ``verify``, ``profile``, ``evaluate`` and ``compare``.
@@ -131,7 +131,7 @@ def run_demo(
     ]
     tell("4 of 5: compare with the float model, token by token")
     distances = _distances(small, big, size, progress)
-    tell("5 of 5: ask the suites, on the device and of a server")
+    tell("5 of 5: run the suites, on the device and on a server")
     shipped = [artifact for artifact in small if artifact.format is Format.ONNX]
     server = _ask_server(big, plan, out / "server-answers.jsonl", progress)
     device = [_ask_device(a, plan, distances[a.name], progress) for a in shipped]
@@ -175,7 +175,7 @@ def _ask_device(
 def _ask_server(
     artifact: Artifact, plan: SuitePlan, recording: Path, progress: Progress
 ) -> ServerRun:
-    """Host the float model in a process of its own and ask it over HTTP, recording it all."""
+    """Host the float model in a process of its own, ask it over HTTP, and record the answers."""
     with load(artifact) as session:
         items = plan.make_items(session.count_tokens, offers_tools=session.offers_tools)
     recording.unlink(missing_ok=True)

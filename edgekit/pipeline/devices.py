@@ -1,4 +1,4 @@
-"""Answer one question: what do device profiles say, and which artifact fits a device?"""
+"""Tables of device profiles, and of which artifacts fit a device."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def describe_profile(device: str) -> tuple[Any, list[Table]]:
 
 
 def match_tables(artifacts: Sequence[Artifact], device: str) -> tuple[Any, list[Table]]:
-    """Answer for every artifact and engine of a device: what runs, best first, and what not."""
+    """Give the answer for every artifact and engine of a device: what runs, best first."""
     candidates = match_artifacts(list(artifacts), device)
     by_name = {artifact.name: artifact for artifact in artifacts}
     host = probe_host()
@@ -102,7 +102,10 @@ def match_tables(artifacts: Sequence[Artifact], device: str) -> tuple[Any, list[
         ),
     )
     runs_not = make_table(
-        f"refused-{profile.id}", "What does not, and why", ("artifact", "engine", "reason"), refused
+        f"refused-{profile.id}",
+        "What does not run, and why",
+        ("artifact", "engine", "reason"),
+        refused,
     )
     return data, [table for table in (runs, runs_not) if table.rows]
 
@@ -126,7 +129,7 @@ def _plan_row(plan: Plan, record: ProfileRecord) -> tuple[Cell | str, ...]:
 
 
 def _range(record: ProfileRecord, name: str) -> Cell:
-    """Show a projection as the range it is."""
+    """Show a projection as a range."""
     metric = record.metric(name)
     if metric is None or metric.low is None or metric.high is None:
         return Cell("-" if metric is None else metric.note)

@@ -1,4 +1,4 @@
-"""Answer one question: how good is an artifact, against its float model and on the suites?"""
+"""``evaluate``: quality of an artifact against its float model and on the task suites."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def evaluate(
     """Measure an artifact against its float model, and on the suites.
 
     Args:
-        artifact: What to measure, on the engine that would ship.
+        artifact: The artifact, on the engine that would be shipped.
         reference: Float model: a checkpoint, or a float artifact. None leaves divergence out.
         adapter: Folder of a LoRA adapter to merge into the checkpoint of ``reference``.
-        ignore_config_keys: Keys of that checkpoint's config that pass whatever their value is.
-        plan: Suites, items and seed; no suites measures divergence alone.
+        ignore_config_keys: Keys of that checkpoint's config that are ignored, whatever their value.
+        plan: Suites, items and seed; without suites only divergence is measured.
         device: Device profile.
         engine: Only this engine.
         n_threads: Default the profile's figure.
@@ -95,7 +95,7 @@ def session_documents(
 ) -> list[list[int]]:
     """Make the comparison documents with a session's own tokenizer and template.
 
-    Tools are left out of them where the template has no place for tools.
+    They have no tools if the template has no place for tools.
     """
     items: Mapping[str, Sequence[Item]] = SuitePlan(n_items=4 * n_per_suite).make_items(
         session.count_tokens
@@ -138,7 +138,7 @@ def run_float_model(
         artifact = Artifact.open(reference)
         if artifact.scheme.is_quantized:
             raise UsageError(
-                f"{reference} is no float model", got=artifact.scheme, wanted="fp32 or fp16"
+                f"{reference} is not a float model", got=artifact.scheme, wanted="fp32 or fp16"
             )
         decoder = open_decoder(artifact, n_threads=n_threads)
     else:

@@ -1,6 +1,7 @@
 """``export``: from a model to artifacts.
 
-Quantize once into a store beside the target, write every format from it, remove the store.
+The model is quantized once into a temporary store next to the target; every format is written from
+the store, which is then removed.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def export(
             of a section is written ``section.key``. The manifest's notes name them.
         adapter: Folder of a LoRA adapter that is merged into the weights (docs/adapters.md).
         progress: Called as ``progress(what, n_done, n_total)``.
-        warn: Told what may go wrong, such as memory that is tight.
+        warn: Gets warnings about what may go wrong, such as scarce memory.
 
     Returns:
         One artifact per format, in the order asked for.
@@ -75,10 +76,10 @@ def export(
             config key to ignore that is not there or that edgekit computes with.
         CheckpointError: The model cannot be read.
         FormatError: A weight file is damaged.
-        QuantError: A weight is no finite number, or the scheme cannot hold it.
+        QuantError: A weight is not a finite number, or the scheme cannot hold it.
         MissingExtraError: The library of a format is not installed.
-        ExportError: A format cannot hold the model, or the disk refuses. Nothing half-written
-            is left; artifacts finished before the error stay.
+        ExportError: A format cannot hold the model, or the disk cannot be written. No half-written
+            file is left; artifacts that were finished before the error stay.
     """
     wanted = parse_formats(formats)
     parsed = scheme if isinstance(scheme, Scheme) else Scheme.parse(scheme)
@@ -141,7 +142,7 @@ def check_export(
     ignore_config_keys: Iterable[str] = (),
     adapter: str | Path | None = None,
 ) -> None:
-    """Refuse what could not be exported, from config, tokenizer and tensor headers alone.
+    """Refuse what could not be exported, using only config, tokenizer and tensor headers.
 
     Nothing is written, and no weight of a model on the Hub is downloaded.
 
@@ -166,9 +167,9 @@ def check_export(
 
 
 def describe_import(manifest: Manifest) -> list[str]:
-    """Say in lines what became of codes that the source held already; none for a float source."""
+    """Describe in lines what became of codes that the source already had; none for floats."""
     kept = Counter(tensor.imported for tensor in manifest.tensors if tensor.imported)
-    lines = [f"{_matrices(n)} imported as they are from {label}" for label, n in kept.items()]
+    lines = [f"{_matrices(n)} imported unchanged from {label}" for label, n in kept.items()]
     for what in CHANGES_OF_CODES:
         changed = [tensor for tensor in manifest.tensors if tensor.reason.startswith(what)]
         if changed:
@@ -192,7 +193,7 @@ def parse_formats(formats: str | Format | Iterable[str | Format]) -> list[Format
     """Read format names; ``all`` means every format; duplicates count once.
 
     Raises:
-        UsageError: A name is no format.
+        UsageError: A name is not a format.
     """
     names = [formats] if isinstance(formats, str | Format) else list(formats)
     found: dict[Format, None] = {}
@@ -240,14 +241,14 @@ def _refuse_early(
 
 
 def check_text(view: TextView, origin: str) -> None:
-    """Refuse a tokenizer or template that is not the one that the model's recipe names.
+    """Refuse a tokenizer or template other than the one that the model's recipe states.
 
     Args:
         view: The model's text files.
         origin: What the user named.
 
     Raises:
-        CheckpointError: See above; or the files do not fit the model (``SourceModel.text``).
+        CheckpointError: It differs, or the files do not fit the model (``SourceModel.text``).
     """
     recipe = recipe_of(origin)
     if recipe is not None and view.tokenizer is not None:

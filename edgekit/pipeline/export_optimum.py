@@ -1,7 +1,4 @@
-"""Answer one question: by which route does a model become artifacts: edgekit's own, or optimum?
-
-And how it goes through optimum, from its name on.
-"""
+"""Export through optimum, and the choice between this route and edgekit's own."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ SUFFIX: Final = "optimum"
 
 
 class Route(enum.Enum):
-    """Who builds the graph."""
+    """Which program builds the graph."""
 
     EDGEKIT = "edgekit"
     OPTIMUM = "optimum"
@@ -61,11 +58,11 @@ def export_by_route(
         route = Route(via)
     except ValueError as error:
         known = " or ".join(item.value for item in Route)
-        raise UsageError("unknown --via", got=repr(via), wanted=known) from error
+        raise UsageError("unknown value of --via", got=repr(via), wanted=known) from error
     if route is Route.EDGEKIT:
         chosen = list(dict.fromkeys(Scheme.parse(text) for text in schemes or ["int4"]))
         if len(chosen) > 1:
-            # What the second cannot do is refused before the first is written.
+            # Refuse what the second export cannot do before the first is written.
             check_export(
                 model,
                 formats or ["all"],
@@ -94,28 +91,31 @@ def export_by_route(
         ]
     if parse_formats(formats or ["onnx"]) != [Format.ONNX]:
         raise UsageError(
-            "format for --via optimum",
+            "--via optimum cannot write this format",
             got=", ".join(formats or ()),
             wanted="onnx",
             do="optimum writes ONNX; leave --format out.",
         )
-    if method is not None or not fold:
+    if not fold:
         raise UsageError(
-            "--method or --no-fold with --via optimum",
-            got=method or "--no-fold",
-            wanted="none",
-            do="Nothing is quantized.",
+            "--no-fold cannot be used with --via optimum",
+            got="--no-fold",
+            do="It quantizes nothing.",
+        )
+    if method is not None:
+        raise UsageError(
+            "--method cannot be used with --via optimum", got=method, do="It quantizes nothing."
         )
     if ignore_config_keys:
         raise UsageError(
-            f"{IGNORE_OPTION} with --via optimum",
+            f"{IGNORE_OPTION} cannot be used with --via optimum",
             got=", ".join(ignore_config_keys),
             wanted="none",
-            do="optimum reads config.json by itself and refuses no key.",
+            do="optimum reads config.json itself and refuses no key.",
         )
     if adapter is not None:
         raise UsageError(
-            "--adapter with --via optimum",
+            "--adapter cannot be used with --via optimum",
             got=adapter,
             wanted="none",
             do="Merge it with peft (merge_and_unload, save_pretrained) and name the merged folder.",
@@ -145,11 +145,11 @@ def export_via_optimum(
         scheme: ``fp32`` or ``fp16``.
         out: Parent folder; the artifact is ``{model}-onnx-{scheme}-optimum`` in it.
         context_length: Positions; default what the graph is right for, at most 4096.
-        tell: Told what will be installed before the environment is first made.
+        tell: Gets a text about what will be installed, before the environment is first made.
         progress: Called as ``progress(what, n_done, n_total)``.
 
     Raises:
-        UsageError: A scheme, a length or a source that this route does not take.
+        UsageError: A scheme, a length or a source that this route does not support.
         CheckpointError: The model cannot be read or lacks weights.
         UnsupportedArchError: optimum does not know the model_type.
         ExportError: The environment cannot be made, optimum failed, or its graph is not right.

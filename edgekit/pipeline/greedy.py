@@ -1,6 +1,6 @@
-"""Answer one question: do artifacts of one scheme write the same greedy text?
+"""Comparison of the greedy text of artifacts of one scheme.
 
-Run with the settings of ``verify``; every difference is listed, none is excused.
+It uses the settings of ``verify``. Every difference is listed; none is ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_NEW_TOKENS = 48
 
 @dataclass(frozen=True, slots=True)
 class GreedyDifference:
-    """Two answers to one prompt that are not the same."""
+    """Two different answers to one prompt."""
 
     artifact: str
     prompt: str

@@ -1,7 +1,4 @@
-"""Answer one question: where does the server side of a comparison come from?
-
-An artifact hosted in a process of its own, an endpoint somebody else runs, or a recording.
-"""
+"""The server side of a comparison: a hosted artifact, an existing endpoint, or a recording."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ _SERVING: Final = re.compile(r"at (http://\S+)")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A running server: base URL and the model name it answers to."""
+    """A running server: its base URL and the model name that it accepts."""
 
     url: str
     model: str
@@ -79,13 +76,16 @@ def open_server(
     """
     if (url is None) == (replay is None):
         raise UsageError(
-            "which server?",
+            "exactly one server is needed",
             got="both --server and --replay" if url else "neither",
             wanted="--server URL --server-model NAME, or --replay FILE",
         )
     if replay is not None and record is not None:
         raise UsageError(
-            "--record and --replay", got="both", do="A replay asks nobody: leave --record out."
+            "--record cannot be used with --replay",
+            got="both",
+            wanted="one of them",
+            do="A replay asks no server, so leave --record out.",
         )
     backend: ChatBackend
     if replay is not None:
@@ -103,7 +103,7 @@ def open_server(
 
 
 def _read_key(variable: str) -> str | None:
-    """Read the key; one that was named and is not set must not become another one."""
+    """Read the API key. If the user names a variable, no other key is used in its place."""
     key = os.environ.get(variable)
     if key is None and variable != KEY_VARIABLE:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What is in a model, which formats can hold it, and what exporting it will take."""
+"""``inspect``: what is in a model, which formats can hold it, and what an export would take."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from edgekit.pipeline.rates import Rates
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """A model before any weight is read.
+    """What is known about a model before any weight is read.
 
     Attributes:
         summary: What config and headers say.
         support: Format -> scheme -> whether an export is possible, and why not.
-        positions: Format -> how many positions its artifacts can hold; formats that can hold the
-            model in no scheme are left out.
+        positions: Format -> how many positions its artifacts can hold; formats that cannot hold
+            the model in any scheme are left out.
         predictions: What an export into all accepting formats will take, for each scheme that can
             hold the model.
     """
@@ -45,7 +45,7 @@ def inspect(
     ignore_config_keys: Iterable[str] = (),
     adapter: str | Path | None = None,
 ) -> Inspection:
-    """Look at a model and ask every format about it; reads no weights.
+    """Read a model's config and headers and ask every format about it; reads no weights.
 
     Args:
         model: Folder, a name under ``models/``, or Hub id.
@@ -82,14 +82,14 @@ def inspect(
 def _predictions(source: SourceModel, rates: Rates | None) -> Iterator[ExportPrediction]:
     for scheme in SCHEMES:
         formats = accepting_formats(source, scheme)
-        # A scheme whose groups divide no row of some matrix holds this model in no format.
+        # Skip a scheme if none of its groups divides the rows of some matrix: no format can use it.
         with contextlib.suppress(QuantError):
             if formats:
                 yield predict_export(source, scheme, formats, rates=rates)
 
 
 def describe_support(by_scheme: Mapping[str, Decision]) -> list[str]:
-    """Put what one format says into lines: schemes with the same answer share one."""
+    """Describe in lines what one format says: schemes with the same answer share a line."""
     lines: dict[str, list[str]] = {}
     for scheme, decision in by_scheme.items():
         if isinstance(decision, Accepted):

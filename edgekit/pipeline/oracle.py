@@ -1,8 +1,8 @@
-"""Answer one question: does edgekit's graph give optimum's logits over the same weights?
+"""Comparison of edgekit's graph with optimum's graph over the same weights.
 
-The weights are taken out of the artifact, dequantized exactly, and written as a float32 checkpoint
-with the source's own config. optimum traces that; both graphs then run the same tokens. Nothing of
-edgekit's reading of the config takes part in the other graph.
+The weights are read from the artifact, dequantized exactly, and written as a float32 checkpoint
+with the source's own config. optimum traces that; both graphs then run the same tokens. So the
+other graph does not depend on how edgekit reads the config.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class OracleRun:
     """Logits of optimum's graph over the weights of one artifact.
 
     Attributes:
-        token_ids: What was run, T ids.
+        token_ids: The tokens that were run, T ids.
         logits: float32, shape (T, V).
-        title: What gave them.
+        title: Program and versions that gave them.
     """
 
     token_ids: tuple[int, ...]
@@ -63,14 +63,14 @@ class OracleRun:
 
 
 def check_oracle(name: str, artifacts: Sequence[Artifact]) -> None:
-    """Refuse before any work what the oracle cannot judge.
+    """Refuse, before any work, what the oracle cannot judge.
 
     Raises:
         UsageError: No such oracle, or an artifact that optimum wrote itself.
         UnsupportedArchError: optimum does not know the family.
     """
     if name != OPTIMUM:
-        raise UsageError("unknown --oracle", got=repr(name), wanted=OPTIMUM)
+        raise UsageError("unknown value of --oracle", got=repr(name), wanted=OPTIMUM)
     refuse_traced(artifacts)
     for artifact in artifacts:
         check_model_type(
@@ -90,18 +90,18 @@ def compare_with_oracle(
 ) -> tuple[VerifyRecord, ...]:
     """Run artifacts of one model against optimum's graph over their weights.
 
-    One graph is traced for each scheme, over the weights of its first artifact; that the others
-    hold the same is what ``verify`` says.
+    One graph is traced for each scheme, over the weights of its first artifact; ``verify`` checks
+    that the other artifacts hold the same weights.
 
     Args:
-        artifacts: At least one; their source must still be there, unchanged.
-        token_ids: What to run; cut to the positions that optimum's graph is right for.
-        tell: Told what will be installed before the environment is first made.
+        artifacts: At least one; their source must still exist, unchanged.
+        token_ids: The tokens to run; cut to the positions for which optimum's graph is right.
+        tell: Gets a text about what will be installed, before the environment is first made.
         progress: Called as ``progress(what, n_done, n_total)``.
 
     Raises:
         UsageError, UnsupportedArchError: See ``check_oracle``.
-        ArtifactError: The source is gone or changed.
+        ArtifactError: The source is absent or has changed.
         ExportError: The environment cannot be made, or optimum failed.
         EngineError: An engine failed on the tokens.
     """
@@ -127,7 +127,7 @@ def run_oracle(
     """Trace a checkpoint made of an artifact's weights with optimum, and run it.
 
     Raises:
-        ArtifactError: The source is gone or changed.
+        ArtifactError: The source is absent or has changed.
         ExportError: optimum failed.
     """
     with _scratch(4 * artifact.manifest.n_parameters) as scratch:
@@ -153,7 +153,7 @@ def run_oracle(
         finally:
             decoder.close()
         versions = environment.tool_versions
-        # The folder that was traced holds weights alone.
+        # The folder that was traced holds only weights.
         said = [n for n in traced.manifest.notes if not n.startswith(NO_TOKENIZER)]
         notes = "".join(f"; {note}" for note in said)
         title = f"optimum-onnx {versions['optimum-onnx']}, transformers {versions['transformers']}"
@@ -165,7 +165,7 @@ def run_oracle(
 def _scratch(n_bytes: int) -> Iterator[Path]:
     """Give a folder for the checkpoint and optimum's graph, of ``n_bytes`` each."""
     where = Path(tempfile.gettempdir())
-    # The tracer writes tensors one by one and then joins them: the weights lie there three times.
+    # The tracer writes tensors one by one and then joins them: the disk holds the weights 3 times.
     refuse_small_disk(where, 3 * n_bytes, "for the oracle", "Free space or set TMPDIR.")
     try:
         with tempfile.TemporaryDirectory(prefix="edgekit-oracle-") as name:
@@ -240,11 +240,11 @@ def _write_checkpoint(artifact: Artifact, folder: Path) -> None:
 
 
 def _scale_ratio(spec: DecoderSpec) -> float | None:
-    """Give what the embedding must carry for transformers in float32 to scale it as edgekit does.
+    """Give the factor for the input embedding that makes transformers in float32 scale as edgekit.
 
-    edgekit rounds Gemma's scale to bfloat16 for weights that are, as transformers does when it runs
-    them so; optimum traces in float32, where transformers does not. The input embedding then gets a
-    matrix of its own with the difference in it.
+    edgekit rounds Gemma's scale to bfloat16 for bfloat16 weights, as transformers does when it runs
+    them in bfloat16. optimum traces in float32, where transformers does not round. The input
+    embedding then gets a matrix of its own that includes the difference.
     """
     if spec.model_type not in ("gemma", "gemma2", "gemma3_text"):
         return None
@@ -253,7 +253,7 @@ def _scale_ratio(spec: DecoderSpec) -> float | None:
 
 
 def _whole_tensors(names_of: Iterable[str], names: NameTable) -> dict[str, list[str]]:
-    """Give checkpoint name -> canonical matrices, one below the other."""
+    """Give checkpoint name -> canonical matrices, in the order of their rows."""
     groups: dict[str, list[str]] = {}
     for name in names_of:
         groups.setdefault(names.to_checkpoint(name), []).append(name)
@@ -278,7 +278,7 @@ def _source_config(artifact: Artifact) -> dict[str, Any]:
     """Give the config of the text decoder that the artifact was made from.
 
     Raises:
-        ArtifactError: The source is gone or changed.
+        ArtifactError: The source is absent or has changed.
     """
     source = _open_source(artifact)
     try:
@@ -293,7 +293,7 @@ def _source_config(artifact: Artifact) -> dict[str, Any]:
             wanted=artifact.manifest.source_sha256[:12],
             do="Put the source back, or export it again.",
         )
-    # Of a multimodal model edgekit takes the text decoder.
+    # From a multimodal model edgekit takes the text decoder.
     inner = config.get("text_config")
     return dict(inner if isinstance(inner, dict) else config)
 

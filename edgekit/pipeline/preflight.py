@@ -1,7 +1,8 @@
-"""Prediction of an export: its disk, memory and time, before it starts.
+"""Prediction of an export's disk, memory and time, before it starts.
 
-Sizes and memory follow from shapes and schemes; times, and the memory of the process itself,
-from the rates of this machine. Everything here is computed and nothing was measured on the model.
+Sizes and memory follow from shapes and schemes. Times, and the memory of the process itself,
+follow from the rates of this machine. Everything here is computed; nothing was measured on the
+model.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _ENTRY_BYTES: Final = 400  # of one weight in a manifest
 _WHOLE_OVER_STAGES: Final = 1.18
 _USUAL_PROCESS_BYTES: Final = 200 << 20  # Python, numpy, two threads at work, the libraries
 
-# What exports took lay between these shares below and above what was said (docs/predictions.md).
+# Real exports took between these shares below and above the prediction (docs/predictions.md).
 EXPECTED_ERROR: Final[Mapping[str, tuple[float, float]]] = {
     "artifact_bytes": (-0.01, 0.01),
     "disk_bytes": (-0.01, 0.01),
@@ -53,9 +54,9 @@ class ExportPrediction:
     Attributes:
         scheme: As ``str(Scheme)``.
         artifact_bytes: Format -> size of the artifact.
-        disk_bytes: Most that lies on the disk at once: the quantized weights and all artifacts.
+        disk_bytes: Most bytes on the disk at once: the quantized weights and all artifacts.
         memory_bytes: Resident memory at the worst moment.
-        time_s: From the start of the command to its end, a download left out; None without rates.
+        time_s: From the start of the command to its end, without a download; None without rates.
     """
 
     scheme: str
@@ -79,7 +80,7 @@ def predict_export(
         scheme: What will be asked for.
         formats: In the order in which they will be written.
         options: As for the export.
-        rates: Of this machine; without them the process is taken to be a usual one.
+        rates: Rates of this machine; without them a usual process is assumed.
 
     Raises:
         QuantError: The scheme cannot hold the model.
@@ -136,17 +137,17 @@ def accepting_formats(source: SourceModel, scheme: Scheme) -> list[Format]:
 def check_room(
     prediction: ExportPrediction, parent: Path, n_download: int = 0, cache: Path | None = None
 ) -> list[str]:
-    """Refuse an export that this machine has no room for; give warnings for a tight one.
+    """Refuse an export that does not fit this machine; give warnings if it barely fits.
 
     Args:
         prediction: What it will take.
         parent: Folder that the artifacts go to; it need not exist.
-        n_download: Bytes that a download will bring first.
-        cache: Folder that they go to; they count here if it lies on the same disk, elsewhere the
-            download itself refuses.
+        n_download: Bytes that a download will write first.
+        cache: Folder of the download. The bytes count here only if it is on the same disk;
+            elsewhere the download itself checks.
 
     Raises:
-        ExportError: Less free disk than needed, or less memory than the machine has in all.
+        ExportError: Less free disk than needed, or more memory needed than the machine has.
     """
     place = existing_parent(parent)
     free, need, what = shutil.disk_usage(place).free, prediction.disk_bytes, "export"
@@ -171,7 +172,7 @@ def check_room(
     available = available_memory()
     if prediction.memory_bytes > available:
         return [
-            f"memory is tight: about {format_bytes(prediction.memory_bytes)} are needed and "
+            f"memory is scarce: about {format_bytes(prediction.memory_bytes)} are needed and "
             f"{format_bytes(available)} are free now; the export may slow down or be ended"
         ]
     return []

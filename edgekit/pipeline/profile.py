@@ -1,4 +1,4 @@
-"""Answer one question: how fast is an artifact under a device profile, and how much memory?"""
+"""``profile``: speed and memory of an artifact on this machine, under a device profile."""
 
 from __future__ import annotations
 

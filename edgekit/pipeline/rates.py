@@ -1,8 +1,8 @@
-"""Answer one question: how fast does this machine export, and what does the process itself take?
+"""The export rates of this machine: time and memory costs that predictions are made from.
 
-Measured once for each machine and version of edgekit, by exporting a random model in a process
-of its own (rates_task.py), and kept in the cache. A cost is a time for each weight, byte or layer,
-so that it carries over to other models; what a source in other types costs is not in it.
+They are measured once for each machine and version of edgekit, by exporting a random model in a
+process of its own (rates_task.py), and kept in the cache. A cost is a time for each weight, byte or
+layer, so that it applies to other models; costs of converting other source types are not included.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Rates:
     """Costs of an export on one machine, with ``n_threads`` threads.
 
     Attributes:
-        start_s: From the start of the command to the first work.
+        start_s: From the start of the command to its first work.
         hash_s: For each byte of the source.
         quantize_s: Kind of scheme -> for each weight, reading and storing it included.
         calibrate_s: For each weight of the layers, where channel scales are moved.
@@ -41,7 +41,7 @@ class Rates:
         layer_s: Format -> for each layer of the graph.
         write_s: Format -> kind of scheme -> for each byte of the artifact.
         process_bytes: Format -> memory of the process when it writes this format after those
-            before it, the largest weight left out.
+            before it, without the largest weight.
     """
 
     n_threads: int
@@ -61,11 +61,11 @@ def known_rates() -> Rates | None:
 
 
 def machine_rates(*, is_fresh: bool = False, progress: Progress = ignore_progress) -> Rates:
-    """Give the rates of this machine; measured now if they never were.
+    """Give the rates of this machine; they are measured now if they are not known yet.
 
     Args:
         is_fresh: Measure again.
-        progress: Told while it measures, which takes some seconds.
+        progress: Called while it measures, which takes some seconds.
 
     Raises:
         MeasureError: The measurement failed.
@@ -103,15 +103,15 @@ def _measure(progress: Progress) -> Rates:
         )
     if isinstance(outcome, Failed):
         raise MeasureError(
-            "how fast this machine exports could not be measured",
+            "the export speed of this machine could not be measured",
             got=outcome.reason,
-            do="Run edgekit inspect --no-measure to go on without times.",
+            do="Run edgekit inspect --no-measure to continue without times.",
         )
     return Rates(**outcome.result)
 
 
 def _read(path: Path) -> Rates | None:
-    """Read kept rates; None for no file, or one that is not what ``_write`` writes."""
+    """Read stored rates; None if there is no file or it is not what ``_write`` writes."""
     try:
         with path.open("rb") as stream:
             data: dict[str, Any] = json.loads(stream.read(_MAX_FILE_BYTES))
@@ -127,4 +127,4 @@ def _write(path: Path, rates: Rates) -> None:
         partial.write_text(json.dumps(asdict(rates), indent=1) + "\n", encoding="utf-8")
         partial.replace(path)
     except OSError:
-        return  # a cache that cannot be written costs time, not the answer
+        return  # a cache that cannot be written costs time, but does not change the answer

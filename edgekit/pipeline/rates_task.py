@@ -1,8 +1,8 @@
-"""Answer one question: what does exporting cost, on the machine that this runs on?
+"""The child process that measures the export rates of this machine.
 
-A random model is exported for real, stage by stage: a wide one gives the costs of weights and
-bytes, a deep and narrow one those of layers and libraries. Runs in a process of its own, because
-the first import of a library, and the memory of a fresh process, can be had only once.
+A random model is really exported, stage by stage: a wide one gives the costs of weights and bytes,
+a deep and narrow one those of layers and libraries. It runs in a process of its own, because the
+first import of a library, and the memory of a new process, can be measured only once per process.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Report(Protocol):
 
 
 def rates_task(arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    """Measure; gives the fields of ``rates.Rates``."""
+    """Measure; give the fields of ``rates.Rates``."""
     # What the command line has loaded before it exports.
     for module in ("typer", "rich.progress"):
         require(module)
@@ -64,7 +64,7 @@ def rates_task(arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
     deep = _write_model(folder / "deep", _DEEP)
     bench = _Bench(folder, n_threads)
     report("stage", n_done=1, n_total=n_total)
-    # First of all what a command does, for the memory and for the imports it meets.
+    # First, the steps of a real command, for its memory and its imports.
     first_s, process_bytes = bench.first_run(wide, KINDS[0])
     layer_s = bench.layer_s(deep)
     report("stage", n_done=2, n_total=n_total)
@@ -90,8 +90,8 @@ def rates_task(arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
 class _Bench:
     """Times stages of the wide model; of several times the median counts.
 
-    Nothing is deleted in between: memory that was just given back is quicker to get than what an
-    export finds, three times on a virtual machine.
+    Nothing is deleted in between: memory that was just freed is faster to get again than memory
+    that an export gets (three times faster on a virtual machine).
     """
 
     def __init__(self, folder: Path, n_threads: int) -> None:
@@ -118,14 +118,14 @@ class _Bench:
         return times, sizes
 
     def layer_s(self, model: Path) -> dict[Format, float]:
-        """Give the seconds of each layer of a model that is nearly all graph."""
+        """Give the seconds for each layer of a model that is nearly all graph."""
         store = self._quantize(model, KINDS[0], is_kept=False)
         times = {form: self._write(store, form)[0] / store.spec.n_layers for form in Format}
         store.close()
         return times
 
     def _quantize(self, model: Path, kind: str, *, is_kept: bool = True) -> StoredModel:
-        """Hash the source, then quantize it; keep both times."""
+        """Hash the source, then quantize it; store both times."""
         source = open_model(model)
         try:
             began_s = time.perf_counter()
@@ -135,7 +135,7 @@ class _Bench:
             store = quantize_model(
                 source, scheme, self._new("store"), fold=False, n_threads=self._n_threads
             )
-            # Quantizing hashes the source, too.
+            # Quantizing includes hashing the source.
             hash_s = hashed_s - began_s
             quantize_s = time.perf_counter() - hashed_s - hash_s
             n_source_bytes = source.checkpoint.weights_bytes
@@ -152,7 +152,7 @@ class _Bench:
         return store
 
     def run(self, model: Path, kind: str) -> None:
-        """Quantize as one kind and write every format that takes it."""
+        """Quantize to one kind and write every format that accepts it."""
         store = self._quantize(model, kind)
         for form in Format:
             if isinstance(open_exporter(form).supports(store.spec, store.scheme), Accepted):
@@ -187,7 +187,7 @@ class _Bench:
         return costs
 
     def write_s(self, layer_s: Mapping[Format, float]) -> dict[str, dict[str, float]]:
-        """Seconds for each byte by format and kind, the layers' own cost left out."""
+        """Seconds for each byte by format and kind, without the cost of the layers."""
         costs: dict[str, dict[str, float]] = {form.value: {} for form in Format}
         for (form, kind), runs in self._writes.items():
             of_bytes_s = max(0.0, self.writing_s(form, kind) - _WIDE[2] * layer_s[form])
@@ -195,7 +195,7 @@ class _Bench:
         return costs
 
     def writing_s(self, form: Format, kind: str) -> float:
-        """Seconds to write the wide model, its library loaded."""
+        """Seconds to write the wide model, with its library already loaded."""
         return float(np.median([seconds for seconds, _ in self._writes[form, kind]]))
 
 

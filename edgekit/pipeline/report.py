@@ -1,4 +1,4 @@
-"""Answer one question: how does a report.json become a report again?"""
+"""Reading a report.json back, to write its report again."""
 
 from __future__ import annotations
 

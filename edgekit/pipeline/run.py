@@ -1,4 +1,4 @@
-"""Answer one question: how is an artifact opened on a device?"""
+"""``load``: open an artifact for inference on this machine, under a device profile."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def load(
         artifact: The artifact, or its folder.
         device: ``host``, a profile's name, or a TOML file.
         engine: Only this engine; default the profile's first that fits.
-        n_threads: Default the profile's figure.
+        n_threads: Default the profile's number.
         context_length: Default the artifact's own.
 
     Raises:
         ArtifactError: The folder is not an artifact.
         ProfileError: No such device profile.
-        UsageError: Threads or positions that make no sense.
+        UsageError: Impossible threads or positions.
         NoFitError: No engine of the device can run it, with every reason.
         EngineLoadError: The engine refused the artifact.
     """

@@ -1,4 +1,4 @@
-"""Answer one question: do artifacts hold the same weights, and do their engines agree?
+"""``verify``: check that artifacts hold the same weights, and that their engines agree.
 
 Weights: every artifact is re-read from disk with its format's own library, and codes and scales
 are counted against the first. Logits: each artifact runs on its engine with float activations,
@@ -146,7 +146,7 @@ def verification_tokens(artifact: Artifact, n_tokens: int) -> list[int]:
         ids = []
     while len(ids) < limit:
         ids.append((7919 * len(ids) + 13) % spec.vocab_size)
-    # Short documents one after another reach every kind of text within the limit.
+    # Short documents one after another cover every kind of text within the limit.
     return ids[:limit]
 
 

@@ -1,1 +1,1 @@
-"""One question per file: how fast an artifact runs, and how much memory it takes."""
+"""The profiler: how fast an artifact runs, and how much memory it takes."""

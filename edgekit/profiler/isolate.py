@@ -1,13 +1,13 @@
-"""Answer one question: how does a measurement run in a process of its own?
+"""Running a measurement in a process of its own.
 
-Every job gets a fresh Python that imports nothing of the parent, so caches, thread pools and memory
-of an earlier run cannot colour it. The parent sleeps: one thread blocks on the child's pipe, one
-wakes every 20 ms to look at its memory. A child that crashes, is killed or hangs becomes a
-``Failed`` with the reason; it never takes the caller down.
+Every job gets a new Python that imports nothing of the parent, so that caches, thread pools and
+memory of an earlier run cannot influence it. The parent sleeps: one thread waits on the child's
+pipe, one wakes every 20 ms to read the child's memory. A child that crashes, is killed or hangs
+becomes a ``Failed`` with the reason; it never ends the caller.
 
 Protocol: one JSON job on stdin; on stdout one JSON object per line, ``{"event": ...}`` while
-running and ``{"result": ...}`` or ``{"error": ...}`` at the end. The child moves its own stdout to
-stderr first, so a chatty runtime cannot break the protocol.
+running and ``{"result": ...}`` or ``{"error": ...}`` at the end. The child first moves its own
+stdout to stderr, so that text printed by a runtime cannot break the protocol.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ OnEvent: TypeAlias = Callable[[str, Mapping[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a child does.
+    """The job of a child process.
 
     Attributes:
         task: ``"module:function"``; called with the arguments and a ``report`` callable.
@@ -64,10 +64,10 @@ class Job:
 class FailureKind(enum.Enum):
     """How a child failed."""
 
-    REFUSED = "refused"  # an edgekit error: it said why
+    REFUSED = "refused"  # an edgekit error, with its reason
     CRASHED = "crashed"  # an exception, a non-zero exit, or no result
-    KILLED = "killed"  # ended by a signal that was not ours
-    TIMED_OUT = "timed out"  # we ended it
+    KILLED = "killed"  # ended by a signal from elsewhere
+    TIMED_OUT = "timed out"  # ended by the parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Why there is no result; the peak says how far memory had grown by then."""
+    """Why there is no result; the peak says how far memory had grown until then."""
 
     kind: FailureKind
     reason: str
@@ -93,12 +93,12 @@ Outcome: TypeAlias = Finished | Failed
 
 
 def run_isolated(job: Job, *, timeout_s: float, on_event: OnEvent | None = None) -> Outcome:
-    """Run a job in a fresh child process and wait for it, asleep.
+    """Run a job in a new child process and sleep until it ends.
 
     Args:
         job: What to do.
-        timeout_s: After this long the child is ended.
-        on_event: Told of every event line, in order.
+        timeout_s: Time after which the child is ended.
+        on_event: Called with every event line, in order.
     """
     began_s = time.monotonic()
     with tempfile.TemporaryFile() as errors:
@@ -125,7 +125,7 @@ def run_isolated(job: Job, *, timeout_s: float, on_event: OnEvent | None = None)
                 stdin.write(json.dumps(request).encode() + b"\n")
             last, was_heard = _follow(lines, began_s + timeout_s, on_event)
         finally:
-            # Also when the caller is interrupted: no child outlives its measurement.
+            # Also when the caller is interrupted, so that no child outlives its measurement.
             was_ended = _end(child, is_ending=was_heard)
             peak = sampler.stop()
             reader.join()
@@ -140,7 +140,7 @@ def run_isolated(job: Job, *, timeout_s: float, on_event: OnEvent | None = None)
 def _environment(n_threads: int) -> dict[str, str]:
     environment = dict(os.environ) | quiet_variables()
     environment.update(dict.fromkeys(_THREAD_VARIABLES, str(n_threads)))
-    # The child finds modules where the parent does, whatever put them on its path.
+    # The child finds modules where the parent does, whatever set up its path.
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     return environment
 
@@ -169,7 +169,7 @@ def _follow(
         try:
             message = json.loads(line)
         except ValueError:
-            continue  # not ours; a library that writes to the raw descriptor
+            continue  # not a message; a library wrote to the raw descriptor
         if not isinstance(message, dict):
             continue
         if "result" in message or "error" in message:
@@ -179,7 +179,7 @@ def _follow(
 
 
 def _end(child: subprocess.Popen[bytes], *, is_ending: bool) -> bool:
-    """Give an ending child a moment; otherwise end it and all that it started.
+    """Wait a moment for a child that is ending; otherwise end it and all that it started.
 
     Returns:
         True when it had to be ended.
@@ -203,12 +203,12 @@ def _explain(
     if "error" in last:
         return FailureKind.REFUSED, f"{last['error']}: {last.get('message', '')}"
     tail = _tail(errors)
-    words = f"; last words: {tail}" if tail else ""
+    words = f"; last output: {tail}" if tail else ""
     if was_ended:
         return FailureKind.TIMED_OUT, f"no result after {wall_s:.1f} s, so it was ended{words}"
     if code < 0:
         name = signal.Signals(-code).name
-        hint = ", often for lack of memory" if name == "SIGKILL" else ""
+        hint = ", often because memory ran out" if name == "SIGKILL" else ""
         return FailureKind.KILLED, f"ended by {name}{hint}{words}"
     return FailureKind.CRASHED, f"exit status {code}{words}"
 

@@ -1,9 +1,9 @@
-"""Answer one question: what are the speed and the memory of an artifact on this machine?
+"""``profile_artifact``: measures speed and memory of an artifact on this machine.
 
-Every load is a fresh child: cold ones, which start with the artifact's files dropped from the page
-cache, and warm ones in turn. One more child opens the artifact once and times runs while the parent
-watches its memory. Definitions stand in docs/method.md under the formula ids. A failure is a result
-too: it comes back in the record with its reason.
+Every load is a new child process: cold loads, which start with the artifact's files dropped from
+the page cache, alternate with warm loads. One more child opens the artifact once and times runs
+while the parent reads its memory. docs/method.md defines the formula ids. A failure is a result
+too: it is in the record, with its reason.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ N_OPENS: Final = 5
 _LOAD_TASK: Final = "edgekit.profiler.tasks:load_task"
 _SPEED_TASK: Final = "edgekit.profiler.tasks:speed_task"
 NOISY_SPREAD: Final = 0.1
-"""Median absolute deviation over median of the time per token from which a note says so."""
+"""Median absolute deviation over median of the time per token, from which a note says so."""
 
 
 @dataclass(slots=True)
 class _Loads:
-    """Raw load times; grows child by child."""
+    """Raw load times; one child adds its times after another."""
 
     cold_s: list[float] = field(default_factory=list)
     warm_s: list[float] = field(default_factory=list)
@@ -87,15 +87,15 @@ def profile_artifact(
         artifact: What to run.
         engine: Engine name, as in ``edgekit.runtime.ENGINES``.
         n_threads: Threads of the engine; None for one that chooses its own. BLAS and OpenMP get
-            as many, or the physical cores.
+            the same number, or else the physical cores.
         host: Facts of this machine, for the record.
         workload: Token counts and repeats.
-        n_loads: Cold and warm loads, a fresh child each.
+        n_loads: Cold and warm loads, each in a new child.
         device: Name of the device for the record.
         profile: Profile of that device; adds its memory limit and the share of its bandwidth. On
-            a machine of another system or architecture the numbers become *emulated*.
+            a machine of another system or architecture the numbers are *emulated*.
         context_length: Positions of the cache; None takes the artifact's own.
-        progress: Told of every run.
+        progress: Called at every run.
         timeout_s: Limit for each child.
 
     Returns:
@@ -106,7 +106,7 @@ def profile_artifact(
     """
     check_workload(workload, context_length or artifact.manifest.context_length)
     if n_loads < 1:
-        raise MeasureError("loads", got=n_loads, wanted="at least 1")
+        raise MeasureError("number of loads", got=n_loads, wanted="at least 1")
     arguments = {
         "artifact": str(artifact.path.resolve()),
         "engine": engine,
@@ -161,7 +161,7 @@ def _look(
     loads = _Loads()
     names = [MANIFEST_NAME, *(entry.path for entry in artifact.manifest.files)]
     paths = [artifact.path / name for name in names]
-    # Cold and warm in turn, so that a drift of the machine meets both.
+    # Cold and warm in turn, so that a drift of the machine affects both.
     for i in range(2 * n_loads):
         progress(title, i, n_steps)
         wants_cold = i % 2 == 0
@@ -201,7 +201,7 @@ def _stand_in(info: EngineInfo, host: HostFacts, profile: DeviceProfile | None) 
     """Say why the numbers are not the device's own; empty when they are."""
     reasons = []
     if info.is_emulated:
-        reasons.append(f"{info.engine} emulates the device; its times are no device speed")
+        reasons.append(f"{info.engine} emulates the device; its times are not the device's")
     if profile is not None and (profile.os, profile.arch) != (host.os, host.arch):
         reasons.append(
             f"ran on this machine ({host.cpu}), with the threads and the limit of {profile.name};"
@@ -232,7 +232,7 @@ def _against(
     profile: DeviceProfile | None,
     context_length: int | None,
 ) -> tuple[Metric, ...]:
-    """Set the run against the profile: the limit always, the bandwidth if the device itself ran."""
+    """Compare the run with the profile: the limit always, bandwidth if the device itself ran."""
     if profile is None:
         return ()
     facts = facts_of(artifact)
@@ -248,7 +248,7 @@ def _against(
 def _notes(seen: _Seen, host: HostFacts) -> tuple[str, ...]:
     notes = []
     if seen.info.engine == "mlx" and host.os != "macos":
-        notes.append("mlx on a CPU proves correctness; its times are no Apple device speed")
+        notes.append("mlx on a CPU proves correctness; its times are not those of an Apple device")
     tpots_s = _tpots_s(seen.runs)
     spread = mad(tpots_s) / median(tpots_s)
     if spread > NOISY_SPREAD:

@@ -1,14 +1,14 @@
-"""Answer one question: how much memory does a process hold, and of which kind?
+"""Memory of a running process, split into anonymous and file-backed memory.
 
-Anonymous memory (heap, weights that were copied or prepacked, shared memory) is what the system
-cannot drop; file-backed memory (mapped weights, libraries) is what it can read again. One number
-for both misleads in both directions, so they are never added here.
+Anonymous memory (heap, weights that were copied or prepacked, shared memory) is memory that the
+system cannot drop. File-backed memory (mapped weights, libraries) can be dropped and read again.
+One number for both would mislead, so they are never added here.
 
 On Linux the split is ``RssAnon + RssShmem`` and ``RssFile`` of ``/proc/PID/status`` (formula
-``rss-split``): one read takes about 10 microseconds, so sampling every 20 ms costs the measured
-process nothing that can be seen. A shorter peak can be missed; ``VmHWM``, kept by the kernel,
-cannot. Elsewhere psutil's unique set size stands for anonymous memory (formula ``uss``); on macOS
-it omits GPU pages.
+``rss-split``). One read takes about 10 microseconds, so a sample every 20 ms has no visible cost
+for the measured process. It can miss a shorter peak; ``VmHWM``, which the kernel keeps, cannot.
+Elsewhere psutil's unique set size is used for anonymous memory (formula ``uss``); on macOS it omits
+GPU pages.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class MemoryUse:
 
 
 def read_memory(pid: int) -> MemoryUse | None:
-    """Read what a process holds now; None when it has ended."""
+    """Read what a process uses now; None when it has ended."""
     if sys.platform == "linux":
         try:
             text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
@@ -53,7 +53,7 @@ def read_memory(pid: int) -> MemoryUse | None:
 
 
 def parse_status(text: str) -> MemoryUse | None:
-    """Read the text of ``/proc/PID/status``; None for a process that has no memory any more."""
+    """Read the text of ``/proc/PID/status``; None for a process that no longer has memory."""
     kib = {name: int(n) for name, n in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
     if "RssAnon" not in kib:
         return None
@@ -75,11 +75,11 @@ class MemoryPeak:
 
 
 class MemorySampler:
-    """Watch another process from a sleeping thread, so the watched one is left alone.
+    """Samples another process from a thread that mostly sleeps, so as not to disturb it.
 
     Args:
-        pid: The process to watch.
-        interval_s: Time between two looks.
+        pid: The process to sample.
+        interval_s: Time between two samples.
     """
 
     def __init__(self, pid: int, interval_s: float = SAMPLE_INTERVAL_S) -> None:
@@ -90,11 +90,11 @@ class MemorySampler:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start sampling."""
         self._thread.start()
 
     def stop(self) -> MemoryPeak:
-        """Stop looking and give the peak; zeros when the process was never seen alive."""
+        """Stop sampling and give the peak; zeros when the process was never seen alive."""
         self._stop.set()
         self._thread.join()
         uses = self._uses

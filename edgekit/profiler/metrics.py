@@ -1,7 +1,7 @@
-"""Answer one question: how do raw times and memory become named metrics?
+"""Conversion of raw times and memory readings to named metrics.
 
-Pure. Every metric names the formula that made it (docs/method.md), keeps the raw samples in the
-order they were taken, and carries a 95 % interval of the median where there are enough of them.
+Every metric names its formula (docs/method.md), keeps the raw samples in the order in which they
+were taken, and has a 95 % interval of the median where there are enough samples.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def load_metrics(
 def memory_metrics(
     *, baseline: MemoryUse, loaded: MemoryUse, peak: MemoryPeak, kind: Kind, formula: str
 ) -> tuple[Metric, ...]:
-    """Turn memory readings into metrics: whole process, anonymous and file-backed apart.
+    """Turn memory readings into metrics: whole process, anonymous and file-backed separately.
 
     Args:
         baseline: After the interpreter and edgekit started, before the engine was imported.
@@ -82,7 +82,7 @@ def memory_metrics(
         formula: How the two kinds of memory were told apart.
     """
     watched = f"{peak.n_samples} looks"
-    # What the child reads of itself between two looks of the parent belongs to its life too.
+    # A peak that the child itself read between two samples of the parent counts too.
     anon = max(peak.anon_bytes, loaded.anon_bytes)
     file = max(peak.file_bytes, loaded.file_bytes)
     return (

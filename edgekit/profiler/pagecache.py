@@ -1,8 +1,8 @@
-"""Answer one question: are these files out of the page cache, so that the next load is cold?
+"""Dropping files from the page cache, so that the next load is cold.
 
-Without root Linux drops the clean pages of one file on ``posix_fadvise(DONTNEED)``; a read with
-``RWF_NOWAIT`` then says for any page whether it is still there. Where either is missing, or a page
-stayed, the answer is no and the load must not be called cold.
+Without root, Linux drops the clean pages of one file on ``posix_fadvise(DONTNEED)``; a read with
+``RWF_NOWAIT`` then shows for any page whether it is still cached. Where either is missing, or a
+page stayed, the answer is no and the load must not be called cold.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def drop_from_cache(paths: Iterable[Path]) -> bool:
     """Drop files from the page cache.
 
     Returns:
-        True when every page that was looked at (one in 16) is gone; False when it is not known.
+        True when every page that was checked (one in 16) is gone; False when that is not known.
     """
     if not (hasattr(os, "posix_fadvise") and hasattr(os, "RWF_NOWAIT")):
         return False

@@ -1,7 +1,7 @@
-"""Answer one question: what would the profile of an artifact on another device say?
+"""A projected profile: speed and memory of an artifact on a device that is not at hand.
 
-Nothing runs. Speeds are projected from the device's figures, memory is estimated and set against
-the device's limit, and every number says so. What cannot be projected has no value and says why.
+Nothing runs. Speeds are projected from the device's numbers; memory is estimated and compared with
+the device's limit; every number says so. What cannot be projected has no value, and a note why.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from edgekit.records import EngineInfo, HostFacts, Kind, Metric, ProfileRecord, 
 _KINDS: Final = {
     ValueKind.PROBED: Kind.MEASURED,
     ValueKind.PUBLISHED: Kind.PUBLISHED,
-    ValueKind.MEASURED: Kind.PUBLISHED,  # by somebody else: the profile names them
+    ValueKind.MEASURED: Kind.PUBLISHED,  # by others: the profile names them
 }
-"""What a figure of a profile is in a record; everything else was computed or carried over."""
+"""The kind that a profile's number has in a record; all other numbers are computed."""
 
 
 def project_artifact(
@@ -33,14 +33,14 @@ def project_artifact(
     workload: Workload,
     context_length: int | None = None,
 ) -> ProfileRecord:
-    """Project speed and memory of an artifact on a device that is not here.
+    """Project speed and memory of an artifact on a device that is not at hand.
 
     Args:
-        artifact: What would run.
-        profile: Where.
+        artifact: The artifact that would run.
+        profile: The device.
         engine: Engine of that device.
         host: Facts of the machine that computes the projection, for the record.
-        workload: Prompt length to project the time to first token for.
+        workload: Prompt length for the time to first token.
         context_length: Positions to reserve cache for; None takes the artifact's own.
 
     Raises:
@@ -83,7 +83,7 @@ def memory_budget(
     *,
     context_length: int | None = None,
 ) -> tuple[Metric, ...]:
-    """Give the estimated need, and the limit it must stay under, for the report to compare."""
+    """Give the estimated need and its limit, for the report to compare."""
     support = profile.engine(engine)
     sourced = sourced_limit(profile)
     limit = Metric(
@@ -108,7 +108,7 @@ def memory_budget(
 
 
 def sustained_metric(profile: DeviceProfile, engine: str) -> Metric:
-    """Give how much of the burst speed is left after ten minutes, 0..1."""
+    """Give the fraction of the burst speed that is left after ten minutes, 0..1."""
     support = profile.engine(engine)
     if support is None or support.sustained_factor.value is None:
         reason = "no such engine" if support is None else support.sustained_factor.source

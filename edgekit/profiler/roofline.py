@@ -1,8 +1,8 @@
-"""Answer one question: how much of the possible speed does decode reach?
+"""Roofline metrics: how much of the possible decode speed a run reached.
 
-One decoded token must read every streamed byte once, so ``streamed_bytes / time per token`` is the
-bandwidth that the run achieved, and its share of the device's bandwidth says how much is left. A
-share above 1 is a mistake in the figures, or a model small enough to live in the CPU's caches.
+One decoded token must read every streamed byte once. So ``streamed_bytes / time per token`` is the
+bandwidth that the run achieved, and its share of the device's bandwidth shows how much is left. A
+share above 1 is an error in the numbers, or a model small enough to stay in the CPU's caches.
 """
 
 from __future__ import annotations

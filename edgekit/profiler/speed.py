@@ -1,12 +1,12 @@
-"""Answer one question: how fast does a loaded decoder answer?
+"""Timing of a loaded decoder: prefill, decode, and time to first token.
 
-Prefill and decode are different machines: a prompt is bound by arithmetic, a single token by the
-bytes it reads, so they are timed apart. One run is: a prompt of exactly ``n_prompt_tokens`` ids,
-then exactly ``n_new_tokens`` greedy ids, end-of-sequence ignored. Prompts are random valid ids,
-another one for every run and with another first id, so no cached prefix can help. Warm-up runs come
-first and are dropped. The harness calls ``Decoder.forward`` directly: text is neither tokenized nor
-assembled here, so times start and end at token ids (formula ``ttft-ids``). Python's cyclic garbage
-collector is off while the clock runs. Every raw time is kept.
+Prefill is limited by arithmetic and decode by the bytes that each token reads, so they are timed
+separately. One run is a prompt of exactly ``n_prompt_tokens`` ids, then exactly ``n_new_tokens``
+greedy ids; end tokens are ignored. Prompts are random valid ids, different for every run and with
+different first ids, so that no cached prefix can help. Warm-up runs come first and are dropped.
+``Decoder.forward`` is called directly: no text is tokenized or assembled, so times start and end at
+token ids (formula ``ttft-ids``). Python's cyclic garbage collector is off while the clock runs.
+Every raw time is kept.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class RunTimes:
 
     Attributes:
         prefill_s: The forward call on the prompt.
-        ttft_s: Prompt ids handed over to first new id in hand; prefill and the choice of an id.
+        ttft_s: From passing the prompt ids to getting the first new id; prefill and sampling.
         itl_s: Inter-token latency, ``n_new_tokens - 1`` values.
-        e2e_s: Prompt ids handed over to last new id in hand.
+        e2e_s: From passing the prompt ids to getting the last new id.
     """
 
     prefill_s: float
@@ -85,11 +85,13 @@ def check_workload(workload: Workload, context_length: int) -> None:
     if workload.n_new_tokens < 2:
         raise MeasureError("new tokens per run", got=workload.n_new_tokens, wanted="at least 2")
     if workload.n_prompt_tokens < 1 or workload.n_repeats < 1 or workload.n_warmup < 0:
-        raise MeasureError("workload", got=workload, wanted="a prompt and at least 1 repeat")
+        raise MeasureError(
+            "the workload cannot be timed", got=workload, wanted="a prompt and at least 1 repeat"
+        )
     n_tokens = workload.n_prompt_tokens + workload.n_new_tokens
     if n_tokens > context_length:
         raise MeasureError(
-            "workload longer than the context",
+            "the workload is longer than the context",
             got=f"{n_tokens} tokens",
             wanted=f"at most {context_length}",
             do="Shorten the prompt or the answer.",
@@ -97,7 +99,7 @@ def check_workload(workload: Workload, context_length: int) -> None:
 
 
 def make_prompts(vocab_size: int, n_tokens: int, n_prompts: int) -> list[list[int]]:
-    """Give random prompts that share no first id; the same ones on every machine."""
+    """Give random prompts with different first ids; the same ones on every machine."""
     rng = np.random.default_rng(PROMPT_SEED)
     prompts = rng.integers(0, vocab_size, (n_prompts, n_tokens))
     if n_prompts <= vocab_size:

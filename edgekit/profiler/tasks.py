@@ -1,8 +1,8 @@
-"""Answer one question: what do the children of a profile do?
+"""The tasks that the child processes of a profile run.
 
-``load_task`` opens the artifact, first of all and then again ``n_opens`` times; ``speed_task``
-opens it once and times runs. They are apart so that the memory of the second holds one open model
-and nothing else. Loaded in the child only, by name.
+``load_task`` opens the artifact, and then again ``n_opens`` times; ``speed_task`` opens it once and
+times runs. They are separate so that the memory of the second holds one open model and nothing
+else. Only the child loads this module, by name.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def speed_task(arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Open the artifact once and time runs.
 
     Returns:
-        ``load_s``, ``engine`` (EngineInfo), ``runs`` (RunTimes), and memory before the model was
-        opened and after it.
+        ``load_s``, ``engine`` (EngineInfo), ``runs`` (RunTimes), and memory before and after the
+        model was opened.
     """
     artifact = Artifact.open(arguments["artifact"])
     baseline = _own_memory()

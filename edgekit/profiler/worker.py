@@ -1,8 +1,8 @@
-"""Answer one question: what does the child process of a measurement do?
+"""The child process of a measurement: ``python -m edgekit.profiler.worker``.
 
-``python -m edgekit.profiler.worker``: read one job from stdin, run its task, write one result. The
-other side of the pipe, and the protocol, are in ``isolate.py``. An unexpected exception is left to
-Python: its last line on stderr becomes the reason in the parent.
+It reads one job from stdin, runs its task and writes one result. ``isolate.py`` has the other side
+of the pipe and the protocol. An unexpected exception is left to Python: its last line on stderr
+becomes the reason in the parent.
 """
 
 from __future__ import annotations
@@ -54,5 +54,5 @@ def _write(channel: IO[str], message: dict[str, Any]) -> None:
 if __name__ == "__main__":
     status = main()
     sys.stderr.flush()
-    # The answer is out. Taking a runtime apart can cost a second, and nobody measures it.
+    # The result is sent. Closing a runtime properly can take a second, which is not measured.
     os._exit(status)

@@ -1,1 +1,1 @@
-"""How good are the answers, and against what?"""
+"""Quality of answers: distance from the float model, task suites, and the ship verdict."""

@@ -1,7 +1,8 @@
-"""Answer one question: on which tokens is a candidate compared with the float model?
+"""The token sequences on which a candidate is compared with the float model.
 
-Suite items as the model would meet them: its own chat template around each question, then the
-right answer. Text made by generators, so nothing is downloaded and every model can be measured.
+They are suite items as the model sees them in use: its own chat template around each question,
+then the right answer. Generators make the text, so nothing is downloaded and every model can be
+measured.
 """
 
 from __future__ import annotations

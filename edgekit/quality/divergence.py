@@ -1,6 +1,6 @@
-"""Answer one question: how far is a candidate's next-token distribution from the float model's?
+"""Divergence: how far a candidate's next-token distribution is from the float model's.
 
-Both models see the same token ids; every position but the last of each document counts. The
+Both models see the same token ids; every position of a document counts except the last. The
 reference's logits are kept (documents are short), so each model runs once.
 """
 

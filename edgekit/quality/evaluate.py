@@ -1,7 +1,7 @@
-"""Answer one question: how many items of each suite does a backend get right?
+"""Evaluation: ask a backend the items of each suite and count the right answers.
 
-Greedy answers, one item at a time, timed as they come; the same code asks a local engine and a
-server, so the two are paired item by item.
+Answers are greedy, one item at a time, and timed as they arrive. The same code asks a local engine
+and a server, so the two can be paired item by item.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SuitePlan:
         """Make the items of every suite.
 
         Args:
-            count_tokens: Of the model's tokenizer; None for a rough count.
+            count_tokens: Counter of the model's tokenizer; None for a rough count.
             offers_tools: Whether the model's template has a place for tools. Without one, suites
                 of tools are left out unless they were asked for by name.
 
@@ -75,7 +75,7 @@ def run_suites(
         backend: What answers.
         items: Items by suite.
         progress: Called as ``progress(suite, n_done, n_total)``.
-        requests: Collects what a server said of each answer.
+        requests: Collects what a server reported about each answer.
 
     Raises:
         EngineError: The runtime or server failed.
@@ -130,9 +130,9 @@ def _run_suite(
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer with its times; TTFT is the first event that carries text.
+    """An answer with its times; TTFT is the time of the first event that has text.
 
-    A server's own count of tokens, where it gives one, replaces the count of events.
+    A server's own count of tokens, if it gives one, replaces the count of events.
     """
 
     text: str
@@ -143,7 +143,7 @@ class Reply:
 
 
 def ask(backend: ChatBackend, item: Item) -> Reply:
-    """Put one item to a backend, greedily, and wait for the whole answer."""
+    """Ask a backend one item, greedily, and wait for the whole answer."""
     options = GenerateOptions(max_tokens=item.max_tokens, temperature=0.0, seed=0)
     start_s = monotonic()
     reply = _collect(backend.stream_chat(item.messages, options, item.tools), start_s)

@@ -1,4 +1,4 @@
-"""Answer one question: on the same items, does the device do worse than the server?"""
+"""Pairing of two runs of the same suites, item by item: device against server."""
 
 from __future__ import annotations
 

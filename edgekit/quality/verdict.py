@@ -1,8 +1,8 @@
-"""Answer one question: ship on the device or on the server, by a rule stated before the run?
+"""The verdict: ship on the device or on the server, by a rule stated before the run.
 
-Pure: records in, verdict out. A criterion is met, not met, or cannot be judged; one that is
-not met sends the model to the server, one that cannot be judged leaves the question open. An
-emulator's numbers judge nothing.
+Records go in, a verdict comes out. A criterion is met, not met, or cannot be judged. One that is
+not met sends the model to the server; one that cannot be judged leaves the question open. Numbers
+from an emulator decide nothing.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Rule:
 
     Attributes:
         margin: How much lower (fraction) a suite's rate may be on the device. A suite passes
-            when the whole 95 % interval of the paired difference lies above -margin.
-        max_ttft_s: Longest time to the first token.
-        min_decode_tok_per_s: Slowest decoding a reader accepts.
-        memory_limit_bytes: Most anonymous memory the app may hold; None is 'unknown'.
+            when the whole 95 % interval of the paired difference is above -margin.
+        max_ttft_s: Longest acceptable time to the first token.
+        min_decode_tok_per_s: Slowest acceptable decoding.
+        memory_limit_bytes: Most anonymous memory the app may use; None when unknown.
     """
 
     margin: float = 0.05
@@ -88,12 +88,12 @@ def _sentence(
     return (
         f"Cannot tell yet for {candidate}: {len(criteria) - len(causes)} of {len(criteria)} "
         f"criteria are met; open: {names}. More items, a known limit or a run on the device "
-        "would tell."
+        "would answer it."
     )
 
 
 def _is_met(metric: Metric | None, test: Callable[[float], bool]) -> bool | None:
-    """Judge a number; None when there is none, or an emulator gave it."""
+    """Judge a number; None when there is no number, or an emulator gave it."""
     if metric is None or metric.value is None or metric.kind is Kind.EMULATED:
         return None
     return test(metric.value)

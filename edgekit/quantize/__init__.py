@@ -1,1 +1,1 @@
-"""One question per file: how weights become codes and scales, once, for every format."""
+"""Quantization: weights to codes and scales, once, for every format."""

@@ -1,7 +1,7 @@
 """The integer grid that every format holds exactly.
 
 A weight is ``(code - zero_point) * scale`` with the zero point in the middle (8 or 128). The
-scale has at most 8 significant bits and lies in fp16's range, so the scale and
+scale has at most 8 significant bits and is within fp16's range, so the scale and
 ``-zero_point * scale`` (MLX's bias) are exact in fp16, bf16 and fp32, and a 4-bit weight is
 exactly an fp16 number.
 

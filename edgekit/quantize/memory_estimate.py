@@ -1,4 +1,4 @@
-"""Memory estimate: what the weights of a model take while they are quantized or written.
+"""Memory estimate: how much the weights of a model take while they are quantized or written.
 
 Weights come one at a time, so the largest one counts. What is counted are the arrays that live
 together at the worst moment, read off the code that makes them; tests/quantize compares with what
@@ -16,9 +16,9 @@ from edgekit.artifact import TensorEntry
 from edgekit.families.spec import DecoderSpec
 from edgekit.scheme import Scheme
 
-# A scale is there as float32, and once more as the fp16 that is written or was read.
+# A scale is in memory as float32, and also as the fp16 that is written or was read.
 _SCALE_BYTES: Final = 4 + 2
-# 4-bit codes lie unpacked, packed, and once more half packed.
+# 4-bit codes are in memory three times: unpacked, packed, and half packed.
 _BYTES_OF_A_VALUE: Final[Mapping[str, float]] = {"int4": 2, "int8": 1, "fp16": 4 + 2, "fp32": 4}
 
 

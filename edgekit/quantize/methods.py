@@ -23,7 +23,7 @@ from edgekit.errors import QuantError
 from edgekit.quantize.grid import LARGEST_WEIGHT, ROUNDER, round_scales
 from edgekit.scheme import Scheme
 
-# Where the largest weight falls, in steps from zero, when rounding to nearest.
+# The step of the largest weight, counted from zero, when rounding to nearest.
 _NEAREST_CLIP_LEVEL: Final[dict[Bits, float]] = {4: 8.0, 8: 127.0}
 # Less than 8 leaves the end of the 4-bit grid unused, more clips. Wider or finer sets gain
 # under 0.2 % RMS (measured).

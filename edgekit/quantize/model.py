@@ -123,7 +123,7 @@ class Source:
 
 
 class ModelOutline(Protocol):
-    """A model whose tensors can be listed: what is known before it is quantized."""
+    """A model whose tensors can be listed, before or after it is quantized."""
 
     @property
     def spec(self) -> DecoderSpec:
@@ -156,7 +156,7 @@ class QuantizedModel(ModelOutline, Protocol):
 
     @property
     def assets(self) -> Mapping[str, Path]:
-        """Tokenizer, chat template and config files to carry along, by file name."""
+        """Tokenizer, chat template and config files that every artifact gets, by file name."""
         ...
 
     def get(self, name: str) -> ModelTensor:

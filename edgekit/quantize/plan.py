@@ -1,8 +1,8 @@
-"""The plan of a quantization: which tensor gets which scheme, and why.
+"""The quantization plan: which tensor gets which scheme, and why.
 
 Matrices get the scheme asked for. The embedding and ``lm_head`` keep 8 bits when the rest gets
 4: their error goes straight into the first activation or the logits, and no later layer can
-average it away. Norms and biases stay fp32: they are small and every activation meets them.
+average it away. Norms and biases stay fp32: they are small and affect every activation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _EDGE_TENSORS: Final = ("embed", "lm_head")
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """What becomes of one tensor: canonical name, shape, scheme, and the reason in words.
+    """The plan for one tensor: canonical name, shape, scheme, and the reason in words.
 
     ``keeps_codes``: the source's own codes go in; ``imported``: and its scales, unchanged, from
     this format.
@@ -34,7 +34,7 @@ class TensorPlan:
     imported: str | None = None
 
     def entry(self, sha256: str | None) -> TensorEntry:
-        """Give what a manifest says of the tensor, once its codes are known by their hash."""
+        """Give the manifest's entry of the tensor, once the hash of its codes is known."""
         scheme = str(self.scheme)
         return TensorEntry(
             self.name, self.shape, scheme, self.reason, sha256, self.imported, self.keeps_codes

@@ -1,9 +1,9 @@
-"""Which codes of an already-quantized source are kept.
+"""Import of codes from an already-quantized source: which are kept, and in which form.
 
-All that lie on the common grid go in as they are. Where scales have more digits than the grid
+Codes on the common grid are used unchanged. Where scales have more digits than the grid
 holds, the codes stay and the scales are rounded: the code nearest to each weight is then still
 its own (a scale moves by 2**-8 of itself at most, so the largest 8-bit code by half a step).
-Whatever else the source holds is read as floats and quantized like any other. The plan says
+Everything else in the source is read as floats and quantized like any other. The plan says
 which, and why.
 """
 
@@ -54,7 +54,7 @@ def plan_source(source: SourceModel, scheme: Scheme) -> tuple[TensorPlan, ...]:
 
     Raises:
         QuantError: No allowed group divides the input width of some matrices.
-        CheckpointError: Scales that are no finite numbers.
+        CheckpointError: Scales that are not finite numbers.
     """
     return tuple(
         item
@@ -80,7 +80,7 @@ def expected_plan(source: SourceModel, scheme: Scheme) -> tuple[TensorPlan, ...]
 
 
 def _plan_decoded(source: SourceModel, scheme: Scheme) -> Iterator[TensorPlan]:
-    """Plan as for floats, and say of matrices whose codes cannot be kept what they were."""
+    """Plan as for floats; the reason names the source's format where codes cannot be kept."""
     for item in plan_tensors(source.spec, scheme):
         decoded = source.tensor(item.name).decoded
         if decoded is None:
@@ -92,7 +92,7 @@ def _plan_decoded(source: SourceModel, scheme: Scheme) -> Iterator[TensorPlan]:
 
 
 def import_codes(prequantized: PrequantizedTensor, item: TensorPlan) -> QuantizedTensor:
-    """Take the codes of a source over, and its scales as the grid has them.
+    """Import the codes of a source, with its scales rounded to the grid.
 
     Args:
         prequantized: The source's matrix.
@@ -128,7 +128,7 @@ def _decide(item: TensorPlan, prequantized: PrequantizedTensor, asked: Scheme) -
 
 
 def _may_keep(item: TensorPlan, prequantized: PrequantizedTensor, asked: Scheme) -> bool:
-    """Say whether bits and group of a source are such that its codes could stay."""
+    """Tell whether codes with the source's bits and group could be kept."""
     if item.scheme.group is None:
         return False
     # An embedding of 4-bit codes gains nothing from the 8 bits that the plan gives to floats.

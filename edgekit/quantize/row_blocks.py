@@ -1,6 +1,6 @@
 """Quantization of a tensor in blocks of rows, so that its floats are never all in memory.
 
-Rows are read, quantized and let go a row block at a time, on as many threads as asked for (numpy
+Rows are read, quantized and freed a row block at a time, on as many threads as asked for (numpy
 releases the interpreter lock). Rows are independent, so neither choice changes the result.
 """
 
@@ -30,7 +30,7 @@ def quantize_tensor(
     n_threads: int = 1,
     n_block_elements: int = BLOCK_ELEMENTS,
 ) -> ModelTensor:
-    """Read a tensor and bring it to its planned scheme.
+    """Read a tensor and convert it to its planned scheme.
 
     Args:
         source: Float tensor of shape ``plan.shape``.

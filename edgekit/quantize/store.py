@@ -76,7 +76,7 @@ class StoredModel:
         return QuantizedTensor(name, bits, scheme.group, codes, tensors[f"{name}.scales"].read())
 
     def close(self) -> None:
-        """Let go of the weights file; safe to call twice."""
+        """Close the weights file; safe to call twice."""
         self._weights.close()
 
 
@@ -183,7 +183,7 @@ def find_scales(
 
 
 def _stored_infos(name: str, shape: tuple[int, ...], scheme: Scheme) -> list[TensorInfo]:
-    """Say which tensors of the file hold one tensor of the model."""
+    """Give the tensors of the file that hold one tensor of the model."""
     if scheme.group is None:
         return [TensorInfo(name, shape, _FLOAT_DTYPES[scheme.kind])]
     n_rows, n_cols = shape
@@ -207,7 +207,7 @@ def _sha256(tensor: ModelTensor) -> str | None:
 
 
 def _copy_assets(view: TextView, folder: Path) -> Mapping[str, Path]:
-    """Put tokenizer, template and config files into the store."""
+    """Copy tokenizer, template and config files into the store."""
     target = folder / ASSETS_NAME
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()

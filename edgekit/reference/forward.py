@@ -1,4 +1,4 @@
-"""A decoder in plain numpy, written to be read next to the papers and checked by hand.
+"""A decoder in plain numpy: the right logits, written to be read next to the papers.
 
 Every engine's logits are compared with it, so it shares no code with any of them; it is not fast.
 It holds no cache of its own and asks for each weight when it needs it, so that a model can be run

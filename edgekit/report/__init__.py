@@ -1,1 +1,1 @@
-"""Records to pages: terminal, Markdown, HTML, JSON and CSV. Knows nothing of engines."""
+"""Reports: records as terminal output, Markdown, HTML, JSON and CSV."""

@@ -1,4 +1,4 @@
-"""Answer one question: which charts does a report draw, and what does each say?"""
+"""The charts of a report, each with a sentence that states what it shows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgekit.units import format_bytes, format_pct, format_rate, format_seconds
 
 
 def build_charts(data: ReportData) -> tuple[Chart, ...]:
-    """Give every chart of a report that has something to show."""
+    """Give every chart for which a report has data."""
     return tuple(chart for chart in _all_charts(data) if chart.bars)
 
 
@@ -82,7 +82,7 @@ def _memory_chart(profiles: Sequence[ProfileRecord], limit: tuple[float, str] | 
             )
         )
     largest = max((sum(s.value for s in bar.segments) for bar in bars), default=0.0)
-    # A limit far beyond the bars would flatten them; the text still names it.
+    # A limit far beyond the bars would make them too short to read; the text still names it.
     is_drawn = limit is not None and limit[0] <= 4 * largest
     note = "" if limit is None else f" The app's {limit[1]}."
     return Chart(
@@ -150,7 +150,7 @@ def _latency_chart(profiles: Sequence[ProfileRecord]) -> Chart:
     return Chart(
         "chart-latency",
         "From start to last token",
-        "Load is paid once; the first token and decoding at every request.",
+        "Loading happens once; the first token and decoding in every request.",
         tuple(bars),
         legend=(("b", "load"), ("c", "first token"), ("a", "decode")),
     )

@@ -1,7 +1,6 @@
-"""Answer one question: how does a report look as one long CSV table?
+"""A report as one long CSV table.
 
-One row a number: which candidate, which metric, the value, what kind of number, its interval
-and every raw sample.
+One row per number: candidate, metric, value, kind of number, interval and every raw sample.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def render_csv(data: ReportData) -> str:
 
 
 def _safe(value: object) -> object:
-    """Keep a spreadsheet from running text as a formula, and a bare return from cutting a row."""
+    """Keep a spreadsheet from running text as a formula, and a line end from splitting a row."""
     if not isinstance(value, str):
         return "" if value is None else value
     text = value.replace("\r\n", "\n").replace("\r", "\n")

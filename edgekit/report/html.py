@@ -1,6 +1,6 @@
-"""Answer one question: how does a report look as one HTML file that opens offline?
+"""A report as one HTML file that opens offline.
 
-No script, no external file, a strict content policy; all text from models is escaped.
+It has no script, no external file and a strict content policy; all text from models is escaped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Answer one question: how does a report look as Markdown?"""
+"""A report as Markdown."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def render_table(table: Table) -> str:
 
 
 def _escape(text: str) -> str:
-    """Keep foreign text from becoming markup."""
+    """Escape text from models and servers, so that it cannot become markup."""
     for mark in "\\`*_[]<>|#":
         text = text.replace(mark, f"\\{mark}")
     return text.replace("\r", " ").replace("\n", " ")

@@ -1,6 +1,6 @@
-"""Answer one question: which tables does a report show, in which order?
+"""The tables of a report, in order.
 
-Verdict first; a table without rows is left out.
+The verdict comes first; a table without rows is left out.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from edgekit.units import format_bytes, format_pct, format_rate, format_seconds
 
 SUB_KINDS: Final = ("n_context_tokens", "n_steps", "kind")
 NOT_THESE_NUMBERS: Final = (
-    "Not a device measurement unless the device column names a machine that ran it; emulated and "
-    "projected numbers say so in their own cell.",
+    "Not a measurement of a device, unless the device column names the machine that ran it; "
+    "emulated and projected numbers are labelled in their cell.",
     "Not comparable across sessions: machines are shared, so compare rows of one report only.",
     "Not a benchmark of a model class: rates are on generated items of the named suites.",
     "MLX on a CPU and the Core ML interpreter prove that an artifact is right; their speed says "
@@ -121,7 +121,7 @@ def speed_table(profiles: Sequence[ProfileRecord]) -> Table:
 
 
 def itl_table(profiles: Sequence[ProfileRecord]) -> Table:
-    """Show the time between tokens, tail included."""
+    """Show the time between tokens, including its slowest values."""
     names = ("itl_p50_s", "itl_p95_s", "itl_p99_s")
     rows: list[Sequence[Cell | str]] = [
         (profile.candidate, *[metric_cell(profile.metric(name)) for name in names])
@@ -248,7 +248,7 @@ def sub_kind_table(qualities: Sequence[QualityRecord]) -> Table:
                 )
     return make_table(
         "breakdown",
-        "Where it breaks",
+        "Right answers by length, steps or kind",
         ("candidate", "suite", "case", "right", "rate"),
         rows,
         caption="The same items by context length, number of steps, or kind of request.",
@@ -282,7 +282,10 @@ def failure_table(qualities: Sequence[QualityRecord]) -> Table:
                 )
                 rows.append((quality.candidate, suite.suite.replace("_", " "), listed))
     return make_table(
-        "failures", "How it fails", ("candidate", "suite", "wrong answers by reason"), rows
+        "failures",
+        "Wrong answers by reason",
+        ("candidate", "suite", "wrong answers by reason"),
+        rows,
     )
 
 
@@ -333,13 +336,13 @@ def _environment_table(data: ReportData) -> Table:
 
 
 def label_kinds() -> tuple[tuple[str, str], ...]:
-    """Say what each kind of number is."""
+    """Say what each kind of number means."""
     return (
-        (Kind.MEASURED.value, "seen on this machine in this run"),
+        (Kind.MEASURED.value, "measured on this machine in this run"),
         (
             Kind.EMULATED.value,
-            "seen here on an emulator of another engine; right results, wrong speed",
+            "measured here on an emulator: results are right, times are not the device's",
         ),
-        (Kind.PROJECTED.value, "computed from a formula, with its expected error"),
-        (Kind.PUBLISHED.value, "somebody else's number, with its source"),
+        (Kind.PROJECTED.value, "computed by a formula, with its expected error"),
+        (Kind.PUBLISHED.value, "published by others, with its source"),
     )

@@ -1,7 +1,7 @@
-"""Answer one question: how is a horizontal bar or interval chart drawn as inline SVG?
+"""Horizontal bar and interval charts as inline SVG.
 
-No script, no external font. Colours come from CSS variables of the page, so print and dark mode
-follow it; pattern and text carry what colour says.
+They use no script and no external font. Colours come from CSS variables of the page, so that print
+and dark mode work; patterns and text repeat what the colours say.
 """
 
 from __future__ import annotations

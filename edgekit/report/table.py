@@ -1,4 +1,4 @@
-"""Answer one question: what is a table before it is drawn?
+"""``Table``: the content of a table, before any output format draws it.
 
 Every output format draws the same tables, so that they cannot disagree.
 """
@@ -22,7 +22,7 @@ class Cell:
 
     @property
     def labelled(self) -> str:
-        """The text with everything that colour or style would say, in words."""
+        """The text, with everything that colour or style would express, in words."""
         parts = [self.text]
         if self.kind is not None and self.kind is not Kind.MEASURED:
             parts.append(f"({self.kind.value})")
@@ -52,7 +52,7 @@ def make_table(
     caption: str = "",
     notes: Sequence[str] = (),
 ) -> Table:
-    """Build a table; plain strings are cells without a kind, short rows are filled up."""
+    """Build a table; plain strings become cells without a kind, short rows are filled up."""
     n_columns = len(columns)
     cells = tuple(
         tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in row)

@@ -1,4 +1,4 @@
-"""Answer one question: how does a table look on a terminal?"""
+"""A report's tables on a terminal."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def print_table(table: Table, console: Console) -> None:
 
 
 def _plain(words: str, style: str = "") -> Text:
-    """Make text without control characters, which could steer the terminal."""
+    """Make text without control characters, which could control the terminal."""
     shown = "".join(c if c.isprintable() else " " for c in words)
     text: Text = require("rich.text").Text(shown, style=style)
     return text

@@ -1,4 +1,4 @@
-"""Answer one question: how are proofs shown: equal weights, and logits that lie close together?"""
+"""Tables of a verification: equal weights, and distances between logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answer one question: which files does a report write, and how?"""
+"""Writing the files of a report: HTML, Markdown, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ FILES: Final[dict[str, Callable[[ReportData], str]]] = {
 
 
 def write_report(data: ReportData, folder: Path) -> tuple[Path, ...]:
-    """Write the page and, beside it, the same report as Markdown, JSON and CSV.
+    """Write the page and, next to it, the same report as Markdown, JSON and CSV.
 
     Raises:
-        ExportError: A file cannot be written; files are replaced one by one, each whole.
+        ExportError: A file cannot be written; each file is replaced whole.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -42,8 +42,8 @@ def write_report(data: ReportData, folder: Path) -> tuple[Path, ...]:
 def _write(path: Path, text: str) -> Path:
     descriptor, name = tempfile.mkstemp(prefix=".edgekit-", dir=path.parent)
     try:
-        # A server may answer half a surrogate pair, which UTF-8 cannot hold; "\\ud83d" is also
-        # what JSON calls it.
+        # A server may answer half of a surrogate pair, which UTF-8 cannot hold; "\\ud83d" is also
+        # its spelling in JSON.
         with os.fdopen(
             descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="\n"
         ) as stream:

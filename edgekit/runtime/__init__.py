@@ -1,7 +1,6 @@
-"""Answer one question: which engines are there, and which one runs an artifact?
+"""The engines by name, which formats each runs, and how to load an artifact into one.
 
-Engines are named by strings, so that importing this package imports no runtime. It must not
-know how an engine works.
+They are listed as strings, so that importing this package imports no runtime library.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def default_engine(artifact_format: Format, host_os: str) -> str:
 
     Args:
         artifact_format: The format.
-        host_os: As ``platform.system()`` says it, in any case: darwin, linux, windows.
+        host_os: What ``platform.system()`` returns, in any case: darwin, linux, windows.
     """
     if host_os.lower() in ("darwin", "macos"):
         return _DARWIN_ENGINES.get(artifact_format, _DEFAULT_ENGINES[artifact_format])

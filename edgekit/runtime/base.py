@@ -1,9 +1,9 @@
-"""Answer one question: what does every engine promise?
+"""The protocols of engines: ``Decoder`` (local) and ``ChatBackend`` (local or server).
 
-A local engine is a ``Decoder``: token ids in, logits out, with its own key/value cache. All
-that happens between logits and text (sampling, stop strings, chat) is written once, in
-session.py, for every engine. A server is no ``Decoder``; it meets the local engines in
-``ChatBackend``, which is what suites, profiler and reports talk to.
+A local engine is a ``Decoder``: token ids in, logits out, with its own key/value cache. Everything
+between logits and text (sampling, stop strings, chat) is written once, in session.py, for every
+engine. A server is not a ``Decoder``, but like a local session it is a ``ChatBackend``, which
+suites, profiler and reports use.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class GenerateOptions:
         top_k: Candidates kept; 0 keeps all.
         seed: Seed of the sampler; None draws one.
         stop: Texts that end the answer; they are not part of it.
-        ignore_eos: Go on past the end-of-sequence token (speed runs only).
+        ignore_eos: Continue after an end token (speed runs only).
         n_logprobs: Alternatives to report per token; 0 reports none.
     """
 
@@ -107,8 +107,8 @@ class Decoder(Protocol):
     def forward(self, token_ids: Sequence[int], *, n_past: int, n_logits: int = 1) -> F32Array:
         """Run ``token_ids`` after the first ``n_past`` positions of the cache.
 
-        A smaller ``n_past`` than last time rewinds: later positions are forgotten. Long inputs
-        are split into chunks by the engine. The result is the caller's to keep.
+        A smaller ``n_past`` than last time rewinds: later positions are forgotten. The engine
+        splits long inputs into chunks. The caller may keep the result.
 
         Args:
             token_ids: T >= 1 ids.
@@ -152,7 +152,7 @@ class ChatBackend(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what is held. Safe to call twice."""
+        """Free all resources. Safe to call twice."""
         ...
 
 
@@ -176,17 +176,17 @@ def check_forward(
     low, high = min(token_ids), max(token_ids)
     if low < 0 or high >= vocab_size:
         raise UsageError(
-            "token id outside the vocabulary",
+            "a token id is outside the vocabulary",
             got=low if low < 0 else high,
             wanted=f"0 .. {vocab_size - 1}",
         )
     if not 0 <= n_past <= n_cached:
-        raise UsageError("n_past beyond the cache", got=n_past, wanted=f"0 .. {n_cached}")
+        raise UsageError("n_past is beyond the cache", got=n_past, wanted=f"0 .. {n_cached}")
     if not 1 <= n_logits <= n_tokens:
-        raise UsageError("n_logits", got=n_logits, wanted=f"1 .. {n_tokens}")
+        raise UsageError("n_logits is out of range", got=n_logits, wanted=f"1 .. {n_tokens}")
     if n_past + n_tokens > context_length:
         raise UsageError(
-            "text longer than the context",
+            "the text is longer than the context",
             got=f"{n_past + n_tokens} tokens",
             wanted=f"at most {context_length}",
             do="Shorten the prompt or lower --max-tokens.",

@@ -1,8 +1,8 @@
-"""Answer one question: how does a Core ML package run on a Mac?
+"""The Core ML engine: runs a Core ML package on a Mac, through ``coremltools``.
 
-Through ``coremltools``' prediction API (macOS 15 or later). Written from its documentation and
-source; it has not run on Apple hardware in this project, where only the interpreter of
-``mil.py`` executes packages. Tests drive it with a stand-in for ``MLModel``.
+It uses coremltools' prediction API (macOS 15 or later). It is written from the documentation and
+source and has not run on Apple hardware in this project, where only the interpreter of ``mil.py``
+executes packages. Tests use a stand-in for ``MLModel``.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class CoremlDecoder(PackageDecoder):
 
         Args:
             artifact: The folder that the exporter wrote.
-            n_threads: Anything but None is refused; Core ML takes its own.
+            n_threads: Must be None; Core ML chooses its own number.
             context_length: Most positions to use; None takes the artifact's own.
-            options: ``compute_units``: one of ``COMPUTE_UNITS``; the GPU is the default, for
+            options: ``compute_units``: one of ``COMPUTE_UNITS``; the GPU is the default, because
                 int4 blocks and ranged shapes with state are made for it.
 
         Raises:
@@ -76,7 +76,7 @@ class CoremlDecoder(PackageDecoder):
         ct = require_coremltools()
         if require_coremltools("coremltools.models.model")._MLModelProxy is None:
             raise EngineLoadError(
-                "coremltools cannot reach Core ML",
+                "coremltools cannot use Core ML",
                 got="a build without its native part",
                 do="Reinstall coremltools for this Python, or use --engine mil.",
             )
@@ -126,7 +126,7 @@ def _require_macos() -> None:
         return
     found = f"macOS {release}" if release else f"{platform.system()} {platform.release()}"
     raise EngineLoadError(
-        "Core ML predicts with state on macOS 15 or later only",
+        "Core ML needs macOS 15 or later to run a package with state",
         got=found,
         do="Use --engine mil: it executes the same package on any system.",
     )

@@ -1,7 +1,7 @@
-"""Answer one question: which engine answers at once, the same way every time, without a model?
+"""The fake engine: repeatable answers without a model, for tests.
 
-Public, for tests of edgekit and of programs that use it. Its logits are a pure function of the
-token history, so chunking, rewinding and seeds behave as in a real engine.
+It is public, for tests of edgekit and of programs that use it. Its logits are a pure function of
+the token history, so chunking, rewinding and seeds behave as in a real engine.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class FakeDecoder:
             EngineLoadError: The manifest has no vocabulary size.
             UsageError: An unknown option, or more context than the artifact holds.
         """
-        del n_threads  # there is nothing to run in parallel
+        del n_threads  # nothing runs in parallel
         chosen_options("fake", options, {})
         length = chosen_length(artifact, context_length)
         vocab_size = artifact.manifest.decoder.get("vocab_size")
@@ -95,7 +95,7 @@ class FakeDecoder:
 
     @property
     def info(self) -> EngineInfo:
-        """What goes into records; always marked as emulated."""
+        """Facts for records; always marked as emulated."""
         return EngineInfo("fake", "1", self._model, n_threads=1, is_emulated=True)
 
     @property

@@ -1,8 +1,8 @@
-"""Answer one question: how does a Core ML package run where there is no Core ML?
+"""The mil engine: runs a Core ML package in numpy, on machines without Core ML.
 
-``MilDecoder`` executes the saved ``.mlpackage`` in numpy: the same program and weight bytes that
-a phone would load, with every fp16 result rounded to fp16. Its logits show whether the package
-is right; its speed says nothing of any device, so records call it emulated.
+``MilDecoder`` executes the saved ``.mlpackage``: the same program and weight bytes that a phone
+would load, with every fp16 result rounded to fp16. Its logits show whether the package is right.
+Its speed says nothing about any device, so records mark it as emulated.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class MilDecoder(PackageDecoder):
 
         Args:
             artifact: The folder that the exporter wrote.
-            n_threads: Anything but None is refused; numpy takes its own.
+            n_threads: Must be None; numpy chooses its own number.
             context_length: Most positions to use; None takes the artifact's own.
-            options: ``arithmetic``: ``fp16`` (default) or ``fp32``, which shows the program
-                without the rounding of activations; ``max_kept_bytes``: weights are kept as
-                float32 when all together take no more, else made anew at each use.
+            options: ``arithmetic``: ``fp16`` (default) or ``fp32``, which computes without
+                rounding activations; ``max_kept_bytes``: weights are kept as float32 when all
+                together take no more, else converted again at each use.
 
         Raises:
             UsageError: Another format, an unknown option, or one out of range.

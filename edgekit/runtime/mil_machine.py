@@ -1,8 +1,8 @@
-"""Answer one question: how does a parsed MIL program run, call after call, in numpy?
+"""Interpreter of a parsed MIL program in numpy.
 
-Compiled once: constants are folded, each operation becomes a function over numbered slots, and
-values are freed after their last use. Every result is compared with the shape and type that the
-program declares, so a program that lies about itself is found where it lies.
+The program is compiled once: constants are folded, each operation becomes a function over numbered
+slots, and values are freed after their last use. Every result is compared with the shape and type
+that the program declares, so that an error is reported at the operation where it occurs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _UPDATE: Final = "slice_update"
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """Where a result goes, and what the program declares of it."""
+    """The slot of a result, and what the program declares about it."""
 
     slot: int
     shape: Shape
@@ -50,7 +50,7 @@ class MilMachine:
     Args:
         program: What to run.
         rounds: Round every fp16 result to fp16, as Core ML does; else compute in float32.
-        max_kept_bytes: Weights are kept as float32 when all together take no more.
+        max_kept_bytes: Weights are kept as float32 when all together take no more than this.
 
     Raises:
         EngineLoadError: An operation is unknown or used in an unknown way.
@@ -249,7 +249,9 @@ def _find(node: Node) -> Op:
     op = OPS[node.type]
     missing = [parameter for parameter in op.tensors if parameter not in node.inputs]
     if missing:
-        raise EngineLoadError(f"{node.type} {node.name}: without", got=", ".join(missing))
+        raise EngineLoadError(
+            f"{node.type} {node.name}: parameters are missing", got=", ".join(missing)
+        )
     return op
 
 
@@ -282,13 +284,14 @@ def _check(name: str, what: str, array: Array, result: _Result) -> None:
 def find_in_place(nodes: list[Node], output: str) -> frozenset[int]:
     """Find the slice_updates that may write into the state itself instead of a copy.
 
-    Safe when the updated value goes back into the state before anyone looks again, and nothing
-    that shares its memory is used later. A program that updates a stale read fails this test,
-    is copied, and so computes what it says, wrong as that may be.
+    This is safe when the updated value goes back into the state before the next read, and nothing
+    that shares its memory is used later. A program that updates an outdated read does not qualify:
+    its update works on a copy, so the result is the one that the program specifies, even if the
+    program has a mistake.
     """
     last_use = {name: i for i, node in enumerate(nodes) for name in _operands(node)}
     last_use[output] = len(nodes)
-    shares: dict[str, str] = {}  # value -> state whose memory it may be
+    shares: dict[str, str] = {}  # value -> the state whose memory it may share
     found = set()
     for index, node in enumerate(nodes):
         if node.type == _READ:

@@ -1,8 +1,8 @@
-"""Answer one question: what does each MIL operation compute, in numpy?
+"""The MIL operations in numpy.
 
-An entry of ``OPS`` takes the constant parameters once and gives the function that runs. Floats
-of either width are float32 arrays here; rounding to fp16 is the caller's, after each op that
-``rounds``. It must not know programs, states or files.
+An entry of ``OPS`` takes the constant parameters once and gives the function that runs. Floats of
+either width are float32 arrays here; the caller rounds to fp16 after each op that ``rounds``. This
+module knows nothing about programs, states or files.
 
 Source: the operation reference of coremltools (converters/mil/mil/ops/defs, iOS15 to iOS18).
 """
@@ -158,7 +158,7 @@ def _reduce_mean(params: Params) -> Function:
 
 
 def _slices(params: Params) -> Callable[[Array, Array, Array], tuple[Any, ...]]:
-    """How begin, end and the masks name a part of an array."""
+    """Give the function that finds a part of an array from begin, end and the masks."""
     begin_mask, end_mask, squeeze_mask, stride = (
         None if params.get(name) is None else params[name].tolist()
         for name in ("begin_mask", "end_mask", "squeeze_mask", "stride")
@@ -172,7 +172,7 @@ def _slices(params: Params) -> Callable[[Array, Array, Array], tuple[Any, ...]]:
                 continue
             first = None if begin_mask and begin_mask[axis] else low
             last = None if end_mask and end_mask[axis] else high
-            # Negative bounds count from the end as in numpy; others must lie inside.
+            # Negative bounds count from the end as in numpy; others must be inside.
             if any(bound is not None and abs(bound) > x.shape[axis] for bound in (first, last)):
                 raise ValueError(f"slice {first}:{last} of an axis of {x.shape[axis]}")
             index.append(slice(first, last, stride[axis] if stride else None))

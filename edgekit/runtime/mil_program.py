@@ -1,6 +1,6 @@
-"""Answer one question: what does the model spec of a Core ML package say, in plain values?
+"""Reader of the program of a Core ML package: protobuf to constants and operations.
 
-Reads the protobuf into constants and operations; it computes nothing.
+It computes nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Shape: TypeAlias = tuple[int | None, ...]
 _FIELDS: Final = {"FLOAT32": "floats", "INT32": "ints", "BOOL": "bools"}
 _BYTES: Final = {"FLOAT16": "<f2", "INT8": "i1", "UINT8": "u1"}
 _CONSTEXPR: Final = "constexpr_blockwise_shift_scale"
-# How a declared element type is held while computing.
+# The numpy type that holds each declared element type during computation.
 HELD_AS: Final = {
     "FLOAT16": np.dtype(np.float32),
     "FLOAT32": np.dtype(np.float32),
@@ -60,7 +60,7 @@ class Node:
 
 
 class StoredWeight:
-    """A matrix in the weight file, made to floats when it is asked for.
+    """A matrix in the weight file, converted to floats when it is needed.
 
     Args:
         blobs: The open weight file.
@@ -93,11 +93,11 @@ class StoredWeight:
 
     @property
     def n_bytes(self) -> int:
-        """Size once made to float32."""
+        """Size once converted to float32."""
         return prod(self.shape) * 4
 
     def keep(self) -> None:
-        """Make the floats once and hold on to them."""
+        """Convert to floats once and keep them."""
         self._kept = self.array()
 
     def array(self) -> F32Array:
@@ -129,8 +129,8 @@ class MilProgram:
     """A parsed program.
 
     Attributes:
-        inputs: What the caller passes.
-        states: What lives from call to call.
+        inputs: Values that the caller passes.
+        states: Values that are kept from call to call.
         constants: By name: array, text, or stored weight.
         nodes: Operations in order.
         output: Name of the one output.

@@ -1,7 +1,7 @@
-"""Answer one question: how is a Core ML decoder with state driven, whoever executes it?
+"""``PackageDecoder``: a stateful Core ML program as a ``Decoder``, whoever executes it.
 
 ``past = causalMask.shape[-1] - inputIds.shape[-1]``: the length of the mask says where the new
-tokens go, so rewinding is passing a shorter mask, and long inputs go in chunks.
+tokens go. So a rewind is a shorter mask, and long inputs are passed in chunks.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Step: TypeAlias = Callable[[NDArray[np.int32], F32Array], F32Array]
 
 
 class PackageDecoder:
-    """A ``Decoder`` over one stateful call.
+    """A ``Decoder`` made from a function that executes the program once.
 
     Args:
         step: Executes the program once.
         info: What goes into records.
         vocab_size: V.
         context_length: Most positions to use.
-        switches: Lengths beyond which LongRoPE takes its long set; see ``long_rope_switches``.
+        switches: Lengths beyond which LongRoPE uses its long set; see ``long_rope_switches``.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class PackageDecoder:
         )
         ids = np.asarray(token_ids, np.int32)
         first_wanted = len(ids) - n_logits
-        # If a chunk fails, what lies behind n_past is no longer what was cached.
+        # If a chunk fails, the positions after n_past are no longer what was cached.
         self._n_cached = n_past
         blocks = []
         for start, end in self._chunks(n_past, len(ids)):
@@ -103,10 +103,10 @@ class PackageDecoder:
         self._step = None
 
     def _chunks(self, n_past: int, n_tokens: int) -> Iterator[tuple[int, int]]:
-        """Cut T tokens. The first chunk reaches any switch that a later one would come upon.
+        """Cut T tokens into chunks; the first reaches any switch that a later one would pass.
 
-        LongRoPE takes the long set for all tokens of a call that goes beyond its switch, and the
-        program knows no more of the call than the chunk it is given.
+        LongRoPE uses the long set for all tokens of a call that goes beyond its switch, and the
+        program sees no more of the call than the chunk it is given.
         """
         crossed = (s + 1 - n_past for s in self._switches if s < n_past + n_tokens)
         start, end = 0, max(CHUNK_TOKENS, *crossed, 0)
@@ -116,7 +116,7 @@ class PackageDecoder:
 
 
 def long_rope_switches(artifact: Artifact) -> tuple[int, ...]:
-    """Give the lengths beyond which the decoder's LongRoPE takes its long set.
+    """Give the lengths beyond which the decoder's LongRoPE uses its long set.
 
     Raises:
         EngineLoadError: The manifest describes no decoder.

@@ -1,13 +1,13 @@
-"""Answer one question: how does mlx-lm run an MLX artifact as a ``Decoder``?
+"""The mlx engine: runs an MLX artifact with mlx-lm.
 
-Method: stock ``mlx_lm`` model code and key/value caches. Positions whose logits nobody wants go
-through in chunks of which only the caches are evaluated (mlx is lazy), so the vocabulary
-projection runs for the wanted positions only, as in mlx-lm's own generation.
+Method: stock ``mlx_lm`` model code and key/value caches. Positions whose logits are not needed run
+in chunks of which only the caches are evaluated (mlx is lazy). So the vocabulary projection runs
+for the needed positions only, as in mlx-lm's own generation.
 
-On Metal the artifact's own float type is kept. The CPU backend of mlx accumulates in the storage
-type (bf16: 5e-2 relative error of one matmul), so there every float is widened to fp32 unless
-the option ``activation`` says ``native``. The CPU backend is for parity: its speed says nothing
-about a device.
+On Metal the artifact's own float type is used. The CPU backend of mlx sums in the storage type
+(bf16: 5e-2 relative error of one matmul), so there every float is converted to fp32 unless the
+option ``activation`` is ``native``. The CPU backend is for comparing results; its speed says
+nothing about a device.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from edgekit.runtime.opening import (
 
 ACTIVATIONS: Final = ("native", "fp32")
 _CHUNK_TOKENS: Final = 512
-# mlx-lm checks no config: wrong values surface as whatever the line they reach raises.
+# mlx-lm checks no config: wrong values raise any exception of the line that uses them first.
 _LOAD_ERRORS: Final = (
     FormatError,
     OSError,
@@ -76,7 +76,7 @@ class MlxDecoder:
 
         Args:
             artifact: The folder that the exporter wrote.
-            n_threads: None: mlx chooses its own threads and takes no number.
+            n_threads: Must be None; mlx chooses its own number.
             context_length: Positions of the cache; None takes the artifact's own.
             options: ``activation``: ``native`` or ``fp32``; default fp32 on the CPU backend.
 
@@ -98,7 +98,7 @@ class MlxDecoder:
         activation = _chosen_activation(options, backend)
         with _mapped_load_errors(artifact):
             for path in sorted(artifact.path.glob("model*.safetensors")):
-                # mlx believes the header; the strict reader does not, so it looks first.
+                # mlx trusts the header, so the strict reader checks it first.
                 with SafetensorsFile(path):
                     pass
             model, config = mlx_utils.load_model(artifact.path, lazy=activation == "fp32")
@@ -187,7 +187,7 @@ class MlxDecoder:
         elif n_back and caches.can_trim_prompt_cache(self._cache):
             caches.trim_prompt_cache(self._cache, n_back)
         elif n_back:
-            # A window that is full has dropped the keys which the earlier positions still see.
+            # A full window has dropped keys that the earlier positions need.
             self._cache = caches.make_prompt_cache(self._model)
             self._fill(mx, self._cached_ids[:n_past])
 
@@ -207,16 +207,16 @@ def _chosen_activation(options: Mapping[str, Any] | None, backend: str) -> str:
 
 
 def _widened(mx: Any, array: Any) -> Any:
-    """Give floats as fp32, everything else as it is."""
+    """Give floats as fp32, everything else unchanged."""
     return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
 def _keep_embed_factor(mx: Any, model: Any, artifact: Artifact) -> None:
-    """Let wider weights have the embedding's factor that they have in their own type.
+    """Keep the embedding's factor of the original type when the weights become wider.
 
     gemma2.py multiplies by ``args.hidden_size ** 0.5``, which mlx rounds to the type of the
-    embedding: part of the model, unlike the type that the sums are made in. Nothing else reads
-    that argument once the modules exist.
+    embedding. The rounded factor is part of the model, unlike the type of the sums. Nothing else
+    reads that argument once the modules exist.
     """
     if model.model_type not in _ROOT_FACTOR_FILES:
         return

@@ -1,8 +1,8 @@
-"""Answer one question: how does a graph with plain key and value inputs run in onnxruntime?
+"""The onnxruntime engine for graphs with plain key and value inputs, as optimum writes them.
 
-Such graphs come from optimum: each run takes the keys and values of the past and gives back those
-of past and present together. They stay in onnxruntime's memory between runs; only a rewind copies.
-The graph is untrusted: every input and output is checked against the manifest before it runs.
+Each run takes the keys and values of the past and gives back those of past and present together.
+They stay in onnxruntime's memory between runs; only a rewind copies. The graph is untrusted: every
+input and output is checked against the manifest before it runs.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ class PlainOnnxDecoder:
         self._cache_shape = (1, sizes["n_kv_heads"], 0, sizes["head_width"])
         self._mask = np.ones((1, context_length), dtype=np.int64)
         self._n_cached = 0
-        # What the cache really holds: more than is valid after a call that failed.
+        # The positions that the cache really holds: more than are valid after a failed call.
         self._cache: list[Any] = self._empty_cache()
 
     @classmethod
     def load(
         cls, artifact: Artifact, n_threads: int | None, context_length: int, chunk: int
     ) -> PlainOnnxDecoder:
-        """Load an artifact that optimum wrote; the choices were checked by the caller.
+        """Load an artifact that optimum wrote; the caller has checked the options.
 
         Raises:
             EngineLoadError: onnxruntime refused the files, or they are not what the manifest says.
@@ -122,10 +122,10 @@ class PlainOnnxDecoder:
             n_logits: How many of the last positions to return logits for, 1 .. T.
 
         Returns:
-            float32, shape (n_logits, V); the caller's to keep.
+            float32, shape (n_logits, V); the caller may keep it.
 
         Raises:
-            UsageError: The call makes no sense (see ``Decoder.forward``).
+            UsageError: The call is not valid (see ``Decoder.forward``).
             EngineCrashError: onnxruntime failed, or the decoder is closed.
         """
         if self._session is None:
@@ -152,7 +152,7 @@ class PlainOnnxDecoder:
                     rows = logits.numpy()[0, -n_rows:]
                     result[stop - n_rows - first : stop - first] = rows
         except self._foreign as error:
-            # Positions before this call may still be there, but nothing proves it.
+            # The cache may still hold the positions before this call, but that is not certain.
             self._n_cached = min(self._n_cached, n_past)
             raise EngineCrashError(
                 "onnxruntime failed while running",
@@ -167,7 +167,7 @@ class PlainOnnxDecoder:
         self._cache = []
 
     def _run(self, ids: Any) -> Any:
-        """Run one piece after the cache, which grows by it; give its logits."""
+        """Run one piece after the cached positions; the cache grows by it. Give its logits."""
         start, stop = self._n_cached, self._n_cached + ids.shape[1]
         binding = self._session.io_binding()
         binding.bind_cpu_input(INPUT_IDS, np.ascontiguousarray(ids))
@@ -181,7 +181,7 @@ class PlainOnnxDecoder:
         self._session.run_with_iobinding(binding)
         found = dict(zip(self._outputs, binding.get_outputs(), strict=True))
         logits = found.pop(LOGITS)
-        # A traced graph may have the length of its example in it: then shapes give it away.
+        # A traced graph may contain the length of its example; then the shapes show it.
         wanted = (1, self._cache_shape[1], stop, self._cache_shape[3])
         for name, value in found.items():
             if tuple(value.shape()) != wanted:
@@ -196,7 +196,7 @@ class PlainOnnxDecoder:
         return logits
 
     def _rewind(self, n_past: int) -> None:
-        """Forget what the cache holds after the first ``n_past`` positions."""
+        """Cut the cache to the first ``n_past`` positions."""
         if n_past == 0:
             self._cache = self._empty_cache()
         elif n_past < self._n_cached:

@@ -1,7 +1,7 @@
-"""Answer one question: with which choices does onnxruntime load a graph?
+"""Loading of an ONNX graph into onnxruntime, and the options for it.
 
-Shared by the engine over edgekit's own graphs (onnxruntime.py) and the one over graphs with plain
-key and value inputs (onnx_plain.py).
+Used by the engine for edgekit's own graphs (onnxruntime.py) and the one for graphs with plain key
+and value inputs (onnx_plain.py).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from edgekit.lazy import require
 DEFAULT_CHUNK: Final = 128
 PROVIDER: Final = "CPUExecutionProvider"
 _FATAL: Final = 4
-# With any level but 4, MatMulNBits keeps activations in float; 8-bit weights then run slowly.
+# With any level except 4, MatMulNBits keeps activations in float; 8-bit weights are then slow.
 _FLOAT_ACTIVATION_LEVEL: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxruntimeOptions:
-    """Choices of the engine.
+    """Options of the engine.
 
     Attributes:
-        activation: ``int8`` as the artifact asks for (activations rounded per block, fast), or
-            ``fp32`` to check numerics. Float weights always meet float activations.
+        activation: ``int8`` as in the artifact (activations rounded per block, fast), or ``fp32``
+            to check numerics. Float weights always have float activations.
         chunk: Most tokens in one run; longer inputs are split.
     """
 
@@ -50,10 +50,14 @@ class OnnxruntimeOptions:
             )
         parsed = cls(**options)
         if parsed.activation not in ("int8", "fp32"):
-            raise UsageError("activation", got=repr(parsed.activation), wanted="int8 or fp32")
+            raise UsageError(
+                "onnxruntime option activation", got=repr(parsed.activation), wanted="int8 or fp32"
+            )
         if isinstance(parsed.chunk, bool) or not isinstance(parsed.chunk, int) or parsed.chunk < 1:
             raise UsageError(
-                "chunk", got=repr(parsed.chunk), wanted="a number of tokens, 1 or more"
+                "onnxruntime option chunk",
+                got=repr(parsed.chunk),
+                wanted="a number of tokens, 1 or more",
             )
         return parsed
 
@@ -70,17 +74,17 @@ def foreign_errors() -> tuple[type[Exception], ...]:
 
 
 def make_session(folder: Path, n_threads: int | None, is_float: bool = False) -> Any:
-    """Load the graph of an artifact; ``is_float`` keeps activations of quantized matmuls wide.
+    """Load the graph of an artifact; ``is_float`` keeps activations of quantized matmuls in float.
 
     Raises:
-        EngineLoadError: With ``is_float``: the file is no ONNX model.
+        EngineLoadError: With ``is_float``: the file is not an ONNX model.
     """
     ort = require("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = n_threads or 0
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    # Failures arrive as exceptions; the log would only repeat them on stderr.
+    # Failures are raised as exceptions; the log would only repeat them on stderr.
     options.log_severity_level = _FATAL
     model: str | bytes = str(folder / GRAPH_NAME)
     if is_float:

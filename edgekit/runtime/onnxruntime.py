@@ -1,8 +1,8 @@
-"""Answer one question: how does an ONNX artifact run in onnxruntime?
+"""The onnxruntime engine: runs an ONNX artifact on the CPU.
 
-Everything is bound once: token ids, logits, and one key/value buffer per layer that is both
-past and present, so a decode step binds the attention mask and runs. Buffers are numpy arrays
-that onnxruntime writes into; rows past the current length are never read.
+Everything is bound once: token ids, logits, and one key/value buffer per layer that is both past
+and present. So a decode step only binds the attention mask and runs. Buffers are numpy arrays that
+onnxruntime writes into; rows past the current length are never read.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class OnnxruntimeDecoder:
             options: See ``OnnxruntimeOptions``.
 
         Raises:
-            UsageError: Another format, or an impossible choice.
+            UsageError: Another format, or an impossible option.
             EngineLoadError: onnxruntime refused the files, or they are not this decoder.
         """
         check_format(artifact, "onnxruntime", Format.ONNX, "ONNX")
@@ -167,10 +167,10 @@ class OnnxruntimeDecoder:
             n_logits: How many of the last positions to return logits for, 1 .. T.
 
         Returns:
-            float32, shape (n_logits, V); the caller's to keep.
+            float32, shape (n_logits, V); the caller may keep it.
 
         Raises:
-            UsageError: The call makes no sense (see ``Decoder.forward``).
+            UsageError: The call is not valid (see ``Decoder.forward``).
             EngineCrashError: onnxruntime failed, or the decoder is closed.
         """
         if self._session is None:
@@ -183,7 +183,7 @@ class OnnxruntimeDecoder:
             vocab_size=self._vocab_size,
             context_length=self._context_length,
         )
-        # Whatever fails below, only the positions before this call remain valid.
+        # If the call fails below, only the positions before it remain valid.
         self._n_cached = n_past
         n_tokens = len(token_ids)
         try:
@@ -207,7 +207,7 @@ class OnnxruntimeDecoder:
         self._session = self._binding = None
 
     def _run(self, n_positions: int) -> None:
-        """Run what is bound with a mask over the first ``n_positions``."""
+        """Run the bound inputs with a mask over the first ``n_positions``."""
         self._binding.bind_cpu_input(ATTENTION_MASK, self._mask[:, :n_positions])
         # No RunOptions: with them, onnxruntime 1.32 raises and swallows an exception per call,
         # 50 microseconds.
@@ -219,7 +219,7 @@ class OnnxruntimeDecoder:
         ids = np.asarray(token_ids, dtype=np.int64)[None]  # (1, T)
         result: F32Array = np.empty((n_logits, self._vocab_size), dtype=np.float32)
         first = n_tokens - n_logits
-        # LongRoPE looks at the whole call, so that chunks of it do not change the answer.
+        # LongRoPE depends on the whole call, so that its chunks do not change the answer.
         self._call_length[0] = n_past + n_tokens
         try:
             for start in range(0, n_tokens, self._chunk):
@@ -227,8 +227,8 @@ class OnnxruntimeDecoder:
                 n_rows = stop - max(start, first)
                 self._binding.bind_cpu_input(INPUT_IDS, ids[:, start:stop])
                 if n_rows > 1:
-                    # The graph declares one row and onnxruntime holds a bound buffer to that,
-                    # but takes more rows when it may allocate them itself.
+                    # The graph declares one row, and onnxruntime limits a bound buffer to that; it
+                    # gives more rows only when it allocates them itself.
                     self._start[0] = -n_rows
                     self._binding.bind_output(LOGITS, "cpu")
                 else:
@@ -260,7 +260,7 @@ def _lazy_buffer(shape: tuple[int, ...]) -> F32Array:
 
 
 def _check_positions(artifact: Artifact, spec: DecoderSpec, n_positions: int) -> None:
-    """Refuse a manifest that promises more positions than the artifact can hold tables for.
+    """Refuse a manifest that states more positions than the artifact has tables for.
 
     Raises:
         EngineLoadError: See above; the buffers for such a context might not fit in memory.
@@ -276,7 +276,7 @@ def _check_positions(artifact: Artifact, spec: DecoderSpec, n_positions: int) ->
 
 
 def _changes_rope(spec: DecoderSpec, n_positions: int) -> bool:
-    """Say whether an artifact of so many positions holds both sets of a LongRoPE."""
+    """Tell whether an artifact with this many positions holds both sets of a LongRoPE."""
     scalings = (rope.scaling for rope in spec.ropes)
     return any(
         isinstance(s, LongRopeScaling) and n_positions > s.original_context_length for s in scalings

@@ -1,7 +1,7 @@
-"""Answer one question: is what a caller asks of an engine possible for this artifact?
+"""Checks of the arguments with which an engine opens an artifact.
 
-Every engine's ``open`` checks format, context length, threads and options here, so that all
-refuse in the same words.
+Every engine's ``open`` checks format, context length, threads and options here, so that all use
+the same messages.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from edgekit.errors import UsageError
 
 
 def check_format(artifact: Artifact, engine: str, wanted: Format, title: str) -> None:
-    """Refuse an artifact of another format; ``title`` is how the format is spelt in prose.
+    """Refuse an artifact of another format; ``title`` is the format's name in messages.
 
     Raises:
         UsageError: See above.

@@ -1,4 +1,4 @@
-"""Answer one question: what is known of one request to a server, besides its text?"""
+"""Facts about one request to a server: its times, token counts and model id."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RequestStats:
-    """Facts of one answered request; None is 'the server did not say' or 'it did not happen'.
+    """Facts about one answered request; None means unknown or not applicable.
 
     Attributes:
         model: Model id as the server returned it.
         system_fingerprint: The server's id of its configuration, empty if it gave none.
-        finish_reason: In the server's own words.
+        finish_reason: As the server writes it.
         n_prompt_tokens, n_output_tokens, n_cached_tokens, n_reasoning_tokens: Its usage counts.
         start_s: Monotonic clock when the request of the answered attempt was handed over.
         ttft_s: Until the first content, reasoning or tool text; the role alone does not count.
         e2e_s: Until the answer was complete.
-        connect_s, tls_s: Setting up the connection; None when a warm one was reused.
+        connect_s, tls_s: Setting up the connection; None when an open one was used again.
         first_byte_s: Until the answer's headers were read.
-        server_ttft_s: The server's own value of its work until the first token.
+        server_ttft_s: The server's own value for its work until the first token.
         n_retries: Attempts that failed before this one.
         unsupported_params: Request fields that this server refused; they were left out.
     """

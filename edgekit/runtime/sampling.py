@@ -1,8 +1,8 @@
-"""Answer one question: which token comes next, given the logits?
+"""Sampling of the next token from logits: temperature, top-k, top-p.
 
-Pure numpy, the same for every engine. Order of the filters: temperature, top-k, top-p. Ties
-go to the smaller id. Reported log-probabilities are those of the model (temperature 1, no
-filter), as servers report them.
+Pure numpy, the same for every engine. The filters apply in this order. Ties go to the smaller id.
+Reported log-probabilities are those of the model (temperature 1, no filter), as servers report
+them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Sampler:
         """
         if self._options.temperature == 0:
             token_id = int(np.argmax(logits))
-            # argmax returns the first NaN if there is one, so this look is enough.
+            # argmax returns the first NaN if there is one, so this check is enough.
             if not math.isfinite(logits[token_id]):
                 raise _not_numbers()
         else:
@@ -89,7 +89,7 @@ def check_options(options: GenerateOptions) -> None:
 def distribution(logits: F32Array, options: GenerateOptions) -> tuple[I64Array, F64Array]:
     """Give the tokens that may be drawn and their probabilities, most likely first.
 
-    Top-p keeps the shortest head of the list whose mass reaches ``top_p``, at least one token.
+    Top-p keeps the shortest head of the list whose sum reaches ``top_p``, at least one token.
 
     Args:
         logits: Shape (V,).
@@ -152,5 +152,5 @@ def _not_numbers() -> EngineCrashError:
     return EngineCrashError(
         "the engine returned logits that are not numbers",
         got="NaN or infinity",
-        do="Try the fp32 scheme or another engine; the weights may overflow half precision.",
+        do="Try the fp32 scheme or another engine; the weights may not fit half precision.",
     )

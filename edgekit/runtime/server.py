@@ -1,7 +1,7 @@
-"""Answer one question: how does any OpenAI-compatible server answer like a local engine?
+"""``ServerBackend``: a model behind any OpenAI-compatible server, used like a local engine.
 
-Times are taken where bytes arrive. A request is tried again only before its first text, for
-after that the answer would be a mixture; a retried request is timed from its last attempt.
+Times are taken where bytes arrive. A request is repeated only before its first text, because later
+the answer would be a mixture; a repeated request is timed from its last attempt.
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ class ServerBackend:
             api_key: Taken from ``OPENAI_API_KEY`` when None.
             timeout_s: Longest wait for a connection and longest silence.
             deadline_s: Longest request as a whole; ten times ``timeout_s`` when None.
-            max_retries: Further attempts before the first text, after passing faults.
+            max_retries: Further attempts before the first text, after temporary faults.
 
         Raises:
-            UsageError: The URL, the key or a number makes no sense.
+            UsageError: The URL, the key or a number is not valid.
             MissingExtraError: The ``openai`` package is absent.
         """
         _check_url(base_url)
@@ -120,13 +120,13 @@ class ServerBackend:
         if not (key.isascii() and key.isprintable() and " " not in key):
             raise UsageError(
                 "the API key cannot be sent", wanted="printable ASCII without spaces",
-                do=f"Look at {_KEY_VARIABLE} for stray characters.",
+                do=f"Check {_KEY_VARIABLE} for stray characters.",
             )  # fmt: skip
         return cls(base_url, model, key, timeout_s, deadline_s, max_retries)
 
     @property
     def info(self) -> EngineInfo:
-        """What answers: host, and after the first answer what the server said of itself."""
+        """What answers: the host, and after the first answer what the server said about itself."""
         last = self._last
         return EngineInfo(
             engine="server",
@@ -201,8 +201,8 @@ class ServerBackend:
     def measure_network(self, n_samples: int = 5) -> NetworkSamples:
         """Time the network alone: fresh connections, and a tiny request on a warm one.
 
-        The tiny request is ``HEAD .../models`` without a key; whatever status comes back, it has
-        been to the server and back.
+        The tiny request is ``HEAD .../models`` without a key; any status will do, because the
+        request has been to the server and back.
 
         Raises:
             ServerError: The server cannot be reached.
@@ -232,7 +232,7 @@ class ServerBackend:
     def _attempt(
         self, sent: Mapping[str, Any], n_retries: int, unsupported: frozenset[str]
     ) -> Iterator[TokenEvent]:
-        """Send one request and read its answer; every fault leaves as ``FaultError``."""
+        """Send one request and read its answer; every fault is raised as ``FaultError``."""
         reader = ChunkReader()
         create = self._client.chat.completions.with_streaming_response.create
         with self._faults(), self._transport.exchange(self._deadline_s) as times:
@@ -251,7 +251,7 @@ class ServerBackend:
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
-        """Let faults out as ``FaultError``; a deadline shows as a broken connection otherwise."""
+        """Raise faults as ``FaultError``; a passed deadline otherwise looks like a broken link."""
         try:
             with self._error_mapper.mapped():
                 yield
@@ -260,7 +260,7 @@ class ServerBackend:
                 raise
             error = ServerError(
                 f"{self._error_mapper.host} did not finish in time",
-                got="an answer that drips",
+                got="an answer that arrives too slowly",
                 wanted=f"all of it within {self._deadline_s:g} s",
                 do="Raise the time limit, or ask for fewer tokens.",
             )
@@ -320,7 +320,7 @@ def _request_stats(
 
 
 def _check_url(base_url: str) -> None:
-    """Refuse what is no base URL, without repeating it: it may hold a password."""
+    """Refuse a wrong base URL, without repeating it: it may hold a password."""
     wanted = "http://HOST:PORT/v1 or https://HOST/v1"
     try:
         parts = urlsplit(base_url)
@@ -328,7 +328,7 @@ def _check_url(base_url: str) -> None:
     except ValueError as error:
         raise UsageError("the server URL cannot be read", wanted=wanted) from error
     if parts.scheme not in ("http", "https") or not parts.hostname or is_bad_port:
-        raise UsageError("the server URL is no http address", wanted=wanted)
+        raise UsageError("the server URL is not an http address", wanted=wanted)
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UsageError(
             "the server URL holds a user, a query or a fragment", wanted=wanted,
@@ -339,9 +339,9 @@ def _check_url(base_url: str) -> None:
 def _check_is_stream(headers: Mapping[str, str]) -> None:
     packing = headers.get("content-encoding", "identity").strip().lower()
     if packing not in _PACKINGS:
-        # What packs tighter, or twice, unpacks to any size.
+        # Stronger or double compression could expand to any size.
         raise ServerError(
-            "the server packed its answer", status=200, got=packing[:80],
+            "the server compressed its answer", status=200, got=packing[:80],
             wanted=" or ".join(_PACKINGS),
         )  # fmt: skip
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()

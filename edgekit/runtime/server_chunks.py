@@ -1,8 +1,8 @@
-"""Answer one question: what do the chunks of a streamed chat answer say?
+"""Reader of the chunks of a streamed chat answer.
 
-Reads every dialect of the OpenAI API that servers in use were seen to speak: ``choices`` empty,
+It reads every variant of the OpenAI API that real servers were seen to send: ``choices`` empty,
 null or absent, usage on any chunk or none, several tokens in a chunk, reasoning text under two
-names, tool calls in pieces. Knows nothing of the network.
+names, tool calls in pieces. It knows nothing about the network.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 class ChunkReader:
-    """Turns the data of server-sent events into token events and remembers the facts.
+    """Turns the data of server-sent events into token events and collects facts about the answer.
 
     Attributes:
         model, system_fingerprint, finish_reason: As the server said; empty if it did not.
@@ -72,10 +72,10 @@ class ChunkReader:
                 yield from self._choice(choice, time_s)
 
     def finish(self) -> TokenEvent:
-        """Give the closing event: tool calls in the models' own form, and why it ended.
+        """Give the closing event: tool calls in the models' own form, and why the answer ended.
 
         Raises:
-            ServerError: The stream ended too early, or said nothing at all.
+            ServerError: The stream ended too early, or held nothing at all.
         """
         if not self._has_choices:
             raise ServerError(
@@ -167,7 +167,7 @@ class ChunkReader:
             known = self._calls.setdefault(number, {"name": "", "arguments": ""})
             function = call.get("function")
             if isinstance(function, dict):
-                # Arguments come in pieces; a name comes whole, from some servers again and again.
+                # Arguments arrive in pieces; a name arrives whole, from some servers repeatedly.
                 known["name"] = known["name"] or _text(function, "name")
                 known["arguments"] += _text(function, "arguments")
 
@@ -193,7 +193,7 @@ def _load(data: str) -> dict[str, Any]:
         ) from error
     if not isinstance(chunk, dict):
         raise ServerError(
-            "the server sent an event that is no object",
+            "the server sent an event that is not an object",
             got=repr(data[:80]),
             wanted="a JSON object",
         )
@@ -216,12 +216,12 @@ def _text(part: Mapping[str, Any], name: str) -> str:
 
 
 def _whole(text: str) -> str:
-    """Put U+FFFD in place of half a surrogate pair, which JSON can spell and no file can hold."""
+    """Replace half of a surrogate pair, which JSON can spell and UTF-8 cannot hold, by U+FFFD."""
     return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _tokens(logprobs: Any) -> list[tuple[str, float, tuple[TokenLogprob, ...]]]:
-    """Give token, log probability and alternatives of each token that is described in full."""
+    """Give token, log probability and alternatives of each token that is described completely."""
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
     tokens = []
     for entry in content if isinstance(content, list) else ():
@@ -246,7 +246,7 @@ def _logprob(entry: Any) -> tuple[str, float] | None:
 
 
 def _arguments(text: str) -> Any:
-    """Give the arguments as the object they spell, or as the text when they spell none."""
+    """Parse the arguments as an object; give the text itself if they are not one."""
     try:
         return parse_object((text or "{}").encode(), "arguments")
     except FormatError:

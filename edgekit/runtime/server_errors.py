@@ -1,6 +1,6 @@
-"""Answer one question: what went wrong with a server, in our own words?
+"""Errors of a server, turned into edgekit's own.
 
-The one door for every exception of the ``openai`` package and of the HTTP library below it. No
+All exceptions of the ``openai`` package and of the HTTP library below it are converted here. No
 message holds the API key or a URL's path and query.
 """
 
@@ -30,11 +30,11 @@ _ADVICE: Final[Mapping[int, str]] = {
 
 
 class FaultError(Exception):
-    """A ``ServerError`` with what is needed to decide what to do next.
+    """A ``ServerError`` with the facts that decide what to do next.
 
     Attributes:
-        error: What the caller gets if nothing helps.
-        reply: The server's own words, for finding a refused field; not to be shown.
+        error: The error for the caller if nothing helps.
+        reply: The server's own text, for finding a refused field; not to be shown.
         is_transient: The same request may succeed later.
         retry_after_s: How long the server asked to wait, if it said so.
     """
@@ -56,11 +56,11 @@ class FaultError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ErrorMapper:
-    """Where foreign exceptions become ours.
+    """Converts exceptions of other packages into ours.
 
     Attributes:
         host: ``HOST:PORT`` of the server, for messages.
-        secret: The API key, taken out of whatever the server says.
+        secret: The API key, which is removed from text of the server.
         timeout_s: For messages.
     """
 
@@ -73,7 +73,7 @@ class ErrorMapper:
 
     @contextmanager
     def mapped(self) -> Iterator[None]:
-        """Raise ``FaultError`` instead of anything foreign.
+        """Raise ``FaultError`` instead of any exception of another package.
 
         Raises:
             FaultError: With the ``ServerError`` inside.
@@ -122,7 +122,7 @@ class ErrorMapper:
             what, wanted, do = "has no address", "a host name that resolves", "Check the URL."
         elif "Timeout" in names:
             what, wanted = "did not answer in time", f"an answer within {self.timeout_s:g} s"
-            do = "Raise the time limit, or look whether the server is busy."
+            do = "Raise the time limit, or check whether the server is busy."
         elif "ConnectionRefusedError" in names:
             what, wanted, do = "refused the connection", "a server", "Start it, or check the port."
         elif "SSL" in names or "certificate" in str(chain[-1]).lower():
@@ -130,7 +130,7 @@ class ErrorMapper:
         elif "ConnectError" in names:
             what, wanted, do = "cannot be reached", "a connection", "Check the URL and the network."
         elif "UnsupportedProtocol" in names or "InvalidURL" in names:
-            what, wanted, do = "is no usable URL", "http://HOST/v1", "Check the URL."
+            what, wanted, do = "is not a usable URL", "http://HOST/v1", "Check the URL."
         else:
             what, wanted = "broke off the connection", "a whole answer"
             do = "Try again; if it persists, look at the server's log."
@@ -168,7 +168,7 @@ def _words(error: Any) -> str:
 
 
 def _target(response: Any) -> str:
-    """Name the host that a redirect points at, and nothing more of its URL."""
+    """Give the host that a redirect points at, and nothing else of its URL."""
     location = response.headers.get("location", "")
     authority = location.partition("//")[2].partition("/")[0].partition("?")[0]
     return authority.rpartition("@")[2] or "another path of the same host"
@@ -183,7 +183,7 @@ def _retry_after(text: str | None) -> float | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Walk from an exception down to what it was made from."""
+    """Walk from an exception to the ones that caused it."""
     seen: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in seen:

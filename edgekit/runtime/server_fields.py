@@ -1,6 +1,6 @@
-"""Answer one question: which request fields does a server take?
+"""Request fields that a server accepts, learned from its refusals.
 
-Nothing is assumed: everything that matters is sent, and what a server refuses by name is left
+Nothing is assumed: every field that matters is sent. A field that a server refuses by name is left
 out from then on, and remembered so that a report can say so.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from edgekit.runtime.base import GenerateOptions, Message
 
-# Fields that may be left out, and what goes in their place; in the order of giving up.
+# Fields that may be left out, and what replaces them; in the order in which they are given up.
 _OPTIONAL: Final[Mapping[str, str | None]] = {
     "stream_options": None,
     "top_logprobs": None,
@@ -29,7 +29,7 @@ _NEVER_GUESSED: Final = frozenset({"max_tokens", "temperature"})
 
 
 class Fields:
-    """Makes requests for one server and learns what it refuses."""
+    """Makes requests for one server and learns which fields it refuses."""
 
     def __init__(self) -> None:
         self.unsupported: frozenset[str] = frozenset()
@@ -42,7 +42,7 @@ class Fields:
         tools: Sequence[Mapping[str, Any]],
         unsupported: frozenset[str],
     ) -> dict[str, Any]:
-        """Give the arguments of ``chat.completions.create``, every sampling choice spelt out."""
+        """Give the arguments of ``chat.completions.create``, with every sampling option stated."""
         wanted: dict[str, Any] = {
             "temperature": options.temperature,
             "top_p": options.top_p,
@@ -74,11 +74,11 @@ class Fields:
     def find_unsupported(
         self, reply: str, sent: Mapping[str, Any], unsupported: frozenset[str]
     ) -> frozenset[str]:
-        """Say which more fields to leave out after a 400; the same set when none can be.
+        """Give the fields to leave out after a 400; the same set when no more can be left out.
 
         Args:
             reply: What the server said.
-            sent: The arguments it said it about.
+            sent: The arguments of the refused request.
             unsupported: Fields that were left out already.
         """
         names = [n for n in _OPTIONAL if n in sent or n in sent.get("extra_body", {})]
@@ -90,5 +90,5 @@ class Fields:
         return unsupported | (set(names) - _NEVER_GUESSED)
 
     def remember(self, unsupported: frozenset[str]) -> None:
-        """Note that a request without these fields was answered."""
+        """Record that a request without these fields was answered."""
         self.unsupported = unsupported

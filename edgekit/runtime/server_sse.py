@@ -1,7 +1,7 @@
-"""Answer one question: which server-sent events are in a stream of bytes?
+"""Parser of server-sent events in a stream of bytes.
 
-Tolerates what servers really send (comments, keep-alives, a byte-order mark, any line end, text
-split anywhere) and bounds what a hostile one could (a line without end).
+It accepts what real servers send (comments, keep-alives, a byte-order mark, any line end, text
+split anywhere) and limits what a hostile one could send (a line without end).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Answer one question: how is one HTTP exchange with a server timed and bounded?
+"""HTTP client for one server that times each exchange and limits its length.
 
-The HTTP library limits each single read; a server that drips a byte now and then would never be
-given up. ``deadline`` ends the whole exchange by shutting its socket down. Redirects are not
-followed: prompts and keys go to the server that was named and to no other.
+The HTTP library limits each single read, so a server that sends a byte now and then would never
+time out. ``deadline`` ends the whole exchange by shutting its socket down. Redirects are not
+followed: prompts and keys go only to the server that was named.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 @dataclass(slots=True)
 class WireTimes:
-    """When the steps of one exchange happened; None when one did not."""
+    """When the steps of one exchange happened; None for a step that did not happen."""
 
     start_s: float
     connect_s: float | None = None
@@ -38,7 +38,7 @@ class Transport:
 
     Args:
         scheme: ``http`` or ``https``.
-        host: Host name; a loopback host is never asked through a proxy.
+        host: Host name; a loopback host is never contacted through a proxy.
         timeout_s: Longest connection set-up and longest silence.
     """
 
@@ -61,7 +61,7 @@ class Transport:
 
     @contextmanager
     def exchange(self, deadline_s: float) -> Iterator[WireTimes]:
-        """Time one exchange and end it after ``deadline_s``, wherever it hangs."""
+        """Time one exchange and end it after ``deadline_s``, wherever it is stuck."""
         self.times = WireTimes(time.monotonic())
         self.has_expired = False
         timer = threading.Timer(deadline_s, self._expire)
@@ -76,7 +76,7 @@ class Transport:
     def drain(self, chunks: Iterator[bytes]) -> None:
         """Read what follows the end of an answer, so that its connection can be used again.
 
-        Bounded: a server that goes on loses the connection, the answer is whole all the same.
+        Limited: a server that keeps sending loses the connection, but the answer stays whole.
         """
         http = http_library()
         timer = threading.Timer(_DRAIN_S, self._cut)

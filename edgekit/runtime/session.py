@@ -1,8 +1,8 @@
-"""Answer one question: what happens between logits and text, whatever the engine?
+"""``Session``: a loaded model with its tokenizer, from prompt to text, for every engine.
 
-Prefill, sampling, UTF-8 safe streaming, stop strings, end tokens and chat, written once. A
-session keeps nothing between requests: every request starts a fresh sequence, so that a
-profiler never measures a cached prompt.
+Prefill, sampling, UTF-8 safe streaming, stop strings, end tokens and chat are written once, here. A
+session keeps nothing between requests: every request starts a new sequence, so that a profiler
+never measures a cached prompt.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TOOL_MARKERS: Final = ("[TOOL_CALLS]", "<tool_call>")
 
 @dataclass(frozen=True, slots=True)
 class ChatAnswer:
-    """A whole answer; ``n_output_tokens`` counts every token that was written, the end too."""
+    """A whole answer; ``n_output_tokens`` counts every token written, including the end token."""
 
     text: str
     finish: Finish
@@ -56,7 +56,7 @@ class Session:
 
     Args:
         decoder: The engine; the session closes it.
-        tokenizer: Text to ids and back; None for a model without one, which takes ids alone.
+        tokenizer: Text to ids and back; None for a model without one, which takes only ids.
         template: How messages become a prompt.
         eos_ids: Tokens that end an answer.
     """
@@ -95,10 +95,10 @@ class Session:
         """
         if self._tokenizer is None:
             raise CheckpointError(
-                f"{self._template.where.parent}: no tokenizer, so no text goes in or out",
+                f"{self._template.where.parent}: no tokenizer, so text cannot be read or written",
                 got="a model that was exported without tokenizer files",
-                do="Give token ids (Session.logits, Session.generate), or put the tokenizer files "
-                "beside the model's weights and export it again.",
+                do="Give token ids (Session.logits, Session.generate), or copy the tokenizer files "
+                "next to the model's weights and export it again.",
             )
         return self._tokenizer
 
@@ -114,7 +114,7 @@ class Session:
 
     @cached_property
     def offers_tools(self) -> bool:
-        """Whether tools given to the model come out in its prompt."""
+        """Whether tools given to the model appear in its prompt."""
         return self._tokenizer is not None and self._template.offers_tools(self._tokenizer)
 
     def count_tokens(self, text: str) -> int:
@@ -122,7 +122,7 @@ class Session:
         return len(self.tokenizer.encode(text, allow_special=False))
 
     def encode(self, text: str) -> list[int]:
-        """Give the ids of a plain text as a prompt: the begin token where the model wants one.
+        """Give the ids of a plain text as a prompt, with a begin token if the model needs one.
 
         Names of special tokens in the text stay text.
         """
@@ -136,7 +136,7 @@ class Session:
         return self.tokenizer.decode(token_ids)
 
     def logits(self, token_ids: Sequence[int]) -> F32Array:
-        """Run a fresh sequence and give the logits after each token.
+        """Run a new sequence and give the logits after each token.
 
         Args:
             token_ids: T ids.
@@ -157,7 +157,7 @@ class Session:
         options: GenerateOptions | None = None,
         **overrides: Any,
     ) -> Iterator[TokenEvent]:
-        """Continue a text or a list of ids; nothing runs until the first event is asked for.
+        """Continue a text or a list of ids; nothing runs before the first event is read.
 
         Without a tokenizer, ids can be continued; the events then hold no text.
 
@@ -238,7 +238,7 @@ class Session:
         self.close()
 
     def _start(self, prompt: list[int], options: GenerateOptions) -> Iterator[TokenEvent]:
-        """Check the request now, run it later."""
+        """Check the request now; run it later."""
         sampler = Sampler(options)
         if options.stop and self._tokenizer is None:
             raise UsageError("stop strings for a model without a tokenizer", wanted="none")
@@ -256,7 +256,7 @@ class Session:
     def _events(
         self, prompt: list[int], options: GenerateOptions, sampler: Sampler
     ) -> Iterator[TokenEvent]:
-        # The last token of an answer needs no position: its logits are never asked for.
+        # The last token of an answer needs no position, because its logits are not used.
         n_most = min(options.max_tokens, self.context_length - len(prompt) + 1)
         text = _TextStream(self._tokenizer, self._markers, options.stop)
         next_ids, n_past = prompt, 0
@@ -290,7 +290,7 @@ class Session:
 
 
 class _TextStream:
-    """Turns token ids into text that will not be taken back; without a tokenizer, into none."""
+    """Turns token ids into final text; without a tokenizer, into empty text."""
 
     def __init__(
         self, tokenizer: Tokenizer | None, markers: Mapping[int, str], stops: Sequence[str]
@@ -306,11 +306,11 @@ class _TextStream:
 
     @property
     def finish(self) -> Finish:
-        """Why an answer that ended by itself ended."""
+        """Why an answer ended by itself."""
         return Finish.TOOL_CALLS if self._has_call else Finish.STOP
 
     def add(self, token_id: int) -> str:
-        """Take a token and give the text that became final with it."""
+        """Add a token and give the text that became final with it."""
         if self._decoder is None:
             return ""
         marker = self._markers.get(token_id)
@@ -320,7 +320,7 @@ class _TextStream:
         return self._stops.feed(self._decoder.finish() + marker)
 
     def end(self) -> str:
-        """No more tokens: give what was held back, up to a stop string in it."""
+        """End the text: give what was held back, up to a stop string in it."""
         shown = self._stops.feed(self._decoder.finish() if self._decoder else "")
         return shown if self._stops.is_stopped else shown + self._stops.flush()
 
@@ -371,7 +371,7 @@ def read_eos_ids(artifact: Artifact) -> frozenset[int]:
     """Collect the end tokens of the decoder and of ``generation_config.json``.
 
     Raises:
-        ArtifactError: One of them says something else than ids.
+        ArtifactError: One of them is not a token id.
     """
     said = {f"{MANIFEST_NAME}: decoder.eos_token_ids": artifact.manifest.decoder["eos_token_ids"]}
     path = artifact.path / "generation_config.json"

@@ -1,4 +1,4 @@
-"""Answer one question: where does a streamed text reach one of its stop strings?
+"""Stop strings: finding the first one in a text that is streamed in pieces.
 
 Text that could still become a stop string is held back, so that no part of one is ever shown.
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 
 class StopMatcher:
-    """Finds the first stop string to be complete in a text that arrives in pieces."""
+    """Finds the first complete stop string in a text that arrives in pieces."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -22,13 +22,13 @@ class StopMatcher:
         return self._is_stopped
 
     def feed(self, text: str) -> str:
-        """Take the next piece and give the text that is final now."""
+        """Add the next piece and give the text that is final now."""
         if self._is_stopped:
             return ""
         if not self._stops:
             return text
         self._held += text
-        # The stop that is complete first wins: that does not depend on how the text is split.
+        # The stop that is complete first wins, which does not depend on how the text is split.
         found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             self._is_stopped = True
@@ -39,12 +39,12 @@ class StopMatcher:
         return final
 
     def flush(self) -> str:
-        """Give what was held back: no more text comes, so it cannot become a stop string."""
+        """Give what was held back: no more text follows, so it cannot become a stop string."""
         final, self._held = self._held, ""
         return final
 
     def _n_open(self) -> int:
-        """Length of the longest end of the held text that begins some stop string."""
+        """Length of the longest end of the held text with which some stop string begins."""
         return max(
             (
                 n

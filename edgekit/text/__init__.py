@@ -1,1 +1,1 @@
-"""Texts to token ids and back: tokenizer, chat template, special tokens."""
+"""Text to token ids and back: tokenizer, chat template, special tokens."""

@@ -1,7 +1,7 @@
-"""A byte-level tokenizer kept as vocab.json and merges.txt, written as a tokenizer.json.
+"""Conversion of vocab.json and merges.txt (a byte-level tokenizer) to a tokenizer.json.
 
-The two files hold the tokens and the order of merging. How text is split before is not in them: it
-follows from the tokenizer's class, so only classes whose split is known are read.
+The two files hold the tokens and the order of merging. They do not say how text is split first;
+that follows from the tokenizer's class, so only classes whose split is known are read.
 
 Source: transformers 5.23, models/gpt2 and models/qwen2 (their tokenizer classes); tokenizers 0.23
 reads merges.txt line by line and skips lines that begin with ``#version``.
@@ -30,7 +30,7 @@ SAVE_AS_FAST: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """What the files beside a vocabulary say about its tokens.
+    """What the files next to a vocabulary say about its tokens.
 
     Attributes:
         class_name: The tokenizer's class, as ``tokenizer_class`` gives it.
@@ -51,7 +51,7 @@ def convert_vocab(
     Args:
         vocab: Content of vocab.json: token to id.
         merges: Content of merges.txt: two tokens a line, the first merge first.
-        path: Where vocab.json lies, for messages.
+        path: Where vocab.json is, for messages.
         naming: The tokenizer's class and its tokens.
         config: Content of tokenizer_config.json.
 
@@ -70,7 +70,7 @@ def convert_vocab(
         tokens = json.loads(vocab)
         ids = set(tokens.values())
         if not all(type(i) is int and 0 <= i < 1 << 31 for i in ids) or len(ids) < len(tokens):
-            raise ValueError("an id that is no number, or stands twice")
+            raise ValueError("an id that is not a number, or that stands twice")
         pairs = [_pair(line) for line in _lines(merges) if not line.startswith("#version")]
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
@@ -114,10 +114,10 @@ def convert_vocab(
 def put_around(
     config: Mapping[str, Any], roles: Mapping[str, str], tokens: Mapping[str, int]
 ) -> dict[str, Any] | None:
-    """Give what a tokenizer without a file for it puts around a text of its own.
+    """Give the begin and end tokens that a tokenizer without tokenizer.json adds to a text.
 
     Args:
-        config: Content of tokenizer_config.json, which says whether.
+        config: Content of tokenizer_config.json, which says whether they are added.
         roles: ``bos_token`` and ``eos_token``, as far as there are any.
         tokens: Text of every token to its id.
 
@@ -160,5 +160,5 @@ def _lines(text: str) -> list[str]:
 def _pair(line: str) -> list[str]:
     parts = line.split(" ")
     if len(parts) != 2:
-        raise ValueError(f"a line of merges.txt that is no pair: {line[:60]!r}")
+        raise ValueError(f"a line of merges.txt that is not a pair: {line[:60]!r}")
     return parts

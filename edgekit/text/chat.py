@@ -1,4 +1,4 @@
-"""Chat templates: messages to a prompt, as text and as token ids."""
+"""Chat templates: messages in, prompt out, as text and as token ids."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from edgekit.text.template_checks import check_prompt
 from edgekit.text.tokenizer import Tokenizer
 from edgekit.text.tokenizer_file import read_named_tokens
 
-# The least that a chat template must be able to write.
+# The smallest chat that every chat template must accept.
 PROBE: Final[tuple[Mapping[str, str], ...]] = ({"role": "user", "content": "Hello"},)
 _PROBE_TOOL: Final[Mapping[str, Any]] = {
     "type": "function",
@@ -36,7 +36,7 @@ _REASONING_KEYS: Final = ("reasoning_content", "thinking", "reasoning")
 _LINE_END: Final = re.compile(r"\r\n?")
 _NOTHING: Final = "{{ '' }}"
 MAX_TEMPLATE_BYTES: Final = 1 << 18
-# What Python itself raises when a template misuses the values it is given.
+# Errors that Python itself raises when a template misuses the values it is given.
 _TEMPLATE_FAULTS: Final = (
     ArithmeticError,
     AssertionError,
@@ -63,10 +63,10 @@ class ChatTemplate:
     ) -> None:
         """Keep template texts; see ``open``."""
         self.where = where
-        # Jinja reads every line end as a line feed; other runtimes keep what is written.
+        # Jinja reads every line end as a line feed; other runtimes keep line ends as written.
         self.sources = {name: _LINE_END.sub("\n", text) for name, text in sources.items()}
         self._named_tokens = dict(named_tokens)
-        # With or without tools and opening: cases in which a prompt was found whole.
+        # Cases (with or without tools and opening) in which a prompt was found complete.
         self._proven: set[tuple[bool, bool]] = set()
 
     @classmethod
@@ -104,9 +104,9 @@ class ChatTemplate:
         default, with_tools = self.sources.get("default"), self.sources.get("tool_use")
         if default is None or with_tools is None:
             return default
-        # Jinja drops the last line end of a template, which here would stand in its middle.
+        # Jinja drops the last line end of a template, but here it would be in the middle.
         default, with_tools = default.removesuffix("\n"), with_tools.removesuffix("\n")
-        # The empty expressions keep the tags from taking white space of the templates.
+        # The empty expressions keep the tags from removing white space of the templates.
         return (
             f"{{% if tools %}}{_NOTHING}{with_tools}{_NOTHING}"
             f"{{% else %}}{_NOTHING}{default}{_NOTHING}{{% endif %}}"
@@ -124,7 +124,7 @@ class ChatTemplate:
         Args:
             messages: The chat, in OpenAI form.
             tools: Tools on offer, in OpenAI form.
-            add_generation_prompt: End with what opens the assistant's answer.
+            add_generation_prompt: End with the text that opens the assistant's answer.
 
         Raises:
             CheckpointError: There is no template, it refuses these messages, it fails, or it
@@ -188,7 +188,7 @@ class ChatTemplate:
             is_proven=case in self._proven,
         )
         self._proven.add(case)
-        # White space, which Gemma has tokens for, is no control token wherever it stands.
+        # White space, for which Gemma has tokens, is not a control token anywhere.
         escaping = tokenizer.with_control(
             name for name in tokenizer.added_tokens if name in source and not name.isspace()
         )
@@ -221,7 +221,7 @@ class ChatTemplate:
             f"{self.where.parent}: no chat template",
             got=f"templates named {', '.join(self.sources)} alone" if self.sources else None,
             wanted=f"{TEMPLATE_NAME}, or chat_template in {TOKENIZER_CONFIG_NAME}",
-            do="Continue plain text with --raw, or take a model made for chat.",
+            do="Continue plain text with --raw, or use a model made for chat.",
         )
 
     @cached_property

@@ -1,8 +1,8 @@
 """Escaping of special tokens: text of a message stays text inside a chat prompt.
 
-A message may contain the name of a special token, such as ``[INST]`` or ``</s>``. The prompt
-is rendered a second time with two free characters around such texts; where they come out shows
-which special tokens are the template's own and which are only words in a message.
+A message may contain the name of a special token, such as ``[INST]`` or ``</s>``. So the prompt is
+rendered a second time with two unused characters around such texts. Where these come out shows
+which special tokens the template wrote and which are only words in a message.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from edgekit.text.tokenizer import Tokenizer
 
-# Letters of a script that nobody reads (Linear A), which Python's repr writes as they are, and
-# after them characters without a meaning.
+# Letters of an undeciphered script (Linear A), which Python's repr writes unchanged, and after them
+# characters without a meaning.
 _MARKS: Final = (*range(0x10600, 0x10736, 2), *range(0xF0000, 0xF2000, 2))
-# Keys whose values templates compare or iterate by; they are marked only when suspect alone.
+# Keys whose values templates compare or iterate over; they are marked only when suspect alone.
 _STRUCTURE_KEYS: Final = frozenset({"role", "type", "name", "id", "tool_call_id"})
 
 
@@ -35,12 +35,12 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Which names may not come out of a message as tokens.
+    """The names that must not become tokens when they come from a message.
 
     Attributes:
         special: Finds names of special tokens; no message may write those.
-        control: Finds those too, and names that the template writes, such as ``<think>``. They
-            are the model's own words when they stand in what the assistant said.
+        control: Finds those too, and names that the template writes, such as ``<think>``. In the
+            assistant's messages the latter are allowed: they are the model's own words.
     """
 
     special: re.Pattern[str]
@@ -52,7 +52,7 @@ class Names:
 
 
 def has_names(items: Sequence[Mapping[str, Any]], names: Names) -> bool:
-    """Tell whether messages and tools hold forbidden names, alone or put together."""
+    """Tell whether messages and tools hold forbidden names, alone or joined."""
     if any(_is_suspect(item, names.of(item)) for item in items):
         return True
     others = [item for item in items if item.get("role") != "assistant"]
@@ -76,14 +76,14 @@ def find_foreign_spans(
         render: Renders (messages, tools) with the same template.
 
     Returns:
-        The places, or None if the template changes the texts so that they cannot be followed.
+        The places, or None if the template changes the texts so that they cannot be found again.
     """
     pair = _free_pair(rendered)
     if pair is None:
         return None
     opening, closing = pair
 
-    # When no item holds a name by itself, one is put together from several.
+    # When no item holds a name by itself, several items together form one.
     is_spread = not any(_is_suspect(item, names.of(item)) for item in (*messages, *tools))
 
     def mark(items: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -122,7 +122,7 @@ def encode_escaped(tokenizer: Tokenizer, rendered: str, spans: Sequence[Span]) -
         for match in tokenizer.special_pattern.finditer(rendered)
         if not any(span.overlaps(*match.span()) for span in spans)
     ]
-    # Pieces alternate: text, special token, text, ...; stretches without foreign names are
+    # Pieces alternate: text, special token, text, ...; runs of pieces without foreign names are
     # encoded together, their special tokens included.
     done = 0
     edges = [*own, Span(len(rendered), len(rendered))]
@@ -147,7 +147,7 @@ def _is_suspect(value: Any, pattern: re.Pattern[str]) -> bool:
 def _mark(value: Any, opening: str, closing: str, pattern: re.Pattern[str]) -> Any:
     if isinstance(value, str):
         core = value.strip()
-        # Inside the outer white space, so that a template's trim works as before.
+        # Inside the outer white space, so that a template's trim still works.
         return value.replace(core, f"{opening}{core}{closing}", 1) if core else value
     if isinstance(value, Mapping):
         return {
@@ -183,7 +183,7 @@ def _texts(value: Any, *, with_structure: bool) -> Iterator[str]:
 
 
 def _free_pair(text: str) -> tuple[str, str] | None:
-    """Give two characters that the text does not contain, or None."""
+    """Give two characters that are not in the text, or None."""
     taken = set(text)
     free = (
         (chr(code), chr(code + 1))

@@ -1,4 +1,4 @@
-"""The files that say how a model turns text into token ids and back, wherever they lie.
+"""``TextFiles``: the tokenizer and chat template files of a model, wherever they are stored.
 
 A model folder holds them as files; a GGUF file holds the same facts in its header, and an adapter
 may bring some of its own. Everything that reads a tokenizer or a chat template takes a
@@ -25,7 +25,7 @@ class TextFiles:
 
     Attributes:
         where: Folder or file that they come from, for messages.
-        sources: File name to the file, or to its content where it is no file of its own.
+        sources: File name to the file, or to its content where it is not a separate file.
     """
 
     where: Path

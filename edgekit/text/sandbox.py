@@ -1,9 +1,9 @@
 """The sandbox that chat templates run in: a budget of work, time and memory.
 
-Templates run in Jinja's immutable sandbox with the names and filters that transformers gives
-them, on a budget: every loop step, call and result is charged, and what would grow beyond the
-budget in one operation is refused before it runs. The only module, with chat.py, that uses
-jinja2; it is imported when the first template is rendered.
+Templates run in Jinja's immutable sandbox with the names and filters that transformers gives them,
+on a budget: every loop step, call and result is charged, and an operation whose result could exceed
+the budget is refused before it runs. Only this module and chat.py use jinja2; it is imported when
+the first template is rendered.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-# A unit is about a byte written; a chat that fills a context of 128k tokens needs some 5 million.
+# A unit is about one written byte; a chat that fills a context of 128k tokens needs some 5 million.
 _MAX_UNITS: Final = 16 << 20
 _STEP_UNITS: Final = 256
 _ITEM_UNITS: Final = 8
@@ -34,14 +34,14 @@ _MAX_INT_BITS: Final = 4096
 _WIDE_FIELD: Final = re.compile(r"\d{5,}|%[^a-zA-Z%]*\*")
 _MAX_INDENT: Final = 64
 _MAX_PRECISION: Final = 64
-# Nothing that a prompt needs; each can make much of little before anything is charged.
+# Names that no prompt needs; each can make a large result before anything is charged.
 _NOT_OFFERED: Final = ("lipsum",)
-# Methods and filters whose result can be much longer than what goes in.
+# Methods and filters whose result can be much longer than their input.
 _GROWING_NAMES: Final = """
     center expandtabs format format_map indent join ljust replace rjust tojson translate truncate
     wordwrap xmlattr zfill
 """
-# Filters that write their input as text, lists and objects included.
+# Filters that write their input as text, including lists and objects.
 _WRITING_NAMES: Final = """
     capitalize e escape forceescape lower pprint safe string striptags title trim upper urlencode
     urlize wordcount
@@ -51,11 +51,11 @@ _WRITING: Final = _GROWING | frozenset(_WRITING_NAMES.split())
 
 
 class TemplateLimitError(jinja2.TemplateError):
-    """A template does more work than a chat template ever needs."""
+    """A template does more work than any chat template needs."""
 
 
 class _Budget:
-    """What is left of one rendering: units of work, and seconds."""
+    """What remains for one rendering: units of work, and seconds."""
 
     def __init__(self) -> None:
         self.n_units = _MAX_UNITS
@@ -79,7 +79,7 @@ _budget: ContextVar[_Budget] = ContextVar("budget")
 
 
 class _Generation(Extension):
-    """``{% generation %}`` marks the answer for training; for rendering it is transparent."""
+    """``{% generation %}`` marks the answer for training; in rendering it does nothing."""
 
     tags = {"generation"}  # noqa: RUF012 - the base class wants a set
 
@@ -89,7 +89,7 @@ class _Generation(Extension):
 
 
 class _NewDict:
-    """``dict`` as templates know it: what it makes is new; its methods would reach our values."""
+    """``dict`` for templates: makes new objects, and gives no access to methods on our values."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -99,7 +99,7 @@ class _NewDict:
 
 
 class _Namespace(Namespace):
-    """``namespace`` without the names that Python itself looks for on an object."""
+    """``namespace`` without the names that Python itself looks up on an object."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, *values = args
@@ -144,8 +144,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         """Render a template on a fresh budget.
 
         Raises:
-            jinja2.TemplateError: The template is wrong, raises, or does too much work; Python
-                errors of what it does to the values come through as they are.
+            jinja2.TemplateError: The template is wrong, raises, or does too much work. Python
+                errors from operations on the values are raised unchanged.
         """
         token = _budget.set(_Budget())
         try:
@@ -168,7 +168,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return True
 
     def contain(self, value: Any) -> Any:
-        """Give back a list, tuple or object that a template writes, charged."""
+        """Charge for a list, tuple or object that a template makes, and give it back."""
         return _counted(value)
 
     def concat_values(self, *values: object) -> str:
@@ -178,8 +178,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return "".join(map(str, values))
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Call what a template calls, charged."""
-        # Jinja wraps ``format``; the method of the text itself is inside.
+        """Call a function for a template, and charge for it."""
+        # Jinja wraps ``format``; the text's own method is inside.
         method = getattr(obj, "__wrapped__", obj)
         owner = getattr(method, "__self__", None)
         if isinstance(owner, int) and getattr(method, "__name__", "") == "to_bytes":
@@ -191,7 +191,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return _counted(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Compute a binary operation, refusing results without bound."""
+        """Compute a binary operation, refusing results without a limit."""
         if operator == "**":
             if not (_is_small(left) and _is_small(right) and abs(right) <= 64):
                 raise TemplateLimitError("power too large")
@@ -247,7 +247,7 @@ def _charged(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         if name == "format":
             _check_fields(args[0])
         if name == "sum" and any(isinstance(arg, list | tuple) for arg in _starts(args, kwargs)):
-            raise TemplateLimitError("only numbers are summed")
+            raise TemplateLimitError("sum accepts only numbers")
         if name in ("batch", "slice"):
             # They give lists of that many items, however short their input is.
             n_lists = abs(int(_argument(args, kwargs, ("linecount", "slices"))))
@@ -260,20 +260,20 @@ def _charged(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _starts(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Give what ``sum`` may begin with; environment and input stand before it."""
+    """Give the start value of ``sum``; environment and input come before it."""
     return (*args[2:], kwargs.get("start"))
 
 
 def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    """Give the first argument of a filter after its input, by place or by name."""
-    # What some filters want in front of their input is not the template's.
+    """Give the first argument of a filter after its input, by position or by name."""
+    # Some filters need an argument before their input, which is not the template's.
     given = [arg for arg in args if not isinstance(arg, nodes.EvalContext)]
     named = [kwargs[name] for name in names if name in kwargs]
     return given[1] if len(given) > 1 else named[0] if named else 0
 
 
 def _counted(result: Any) -> Any:
-    """Charge a result; refuse what no prompt needs and later operations could blow up."""
+    """Charge a result; refuse values that no prompt needs and later operations could blow up."""
     if isinstance(result, bytes | bytearray | memoryview):
         raise TemplateLimitError("bytes are not offered")
     if not _is_small(result):
@@ -286,16 +286,16 @@ def _counted(result: Any) -> Any:
 
 
 def _count_deep(value: Any) -> int:
-    """Count what a container holds, shared parts each time.
+    """Count what a container holds; a part that is held twice counts twice.
 
-    Comparing and hashing go through all of it in one operation that nothing can interrupt: two
-    lists that hold one list twice, which holds one twice, sixty times over, are never compared.
+    Comparing and hashing go through all of it in one operation that cannot be interrupted. So two
+    lists of 60 levels, each of which holds the level below twice, are never compared.
     """
     return _measure(value, _ITEM_UNITS, _MAX_UNITS, "a list or object holds too much")[0]
 
 
 def _measure(value: object, n_item_units: int, n_most: int, message: str) -> tuple[int, int]:
-    """Count items and characters in a value, shared parts each time; stop beyond ``n_most``."""
+    """Count items and characters, a shared part each time; stop beyond ``n_most``."""
     n_items = n_chars = 0
     waiting = [value]
     while waiting:
@@ -352,7 +352,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # As in transformers: Jinja's own filter escapes for HTML, which changes the prompt.
+    # As in transformers. Jinja's own filter escapes for HTML, which would change the prompt.
     if isinstance(indent, int) and indent > _MAX_INDENT:
         raise TemplateLimitError("indent too wide")
     return json.dumps(

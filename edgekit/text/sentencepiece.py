@@ -1,9 +1,9 @@
-"""A sentencepiece model (tokenizer.model), written as a tokenizer.json.
+"""Conversion of a sentencepiece model (tokenizer.model) to a tokenizer.json.
 
 The file is a protobuf message: the pieces with their scores, how it was trained, and how text is
-normalized. Read are models of the kind that Llama 2 and Gemma have: byte-pair merges, unknown
+normalized. edgekit reads models of the kind that Llama 2 and Gemma have: byte-pair merges, unknown
 characters written as bytes, text not normalized. Others (unigram, a table of characters) are
-refused, since the tokenizers library would give other ids for some texts.
+refused, because the tokenizers library would give other ids for some texts.
 
 Source: sentencepiece, src/sentencepiece_model.proto (fields, default values); transformers 5.23,
 convert_slow_tokenizer.py (which merges follow from the pieces) and models/llama.
@@ -28,7 +28,7 @@ _BPE: Final = 2
 _MAX_PIECES: Final = 1 << 20
 _MAX_PIECE_CHARS: Final = 256
 _MAX_SPLIT_WORK: Final = 1 << 28  # characters copied while merges are derived
-# Which fields of the messages are read; sizes of those that are not varints or bytes.
+# The message fields that are read; then the sizes of fields that are not varints or bytes.
 _FIXED_BYTES: Final[Mapping[int, int]] = {1: 8, 5: 4}
 
 
@@ -67,7 +67,7 @@ def llama_parts(
 
 @dataclass(frozen=True, slots=True)
 class SentencePieceModel:
-    """What a tokenizer.model says.
+    """The content of a tokenizer.model.
 
     Attributes:
         pieces: Text and type of each piece; the index is its id.
@@ -91,7 +91,7 @@ def convert_sentencepiece(
 
     Args:
         data: Content of the file.
-        path: Where it lies, for messages.
+        path: Where the file is, for messages.
         naming: The tokenizer's class and its tokens. LlamaTokenizer puts a space in front of a
             text unless the config says otherwise; for other classes the file says it.
         config: Content of tokenizer_config.json.
@@ -125,7 +125,7 @@ def convert_sentencepiece(
         raise CheckpointError(
             f"{path}: a kind of sentencepiece model that edgekit does not read",
             got=", ".join(faults),
-            wanted="byte-pair merges, unknown characters as bytes, text as it is",
+            wanted="byte-pair merges, unknown characters as bytes, text that is not normalized",
             do=SAVE_AS_FAST,
         )
     vocab = {text: i for i, (text, _) in enumerate(model.pieces)}
@@ -155,8 +155,8 @@ def convert_sentencepiece(
 def make_merges(vocab: Mapping[str, int]) -> list[list[str]]:
     """Derive the merges of a sentencepiece vocabulary: every way to cut a piece in two pieces.
 
-    A piece of a lower id is merged first; of one piece, first the cut with the shorter left part,
-    as transformers sorts them.
+    A piece of a lower id is merged first. Of one piece, the cut with the shorter left part comes
+    first, as in transformers.
     """
     found: list[tuple[int, int, int, int, int, str, str]] = []
     for piece, piece_id in vocab.items():

@@ -1,7 +1,7 @@
-"""Mistral's tekken.json, converted to a tokenizer.json.
+"""Conversion of Mistral's tekken.json to a tokenizer.json.
 
-The file holds ranked byte strings and a split pattern, as tiktoken does, and control tokens that
-come before them. The pieces of text between control tokens are merged by rank; the merges are
+The file holds byte strings in order of rank and a split pattern, as tiktoken does, and control
+tokens whose ids come first. The text between control tokens is merged by rank. The merges are
 derived here so that the tokenizers library gives the same ids.
 
 Source: mistral-common 1.13.1, tokens/tokenizers/tekken.py (layout, ids, old files without a list
@@ -21,7 +21,7 @@ from edgekit.errors import CheckpointError
 TEKKEN_ROLES: Final[Mapping[str, str]] = {
     "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>",
 }  # fmt: skip
-# Files up to version 7 may leave the list out; then it is this one.
+# Files up to version 7 may omit the list; then it is this one.
 _OLD_NAMES: Final = (
     "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]",
     "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]",
@@ -39,7 +39,7 @@ def convert_tekken(text: str, path: Path) -> str:
 
     Args:
         text: What the file holds.
-        path: Where it lies, for messages.
+        path: Where the file is, for messages.
 
     Raises:
         CheckpointError: The file is damaged.
@@ -48,7 +48,7 @@ def convert_tekken(text: str, path: Path) -> str:
         parsed = json.loads(text)
         pattern = parsed["config"]["pattern"]
         if not isinstance(pattern, str) or len(pattern) > _MAX_PATTERN:
-            raise ValueError("config.pattern is no short text")
+            raise ValueError("config.pattern is not a short text")
         names = _control_names(parsed)
         ranked = _ranked_bytes(parsed, len(names))
         built = json.dumps(_tokenizer(pattern, names, ranked), ensure_ascii=False)
@@ -63,7 +63,7 @@ def convert_tekken(text: str, path: Path) -> str:
 
 
 def _control_names(parsed: Mapping[str, Any]) -> list[str]:
-    """Give the control tokens in the order of their ids, unused places filled."""
+    """Give the control tokens in the order of their ids, with unused ids filled."""
     listed = parsed.get("special_tokens")
     if listed is None:
         names = list(_OLD_NAMES)
@@ -77,7 +77,7 @@ def _control_names(parsed: Mapping[str, Any]) -> list[str]:
         raise ValueError(f"default_num_special_tokens is {n_wanted!r}")
     names += [f"<SPECIAL_{i}>" for i in range(len(names), n_wanted)]
     if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
-        raise ValueError("special_tokens are not texts that differ")
+        raise ValueError("special_tokens are not different texts")
     return names
 
 
@@ -131,7 +131,7 @@ def _tokenizer(pattern: str, names: list[str], ranked: list[bytes]) -> dict[str,
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-            # A piece that is a token is that token, as in tiktoken.
+            # A piece that is itself a token is not merged further, as in tiktoken.
             "ignore_merges": True, "vocab": vocab, "merges": _merges(ranked, pieces),
         },
     }  # fmt: skip
@@ -149,7 +149,7 @@ def _begin_before_text(token_id: int) -> dict[str, Any]:
 
 
 def _merges(ranked: list[bytes], pieces: list[str]) -> list[list[str]]:
-    """Give all ways to put a token together from two, in the order of the token's rank."""
+    """Give all ways to merge two tokens into one, in the order of the new token's rank."""
     rank_of = {piece: rank for rank, piece in enumerate(ranked)}
     merges: list[list[str]] = []
     for piece in ranked:

@@ -1,8 +1,8 @@
-"""Checks that a rendered prompt holds what the chat template was given.
+"""Checks that a rendered prompt contains what the chat template was given.
 
-A template that leaves out the question or the tools, or does not open the answer, gives a prompt
-that looks fine and a model that seems stupid. Each is found by rendering once more with a small
-change, so that nothing is guessed from the wording.
+A template may leave out the question or the tools, or not open the answer. The prompt then looks
+fine and the model seems bad. Each fault is found by rendering once more with a small change, so
+nothing is guessed from the wording.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from edgekit.errors import CheckpointError
 
-# (messages, tools, add_generation_prompt) to text.
+# Renders (messages, tools, add_generation_prompt) to text.
 Render = Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]], bool], str]
 _MARK: Final = "edgekit4mark7"
 
@@ -37,8 +37,8 @@ def check_prompt(
         messages: The chat.
         tools: The tools on offer.
         render: The template itself.
-        opens_answer: Whether the prompt was to end with what opens the answer.
-        is_proven: The template passed before: only what needs no other rendering is checked.
+        opens_answer: Whether the prompt should end with the text that opens the answer.
+        is_proven: The template passed before: only checks without another rendering are made.
 
     Raises:
         CheckpointError: Something is missing.
@@ -69,13 +69,13 @@ def _check_question(
     places = [i for i, m in enumerate(messages) if m.get("role") == "user" and any(_words(m))]
     if not places or any(word in rendered for word in _words(messages[places[-1]])):
         return
-    # The text may be written in another way, such as escaped; then a plain word still shows.
+    # The text may be written differently, such as escaped; a plain word still shows.
     probe = [*messages]
     probe[places[-1]] = {**messages[places[-1]], "content": _marked(messages[places[-1]])}
     marked = _try(render, probe, tools, opens_answer)
     if marked is not None and _MARK not in marked.lower():
         raise CheckpointError(
-            f"{where}: the chat template leaves out what the user says",
+            f"{where}: the chat template leaves out the user's message",
             got=repr(rendered[-80:]),
             wanted="a prompt that holds the user's message",
             do="Use the template that belongs to the model.",
@@ -104,8 +104,8 @@ def _check_opening(
         return
     if _try(render, messages, tools, False) != rendered:
         return
-    # The template does not look at add_generation_prompt. That is right where nothing but the
-    # answer follows the question, as in Mistral's format.
+    # The template ignores add_generation_prompt. That is right where the answer directly follows
+    # the question, as in Mistral's format.
     answered = [*messages, {"role": "assistant", "content": _MARK}]
     whole = _try(render, answered, tools, False)
     if whole is None or _MARK not in whole:

@@ -1,7 +1,7 @@
-"""Tokenizer: text to token ids and token ids to text.
+"""``Tokenizer``: text to token ids and token ids to text.
 
-The only owner of the ``tokenizers`` package. Text of a user is encoded with
-``allow_special=False``: a special token's name in it stays ordinary text.
+The only module that uses the ``tokenizers`` package. A user's text is encoded with
+``allow_special=False``: the name of a special token in it stays ordinary text.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from edgekit.text.tokenizer_file import TOKEN_FLAGS, TokenizerFile, read_tokeniz
 from edgekit.text.tokenizer_limits import find_excess, find_excess_before
 
 _BYTE_TOKEN: Final = re.compile("<0x[0-9A-F]{2}>")
-# Unicode's White_Space, which the library goes by; Python's isspace has four more.
+# Unicode's White_Space, which the library uses; Python's isspace has four more characters.
 _WHITE_SPACE: Final = frozenset(
     "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000\u2000\u2001\u2002\u2003\u2004\u2005"
     "\u2006\u2007\u2008\u2009\u200a"
 )
-_PLAIN: Final = {"content", "special"}  # the keys of a token that a file gives as its text
+_PLAIN: Final = {"content", "special"}  # the keys of a token that a file gives as text only
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -40,8 +40,8 @@ class Tokenizer:
         special_tokens: Text of every special token to its id.
         named_tokens: Role to text, such as ``bos_token`` to ``<s>``.
         added_tokens: Text of every token that is matched before the text is split, to its id.
-        invented_tokens: Tokens that a file or the tokenizer's class names, and that no file gives
-            an id: they get the next free ones, as in transformers.
+        invented_tokens: Tokens that a file or the tokenizer's class names without an id in any
+            file: they get the next free ids, as in transformers.
     """
 
     def __init__(self, file: TokenizerFile) -> None:
@@ -81,7 +81,7 @@ class Tokenizer:
         return cls(read_tokenizer_file(source))
 
     def with_control(self, names: Iterable[str]) -> Tokenizer:
-        """Give this tokenizer with some more of its added tokens counted as special.
+        """Give a copy of this tokenizer that also counts these added tokens as special.
 
         Templates write tokens such as ``<tool_call>`` that the tokenizer does not call special.
         """
@@ -99,9 +99,9 @@ class Tokenizer:
 
     @cached_property
     def file_text(self) -> str:
-        """The tokenizer.json that says all of this by itself: with every added token in it.
+        """A tokenizer.json that alone describes this tokenizer, with every added token in it.
 
-        It is the model's own file, unchanged, where that says it already.
+        It is the model's own file, unchanged, if that is already complete.
         """
         with _mapped_errors(self.path):
             parsed = json.loads(self._file.text)
@@ -117,12 +117,12 @@ class Tokenizer:
 
     @property
     def is_changed(self) -> bool:
-        """Whether ``file_text`` is not what the model has as tokenizer.json."""
+        """Whether ``file_text`` differs from the model's own tokenizer.json."""
         return self._file.is_changed or self.file_text is not self._file.text
 
     @property
     def stated_roles(self) -> frozenset[str]:
-        """The roles of ``named_tokens`` that a file names, and not only the tokenizer's class."""
+        """The roles of ``named_tokens`` that come from a file, not from the tokenizer's class."""
         return self._file.stated_roles
 
     @cached_property
@@ -217,7 +217,7 @@ class Tokenizer:
         """
         ids = [int(token_id) for token_id in token_ids]
         if ids and min(ids) < 0:
-            raise UsageError("token id", got=min(ids), wanted="0 or more")
+            raise UsageError("a token id is negative", got=min(ids), wanted="0 or more")
         with _mapped_errors(self.path):
             return str(self._aware.decode(ids, skip_special_tokens=skip_special))
 
@@ -228,7 +228,7 @@ class Tokenizer:
         return self._aware.id_to_token(token_id) is None
 
     def swallowed_span(self, match: re.Match[str]) -> tuple[int, int]:
-        """Tell which characters a special token takes: some swallow the white space beside it."""
+        """Give the characters that a special token covers: some also take white space around it."""
         start, stop = match.span()
         takes_left, takes_right = self._strips.get(match[0], (False, False))
         while takes_left and start and match.string[start - 1] in _WHITE_SPACE:
@@ -261,7 +261,7 @@ class Tokenizer:
 
     @cached_property
     def _plain(self) -> tuple[Any, str]:
-        """A second tokenizer that reads no special token but one that nobody can guess."""
+        """A second tokenizer that reads no special token, except one with an unguessable name."""
         plain = self._load()
         _make_special(plain, self.special_tokens)
         sentinel = f"<{secrets.token_hex(16)}>"
@@ -287,7 +287,7 @@ class Tokenizer:
         self._refuse(find_excess_before(self._file.text))
         with _mapped_errors(self.path):
             tokenizer = library.Tokenizer.from_str(self._file.text)
-            # Truncation and padding are settings of somebody's training run.
+            # Truncation and padding are settings of a training run, not of the model.
             tokenizer.no_truncation()
             tokenizer.no_padding()
             excess = find_excess(tokenizer)
@@ -295,7 +295,7 @@ class Tokenizer:
         return tokenizer
 
     def _refuse_shared_ids(self, names: Iterable[str]) -> None:
-        """Refuse two added tokens of one id: no file of an artifact could say which is meant."""
+        """Refuse two added tokens with one id: an artifact's files could not tell them apart."""
         name_of: dict[int, str] = {}
         for name in dict.fromkeys(names):
             token_id = self.token_id(name)
@@ -303,14 +303,14 @@ class Tokenizer:
                 raise CheckpointError(
                     f"{self.path}: two tokens have one id",
                     got=f"{name_of[token_id]!r} and {name!r} are {token_id}",
-                    wanted="an id of its own for each token",
-                    do="Take the tokenizer files of the original model.",
+                    wanted="a different id for each token",
+                    do="Use the tokenizer files of the original model.",
                 )
 
     def _refuse(self, excess: str | None) -> None:
         if excess:
             raise CheckpointError(
-                f"{self.path}: what it does to a text has no bound",
+                f"{self.path}: its rules can take unlimited time or memory on a text",
                 got=excess,
                 wanted="normalizers and regular expressions as models have them",
                 do="Do not use this tokenizer.",
@@ -318,7 +318,7 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Turns ids into text as they come, holding back what a later id may still change.
+    """Turns ids into text as they arrive, holding back what a later id may still change.
 
     The pieces together are exactly ``tokenizer.decode`` of all ids.
     """
@@ -327,12 +327,12 @@ class StreamDecoder:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
         self._ids: list[int] = []
-        # Decoding starts some tokens early, as a token's text depends on the one before.
+        # Decoding starts some tokens early, because a token's text depends on the one before.
         self._n_context = 0
         self._n_done = 0
 
     def push(self, token_id: int) -> str:
-        """Take the next id and give the text that became final with it."""
+        """Add the next id and give the text that became final with it."""
         self._ids.append(int(token_id))
         is_silent = self._tokenizer.is_silent(token_id, skip_special=self._skip_special)
         if is_silent or token_id in self._tokenizer.byte_token_ids:
@@ -361,7 +361,7 @@ def _added(tokenizer: Any) -> dict[int, Any]:
 
 
 def _add_tokens(tokenizer: Any, file: TokenizerFile) -> None:
-    """Add the tokens that other files name, in transformers' order, which gives them their ids.
+    """Add the tokens that other files name, in transformers' order, which decides their ids.
 
     A token that the tokenizer has keeps its id and gets the flags. New ones get the next free id,
     whatever id the file states.
@@ -372,8 +372,8 @@ def _add_tokens(tokenizer: Any, file: TokenizerFile) -> None:
         stated.update(_added(tokenizer))
     wanted = [stated[token_id] for token_id in sorted(stated)]
     own = {token.content for token in (*stated.values(), *_added(tokenizer).values())}
-    # transformers takes a text and an object with flags for different tokens: the latter of the
-    # two gives the flags.
+    # transformers treats a text and an object with flags as different tokens; here the object
+    # gives the flags.
     once: dict[tuple[str, bool], Any] = {}
     for entry in file.named:
         if entry["content"] not in own:
@@ -388,7 +388,7 @@ def _add_tokens(tokenizer: Any, file: TokenizerFile) -> None:
 
 
 def _make_special(tokenizer: Any, names: Iterable[str]) -> None:
-    """Have the library count tokens as special; texts that are no token are left alone."""
+    """Make the library count tokens as special; texts that are not tokens are ignored."""
     added = {token.content: token for token in _added(tokenizer).values()}
     flags = {}
     for name in names:
@@ -398,7 +398,7 @@ def _make_special(tokenizer: Any, names: Iterable[str]) -> None:
 
 
 def _set_flags(tokenizer: Any, flags: Mapping[str, Mapping[str, bool]]) -> None:
-    """Change how added tokens are matched; a text that is no token would get a new id: left out."""
+    """Change how added tokens are matched; a text that is not a token is skipped: no new ids."""
     library = require("tokenizers")
     added = {token.content: token for token in _added(tokenizer).values()}
     for name, wanted in flags.items():
@@ -410,7 +410,7 @@ def _set_flags(tokenizer: Any, flags: Mapping[str, Mapping[str, bool]]) -> None:
 
 @contextmanager
 def _mapped_errors(path: Path) -> Iterator[None]:
-    """Pass on what tokenizers raises: bare ``Exception``, and panics of its Rust part."""
+    """Convert errors of tokenizers: it raises bare ``Exception`` and panics of its Rust part."""
     try:
         yield
     except (UnicodeEncodeError, OverflowError) as error:

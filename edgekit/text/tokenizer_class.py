@@ -1,7 +1,7 @@
-"""Which tokenizer class transformers takes for a model, and what that class adds on its own.
+"""The tokenizer class that transformers would use, and the tokens that this class adds.
 
-A class may name begin and end tokens that no file names. It is chosen from three facts: the class
-that the files name, the model_type, and whether tokenizer.json splits text into bytes.
+A class may name begin and end tokens that no file names. The class depends on three facts: the
+class that the files name, the model_type, and whether tokenizer.json splits text into bytes.
 
 Source: transformers 5.23, models/auto/tokenization_auto.py (``AutoTokenizer.from_pretrained``),
 and the signatures of the classes. tests/text/test_tokenizer_class.py compares both tables.
@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final
 
 GENERIC: Final = "TokenizersBackend"
-"""The class that takes tokenizer.json as it is and names no token."""
+"""The class that uses tokenizer.json as it is and names no token."""
 LLAMA: Final = "LlamaTokenizer"
 CODE_LLAMA: Final = "CodeLlamaTokenizer"
 QWEN2: Final = "Qwen2Tokenizer"
@@ -69,7 +69,7 @@ MISLABELLED: Final = frozenset(("ernie4_5", "internlm2", "nemotron", "phi3", "qw
 
 
 def tokenizer_class(named: str | None, model_type: str | None, *, is_byte_level: bool) -> str:
-    """Give the class that transformers takes.
+    """Give the class that transformers would use.
 
     Args:
         named: ``tokenizer_class`` of tokenizer_config.json, else of config.json.

@@ -1,10 +1,10 @@
 """The tokenizer files of a model, merged into one tokenizer.json.
 
-tokenizer.json is not the whole truth: transformers lets tokenizer_config.json overrule parts of it
+tokenizer.json alone is not enough. transformers lets tokenizer_config.json overrule parts of it
 (but not ``add_bos_token``), and adds the tokens that tokenizer_config.json, added_tokens.json and
-special_tokens_map.json name; token ids shall be those of transformers. A model that has another
-kind of tokenizer file alone (tekken.json, tokenizer.model, vocab.json with merges.txt) is read as
-well. Nothing here encodes.
+special_tokens_map.json name; edgekit gives the same token ids as transformers. A model that has
+only another kind of tokenizer file (tekken.json, tokenizer.model, vocab.json with merges.txt) is
+read as well. Nothing here encodes text.
 
 Source: transformers 5.23, tokenization_utils_base.py (``_from_pretrained``: which file counts),
 tokenization_utils_tokenizers.py (``TokenizersBackend``), models/llama and models/code_llama.
@@ -44,7 +44,7 @@ TOKENIZER_SOURCES: Final[tuple[tuple[str, ...], ...]] = (
     (SENTENCEPIECE_NAME,),
     (VOCAB_NAME, MERGES_NAME),
 )
-"""The files that make a tokenizer; the first of them that a model has counts."""
+"""The files that make a tokenizer; the first of them that a model has is used."""
 _STANDARD_ROLES: Final = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
 )  # fmt: skip
@@ -54,12 +54,12 @@ _OLD_EXTRA: Final = "additional_special_tokens"
 _LISTED: Final = "added_tokens_decoder"
 
 NewToken: TypeAlias = Mapping[str, Any]
-"""Content of a token that is added, and those flags that are stated, by their names."""
+"""Content of an added token, and those of its flags that are stated, by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFile:
-    """What the files of a model say about its tokenizer.
+    """The tokenizer of a model, from all its files.
 
     Attributes:
         path: The file it came from.
@@ -67,9 +67,9 @@ class TokenizerFile:
             not in it.
         is_changed: Whether the text is not what the model has as tokenizer.json.
         named_tokens: Role to text, such as ``bos_token`` to ``<s>``.
-        stated_roles: The roles that a file names, and not only the tokenizer's class.
+        stated_roles: The roles that a file names, not only the tokenizer's class.
         listed: Stated id to token, for tokens that other files list.
-        is_list_whole: Whether the list replaces what tokenizer.json says of its added tokens.
+        is_list_whole: Whether the list replaces the added tokens of tokenizer.json.
         named: Tokens that have a role or are called special, in the order of being added.
         reset: Texts of tokens that the class makes special without any other flag.
     """
@@ -106,7 +106,7 @@ def read_tokenizer_file(source: str | Path | TextFiles) -> TokenizerFile:
         raise MissingFileError(
             f"{files.where}: no tokenizer",
             wanted=f"one of {describe_sources()}",
-            do="Put the tokenizer files of the model beside its weights.",
+            do="Copy the tokenizer files of the model next to its weights.",
         )
     config = files.read_object(TOKENIZER_CONFIG_NAME)
     path = files.path(names[0])
@@ -159,10 +159,10 @@ def read_named_tokens(files: TextFiles) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Stated:
-    """Tokens that the files beside tokenizer.json name.
+    """Tokens that the files other than tokenizer.json name.
 
     Where tokenizer_config.json lists the added tokens, neither special_tokens_map.json nor
-    added_tokens.json counts; else the former wins over tokenizer_config.json.
+    added_tokens.json counts; otherwise special_tokens_map.json wins over tokenizer_config.json.
     """
 
     roles: Mapping[str, NewToken]
@@ -174,7 +174,7 @@ class _Stated:
     @classmethod
     def read(cls, files: TextFiles, config: Mapping[str, Any], class_name: str) -> _Stated:
         merged = dict(config)
-        # The list's new name wins; an empty list under either name is a list.
+        # The list's new name wins; an empty list counts as a list under either name.
         extra = config.get(_EXTRA) or config.get(_OLD_EXTRA, config.get(_EXTRA))
         named_extra = _named_extra(extra)
         is_list_whole = isinstance(config.get(_LISTED), dict)
@@ -187,7 +187,7 @@ class _Stated:
         if is_list_whole:
             listed = _listed(config[_LISTED], files.path(TOKENIZER_CONFIG_NAME))
         else:
-            # An object in tokenizer_config.json is not read yet where this is decided.
+            # An object in tokenizer_config.json is not read yet at this point.
             special = {token["content"] for token in _tokens(extra)} | {
                 roles[role]["content"]
                 for role in _STANDARD_ROLES
@@ -310,10 +310,10 @@ def _not_listed(path: Path, got: Any, wanted: str) -> CheckpointError:
 
 
 def _as_its_class_does(text: str, config: Mapping[str, Any], name: str, path: Path) -> str:
-    """Put in what a tokenizer class of transformers builds in place of tokenizer.json's own.
+    """Rebuild the parts that a tokenizer class of transformers builds itself.
 
-    The classes for Llama 2 take only vocabulary, merges and what goes around a text from the
-    file; how spaces are written depends on ``legacy`` and ``add_prefix_space``.
+    The classes for Llama 2 read only vocabulary, merges and the tokens around a text from the file;
+    how spaces are written depends on ``legacy`` and ``add_prefix_space``.
     """
     if name not in (LLAMA, CODE_LLAMA) or '"ByteLevel"' in text:
         return text

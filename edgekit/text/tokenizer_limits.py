@@ -1,8 +1,8 @@
-"""Checks that refuse a tokenizer.json which would take endless time or memory on a text.
+"""Checks that refuse a tokenizer.json which would use endless time or memory on a text.
 
-The library reads such a file safely, but runs what it says without any limit: a few replacements
-that each double the text fill the memory, and a regular expression of repeats inside repeats takes
-time that grows exponentially. Both are found here in what the library has read.
+The tokenizers library reads such a file safely, but runs it without any limit: a few replacements
+that each double the text fill the memory, and a regular expression with repeats inside repeats
+takes exponential time. Both are found here in what the library has read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_ADDED_CHARS: Final = 1024
 MAX_ADDED_IDS: Final = 1024
 MAX_PATTERN_CHARS: Final = 4096
 _PARTS: Final = ("normalizer", "pre_tokenizer", "decoder", "post_processor")
-# Letters of ASCII are escaped by nobody but who hides something.
+# Only a file that hides something writes ASCII letters as escapes.
 _NORMALIZED: Final = re.compile(r'"normalized"\s*:\s*true|\\u00[67]')
 _QUANTIFIER: Final = re.compile(r"[*+]|\{(\d*)(,?)(\d*)\}")
 
@@ -25,15 +25,15 @@ _QUANTIFIER: Final = re.compile(r"[*+]|\{(\d*)(,?)(\d*)\}")
 def find_excess_before(text: str) -> str | None:
     """Say why a tokenizer.json must not even be loaded, or None.
 
-    Loading runs the normalizer on added tokens that ask for it. Only then is the text parsed
-    here, for that takes as long as loading; a name may be written with escapes.
+    Loading runs the normalizer on added tokens that ask for it. Only in that case is the text
+    parsed here, because parsing takes as long as loading; a name may be written with escapes.
     """
     if not _NORMALIZED.search(text):
         return None
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
-        return None  # the library says better what is wrong
+        return None  # the library gives the better message for such a file
     return _find_excess(content) if isinstance(content, dict) else None
 
 
@@ -125,7 +125,7 @@ def _find_pattern_fault(pattern: str) -> str | None:
 
 
 def _is_open(quantifier: re.Match[str]) -> bool:
-    """Tell whether a quantifier leaves open how often; ``{3}`` and ``{1}`` do not."""
+    """Tell whether a quantifier has no fixed count; ``{3}`` and ``{1}`` have one."""
     if quantifier[0] in "*+":
         return True
     return bool(quantifier[2])

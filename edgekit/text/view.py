@@ -1,9 +1,9 @@
-"""What the text files of a model say, taken together: its tokenizer, its template, where it stops.
+"""``TextView``: the tokenizer, chat template and end tokens of a model, from all its text files.
 
-An answer ends with any token that ends one: the ids that generation_config.json and config.json
-state, the tokenizer's end token, and the token that the chat template writes after what the
-assistant said. A model whose files disagree (config.json says ``</s>``, the template writes
-``<|im_end|>``) was trained to write the latter, and without it never stops.
+An answer ends with any of these tokens: the ids that generation_config.json and config.json state,
+the tokenizer's end token, and the token that the chat template writes after the assistant's
+message. The files may disagree (config.json says ``</s>``, the template writes ``<|im_end|>``): the
+model was trained to write the latter, and without it would never stop.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from edgekit.text.tokenizer_file import describe_sources, has_tokenizer
 _ANSWER: Final = "The quick answer is 42"
 _MAX_NAMED: Final = 6
 TEMPLATE_ORIGIN: Final = "chat template after an answer"
-NO_TOKENIZER: Final = "no tokenizer"  # how the note about one that is missing begins
+NO_TOKENIZER: Final = "no tokenizer"  # first words of the note about a missing tokenizer
 TOKENIZER_ORIGIN: Final = "eos_token of the tokenizer"
 
 
 @dataclass(frozen=True, slots=True)
 class TextView:
-    """What a model's text files say together.
+    """The tokenizer, template and end tokens of a model, from all its text files.
 
     Attributes:
         files: The files.
@@ -60,7 +60,7 @@ def read_text_view(source: TextFiles, n_rows: int, stated: Mapping[str, Sequence
         stated: File name to the end ids that it states, the first file first.
 
     Raises:
-        CheckpointError: A file is damaged; the named end token is no token; or tokens that the
+        CheckpointError: A file is damaged; the named end token is not a token; or tokens that the
             prompt of every chat holds, or that text is split into, have no row.
     """
     template = ChatTemplate.open(source)
@@ -85,10 +85,10 @@ def read_text_view(source: TextFiles, n_rows: int, stated: Mapping[str, Sequence
 
 
 def find_turn_end(tokenizer: Tokenizer, template: ChatTemplate) -> int | None:
-    """Find the token that the chat template writes after what the assistant said.
+    """Find the token that the chat template writes after the assistant's message.
 
-    A token that only begins the next turn is none: the end follows the last answer too. White
-    space and the token that begins a text never are.
+    A token that only begins the next turn does not count, because the last answer must end with it
+    too. White space and the token that begins a text never count.
     """
     if not template.sources:
         return None
@@ -118,7 +118,7 @@ def _token_after_answer(
 
 
 def _opens_turn(tokenizer: Tokenizer, template: ChatTemplate, token_id: int) -> bool:
-    """Tell whether a token stands before what the user says too."""
+    """Tell whether a token also stands before the user's message."""
     before, _, _ = _render(template, PROBE).partition(PROBE[0]["content"])
     return any(name in before for name, i in tokenizer.added_tokens.items() if i == token_id)
 
@@ -142,9 +142,9 @@ def _named_end(files: TextFiles, tokenizer: Tokenizer, n_rows: int) -> list[int]
     if end < n_rows and name not in tokenizer.invented_tokens:
         return [end]
     if "eos_token" not in tokenizer.stated_roles:
-        return []  # the class names it, and no file of this model
+        return []  # only the class names it, no file of this model
     raise CheckpointError(
-        f"{files.where}: the named end token is no token of the model",
+        f"{files.where}: the named end token is not a token of the model",
         got=f"eos_token {name!r}"
         + (", to which no file gives an id" if name in tokenizer.invented_tokens else f" ({end})"),
         wanted=f"a token of the vocabulary with an id below {n_rows}, the rows of the embedding",
@@ -153,21 +153,21 @@ def _named_end(files: TextFiles, tokenizer: Tokenizer, n_rows: int) -> list[int]
 
 
 _OTHER_FILES: Final = (
-    "Take the tokenizer files that the model was trained with, or name the end token that it has "
+    "Use the tokenizer files that the model was trained with, or name the end token that it has "
     "as eos_token in tokenizer_config.json."
 )
 
 
 def _check_vocabulary(files: TextFiles, tokenizer: Tokenizer, n_rows: int) -> None:
-    """Refuse a tokenizer of another model: any text may be split into the tokens without a row."""
+    """Refuse a tokenizer of another model: text may be split into tokens that have no row."""
     added = set(tokenizer.added_tokens)
     without = {i: t for t, i in tokenizer.vocabulary.items() if i >= n_rows and t not in added}
     if without:
         raise CheckpointError(
-            f"{files.where}: the tokenizer has tokens that the model has no row for",
+            f"{files.where}: the tokenizer has tokens without a row in the embedding",
             got=f"{len(without)} tokens of its vocabulary, such as {_shown(without)}",
             wanted=f"ids below {n_rows}, the rows of the embedding",
-            do="Take the tokenizer files that belong to these weights.",
+            do="Use the tokenizer files that belong to these weights.",
         )
 
 
@@ -182,11 +182,11 @@ def _check_prompt(
     without = {i: tokenizer.token_text(i) for i in sorted(ids) if i >= n_rows}
     if without:
         raise CheckpointError(
-            f"{files.where}: the chat template writes tokens that the model has no row for",
+            f"{files.where}: the chat template writes tokens without a row in the embedding",
             got=_shown(without),
             wanted=f"ids below {n_rows}, the rows of the embedding",
-            do="Take the tokenizer and template files that belong to these weights; if tokens were "
-            "added for training, take the weights whose embedding was resized with them.",
+            do="Use the tokenizer and template files that belong to these weights; if tokens were "
+            "added for training, use the weights whose embedding was resized with them.",
         )
 
 
@@ -205,7 +205,7 @@ def _moved(tokenizer: Tokenizer) -> Iterable[str]:
 
 
 def _said_ends(ends: Sequence[EndToken]) -> Iterable[str]:
-    """Say which end tokens config.json and generation_config.json lack."""
+    """Name the end tokens that config.json and generation_config.json do not list."""
     for end in ends:
         if not any(origin.endswith("eos_token_id") for origin in end.origins):
             yield (

@@ -1,4 +1,4 @@
-"""Answer one question: which caps bound what a stranger's file may cost?
+"""The limits on what an untrusted file may cost, read from the code.
 
 The value is read from the code, so that the table in docs/security.md cannot be wrong.
 """

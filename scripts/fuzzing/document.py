@@ -1,6 +1,6 @@
-"""Answer one question: how do the raw results of fuzzing become the tables of docs/security.md?
+"""Writer of the tables of docs/security.md, from the raw results of fuzzing.
 
-What stands between two marks in the page is written anew; the rest is left as it is.
+The text between two marks in the page is replaced; the rest is left unchanged.
 """
 
 from __future__ import annotations

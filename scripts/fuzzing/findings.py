@@ -1,4 +1,4 @@
-"""Answer one question: what did a fuzzer find, and how small can the input be?"""
+"""Findings of a fuzzer: their keys, their smallest inputs, and where they are kept."""
 
 from __future__ import annotations
 

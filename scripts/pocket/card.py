@@ -1,4 +1,4 @@
-"""What does the model card say about the weights in the folder?
+"""The model card of the bundled model.
 
 Every number comes from the evaluation that was just run and from the record of the training that
 produced the weights; nothing is typed in by hand.

@@ -1,7 +1,7 @@
-"""How do a talk and its tools become the token ids that the model is trained on?
+"""Token ids of the chats that the model is trained on.
 
-Owns the tokenizer and the chat template; prompts always go through the template itself, so what
-training saw and what a runtime renders are the same text.
+This module has the tokenizer and the chat template. Prompts always go through the template itself,
+so training and a runtime see the same text.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Which exercises teach the circuits that all four skills need, with nothing around them?
+"""Drills: short exercises for the circuits that all four skills need.
 
 Copying, looking up and adding are learned from few tokens when almost every token of the answer
 needs them. Only the training split's entities occur.

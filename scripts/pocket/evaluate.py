@@ -1,4 +1,4 @@
-"""How often does the model answer exactly right, and how sure is that?
+"""Evaluation of the model while it is trained: rates of exactly right answers, with intervals.
 
 Answers are greedy, from weights rounded to bfloat16 (computed in float32), on the held-out split.
 """

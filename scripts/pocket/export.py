@@ -1,7 +1,7 @@
-"""How does a state of training become a Hugging Face folder?
+"""Export of a training state as a Hugging Face folder.
 
-Every file is written beside its place and renamed, so a reader never sees half of one. Tokenizer
-files are written once and then left alone.
+Every file is written under another name and renamed, so a reader never sees half of one. Tokenizer
+files are written once and then left unchanged.
 """
 
 import json

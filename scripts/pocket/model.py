@@ -1,4 +1,4 @@
-"""What is the network, and how does it answer?
+"""The network that is trained, and its greedy answers.
 
 A Mistral-layout decoder under Hugging Face names: RMSNorm, rotate-half RoPE, grouped-query
 attention, SwiGLU, tied embeddings. Shapes use B batch, T tokens, H heads, K kv heads, D width.

@@ -1,4 +1,4 @@
-"""How are the matrices updated?
+"""Muon, the optimizer of the matrices.
 
 Momentum made orthogonal by a Newton-Schulz iteration (Muon), with all matrices of one shape in
 one batched product, since six layers of small matrices would otherwise be many small calls.

@@ -1,4 +1,4 @@
-"""Which weights does training start from?
+"""The weights that training starts from.
 
 Random ones, with two circuits set by hand: heads of layer 0 that carry each token's predecessor
 along, and heads of layers 1 and 2 that find where the present token stood before and copy what

@@ -1,8 +1,8 @@
-"""Which training talks come when, and how are they grouped into rows of one length?
+"""The stream of training chats, grouped into rows of one length.
 
-Everything is made from seeds on the fly; only train-split templates and entities are used. Early
-on talks are short and partly plain drills, because the circuits that all four skills need form
-soonest on short rows in which most tokens need them.
+Everything is made from seeds on the fly; only train-split templates and entities are used. At
+first chats are short and partly plain drills, because the circuits that all four skills need form
+earliest on short rows in which most tokens need them.
 """
 
 import multiprocessing

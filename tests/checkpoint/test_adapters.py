@@ -381,7 +381,7 @@ def test_parts_for_a_vision_tower_are_left_out_aloud(tmp_path):
 
 def test_what_is_no_adapter_is_named_for_what_it_is(tmp_path):
     base, adapter = write_tiny_adapter(tmp_path, "lora")
-    for folder, words in ((tmp_path / "x", "no such folder"), (base, "is no adapter")):
+    for folder, words in ((tmp_path / "x", "no such folder"), (base, "is not an adapter")):
         with pytest.raises(MissingFileError, match=words):
             open_model(base, adapter=folder)
     with pytest.raises(MissingFileError, match=f"Name the folder that holds it: {adapter}"):

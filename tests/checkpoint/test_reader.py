@@ -198,7 +198,9 @@ def test_files_that_are_not_read_are_named(tmp_path, name):
     folder = write_tiny_checkpoint(tmp_path / "m")
     (folder / name).write_bytes(b"")
     (folder / "consolidated.safetensors").write_bytes(b"")
-    assert open_checkpoint(folder).notes == [f"not read, because model.safetensors is: {name}"]
+    assert open_checkpoint(folder).notes == [
+        f"not read: {name} (the weights are in model.safetensors)"
+    ]
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapters.safetensors"])
@@ -206,7 +208,7 @@ def test_an_adapter_beside_the_weights_is_named_and_never_taken_for_them(tmp_pat
     folder = write_tiny_checkpoint(tmp_path / "m")
     shutil.copy(folder / "model.safetensors", folder / name)
     (note,) = open_model(folder).checkpoint.notes
-    assert note.startswith(f"{name} lies beside the weights and was not merged")
+    assert note.startswith(f"{name} is an adapter file next to the weights ")
     assert note.endswith(f"--adapter {folder}")
     (folder / "model.safetensors").rename(folder / "other.safetensors")
     assert len(open_model(folder).checkpoint.notes) == 2
@@ -269,7 +271,7 @@ def test_a_pointer_of_git_says_what_to_do(tmp_path):
         (["pytorch_model.bin"], r"pytorch_model.bin \(pickle files are never read\).*save_pretr"),
         (["model.pt"], r"model.pt \(pickle files are never read\)"),
         (["m.Q4_K_M.gguf"], "Name the GGUF file instead of the folder: m.Q4_K_M.gguf"),
-        ([], "Bring the weight files into the folder"),
+        ([], "Copy the weight files into the folder"),
     ],
 )
 def test_what_lies_there_in_place_of_weights_is_named(tmp_path, names, words):

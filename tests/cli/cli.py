@@ -1,4 +1,4 @@
-"""Answer one question: what does a command line print, and with which exit code does it end?"""
+"""A command line run inside the test process: its output and its exit code."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_a_config_key_that_is_used_cannot_be_ignored(edgekit_cli, tiny_model):
     assert said.code == 2
     assert said.parts()["got"] == "hidden_size"
     said = edgekit_cli("export", tiny_model, "--via", "optimum", "--ignore-config-key", "x")
-    assert said.parts()["what"] == "--ignore-config-key with --via optimum"
+    assert said.parts()["what"] == "--ignore-config-key cannot be used with --via optimum"
 
 
 def test_export_gives_the_manifests_and_writes_what_they_say(edgekit_cli, tiny_model, tmp_path):
@@ -258,7 +258,7 @@ def test_a_command_line_that_makes_no_sense_ends_with_2(arguments, edgekit_cli):
         ([], "neither"),
         (["--server", "http://127.0.0.1:1/v1", "--replay", "f.jsonl"], "both"),
         (["--replay", "f.jsonl", "--record", "g.jsonl"], "both"),
-        (["--server", "ftp://x", "--server-model", "m"], "no http address"),
+        (["--server", "ftp://x", "--server-model", "m"], "not an http address"),
         (["--server", "http://127.0.0.1:1/v1"], "no model name"),
         (["--server", "http://127.0.0.1:1/v1", "--api-key-env", "NOT_SET_AT_ALL"], "not set"),
         (["--replay", "nowhere.jsonl"], "nowhere.jsonl"),

@@ -29,7 +29,7 @@ WRONG = {
         "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
         "chat template failed",
     ),
-    "ignores the question": ("{{ bos_token }}[user]hi[assistant]", "leaves out what the user says"),
+    "ignores the question": ("{{ bos_token }}[user]hi[assistant]", "leaves out the user's message"),
     "no opening": (
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}",
         "does not open the assistant's answer",

@@ -76,9 +76,9 @@ def test_time_to_first_token_is_prefill_and_one_pass():
 
 def test_weak_figures_are_named_in_the_note():
     assert (
-        "rests on analogy and assumed figures" in project_decode(PI, "onnxruntime", facts(1)).note
+        "depends on analogy and assumed figures" in project_decode(PI, "onnxruntime", facts(1)).note
     )
-    assert "rests on" not in project_decode(MAC, "mlx", facts(1)).note
+    assert "depends on" not in project_decode(MAC, "mlx", facts(1)).note
 
 
 @pytest.mark.parametrize("engine", ["coreml", "no-such-engine"])

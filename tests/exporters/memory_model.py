@@ -1,4 +1,4 @@
-"""Answer one question: what is a quantized model that lives in memory, for exporter tests?
+"""A quantized model in memory, for exporter tests.
 
 Codes are random, scales are on the common grid (8 significant bits, normal in fp16), norms lie
 around 1. ``memory_model`` is quick: no quantizer runs.

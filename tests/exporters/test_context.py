@@ -50,7 +50,9 @@ def test_the_default_is_never_more_than_the_format_holds():
 def test_a_length_that_cannot_be_is_refused_in_every_format_before_any_work(
     tiny_model, tmp_path, form, asked
 ):
-    with pytest.raises(UsageError, match=rf"--context for \w.*; got {asked}; wanted 2 \.\. 256"):
+    with pytest.raises(
+        UsageError, match=rf"--context is not possible for \w.*; got {asked}; wanted 2 \.\. 256"
+    ):
         edgekit.export(tiny_model, form, "int8", tmp_path / "out", context_length=asked)
     assert not (tmp_path / "out").exists()
 

@@ -183,7 +183,7 @@ def test_a_rope_type_that_is_not_computed_is_refused_by_name(tmp_path, kind):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"rope_parameters": {"rope_theta": 2e4}}, "rope_theta is 20000.0 (rope_theta beside it"),
+        ({"rope_parameters": {"rope_theta": 2e4}}, "rope_theta is 20000.0 (rope_theta outside it"),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling.factor is missing"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor is 0.0"),
         ({"rope_scaling": {**LLAMA3_SCALING, "high_freq_factor": 1.0}}, "high_freq_factor is 1.0"),
@@ -195,13 +195,13 @@ def test_a_rope_type_that_is_not_computed_is_refused_by_name(tmp_path, kind):
         ({"rope_scaling": {"type": "longrope", "short_factor": [1] * 16,
                            "long_factor": [1] * 15}}, "long_factor has 15 numbers (wanted 16)"),
         ({"rope_scaling": {"type": "longrope", "short_factor": [0] * 16,
-                           "long_factor": [1] * 16}}, "short_factor holds something else"),
+                           "long_factor": [1] * 16}}, "short_factor must hold only positive"),
         ({"rope_theta": -1}, "rope_theta is -1.0"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu' (edgekit supports silu"),
         ({"quantization_config": {"quant_method": "aqlm"}}, "quant_method is 'aqlm'"),
-        ({"num_key_value_heads": 3}, "4 is no multiple of num_key_value_heads 3"),
+        ({"num_key_value_heads": 3}, "4 is not a multiple of num_key_value_heads 3"),
         ({"head_dim": 31}, "head_dim is 31"),
-        ({"head_dim": None, "hidden_size": 130}, "hidden_size 130 is no multiple"),
+        ({"head_dim": None, "hidden_size": 130}, "hidden_size 130 is not a multiple"),
         ({"vocab_size": "384"}, "vocab_size is '384' (wanted an integer)"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000 (wanted 1 .. 1024)"),
         ({"rms_norm_eps": 0}, "rms_norm_eps is 0.0"),
@@ -265,7 +265,7 @@ def test_llama_without_kv_heads_has_as_many_as_heads(tmp_path):
     assert open_model(edit_config(folder, "num_key_value_heads")).spec.n_kv_heads == 4
     # Mistral's class in transformers says 8.
     folder = edit_config(write_tiny_checkpoint(tmp_path / "n"), "num_key_value_heads")
-    assert "num_attention_heads 4 is no multiple of num_key_value_heads 8" in refusal(folder).what
+    assert "heads 4 is not a multiple of num_key_value_heads 8" in refusal(folder).what
 
 
 def test_head_width_is_derived_when_absent_and_may_differ(tmp_path):

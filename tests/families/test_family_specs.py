@@ -53,9 +53,9 @@ def test_ministral_slides_where_layer_types_say_so(tmp_path):
 
 def test_layer_types_are_checked(tmp_path):
     error = refusal(tmp_path, "ministral", layer_types=["full_attention"])
-    assert "layer_types is not 4 times full_attention or sliding_attention" in error.what
+    assert "layer_types must have 4 entries, each full_attention or sliding_attention" in error.what
     error = refusal(tmp_path, "ministral", layer_types=["chunked_attention"] * 4)
-    assert "layer_types is not 4 times" in error.what
+    assert "layer_types must have 4 entries" in error.what
 
 
 def test_ministral3_has_yarn_and_growing_queries(tmp_path):
@@ -301,7 +301,7 @@ def test_smollm3_leaves_every_fourth_layer_without_rope(tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     assert open_model(folder).spec == spec
     error = refusal(tmp_path, "smollm3", no_rope_layers=[1, 2, 1, 0])
-    assert "no_rope_layers is not 4 times 0 or 1" in error.what
+    assert "no_rope_layers must have 4 entries, each 0 or 1" in error.what
 
 
 def test_granite_has_four_multipliers(tmp_path):

@@ -92,7 +92,7 @@ def test_headers_alone_leave_the_head_to_the_export(tmp_path, monkeypatch, said)
     monkeypatch.setattr(FolderCheckpoint, "has_weights", False)
     source = open_model(folder, headers_only=True)
     assert source.spec.is_tied is said
-    notes = ["lm_head.weight is stored beside the embedding; an export compares them, and uses it"]
+    notes = ["lm_head.weight is stored besides the embedding; an export compares them, and uses it"]
     assert [n.partition(" if it differs")[0] for n in source.checkpoint.notes] == notes[: int(said)]
 
 

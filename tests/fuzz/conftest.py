@@ -1,4 +1,4 @@
-"""Answer one question: what do all tests of hostile input share?"""
+"""Fixtures that all tests of hostile input share."""
 
 from __future__ import annotations
 

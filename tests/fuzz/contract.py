@@ -1,4 +1,4 @@
-"""Answer one question: what must a reader do with any bytes at all?
+"""The contract that every reader of untrusted bytes must keep.
 
 Return a value that keeps its promises, or raise an ``EdgekitError``; in bounded time and memory,
 with a message that can be printed. The script that fuzzes and the tests share this file.

@@ -1,4 +1,4 @@
-"""Answer one question: how is a valid input changed so that it reaches past the first check?
+"""Changes to a valid input that get past the first check of a reader.
 
 JSON is changed as a tree and written with faults that ``json.dumps`` cannot write; binary files
 are changed field by field, and byte by byte.

@@ -1,4 +1,4 @@
-"""Answer one question: which readers of untrusted bytes are fuzzed?"""
+"""The list of readers of untrusted bytes that are fuzzed."""
 
 from __future__ import annotations
 

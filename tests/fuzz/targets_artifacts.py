@@ -1,4 +1,4 @@
-"""Answer one question: what must hold for artifacts, stores and profiles, fed with anything?"""
+"""Fuzz targets: artifacts, stores and device profiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answer one question: what must hold for the readers of weight files, fed with anything?"""
+"""Fuzz targets: the readers of weight files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold for configs, indexes and pre-quantized weights, whatever they are fed with."""
+"""Fuzz targets: configs, indexes and pre-quantized weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answer one question: what must hold for what servers send, whatever they send?"""
+"""Fuzz targets: the answers of servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answer one question: what must hold for tokenizers and chat templates, fed with anything?"""
+"""Fuzz targets: tokenizers and chat templates."""
 
 from __future__ import annotations
 

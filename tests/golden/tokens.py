@@ -1,4 +1,4 @@
-"""Answer one question: on which tokens are families compared with Hugging Face transformers?
+"""The tokens on which families are compared with Hugging Face transformers.
 
 The tiny checkpoints have windows of 24 keys and original context lengths of 64; 200 tokens go
 past both. In pieces, the second crosses 64 and the rest are single tokens.

@@ -1,4 +1,4 @@
-"""Answer one question: which model says exactly what a test tells it to?"""
+"""A model that writes exactly what a test tells it to."""
 
 from __future__ import annotations
 

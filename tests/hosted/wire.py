@@ -1,4 +1,4 @@
-"""Answer one question: which bytes go over a socket when nothing tidies them up?"""
+"""HTTP requests and answers as plain bytes over a socket."""
 
 from __future__ import annotations
 

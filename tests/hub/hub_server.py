@@ -1,6 +1,6 @@
-"""Answer one question: what does the Hub say over HTTP, and how does it say it badly?
+"""A small Hub server on the loopback address, with faults that tests choose.
 
-A server on the loopback address that speaks the part of the Hub's API that the real
+It speaks the part of the Hub's API that the real
 huggingface_hub and edgekit use: model info with sizes and hashes, the tree, HEAD and GET of
 files with etag, commit and ranges, large files redirected to a second host. Every request is
 logged with the number of bytes that were sent for it.

@@ -76,7 +76,7 @@ def test_a_tree_that_makes_no_sense_is_refused(hub, body):
         "siblings": [{"rfilename": sibling["rfilename"]} for sibling in info["siblings"]],
     }
     hub.faults.answers = lambda a: Answer(200, body) if "/tree/" in a.path else None
-    assert error_of().what == "owner/name: the Hub's answer makes no sense (list of files)"
+    assert error_of().what == "owner/name: the Hub's answer is not valid (list of files)"
 
 
 def test_one_weight_file_needs_no_index(hub):
@@ -179,7 +179,9 @@ def test_offline_uses_the_cache_and_asks_nobody(hub, monkeypatch):
 def test_offline_without_the_model_says_so(hub, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     error = error_of()
-    assert error.what == "owner/name: not in the local cache, and the Hub must not be asked"
+    assert (
+        error.what == "owner/name: not in the local cache, and offline mode forbids asking the Hub"
+    )
     assert error.do.startswith("Unset HF_HUB_OFFLINE")
     assert hub.log == []
 

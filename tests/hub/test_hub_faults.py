@@ -50,7 +50,7 @@ def test_a_wrong_size_is_found(hub, tmp_path, change):
     hub.faults.served[SHARD] = right + b"x" if change == "longer" else right[:-1]
     error = error_of()
     if change == "longer":
-        assert error.what == f"owner/name: the Hub's answer makes no sense ({SHARD})"
+        assert error.what == f"owner/name: the Hub's answer is not valid ({SHARD})"
         assert error.got == f"more than {len(right)} bytes"
     else:
         assert error.what.startswith(f"owner/name: {SHARD}: the size in bytes is not what the Hub")
@@ -170,7 +170,7 @@ def test_a_bomb_ends_at_the_size_that_was_stated(hub, tmp_path):
     hub.faults.answers = lambda a: (
         Answer(200, bomb, {"Content-Encoding": "gzip"}) if a.file == "config.json" else None
     )
-    assert error_of().what == "owner/name: the Hub's answer makes no sense (config.json)"
+    assert error_of().what == "owner/name: the Hub's answer is not valid (config.json)"
     assert not list(blobs(tmp_path).iterdir())
 
 
@@ -181,7 +181,7 @@ def test_what_is_packed_twice_or_tighter_is_not_unpacked(hub, packing):
         Answer(200, bomb, {"Content-Encoding": packing}) if a.file == "config.json" else None
     )
     error = error_of()
-    assert error.what == "owner/name: the Hub's answer makes no sense (config.json)"
+    assert error.what == "owner/name: the Hub's answer is not valid (config.json)"
     assert error.got == f"encoding {packing}"
 
 
@@ -201,7 +201,7 @@ def test_a_hub_that_is_down_is_explained(hub, monkeypatch):
 @pytest.mark.parametrize("address", ["nonsense", "ftp://x", "http://", "http://x:port", "http://["])
 def test_an_endpoint_that_is_no_address_is_refused(hub, monkeypatch, address):
     monkeypatch.setenv("HF_ENDPOINT", address)
-    assert error_of().what == "HF_ENDPOINT is no address"
+    assert error_of().what == "HF_ENDPOINT is not an address"
 
 
 def test_the_token_is_never_shown(hub, monkeypatch):

@@ -48,7 +48,7 @@ def _no_sha(info):
 def test_a_listing_that_makes_no_sense_is_refused(hub, edit, got):
     hub.faults.edit_info = edit
     error = error_of()
-    assert error.what == "owner/name: the Hub's answer makes no sense (list of files)"
+    assert error.what == "owner/name: the Hub's answer is not valid (list of files)"
     assert error.got == got
 
 
@@ -95,7 +95,7 @@ def test_no_listing_escapes_the_folder_or_our_errors(hub, data):
 )
 def test_an_answer_that_is_not_json_is_refused(hub, body):
     hub.faults.answers = lambda asked: Answer(200, body)
-    assert "makes no sense" in error_of().what
+    assert "is not valid" in error_of().what
 
 
 @pytest.mark.parametrize(

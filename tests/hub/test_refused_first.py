@@ -74,7 +74,7 @@ def test_a_damaged_tokenizer_downloads_no_weight(hub, tmp_path):
 
 
 def test_what_optimum_refuses_downloads_no_weight(hub, tmp_path):
-    with pytest.raises(UsageError, match="scheme for --via optimum"):
+    with pytest.raises(UsageError, match="--via optimum cannot write this scheme"):
         export_via_optimum("owner/name", "int4", tmp_path / "out")
     with pytest.raises(UsageError, match="optimum's graph; got 257"):
         export_via_optimum("owner/name", "fp32", tmp_path / "out", context_length=257)

@@ -134,7 +134,7 @@ def is_running(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("lines", "wanted"),
     [
-        ([], "nothing was said"),
+        ([], "no output"),
         (["", "working", " "], "working"),
         (["Traceback", "  raise X", "ValueError: no", "hint: wait"], "ValueError: no"),
         (["ERROR: one", "a.b.SomeError: two", "later"], "a.b.SomeError: two"),

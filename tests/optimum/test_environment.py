@@ -130,7 +130,7 @@ def test_what_is_not_whole_is_not_taken(home, damage):
     if damage != "no marker":
         text = "{" if damage == "no json" else json.dumps({"versions": {}})
         (folder / MARKER).write_text(text)
-    with pytest.raises(ExportError, match="the environment of optimum is not there"):
+    with pytest.raises(ExportError, match="the environment of optimum does not exist"):
         open_environment(print, may_create=False)
     if damage != "no modules":
         return

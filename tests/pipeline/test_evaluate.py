@@ -77,7 +77,7 @@ def test_one_call_gives_suites_and_divergence(pocket_artifacts, monkeypatch):
 
 
 def test_a_quantized_artifact_is_no_float_model(pocket_artifacts):
-    with pytest.raises(UsageError, match="is no float model; got int8-g32"):
+    with pytest.raises(UsageError, match="is not a float model; got int8-g32"):
         run_float_model(pocket_artifacts["onnx-int8"].path, [[1, 2]])
 
 

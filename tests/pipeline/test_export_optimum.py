@@ -258,11 +258,12 @@ def test_what_optimum_does_not_know_is_refused_before_the_environment_is_made(
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        (["--via", "magic"], "unknown --via"),
-        (["--via", "optimum", "--format", "mlx"], "format for --via optimum"),
-        (["--via", "optimum", "--format", "all"], "format for --via optimum"),
-        (["--via", "optimum", "--method", "rtn"], "--method or --no-fold with --via optimum"),
-        (["--via", "optimum", "--scheme", "int8"], "scheme for --via optimum"),
+        (["--via", "magic"], "unknown value of --via"),
+        (["--via", "optimum", "--format", "mlx"], "--via optimum cannot write this format"),
+        (["--via", "optimum", "--format", "all"], "--via optimum cannot write this format"),
+        (["--via", "optimum", "--method", "rtn"], "--method cannot be used with --via optimum"),
+        (["--via", "optimum", "--no-fold"], "--no-fold cannot be used with --via optimum"),
+        (["--via", "optimum", "--scheme", "int8"], "--via optimum cannot write this scheme"),
     ],
 )
 def test_a_request_that_the_route_does_not_offer_is_a_usage_error(

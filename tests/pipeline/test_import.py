@@ -67,7 +67,7 @@ def test_the_commands_say_what_was_imported(edgekit_cli, tmp_path):
     assert data["prequantized"] == {"compressed-tensors int4-g32": 14}
     assert "compressed-tensors int4-g32" in data["dtypes"]
     said = edgekit_cli("export", folder, "--format", "mlx", "--out", tmp_path / "out")
-    assert "14 matrices imported as they are from compressed-tensors int4-g32" in said.err
+    assert "14 matrices imported unchanged from compressed-tensors int4-g32" in said.err
 
 
 def test_lines_count_what_became_of_the_codes(tmp_path):

@@ -183,7 +183,7 @@ def test_another_oracle_is_a_usage_error_before_anything_runs(tiny_artifacts, ed
     said = edgekit_cli("verify", tiny_artifacts["mlx-int4"].path, "--oracle", "delphi")
     assert said.code == 2
     assert said.parts() == {
-        "what": "unknown --oracle", "got": "'delphi'", "wanted": "optimum",
+        "what": "unknown value of --oracle", "got": "'delphi'", "wanted": "optimum",
     }  # fmt: skip
     with pytest.raises(UsageError):
         check_oracle("", [])

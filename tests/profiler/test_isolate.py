@@ -67,11 +67,11 @@ def test_an_edgekit_error_comes_back_with_its_text():
 @pytest.mark.parametrize(
     ("task", "kind", "text"),
     [
-        ("fail", FailureKind.CRASHED, "exit status 1; last words: RuntimeError: the bits fell out"),
+        ("fail", FailureKind.CRASHED, "status 1; last output: RuntimeError: the bits fell out"),
         ("leave", FailureKind.CRASHED, "exit status 7"),
         ("no_such_task", FailureKind.CRASHED, "has no attribute 'no_such_task'"),
         ("bad_number", FailureKind.CRASHED, "not JSON compliant"),
-        ("kill_itself", FailureKind.KILLED, "ended by SIGKILL, often for lack of memory"),
+        ("kill_itself", FailureKind.KILLED, "ended by SIGKILL, often because memory ran out"),
         ("abort", FailureKind.KILLED, "ended by SIGABRT"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Answer one question: what does a report hold that shows every table and chart?"""
+"""A report that shows every table and chart."""
 
 from __future__ import annotations
 

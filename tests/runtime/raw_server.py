@@ -1,4 +1,4 @@
-"""Answer one question: which server answers with exactly these bytes, or worse?"""
+"""A server that answers with exactly the bytes that a test gives, or breaks off."""
 
 from __future__ import annotations
 

@@ -289,7 +289,7 @@ def damage_state(spec: Any) -> None:
     [
         (damage_op, "got erf"),
         (damage_parameter, "perm"),
-        (damage_operand, "without; got x"),
+        (damage_operand, "parameters are missing; got x"),
         (damage_name, "nobody"),
         (damage_offset, "blob at 128"),
         (damage_scale, "blob at"),

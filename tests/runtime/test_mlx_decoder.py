@@ -172,7 +172,7 @@ class TestDamage:
     def test_weights_cut_off(self, artifact):
         path = artifact.path / "model.safetensors"
         path.write_bytes(path.read_bytes()[:-1])
-        self.refuse(artifact, "data cut off")
+        self.refuse(artifact, "data is cut off")
 
     def test_weights_absent(self, artifact):
         (artifact.path / "model.safetensors").unlink()

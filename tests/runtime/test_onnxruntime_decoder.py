@@ -123,7 +123,7 @@ def test_rewinding_forgets_what_came_after(artifact):
     got = decoder.forward(other[20:], n_past=20, n_logits=10)
     wanted = reference_logits(TINY_SPEC, "int4", other)[20:]
     assert error_in_std(got, wanted) < FLOAT_TOLERANCE
-    with pytest.raises(UsageError, match="n_past beyond the cache"):
+    with pytest.raises(UsageError, match="n_past is beyond the cache"):
         decoder.forward([1], n_past=31)
 
 

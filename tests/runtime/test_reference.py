@@ -228,7 +228,7 @@ def test_rewinding_forgets_later_positions(source):
     fresh = ReferenceDecoder.from_source(source, np.float64)
     expected = all_logits(fresh, IDS[:20] + other)[-3:]
     np.testing.assert_allclose(found, expected, atol=CHUNK_TOLERANCE)
-    with pytest.raises(UsageError, match="n_past beyond the cache"):
+    with pytest.raises(UsageError, match="n_past is beyond the cache"):
         decoder.forward([1], n_past=24)
 
 

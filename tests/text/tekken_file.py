@@ -1,4 +1,4 @@
-"""Answer one question: what does a small tekken.json look like?
+"""A small tekken.json.
 
 The layout of the published files, with the vocabulary that the other small tokenizers have.
 """

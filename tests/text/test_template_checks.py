@@ -40,7 +40,7 @@ def encode(tmp_path):
     ],
 )
 def test_a_question_left_out_is_refused(encode, source, messages):
-    with pytest.raises(CheckpointError, match="leaves out what the user says"):
+    with pytest.raises(CheckpointError, match="leaves out the user's message"):
         encode(source, messages)
 
 

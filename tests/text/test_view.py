@@ -1,4 +1,4 @@
-"""One view of all text files: where an answer ends, and which tokens the model has no row for."""
+"""One view of all text files: where an answer ends, and which tokens have no row."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_an_end_that_no_file_states_as_an_id_is_told(tmp_path):
 )
 def test_a_named_end_token_that_is_no_token_is_refused(tmp_path, files, got):
     error = refusal(with_template(tmp_path, CHATML, **files), 1 << 20)
-    assert "the named end token is no token of the model" in error.what
+    assert "the named end token is not a token of the model" in error.what
     assert got in error.got
     assert "eos_token in tokenizer_config.json" in error.do
 
@@ -142,7 +142,7 @@ def test_a_template_that_writes_ids_without_a_row_is_refused(tmp_path):
     folder = with_template(tmp_path, CHATML)
     start = Tokenizer.open(folder).token_id("<|im_start|>")
     error = refusal(folder, start)
-    assert "the chat template writes tokens that the model has no row for" in error.what
+    assert "the chat template writes tokens without a row in the embedding" in error.what
     assert f"'<|im_start|>' ({start}), '<|im_end|>' ({start + 1})" in error.got
 
 
@@ -160,7 +160,7 @@ def test_added_tokens_without_a_row_that_nothing_needs_are_told(tmp_path):
 
 def test_a_vocabulary_without_rows_is_that_of_another_model(tmp_path):
     error = refusal(write_family("qwen3", tmp_path), 500)
-    assert "the tokenizer has tokens that the model has no row for" in error.what
+    assert "the tokenizer has tokens without a row in the embedding" in error.what
     assert error.wanted == "ids below 500, the rows of the embedding"
 
 

@@ -1,7 +1,7 @@
-"""Answer one question: how is the tokenizer of each family built?
+"""Small tokenizers with the structure of each family's published one.
 
-Small tokenizers with the structure of the published ones: kind of model, normalizer, split
-pattern, decoder, what is put around a text, and the added tokens with their flags. Vocabulary
+The structure is: kind of model, normalizer, split pattern, decoder, the tokens put around a text,
+and the added tokens with their flags. Vocabulary
 and chat templates are made here; the names of control tokens and the patterns are facts about the
 families.
 """

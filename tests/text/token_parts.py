@@ -1,4 +1,4 @@
-"""Answer one question: of which parts is a tokenizer.json put together?"""
+"""The parts of a tokenizer.json, as functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answer one question: on which texts and chats are tokenizers compared?"""
+"""The texts and chats on which tokenizers are compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answer one question: which merges do the small tokenizers of the tests have?
+"""The merges of the small tokenizers of the tests.
 
 Byte-pair merges trained here, in plain Python, on a text written for it: the same everywhere and
 for ever, whatever the tokenizers library's own trainer does.

@@ -1,12 +1,12 @@
-"""What llama.cpp calls a model, its settings and its tensors, in Hugging Face's terms.
+"""Architectures of GGUF files: llama.cpp's names of models, settings and tensors, translated.
 
-An ``Architecture`` is data: the ``model_type`` it stands for, how its tensors are called there, and
-which metadata key is which key of config.json. A few architectures need a function on top, for what
-no table says. Every key of the architecture is taken, found to say nothing, or refused by name.
+An ``Architecture`` is data: its ``model_type``, its names of tensors, and which metadata key is
+which key of config.json. A few architectures also need a function, for facts that no table can
+express. Every key of the architecture is used, found to change nothing, or refused by name.
 
 Source: https://github.com/ggml-org/llama.cpp, conversion/*.py (what the converter writes),
 gguf-py/gguf/constants.py and tensor_mapping.py (names), src/models/*.cpp (defaults, and which
-layers slide), src/llama-model.cpp (``llama_model_rope_type``).
+layers have a sliding window), src/llama-model.cpp (``llama_model_rope_type``).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ _TOKENS: Final[Mapping[str, str]] = {
 # Keys of an architecture that its decoder does not read.
 _NOT_READ: Final = (
     "vocab_size",  # the rows of the embedding say it
-    "tensor_data_layout",  # a text from the time before GGUF had versions
+    "tensor_data_layout",  # left over from the time before GGUF had versions
     "rope.dimension_sections",  # positions in a picture; those of a text are all the same
     "n_deepstack_layers",  # where a picture comes in
 )
@@ -134,7 +134,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What one name in ``general.architecture`` stands for.
+    """What one name in ``general.architecture`` means.
 
     Attributes:
         model_type: The family that reads the result.
@@ -155,7 +155,7 @@ class Architecture:
     finish: Callable[[Header, dict[str, Any]], None] | None = None
 
     def undo(self, part: str, head_width: int, factor: float) -> Undo:
-        """Say what the converter did to a tensor of a layer, by its name there."""
+        """Give what the converter did to a tensor of a layer, by its name there."""
         is_moved = self.interleaves_heads and part in ("attn_q", "attn_k")
         return Undo(
             head_width or None if is_moved else None,  # the family says what is wrong with 0
@@ -176,7 +176,7 @@ def read_config(
         file: The file, or the first part of a split one.
         tensors: All tensors, those of other parts included.
         ignore_keys: Keys that pass whatever their value is.
-        notes: Takes what is said aloud about keys that were ignored.
+        notes: Gets the notes about keys that were ignored.
 
     Raises:
         UnsupportedArchError: No family computes that architecture.
@@ -193,7 +193,7 @@ def read_config(
             f"{file.path}: general.architecture",
             got=repr(name)[:80] + ("" if kind == "model" else f", a file of type {kind!r:.40}"),
             wanted=", ".join(sorted(ARCHITECTURES)),
-            do="Take the original checkpoint of this model instead of the GGUF file.",
+            do="Use the original checkpoint of this model instead of the GGUF file.",
         )
     prefix = f"{name}."
     found = RawConfig(_values(file, prefix), str(file.path))
@@ -205,7 +205,7 @@ def read_config(
     # The other keys say who made the file and how, and hold the vocabulary.
     found.ignore(key for key in found if not key.startswith(prefix))
     found.ignore(prefix + key for key in _NOT_READ)
-    # A count, a flag or a factor of nothing, such as expert_count 0, says that there is none.
+    # A count, a flag or a factor that means "none", such as expert_count 0, changes nothing.
     found.ignore(key for key, value in found.items() if value in _NEUTRAL)
     found.expect(f"{prefix}attention.causal", wanted=True, default=True)
     found.finish()
@@ -279,7 +279,7 @@ def _as_list(ids: int | list[int]) -> list[int]:
 
 
 def head_width_of(config: Mapping[str, Any]) -> int:
-    """Give the values of a head; 0 where the config does not say it."""
+    """Give the width of a head; 0 if the config does not say it."""
     n_heads, width = config.get("num_attention_heads"), config.get("hidden_size")
     derived = width // n_heads if n_heads and width and n_heads > 0 else 0
     return int(config.get("head_dim") or derived)
@@ -302,9 +302,9 @@ def _finish_gemma3(header: Header, config: dict[str, Any]) -> None:
 
 
 def _gemma_scalar(config: Mapping[str, Any], *, n_layers_of_27b: int) -> float:
-    """Give what the scores are divided by the root of, which the file does not say.
+    """Give ``query_pre_attn_scalar``, which the file does not say.
 
-    llama.cpp knows the one size whose heads are not as wide as that by its number of layers.
+    It is the head width, except in the 27B model, which llama.cpp knows by its number of layers.
     """
     if config.get("num_hidden_layers") == n_layers_of_27b and config.get("num_attention_heads"):
         return float(config.get("hidden_size", 0) // config["num_attention_heads"])
@@ -340,7 +340,7 @@ def _finish_exaone4(header: Header, config: dict[str, Any]) -> None:
 def _finish_phi3(header: Header, config: dict[str, Any]) -> None:
     config["sliding_window"] = header.take("attention.sliding_window", int, 0) or None
     original = config.get("rope_scaling", {}).get("original_max_position_embeddings")
-    config["original_max_position_embeddings"] = original  # the family looks beside the section
+    config["original_max_position_embeddings"] = original  # the family reads it outside the section
 
 
 def _finish_granite(header: Header, config: dict[str, Any]) -> None:
@@ -364,7 +364,7 @@ _GRANITE_KEYS: Final[Mapping[str, str]] = {
     "logit_scale": "logits_scaling",
 }
 _GELU: Final[Mapping[str, Any]] = {"hidden_act": None, "hidden_activation": "gelu_pytorch_tanh"}
-# The family has these biases without being told.
+# The family expects these biases without a config key.
 _QWEN2: Final[Mapping[str, Any]] = {"attention_bias": False}
 
 ARCHITECTURES: Final[Mapping[str, Architecture]] = {

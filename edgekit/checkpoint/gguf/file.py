@@ -1,9 +1,9 @@
-"""A GGUF file as a checkpoint: config, weights and text files out of the one file.
+"""A GGUF file as a checkpoint: config, weights and text files read from one file.
 
-The metadata become the keys of a config.json (architectures.py), the tensors get Hugging Face's
-names so that a family reads them like any other (weights.py), and the vocabulary becomes the
-tokenizer files of a model folder (tokenizer.py). A model that is split over several files is read
-from all of them, whichever is named.
+The metadata become the keys of a config.json (architectures.py). The tensors get Hugging Face's
+names, so that a family reads them like those of a folder (weights.py). The vocabulary becomes the
+tokenizer files of a model folder (tokenizer.py). The user may name any part of a model that is
+split over several files; all parts are read.
 
 Source: https://github.com/ggml-org/ggml, docs/gguf.md, and
 https://github.com/ggml-org/llama.cpp, tools/gguf-split (split files).
@@ -47,7 +47,7 @@ _PART: Final = re.compile(r"(?P<name>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]
 _MAX_PARTS: Final = 1 << 10
 _MAX_LICENSE: Final = 80
 _FROM_BESIDE: Final = frozenset(TEXT_NAMES) - {CONFIG_NAME}
-# What a converter stores although it follows from the settings.
+# Tensors that a converter stores although they follow from the settings.
 _COMPUTED: Final = ("rope_freqs", "attn_rot_embd")
 
 
@@ -195,13 +195,13 @@ def _check_parts(parts: list[GgufFile]) -> None:
     for number, part in enumerate(parts):
         count = part.metadata.get("split.count", 1)
         said = part.metadata.get("split.no", number)
-        # A file that was not split says nothing, or that it has 0 or 1 parts.
+        # A file that was not split has no such key, or says that it has 0 or 1 parts.
         if (count or 1, said) != (len(parts), number):
             raise CheckpointError(
                 f"{part.path}: part of a split model",
                 got=f"split.no {said}, split.count {count}, by its metadata",
                 wanted=f"split.no {number}, split.count {len(parts)}, by its name",
-                do="Give the file the name that it was published under, beside the other parts.",
+                do="Give the file the name that it was published under, next to the other parts.",
             )
 
 
@@ -210,7 +210,7 @@ def _join_tensors(parts: list[GgufFile]) -> Mapping[str, GgufTensor]:
     for part in parts:
         for name, tensor in part.tensors.items():
             if name in joined:
-                raise CheckpointError(f"{part.path}: tensor of another part again", got=name)
+                raise CheckpointError(f"{part.path}: a tensor of two parts", got=name)
             joined[name] = tensor
     wanted = parts[0].metadata.get("split.tensors.count", len(joined))
     if wanted != len(joined):
@@ -243,7 +243,7 @@ def _read_weights(
             continue
         ours, part = named or (name, "")
         if ours in weights:
-            raise CheckpointError(f"{tensor.file.path}: two tensors are {ours}", got=name)
+            raise CheckpointError(f"{tensor.file.path}: two tensors have the name {ours}", got=name)
         undo = architecture.undo(part, head_width, _scale_of(name, stored))
         weights[ours] = open_weight(tensor, ours, undo)
     if left_out:
@@ -257,7 +257,7 @@ def _is_computed(name: str) -> bool:
 
 
 def _scale_of(name: str, stored: Mapping[str, GgufTensor]) -> float:
-    """Give the second scale of a tensor, which llama.cpp keeps beside it for NVFP4 and BitNet."""
+    """Give the second scale of a tensor, a tensor of its own in NVFP4 and BitNet files."""
     base, _, kind = name.rpartition(".")
     tensor = stored.get(f"{base}.scale") if kind == "weight" else None
     if tensor is None:

@@ -1,9 +1,9 @@
-"""Which rope section of config.json the metadata and rope tables of a GGUF file stand for.
+"""The position encoding of a GGUF file, as the rope section of a config.json.
 
-llama.cpp stores what the ``llama3`` scaling divides each frequency by instead of its four numbers.
-The published models differ in ``factor`` only, which is the largest of the table. A table that does
-not follow from it and the usual other three is kept as it is: LongRoPE with the same divisors for
-short and long contexts.
+Instead of the four numbers of the ``llama3`` scaling, llama.cpp stores a table of the divisors of
+each frequency. The published models differ only in ``factor``, the largest divisor in the table. A
+table that does not follow from this factor and the usual other three numbers is kept unchanged, as
+LongRoPE with the same divisors for short and long contexts.
 
 Source: https://github.com/ggml-org/llama.cpp, conversion/base.py (``set_gguf_parameters``),
 conversion/llama.py (``rope_freqs``), conversion/phi.py (LongRoPE), src/llama-context.cpp (what the

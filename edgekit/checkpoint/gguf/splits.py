@@ -1,8 +1,8 @@
-"""How a byte-level tokenizer of a GGUF file cuts text before it merges, by its name there.
+"""How the byte-level tokenizers of GGUF files split text before merging, by their names.
 
-``tokenizer.ggml.pre`` is a name, and what it means stands in llama.cpp's source and in the
-tokenizer.json of the model that the name is taken from. Where these two differ (Unicode is
-normalized first, or not), the model's own counts: that is what it was trained with.
+``tokenizer.ggml.pre`` is only a name. Its meaning is in llama.cpp's source, and in the
+tokenizer.json of the model after which it is named. Where the two differ (such as in whether
+Unicode is normalized first), the model's tokenizer.json is followed: the model was trained with it.
 
 Source: https://github.com/ggml-org/llama.cpp, src/llama-vocab.cpp (``llm_tokenizer_bpe`` and
 ``llama_vocab::impl::load``), where the original expressions are quoted.
@@ -20,12 +20,12 @@ _REST: Final = rf" ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|{_GPT2_END}"
 
 
 def _words(numbers: str) -> str:
-    """Give the expression that OpenAI's cl100k began, with another idea of numbers each."""
+    """Give an expression like that of OpenAI's cl100k; ``numbers`` says how numbers are split."""
     return rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{numbers}|{_REST}"
 
 
 def _cased(numbers: str, contractions: str = "") -> str:
-    """Give the expression that OpenAI's o200k began: words are cut before a capital letter."""
+    """Give an expression like that of OpenAI's o200k: words are split before a capital letter."""
     upper, lower = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
     before = r"[^\r\n\p{L}\p{N}]?"
     return (
@@ -36,14 +36,14 @@ def _cased(numbers: str, contractions: str = "") -> str:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """How text is cut and what else the name says.
+    """How a tokenizer splits text, and the other settings that its name implies.
 
     Attributes:
-        patterns: Expressions, each of which cuts the pieces of the one before.
-        has_gpt2: Whether GPT-2's expression comes last.
-        digits: Whether each digit is cut off before all that.
+        patterns: Expressions, each of which splits the pieces of the one before.
+        has_gpt2: Whether GPT-2's expression is used last.
+        digits: Whether each digit is split off first.
         is_composed: Whether Unicode is composed first (NFC).
-        ignores_merges: Whether a piece that is a token is that token, whatever the merges say.
+        ignores_merges: Whether a piece that is itself a token is not merged from parts.
         adds_bos: Whether a text begins with the begin token where the file does not say.
     """
 
@@ -114,7 +114,7 @@ _FALCON: Final = Split(
         "[0-9][0-9][0-9]",
     )
 )
-# Files from before the key: llama.cpp splits them so, whatever the model was trained with.
+# For files older than the key: llama.cpp splits them this way, whatever the model was trained with.
 _UNNAMED: Final = Split(
     (
         r"[\p{P}\$\+<=>\^~\|]+",

@@ -1,9 +1,10 @@
 """The tokenizer, chat templates and end tokens of a GGUF file, as the files of a model folder.
 
-A GGUF file holds the vocabulary, with a score or merges, and says by names how text is prepared:
-``gpt2`` is byte-level BPE, cut as ``tokenizer.ggml.pre`` names it (splits.py); ``llama`` is
-SentencePiece's BPE, whose merges follow from the scores. Where transformers' reading of a file and
-the encoder that the model was trained with differ, it is the latter (docs/gguf.md lists where).
+A GGUF file holds the vocabulary, with scores or merges, and names for how text is prepared.
+``gpt2`` is byte-level BPE, with the split that ``tokenizer.ggml.pre`` names (splits.py). ``llama``
+is SentencePiece's BPE, whose merges follow from the scores. Where transformers reads a file
+differently from the encoder that the model was trained with, the encoder is followed (docs/gguf.md
+lists these cases).
 
 Source: https://github.com/ggml-org/llama.cpp, conversion/base.py (what is written) and
 src/llama-vocab.cpp (defaults, token types, names of end tokens); transformers 5.23,
@@ -40,20 +41,20 @@ _ROLES: Final[Mapping[str, str]] = {
     "pad_token": "padding_token_id",
 }
 _END_KEYS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")
-# What llama.cpp takes where a file of SentencePiece's kind does not say.
+# What llama.cpp assumes where a SentencePiece file does not say.
 _LLAMA_IDS: Final[Mapping[str, int]] = {
     "bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0,
 }  # fmt: skip
-# What llama.cpp takes for the end of an answer by name. A file often names the end of a document or
-# of a turn alone, and models write either.
+# Names of tokens that llama.cpp accepts as the end of an answer. A file often names only the end of
+# a document or only the end of a turn, and models write either.
 _ENDS: Final = (
     "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<turn|>",
     "<end_of_utterance>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<|tool_response>",
     "<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "</s>", "<eos>",
     "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
 )  # fmt: skip
-# What ends a file that a model of code fills in: padding, the next repository, the next file. The
-# key of the metadata that says it, and the names that count where the key is absent.
+# Tokens that end a file which a code model fills in: padding, the next repository, the next file.
+# Key of the metadata that states the token -> names that are used where the key is absent.
 _FILL_ENDS: Final[Mapping[str, tuple[str, ...]]] = {
     "fim_pad_token_id": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
     "fim_rep_token_id": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
@@ -66,10 +67,10 @@ _FILL_PARTS: Final = (
     "<|suffix|>", "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<\uff5cfim\u2581end\uff5c>",
     "<MID>", "\u2581<MID>", "<|code_middle|>", "<|middle|>",
 )  # fmt: skip
-# Control tokens by name, whatever type a converter gave them.
+# Names of control tokens; they are control tokens whatever type a converter gave them.
 _CONTROL_NAMES: Final = frozenset((*_ENDS, *chain(*_FILL_ENDS.values()), *_FILL_PARTS))
-# A name that ends no answer in a vocabulary that has all of some others: "<|end|>" ends a part of
-# an answer in those of gpt-oss and Solar, and "</s>" is text in that of Gemma 4.
+# A name that does not end an answer if the vocabulary also has all of these other tokens: "<|end|>"
+# ends a part of an answer in gpt-oss and Solar, and "</s>" is text in Gemma 4.
 _NO_ENDS_BESIDE: Final = (
     ("<|end|>", {"<|return|>", "<|call|>"}),
     ("<|end|>", {"<|return|>", "<|calls|>"}),
@@ -83,7 +84,7 @@ _PHI3_KEEPS_SPACE: Final = ("<unk>", "<s>", "<|endoftext|>")
 
 
 class _Type(IntEnum):
-    """What a token is; the numbers of ``tokenizer.ggml.token_type``."""
+    """Types of tokens; the numbers are those of ``tokenizer.ggml.token_type``."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -112,9 +113,9 @@ class _Vocabulary:
         return [i for i, kind in enumerate(self.types) if kind in types]
 
     def special_ids(self) -> set[int]:
-        """Give the ids of tokens that are no text: control tokens, and what a role names.
+        """Give the ids of tokens that are not text: control tokens, and tokens that have a role.
 
-        A padding token that is a piece of text, as some conversions have it, stays text.
+        A padding token that is a piece of text, as in some conversions, stays text.
         """
         special = set(self.ids_of(_Type.CONTROL, _Type.UNKNOWN))
         for key, token_id in self.roles.items():
@@ -130,7 +131,7 @@ def has_tokenizer(file: GgufFile) -> bool:
 
 
 def why_unreadable(file: GgufFile) -> str | None:
-    """Say which kind of tokenizer edgekit does not read, or None if it reads this one."""
+    """Name the kind of a tokenizer that edgekit does not read; None if it reads this one."""
     model, pre = (file.metadata.get(f"{_KEY}{key}") for key in ("model", "pre"))
     if model == "llama":
         return None
@@ -159,7 +160,7 @@ def text_contents(file: GgufFile) -> dict[str, str]:
             f"{file.path}: tokenizer",
             got=reason,
             wanted=f"{_KEY}model llama, or gpt2 with {_KEY}pre one of {', '.join(SPLITS)}",
-            do="Put the tokenizer files of the original model beside the file.",
+            do="Copy the tokenizer files of the original model next to the file.",
         )
     vocabulary = _read_vocabulary(file)
     is_bpe = file.metadata[f"{_KEY}model"] == "gpt2"
@@ -192,7 +193,7 @@ def _json(value: Mapping[str, Any]) -> str:
 
 
 def _templates(file: GgufFile) -> dict[str, str]:
-    """Give the chat template, and named ones where they lie in a model folder."""
+    """Give the chat template and the named ones, by their file names in a model folder."""
     texts: dict[str, str] = {}
     for key, value in file.metadata.items():
         name = key.removeprefix(f"{_TEMPLATE}.")
@@ -222,7 +223,7 @@ def _read_vocabulary(file: GgufFile) -> _Vocabulary:
     texts = file.texts(_TOKENS)
     if not 0 < len(texts) <= MAX_TOKENS:
         raise _fault(file, _TOKENS, f"{len(texts)} tokens", f"1 to {MAX_TOKENS}")
-    texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(texts)]  # as llama.cpp calls them
+    texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(texts)]  # llama.cpp's name for them
     longest = max(range(len(texts)), key=lambda i: len(texts[i]))
     if len(texts[longest].encode()) > MAX_TOKEN_BYTES:
         raise _fault(file, _TOKENS, f"token {longest} is longer than that", f"{MAX_TOKEN_BYTES}")
@@ -281,10 +282,10 @@ def _byte_level(file: GgufFile, vocabulary: _Vocabulary) -> dict[str, Any]:
 
 
 def _n_in_model(vocabulary: _Vocabulary) -> int:
-    """Say how many tokens are the model's own; added ones after them get their ids by counting.
+    """Give the number of tokens in the model's own vocabulary; added ones follow them by id.
 
-    A published tokenizer lists its added tokens behind the vocabulary, so that no piece of text can
-    become one. Where others lie between them, all stay in the vocabulary, which keeps their ids.
+    A published tokenizer lists its added tokens after the vocabulary, so that no piece of text can
+    become one. If other tokens are between them, all stay in the vocabulary, to keep their ids.
     """
     is_added = [kind in (_Type.CONTROL, _Type.USER_DEFINED) for kind in vocabulary.types]
     n_all = len(is_added)
@@ -298,7 +299,7 @@ def _n_in_model(vocabulary: _Vocabulary) -> int:
 
 
 def _read_merges(file: GgufFile, ids: Mapping[str, int]) -> list[list[str]]:
-    """Read the pairs that are put together, in the order in which that is done."""
+    """Read the pairs that are merged, in the order of merging."""
     if _MERGES not in file.metadata:
         raise _fault(file, _MERGES, "no such key", "the merges of a byte-level tokenizer")
     merges: list[list[str]] = []
@@ -320,7 +321,7 @@ def _sentencepiece(file: GgufFile, vocabulary: _Vocabulary) -> dict[str, Any]:
     is_gemma, is_phi3 = name.startswith("gemma"), name == "phi3"
     texts = list(vocabulary.texts)
     if is_gemma:
-        # llama.cpp writes runs of spaces as such; pieces of text have the mark instead.
+        # llama.cpp writes runs of spaces as spaces; pieces of text have the mark instead.
         texts = [_SPACE * len(t) if t.strip(" ") == "" else t for t in texts]
     vocabulary = _Vocabulary(texts, _spaces_as_text(vocabulary, is_gemma), vocabulary.roles)
     adds_space = not is_gemma and file.metadata.get(f"{_KEY}add_space_prefix", True) is True
@@ -372,7 +373,7 @@ def _sentencepiece(file: GgufFile, vocabulary: _Vocabulary) -> dict[str, Any]:
 
 
 def _spaces_as_text(vocabulary: _Vocabulary, is_gemma: bool) -> list[int]:
-    """Give the types, where Gemma's runs of spaces are pieces of text like others."""
+    """Give the types of tokens; Gemma's runs of spaces are ordinary pieces of text."""
     if not is_gemma:
         return list(vocabulary.types)
     return [
@@ -384,9 +385,9 @@ def _spaces_as_text(vocabulary: _Vocabulary, is_gemma: bool) -> list[int]:
 def _derive_merges(
     file: GgufFile, vocabulary: _Vocabulary, ids: Mapping[str, int], *, by_id: bool
 ) -> list[list[str]]:
-    """Give all ways to put a piece together from two, the best piece first.
+    """Give all ways to merge two pieces into one, the best piece first.
 
-    SentencePiece puts together what gives the piece of the highest score. Gemma's scores do not
+    SentencePiece merges the pair that gives the piece of the highest score. Gemma's scores do not
     follow that order, and its ids do (transformers, ``gemma_tokenizer``).
     """
     scores = file.numbers(_SCORES).tolist() if _SCORES in file.metadata else []
@@ -411,7 +412,7 @@ def _derive_merges(
 
 
 def _around(file: GgufFile, vocabulary: _Vocabulary, *, adds_bos: bool) -> dict[str, Any] | None:
-    """Give the section of tokenizer.json that puts tokens around a text of its own."""
+    """Give the section of tokenizer.json that adds begin and end tokens to a text."""
     around = []
     for role, default in (("bos", adds_bos), ("eos", False)):
         wanted = file.metadata.get(f"{_KEY}add_{role}_token", default) is True
@@ -442,7 +443,7 @@ def _tokenizer(
     takes_space_after: bool = False,
     **sections: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Put a tokenizer.json together; tokens beyond ``n_model`` are added in the order of ids."""
+    """Make a tokenizer.json; tokens beyond ``n_model`` are added in the order of ids."""
     special = vocabulary.special_ids()
     added = sorted({*special, *vocabulary.ids_of(_Type.USER_DEFINED)})
     return {

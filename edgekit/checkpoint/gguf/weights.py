@@ -1,7 +1,7 @@
-"""Which weights the tensors of a GGUF file stand for.
+"""The weights of a GGUF file, under Hugging Face's names and in their original form.
 
-A weight is a stored tensor under another name, with what llama.cpp's converter did to it undone.
-Codes of Q4_0 and Q8_0 are kept; every other type is read as floats, some rows at a time.
+A weight is a stored tensor under another name; changes by llama.cpp's converter are undone. Codes
+of Q4_0 and Q8_0 are kept; every other type is read as floats, some rows at a time.
 
 Source: https://github.com/ggml-org/llama.cpp, conversion/llama.py (``LlamaModel.permute``),
 conversion/gemma.py (norms), and the block layouts of ggml-common.h.
@@ -37,12 +37,12 @@ _MAX_VECTOR: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Undo:
-    """What llama.cpp's converter did to a tensor and is undone while it is read.
+    """Changes of llama.cpp's converter to a tensor, which are undone while it is read.
 
     Attributes:
         head_width: Rows of a head of q or k, whose rotary pairs lie beside each other; llama.cpp
             rotates neighbours, Hugging Face the two halves of a head. None: the rows are in place.
-        shift: Was added to every value.
+        shift: Number that was added to every value.
         factor: Multiplies every value; llama.cpp keeps it apart (NVFP4's second scale).
     """
 
@@ -127,7 +127,7 @@ class _Floats:
         return self._changed(values)
 
     def _changed(self, values: F32Array) -> F32Array:
-        # What is not finite is found by who reads (families/base.py), without numpy's warnings.
+        # NaN and infinity are found by the reader (families/base.py); numpy need not warn.
         with np.errstate(invalid="ignore", over="ignore"):
             if self.undo.shift:
                 values -= np.float32(self.undo.shift)
@@ -159,7 +159,7 @@ _CHANGED_CODES: Final = "llama.cpp's converter changed the values before it quan
 
 
 def open_weight(stored: GgufTensor, name: str, undo: Undo = _AS_IT_IS) -> LazyTensor:
-    """Give a tensor under another name, as it was before llama.cpp's converter.
+    """Give a tensor under another name, with the changes of llama.cpp's converter undone.
 
     Args:
         stored: The tensor in the file.
@@ -167,7 +167,7 @@ def open_weight(stored: GgufTensor, name: str, undo: Undo = _AS_IT_IS) -> LazyTe
         undo: What the converter did to it.
 
     Raises:
-        CheckpointError: Its type has no floats, or its rows are no whole heads.
+        CheckpointError: Its type has no floats, or its rows are not whole heads.
     """
     kind = stored.kind.name
     if kind in NOT_FLOATS:
@@ -175,7 +175,7 @@ def open_weight(stored: GgufTensor, name: str, undo: Undo = _AS_IT_IS) -> LazyTe
             f"{stored.file.path}: tensor {stored.name}: type",
             got=kind,
             wanted="a type whose values are floats",
-            do="Take another file of this model, or the original checkpoint.",
+            do="Use another file of this model, or the original checkpoint.",
         )
     if undo.head_width is not None and (
         undo.head_width < 2 or undo.head_width % 2 or stored.shape[0] % undo.head_width
@@ -202,10 +202,10 @@ def open_weight(stored: GgufTensor, name: str, undo: Undo = _AS_IT_IS) -> LazyTe
 
 
 def original_float_type(weights: Iterable[LazyTensor]) -> str | None:
-    """Say in which type a model was published, as config.json says it; None for float32.
+    """Find the type in which a model was published, as config.json names it; None for float32.
 
-    llama.cpp writes norms and biases as float32, whatever they were: values that all fit a shorter
-    type came from it. (A norm that had 1 added was rounded at 1's last digit.)
+    llama.cpp writes norms and biases as float32, whatever their type was. If all their values fit a
+    shorter type, they came from it. (A norm to which 1 was added was rounded at 1's last digit.)
     """
     vectors = [w for w in weights if len(w.info.shape) == 1 and w.info.n_elements <= _MAX_VECTOR]
     fits = dict.fromkeys(_ROUNDING, bool(vectors))
@@ -228,7 +228,7 @@ def _to_float16(values: F32Array) -> F32Array:
     return values.astype(np.float16).astype(np.float32)
 
 
-# The first that fits is taken.
+# The first type that fits is used.
 _ROUNDING: Final[Mapping[str, Callable[[F32Array], F32Array]]] = {
     "bfloat16": _to_bfloat16,
     "float16": _to_float16,

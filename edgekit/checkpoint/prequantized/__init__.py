@@ -1,1 +1,1 @@
-"""Checkpoints whose weights are quantized already: their codes, or their values as floats."""
+"""Checkpoints whose weights are already quantized: their codes, or their values as floats."""

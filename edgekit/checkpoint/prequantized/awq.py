@@ -1,13 +1,13 @@
-"""AWQ: 4-bit codes with a zero point in each group, in three layouts.
+"""Reader of AWQ checkpoints: 4-bit codes with a zero point in each group, in three layouts.
 
-``w = (code - zero point) * scale``, with as many weights to a scale as ``group_size`` says.
+``w = (code - zero point) * scale``; ``group_size`` weights share a scale.
 
 - ``gemm``: ``X.qweight`` is (M, N / 8) int32 words along the output. The codes of a word are
   those of outputs 0, 2, 4, 6, 1, 3, 5, 7, low bits first; ``X.qzeros`` (groups, N / 8) is packed
   alike, and ``X.scales`` is (groups, N).
 - ``gemv``: ``X.qweight`` is (N, M / 8) words along the input, in order; ``X.qzeros`` and
   ``X.scales`` have the groups of an output in a row, which is padded.
-- ``gemv_fast`` (and ``llm-awq``): ``X.qweight`` is (N / 4, M) int16. Four outputs lie interleaved,
+- ``gemv_fast`` (and ``llm-awq``): ``X.qweight`` is (N / 4, M) int16. Four outputs are interleaved,
   64 inputs at a time, and every 32 inputs in an order of their own. ``X.qzeros`` (or
   ``X.scaled_zeros``) and ``X.scales`` are floats, (padded groups, N); the former is
   ``-zero point * scale``.
@@ -51,10 +51,10 @@ _PARTS: Final = (_CODES, ".scales", ".qzeros", ".scaled_zeros", ".g_idx")
 _GEMM_PLACES: Final = np.array([0, 4, 1, 5, 2, 6, 3, 7])
 _FAST: Final = ("gemv_fast", "llm-awq")
 _LAYOUTS: Final = ("gemm", "gemv", *_FAST)
-# gemv_fast: outputs that lie interleaved, and inputs of each at a time.
+# gemv_fast: outputs that are interleaved, and inputs of each at a time.
 _N_INTERLEAVED: Final = 4
 _STRIDE: Final = 64
-# They say how the codes were found, which modules have none, or what an engine may do.
+# Keys that say how the codes were found, which modules have none, or what an engine may do.
 _IGNORED: Final = (
     "backend", "batch_size", "block_name_to_quantize", "cache_block_outputs", "damp_percent",
     "dataset", "desc_act", "act_group_aware", "do_fuse", "dynamic", "exllama_config",
@@ -67,7 +67,7 @@ _IGNORED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class AwqSettings:
-    """What ``quantization_config`` says: origin, layout and group (-1: a row)."""
+    """The settings in ``quantization_config``: origin, layout and group (-1: a row)."""
 
     origin: str
     layout: str
@@ -183,7 +183,7 @@ def read_awq(section: RawConfig) -> AwqSettings:
     if layout not in _LAYOUTS:
         section.report(
             f"version is {layout[:40]!r} (edgekit reads {', '.join(_LAYOUTS)}; codes repacked for "
-            "one engine are not read: take the model's gemm form)"
+            "one engine are not read: use the model's gemm form)"
         )
     bits = section.take_count("w_bit" if "w_bit" in section else "bits", 4, at_most=64)
     if bits != _BITS:
@@ -197,7 +197,7 @@ def read_awq(section: RawConfig) -> AwqSettings:
 def join_awq(
     tensors: Mapping[str, SafetensorsTensor], settings: AwqSettings, *, reads: bool
 ) -> dict[str, LazyTensor]:
-    """Put codes, scales and zero points together under the weight's name; others pass through.
+    """Join codes, scales and zero points under the weight's name; other tensors pass through.
 
     Args:
         tensors: Checkpoint tensors by their own names.

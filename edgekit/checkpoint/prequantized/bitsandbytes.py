@@ -1,4 +1,4 @@
-"""Checkpoints of bitsandbytes: nf4, fp4 and int8.
+"""Reader of bitsandbytes checkpoints: nf4, fp4 and int8.
 
 4 bits: ``X.weight`` holds two codes to a byte, the first in the high half, of the whole matrix
 read row by row; ``X.weight.quant_map`` the value of each of the 16 codes; ``X.weight.absmax`` the
@@ -110,7 +110,7 @@ class _EightBits:
 
 
 def account_for_bitsandbytes(section: RawConfig) -> None:
-    """Account for the keys of ``quantization_config``: the tensors tell all that counts."""
+    """Account for the keys of ``quantization_config``; the tensors alone are enough to read."""
     section.ignore(
         key
         for key in section
@@ -121,7 +121,7 @@ def account_for_bitsandbytes(section: RawConfig) -> None:
 def join_bitsandbytes(
     tensors: Mapping[str, LazyTensor], *, reads: bool
 ) -> tuple[dict[str, LazyTensor], set[str]]:
-    """Put codes and scales together.
+    """Join codes and scales.
 
     Args:
         tensors: Checkpoint tensors by their own names.
@@ -170,7 +170,7 @@ def _join_four_bits(
         raise CheckpointError(state_name, got="no such tensor", wanted=wanted, do=DOWNLOAD_AGAIN)
     label, reason = f"{METHOD} {kind}", "a codebook of 16 values"
     if not reads:
-        # The shape lies in the state, which was not downloaded.
+        # The shape is in the state, which was not downloaded.
         info = TensorInfo(weight, (2 * packed.info.n_bytes,), DType.BF16)
         return DecodedTensor(info, label, reason, 4, NotRead(), has_shape=False)
     state = _State.open(state_name, tensors)
@@ -203,7 +203,7 @@ def _join_four_bits(
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What the JSON text of a weight says."""
+    """The content of a weight's JSON text."""
 
     n_rows: int
     n_cols: int

@@ -1,11 +1,11 @@
-"""Checkpoints of compressed-tensors (llm-compressor).
+"""Reader of compressed-tensors checkpoints (llm-compressor).
 
 Each group of modules in ``config_groups`` has its own scheme, and the tensors of a module tell
 which layout it has:
 
 - pack-quantized: ``X.weight_packed`` holds integer codes in int32 words along the input, low bits
-  first, each moved up by half its range; codes of 3, 5, 6 and 7 bits run on across words (older
-  versions start each word with a new code). ``X.weight_shape`` is the shape before packing.
+  first, each shifted up by half its range; codes of 3, 5, 6 and 7 bits may be split over two words
+  (older versions start each word with a new code). ``X.weight_shape`` is the shape before packing.
 - int-quantized and naive-quantized: ``X.weight`` holds int8 codes (int8.py).
 - float-quantized and mxfp8-quantized: ``X.weight`` is FP8 (fp8.py).
 - nvfp4-pack-quantized, mxfp4-pack-quantized, mxfp6-pack-quantized: ``X.weight_packed`` holds
@@ -62,8 +62,8 @@ _FORMATS: Final = (
     "mixed-precision", "dense", "fakequant",
 )  # fmt: skip
 _STRATEGIES: Final = ("tensor", "channel", "group", "block", "tensor_group")
-# They say how the codes were found, who wrote them, or repeat what the tensors say; activations
-# and the cache of keys and values are quantized while an engine runs.
+# Keys that say how the codes were found, who wrote them, or repeat what the tensors say.
+# Activations and the cache of keys and values are quantized while an engine runs.
 _IGNORED: Final = (
     "global_compression_ratio", "ignore", "kv_cache_scheme", "quantization_status", "version",
 )  # fmt: skip
@@ -75,7 +75,7 @@ _IGNORED_OF_WEIGHTS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """What one group of modules has: bits, group (None: a row or more), and whether symmetric."""
+    """The scheme of a group of modules: bits, group (None: a row or more), is symmetric."""
 
     bits: int
     group: int | None
@@ -92,7 +92,7 @@ class CompressedTensorsSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Packed:
-    """Packed rows of integer codes beside their scales.
+    """Packed rows of integer codes, with their scales.
 
     ``pad_bits`` are unused at the top of each word.
     """
@@ -137,7 +137,7 @@ class _Packed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _SmallFloats:
-    """E2M1 or E2M3 floats beside their scales."""
+    """E2M1 or E2M3 floats, with their scales."""
 
     packed: SafetensorsTensor
     stored_scales: SafetensorsTensor
@@ -158,7 +158,7 @@ def read_schemes(section: RawConfig) -> CompressedTensorsSettings:
     """Account for the keys of ``quantization_config``; faults are reported to the section."""
     section.ignore(_IGNORED)
     _take_format(section)
-    # They change the weights after unpacking; empty or dense ones change nothing.
+    # Both change the weights after unpacking; an empty or dense section changes nothing.
     if (section.take("sparsity_config", dict, None) or {}).get("format", "dense") != "dense":
         section.report("sparsity_config is set (edgekit supports none)")
     if section.take("transform_config", dict, None):
@@ -215,7 +215,7 @@ def _read_group(group: RawConfig) -> Scheme | None:
 def join_packed(
     tensors: Mapping[str, SafetensorsTensor], settings: CompressedTensorsSettings, *, reads: bool
 ) -> dict[str, LazyTensor]:
-    """Put codes and scales together under the weight's name; other tensors pass through.
+    """Join codes and scales under the weight's name; other tensors pass through.
 
     Args:
         tensors: Checkpoint tensors by their own names.
@@ -297,7 +297,7 @@ def _join_codes(
 
 
 def _guess_inputs(n_words: int, n_groups: int, schemes: list[Scheme]) -> int:
-    """Give M as the sizes of the parts show it, where its own tensor was not downloaded."""
+    """Derive M from the sizes of the parts, if the tensor that states it was not downloaded."""
     for scheme in schemes:
         n_cols = n_groups * scheme.group if scheme.group else 32 * n_words // scheme.bits
         if n_words in (-(-n_cols * scheme.bits // 32), -(-n_cols // (32 // scheme.bits))):

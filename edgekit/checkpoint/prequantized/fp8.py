@@ -1,9 +1,9 @@
-"""FP8 weights: floats of 8 bits beside the scales that multiply them.
+"""Reader of FP8 weights: 8-bit floats, and the scales that multiply them.
 
-A weight ``X.weight`` of type E4M3 or E5M2 comes with ``X.weight_scale_inv`` (which multiplies, in
-spite of its name) or ``X.weight_scale``: one number for the tensor, one for each row, for each
-group of a row, or for each block of rows and columns. Numbers of one byte are exponents (E8M0).
-The tensors tell all of it, so it is read whether or not config.json has a quantization_config.
+A weight ``X.weight`` of type E4M3 or E5M2 has scales in ``X.weight_scale_inv`` (which multiplies,
+in spite of its name) or ``X.weight_scale``: one number for the tensor, for each row, for each group
+of a row, or for each block of rows and columns. Numbers of one byte are exponents (E8M0). The
+tensors alone are enough, so it is read whether or not config.json has a quantization_config.
 
 Source: the fp8 and fbgemm_fp8 methods of transformers 5 (integrations/finegrained_fp8 and
 fbgemm_fp8), compressed-tensors' float-quantized and mxfp8-quantized, NVIDIA ModelOpt's FP8, and
@@ -31,7 +31,7 @@ METHODS: Final = ("fp8", "fbgemm_fp8", "mxfp8")
 _TYPES: Final = {DType.FP8_E4M3: "e4m3", DType.FP8_E5M2: "e5m2"}
 _SCALES: Final = ("_scale_inv", "_scale")
 _USUAL_BLOCK: Final = 128
-# They say how an engine computes, or repeat what the tensors' own types say.
+# Keys that say how an engine computes, or repeat what the tensors' own types say.
 _IGNORED: Final = (
     "activation_scale_ub", "activation_scheme", "dequantize", "expert_dtype", "ignored_layers",
     "kv_cache_scheme", "modules_to_convert", "modules_to_not_convert", "scale_fmt",
@@ -57,7 +57,7 @@ class _Scaled:
     def read(self, start: int, stop: int) -> F32Array:
         values = self.stored.read_rows(start, stop)
         n_rows, n_cols = self.block
-        # Rows of one block share their scales, so that they are scaled together.
+        # Rows of one block share their scales, so they are scaled together.
         for first in range(start - start % n_rows, stop, n_rows):
             part = values[max(first - start, 0) : first + n_rows - start]
             row = first // n_rows
@@ -90,7 +90,7 @@ def account_for_fp8(section: RawConfig) -> None:
 def join_fp8(
     tensors: Mapping[str, LazyTensor], section: Mapping[str, Any] | None, *, reads: bool
 ) -> tuple[dict[str, LazyTensor], set[str]]:
-    """Put FP8 weights and their scales together.
+    """Join FP8 weights and their scales.
 
     Args:
         tensors: Checkpoint tensors by their own names.
@@ -115,11 +115,11 @@ def join_fp8(
         if scale is None or len(tensor.info.shape) != 2:
             raise CheckpointError(
                 f"{name}: FP8 values",
-                got=f"no scale; beside them lie {_beside(name, tensors)}"
+                got=f"no scale; other tensors of this module: {_beside(name, tensors)}"
                 if scale is None
                 else f"shape {list(tensor.info.shape)}",
                 wanted=f"a matrix with {' or '.join(name + end for end in _SCALES)}",
-                do="Take a checkpoint that has the scales, or the model before quantization.",
+                do="Use a checkpoint that has the scales, or the model before quantization.",
             )
         joined[name] = _scaled(name, tensor, tensors[scale], block, reads=reads)
         used |= {name, scale}
@@ -129,7 +129,7 @@ def join_fp8(
 def _beside(name: str, tensors: Mapping[str, LazyTensor]) -> str:
     module = name.rpartition(".")[0]
     found = [other for other in tensors if other.startswith(f"{module}.") and other != name]
-    return ", ".join(found[:6]) or "no other tensors of that module"
+    return ", ".join(found[:6]) or "none"
 
 
 def _scaled(
@@ -178,7 +178,7 @@ def _fit_block(
     said: tuple[int, int] | None,
     name: str,
 ) -> tuple[int, int]:
-    """Give rows and columns of a block: as the config says, else as the sizes show."""
+    """Give rows and columns of a block, from the config or else from the sizes."""
     if len(found) == 2 and all(found):
         guessed = [_guess(size, n) for size, n in zip(shape, found, strict=True)]
         for rows, cols in (said or (0, 0), (guessed[0], guessed[1])):

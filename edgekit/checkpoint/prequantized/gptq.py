@@ -1,12 +1,12 @@
-"""GPTQ and AutoRound: codes and scales that are stored transposed.
+"""Reader of GPTQ and AutoRound checkpoints, which store codes and scales transposed.
 
 ``X.qweight`` holds the codes of ``X.weight`` as (M, N) in int32 words along the input, low bits
 first; ``X.scales`` is (groups, N), ``X.qzeros`` the zero points in words along the output, and
 ``X.g_idx``, if there, the group of each input. ``w = (code - zero point) * scale``.
 
-Zero points are stored less one, as the first GPTQ programs did; ``checkpoint_format`` gptq_v2
-and AutoRound's own packing store them as they are. Codes of 3 bits run on across words; those of
-5, 6 and 7 bits (and all of the format gptq_p) are split into planes of 4, 2 and 1 bits.
+Zero points are stored minus one, as the first GPTQ programs did; ``checkpoint_format`` gptq_v2
+and AutoRound's own packing store them unchanged. Codes of 3 bits may be split over two words; those
+of 5, 6 and 7 bits (and all of the format gptq_p) are split into planes of 4, 2 and 1 bits.
 
 Source: https://github.com/ModelCloud/GPTQModel (quantization/config, utils/model and
 utils/planar_packing), https://github.com/AutoGPTQ/AutoGPTQ (nn_modules/qlinear),
@@ -68,7 +68,7 @@ _Added: TypeAlias = NDArray[np.uint32] | int
 # What GPTQModel takes off the three words of 32 zero points of 3 bits where one should come off
 # each zero point (utils/model.py, convert_gptq_v2_to_v1_format_module).
 _GPTQMODEL_3_BITS: Final = np.array([0x24924924, 0x92492492, 0x49249249], np.uint32)
-# They say how the codes were found, who wrote them, or what an engine may do with them.
+# Keys that say how the codes were found, who wrote them, or what an engine may do with them.
 _IGNORED: Final = (
     "act_bits", "act_data_type", "act_dynamic", "act_group_aware", "act_group_size", "act_sym",
     "amp", "autoround_version", "backend", "batch_size", "block_name_to_quantize",
@@ -87,15 +87,15 @@ _IGNORED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class GptqSettings:
-    """What ``quantization_config`` says.
+    """The settings in ``quantization_config``.
 
     Attributes:
         origin: gptq or auto-round.
         bits: Bits of a code, where single modules do not differ.
         group: Weights that share a scale; -1 for a row.
         offset: What is added to stored zero points.
-        is_symmetric: Whether all zero points are said to lie in the middle.
-        moves_inputs: Whether inputs may lie in another order.
+        is_symmetric: Whether the config says that all zero points are in the middle.
+        moves_inputs: Whether inputs may be in another order.
         has_planes: Whether codes of 3 bits are split into planes.
         is_awq: AutoRound packs like AWQ.
     """
@@ -185,7 +185,7 @@ def read_gptq(section: RawConfig) -> GptqSettings:
     if offset is None:
         section.report(
             f"checkpoint_format is {layout[:40]!r} (edgekit reads {', '.join(_OFFSETS)}; codes "
-            "repacked for one engine are not read: take the model's GPTQ form)"
+            "repacked for one engine are not read: use the model's GPTQ form)"
         )
     section.take("desc_act", bool, False)
     return _read_settings(section, GPTQ, offset or 0, has_planes=layout == "gptq_p", is_awq=False)
@@ -227,7 +227,7 @@ def _read_settings(
 def join_transposed(
     tensors: Mapping[str, SafetensorsTensor], settings: GptqSettings, *, reads: bool
 ) -> dict[str, LazyTensor]:
-    """Put codes, scales and zero points together under the weight's name; others pass through.
+    """Join codes, scales and zero points under the weight's name; other tensors pass through.
 
     Args:
         tensors: Checkpoint tensors by their own names.
@@ -268,7 +268,7 @@ def _join(
     columns = None
     if reads and f"{module}.g_idx" in tensors:
         columns = read_order(tensors[f"{module}.g_idx"], n_groups, group)
-        # Some programs leave zeros where inputs are in order, and engines read them so.
+        # Some programs leave zeros where inputs are in order, and engines read zeros that way.
         if columns is not None and not settings.moves_inputs and not columns.any():
             columns = None
     packing = _Packing(bits, bits in _PLANES if settings.has_planes else bits in _ALWAYS_PLANES)
@@ -332,9 +332,9 @@ def _take_zeros(
 def _find_zeros(
     tensor: SafetensorsTensor, packing: _Packing, settings: GptqSettings
 ) -> tuple[_Added, int]:
-    """Say what is added to stored zero points, and how many then lie outside the middle.
+    """Find what is added to stored zero points, and how many are then not in the middle.
 
-    Programs wrote them either way under the same name. Where the config says that all lie in
+    Programs wrote them in both ways under the same name. Where the config says that all are in
     the middle, the way that puts them there counts.
     """
     words, middle = tensor.raw(), 1 << (packing.bits - 1)

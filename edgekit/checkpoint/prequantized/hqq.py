@@ -1,4 +1,4 @@
-"""Checkpoints of HQQ.
+"""Reader of HQQ checkpoints.
 
 The weight, read row by row, is a matrix of groups: (groups, G) with ``X.axis`` 1, (G, groups) with
 ``X.axis`` 0. ``X.W_q`` packs the codes of that matrix: its rows are cut into as many parts as codes
@@ -32,7 +32,7 @@ from edgekit.tensors import LazyTensor, TensorInfo
 
 METHOD: Final = "hqq"
 _CODES: Final = ".W_q"
-_REASON: Final = "zero points that are no integers"
+_REASON: Final = "zero points that are not integers"
 _META: Final = (
     "W_q", "axis", "channel_wise", "compute_dtype", "encoded_state_dict", "group_size", "nbits",
     "offload_meta", "optimize", "packing", "quant_scale", "quant_zero", "round_zero", "scale",
@@ -101,14 +101,14 @@ class _Groups:
 
 
 def account_for_hqq(section: RawConfig) -> None:
-    """Account for the keys of ``quantization_config``: the tensors tell all that counts."""
+    """Account for the keys of ``quantization_config``; the tensors alone are enough to read."""
     section.ignore(("quant_config", "skip_modules"))
 
 
 def join_hqq(
     tensors: Mapping[str, LazyTensor], *, reads: bool
 ) -> tuple[dict[str, LazyTensor], set[str]]:
-    """Put codes, scales and zero points together.
+    """Join codes, scales and zero points.
 
     Args:
         tensors: Checkpoint tensors by their own names.
@@ -132,7 +132,7 @@ def join_hqq(
 
 
 def _of_header(packed: SafetensorsTensor) -> DecodedTensor:
-    """Say what is known where shape and bits were not downloaded."""
+    """Make the tensor from its header, where shape and bits were not downloaded."""
     info = TensorInfo(packed.info.name, (packed.info.n_bytes,), DType.FP16)
     return DecodedTensor(info, METHOD, _REASON, 8, NotRead(), has_shape=False)
 
@@ -147,7 +147,7 @@ def _join(module: str, tensors: Mapping[str, SafetensorsTensor]) -> DecodedTenso
                 f"{module}.{part}",
                 got="scales that are quantized themselves",
                 wanted="scales as floats",
-                do="Take the model before quantization.",
+                do="Use the model before quantization.",
             )
     n_values = shape[0] * shape[1] if min(shape) > 0 else 0
     scale = take_part(tensors, f"{module}.scale", "floats", (None, None))

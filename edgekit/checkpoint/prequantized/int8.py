@@ -1,10 +1,10 @@
-"""Integer codes of 8 bits that lie unpacked beside their scales.
+"""Reader of 8-bit integer codes that are stored unpacked, with their scales.
 
 ``X.weight`` holds int8 codes, ``X.weight_scale`` a scale for the tensor, for each row or for each
 group of a row, ``X.weight_zero_point`` zero points of the same shape where codes are not symmetric,
 and ``X.weight_g_idx`` the group of each input where inputs were moved:
-``w = (code - zero point) * scale``. So store compressed-tensors (int-quantized, naive-quantized),
-torchao and quanto; the names of the latter two are brought to these ones first (method.py).
+``w = (code - zero point) * scale``. compressed-tensors (int-quantized, naive-quantized), torchao
+and quanto use this layout; the names of the latter two are replaced by these first (method.py).
 
 Source: https://github.com/vllm-project/compressed-tensors (compressors/naive_quantized),
 https://github.com/pytorch/ao (quantize_/workflows: Int8Tensor, IntxUnpackedToInt8Tensor),
@@ -38,7 +38,7 @@ _ORDER = "_g_idx"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Bytes:
-    """int8 codes beside scales, and zero points where they are not all 0."""
+    """int8 codes with scales, and zero points where they are not all 0."""
 
     stored: SafetensorsTensor
     stored_scales: SafetensorsTensor
@@ -73,7 +73,7 @@ def _rows(tensor: SafetensorsTensor, start: int, stop: int) -> F32Array:
 def join_int8(
     tensors: Mapping[str, LazyTensor], origin: str, *, reads: bool
 ) -> tuple[dict[str, LazyTensor], set[str]]:
-    """Put int8 codes and their scales together.
+    """Join int8 codes and their scales.
 
     Args:
         tensors: Checkpoint tensors by their own names.

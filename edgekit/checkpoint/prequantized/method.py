@@ -1,8 +1,8 @@
-"""How a checkpoint is quantized, and which weights its parts stand for.
+"""Quantization methods of checkpoints: which reader handles which, and what is refused.
 
-Each method has a file of its own; the tables here say which file reads which name. Config first
-(``account_for_quantization``), then the tensors (``join_parts``). Methods whose tensors tell
-everything (FP8, int8, NVFP4, bitsandbytes, HQQ) are read whether or not config.json names them.
+Each method has a file of its own; the tables here say which file reads which name. The config is
+read first (``account_for_quantization``), then the tensors (``join_parts``). Methods whose tensors
+alone are enough (FP8, int8, NVFP4, bitsandbytes, HQQ) need no entry in config.json.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ METHODS: Final[Mapping[str, Method]] = {
     bitsandbytes.METHOD: Method(bitsandbytes.account_for_bitsandbytes),
     nvfp4.METHOD: Method(nvfp4.account_for_modelopt),
     hqq.METHOD: Method(hqq.account_for_hqq),
-    # Which modules and which types show in the tensors.
+    # Which modules are quantized, and as which type, is known from the tensors.
     "torchao": Method(lambda section: section.ignore(section)),
     "quanto": Method(lambda section: section.ignore(section)),
     **dict.fromkeys(fp8.METHODS, Method(fp8.account_for_fp8)),
@@ -151,7 +151,7 @@ def account_for_quantization(config: RawConfig) -> None:
     section.ignore(section)
     why = REFUSED.get(name, "edgekit does not know how it stores weights")
     config.report(
-        f"{KEY}.{_METHOD_KEY} is {name[:40]!r}, which is not read: {why}. Take the model before "
+        f"{KEY}.{_METHOD_KEY} is {name[:40]!r}, which is not read: {why}. Use the model before "
         f"quantization{_base_model(config)}, or one quantized by {', '.join(METHODS)}"
     )
 
@@ -162,7 +162,7 @@ def _base_model(config: Mapping[str, Any]) -> str:
 
 
 def _method_name(section: Mapping[str, Any]) -> str:
-    """Name the method: as the section says, else by the keys that only one program writes."""
+    """Give the name of the method, from the section or from keys that only one program writes."""
     name = section.get(_METHOD_KEY)
     if isinstance(name, str) and name:
         return name.lower()
@@ -184,7 +184,7 @@ def _method_name(section: Mapping[str, Any]) -> str:
 
 
 def read_beside(folder: Path) -> RawConfig | None:
-    """Read the file in which older programs say beside config.json how they quantized.
+    """Read the separate file in which older programs describe the quantization.
 
     Raises:
         CheckpointError: It cannot be read, or is not a JSON object.
@@ -201,11 +201,11 @@ def join_parts(
     notes: list[str] | None = None,
     section_beside: RawConfig | None = None,
 ) -> dict[str, LazyTensor]:
-    """Put codes, values and scales together under the weights' names; others pass through.
+    """Join codes, values and scales under the weights' names; other tensors pass through.
 
     Args:
         tensors: Checkpoint tensors by their own names.
-        config: config.json, accounted for; a wrapper's section may lie in its ``text_config``.
+        config: config.json, accounted for; a wrapper's section may be in its ``text_config``.
         reads: Whether the tensors can be read; if not, no value is checked.
         notes: What is read as floats, and what is left out, is added here, a sentence each.
         section_beside: What ``read_beside`` gave; it counts where config.json has no section.
@@ -249,7 +249,7 @@ def join_parts(
 
 
 def _usual_names(tensors: _Tensors) -> dict[str, SafetensorsTensor]:
-    """Bring the names that torchao and quanto have for codes and scales to the usual ones.
+    """Replace the names that torchao and quanto have for codes and scales by the usual ones.
 
     Raises:
         CheckpointError: Codes that are packed for one engine's kernels.
@@ -262,7 +262,7 @@ def _usual_names(tensors: _Tensors) -> dict[str, SafetensorsTensor]:
                 f"{name}: packed codes",
                 got=f"{DTYPES[tensor.info.dtype].safetensors} of shape {list(tensor.info.shape)}",
                 wanted="a matrix of int8 or FP8",
-                do="How these are packed depends on the engine. Take the model before "
+                do="How these are packed depends on the engine. Use the model before "
                 "quantization, or one with 8-bit weights.",
             )
         found[name.removesuffix(end) + _ENDINGS[end] if end else name] = tensor
@@ -270,7 +270,7 @@ def _usual_names(tensors: _Tensors) -> dict[str, SafetensorsTensor]:
 
 
 def _describe_engines(section: Mapping[str, Any], left_out: list[str]) -> list[str]:
-    """Say what the source's own engines quantize while they run, which edgekit does not keep."""
+    """Describe what the source's own engines quantize at run time; edgekit does not keep that."""
     groups = section.get("config_groups")
     schemes = (
         [g for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []

@@ -1,4 +1,4 @@
-"""Folders quantized by MLX.
+"""Reader of folders quantized by MLX.
 
 ``X.weight`` holds the codes in uint32 words, low bits first along the input, one after the other.
 In the mode ``affine``, ``X.scales`` and ``X.biases`` have one number for each group:
@@ -6,8 +6,8 @@ In the mode ``affine``, ``X.scales`` and ``X.biases`` have one number for each g
 4 (E2M1) or 8 bits (E4M3), ``X.scales`` are bytes (exponents in the mx modes, E4M3 in nvfp4), and
 nvfp4 may have an ``X.global_scale``.
 
-Whether a module is quantized shows in its having scales, and so do its bits and its group;
-config.json says them too, for single modules by name where they differ.
+A module is quantized if it has scales; the sizes of its tensors show its bits and its group.
+config.json states them too, by name for single modules that differ.
 
 Source: https://github.com/ml-explore/mlx-lm (utils.py, quantize_model and load_model),
 https://github.com/ml-explore/mlx (mlx.core.quantize and dequantize).
@@ -52,7 +52,7 @@ _FLOAT_MODES: Final[Mapping[str, tuple[int, int, DType]]] = {
 # mlx.core stores the largest magnitude of the tensor: 448 (E4M3) times 6 (E2M1) stand for it.
 _GLOBAL_SCALE_UNIT: Final = np.float32(448 * 6)
 _TOP_MODULES: Final = ("lm_head", "embed_tokens")
-# They say who wrote the folder and how an engine computes.
+# Keys that say who wrote the folder and how an engine computes.
 _IGNORED: Final = ("quant_method", "linear_class", "quantize_activations")
 
 
@@ -79,7 +79,7 @@ class MlxSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Affine:
-    """Packed rows beside scales and biases."""
+    """Packed rows, with scales and biases."""
 
     words: SafetensorsTensor
     stored_scales: SafetensorsTensor
@@ -101,7 +101,7 @@ class _Affine:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Floats:
-    """Packed small floats beside the bytes that scale them."""
+    """Packed small floats, with the bytes that scale them."""
 
     words: SafetensorsTensor
     stored_scales: SafetensorsTensor
@@ -154,7 +154,7 @@ def _read_packing(section: RawConfig, usual: Packing | None) -> Packing:
 def join_mlx(
     tensors: Mapping[str, SafetensorsTensor], settings: MlxSettings
 ) -> dict[str, LazyTensor]:
-    """Put codes, scales and biases together under the weight's name; others pass through.
+    """Join codes, scales and biases under the weight's name; other tensors pass through.
 
     Args:
         tensors: Checkpoint tensors by their own names.

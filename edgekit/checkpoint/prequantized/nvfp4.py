@@ -1,9 +1,9 @@
-"""NVFP4 and MXFP4 weights as NVIDIA ModelOpt writes them: floats of 4 bits.
+"""Reader of NVFP4 and MXFP4 weights, 4-bit floats as NVIDIA ModelOpt writes them.
 
 ``X.weight`` holds E2M1 floats, two to a byte along the input, low half first. NVFP4:
 ``X.weight_scale`` is E4M3, one for 16 weights, and ``X.weight_scale_2`` one number that multiplies
 them. MXFP4: ``X.weight_scale`` are exponents (E8M0), one for 32 weights. ``X.pre_quant_scale``,
-if there, multiplies the inputs, hence the columns of the weight. The tensors tell all of it.
+if there, multiplies the inputs, hence the columns of the weight. The tensors alone are enough.
 
 Source: https://github.com/NVIDIA/Model-Optimizer (modelopt/torch/export/quant_utils,
 modelopt/torch/quantization/qtensor/nvfp4_tensor).
@@ -30,7 +30,7 @@ from edgekit.tensors import LazyTensor, TensorInfo
 
 METHOD: Final = "modelopt"
 _SECOND: Final = "_scale_2"
-# What the tensors show themselves; activations and caches are an engine's.
+# Keys that repeat what the tensors show; quantized activations and caches are the engine's matter.
 _IGNORED: Final = (
     "config_groups", "exclude_modules", "group_size", "ignore", "kv_cache_quant_algo",
     "kv_cache_scheme", "producer", "quantization", "quantized_layers", "quant_algo",
@@ -70,7 +70,7 @@ def account_for_modelopt(section: RawConfig) -> None:
 
 
 def join_nvfp4(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], set[str]]:
-    """Put 4-bit floats and their scales together.
+    """Join 4-bit floats and their scales.
 
     Args:
         tensors: Checkpoint tensors by their own names.

@@ -1,4 +1,4 @@
-"""Floats of 4 and 6 bits, and the scales of their groups.
+"""Values of 4-bit and 6-bit floats, and the scales of their groups.
 
 Source: OCP Microscaling Formats (MX) Specification 1.0, sections 5.3.2 (E2M3) and 5.3.3 (E2M1).
 """

@@ -1,9 +1,9 @@
-"""Weights that their source holds quantized.
+"""``PrequantizedTensor`` and ``DecodedTensor``: weights that their source stores quantized.
 
-Both kinds read as floats like every other tensor. A ``PrequantizedTensor`` also gives its integer
-codes and scales, so that a caller can keep them: 4 or 8 bits, groups along the input that are
-multiples of 32. A ``DecodedTensor`` says why its codes cannot be kept and gives floats only. How
-a source packs its parts is the business of that method's own file.
+Both kinds can be read as floats like every other tensor. A ``PrequantizedTensor`` also gives its
+integer codes and scales, so that a caller can keep them: 4 or 8 bits, groups along the input that
+are multiples of 32. A ``DecodedTensor`` gives only floats, and the reason why its codes cannot be
+kept. The file of each method knows how its parts are packed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DOWNLOAD_AGAIN: Final = "Download the model again."
 
 
 class CodeRows(Protocol):
-    """How one source holds a matrix of codes; rows are those of the (N, M) matrix."""
+    """Rows of a matrix of codes, whatever the source's layout; rows of the (N, M) matrix."""
 
     def codes(self, start: int, stop: int) -> U8Array:
         """Read codes, shape (stop - start, M), values 0 .. 2**bits - 1."""
@@ -43,7 +43,7 @@ class CodeRows(Protocol):
 
 
 class AffineRows(CodeRows, Protocol):
-    """Codes whose zero point may lie anywhere."""
+    """Codes with any zero point."""
 
     def zeros(self, start: int, stop: int) -> F32Array | None:
         """Read the code that stands for 0 in each group, shaped like scales; None: the middle."""
@@ -51,7 +51,7 @@ class AffineRows(CodeRows, Protocol):
 
 
 class FloatRows(Protocol):
-    """How one source holds a matrix of which edgekit takes the values only."""
+    """Rows of a matrix from which edgekit takes only the values, whatever the source's layout."""
 
     def read(self, start: int, stop: int) -> F32Array:
         """Read rows ``start:stop`` as a fresh float32 array, shape (stop - start, M)."""
@@ -83,7 +83,7 @@ class AffineFloats:
 
 @dataclass(frozen=True, slots=True)
 class NotRead:
-    """Rows of a matrix of which only the header is here."""
+    """Rows of a matrix of which only the header was read."""
 
     def read(self, start: int, stop: int) -> F32Array:
         """Refuse: there is nothing to read.
@@ -106,7 +106,7 @@ class DecodedTensor:
         reason: Why its codes cannot be kept, such as ``3 bits``.
         bits: Bits of a stored value, scales not counted.
         rows: The stored parts.
-        has_shape: Whether ``info`` has the weight's own shape; not where only headers are here
+        has_shape: Whether ``info`` has the weight's own shape; not if only headers were read
             and the shape is among the values.
     """
 
@@ -123,13 +123,13 @@ class DecodedTensor:
 
     def read_rows(self, start: int, stop: int) -> F32Array:
         """Read rows ``start:stop`` as float32."""
-        # What is not finite is found by who reads (families/base.py), without numpy's warnings.
+        # NaN and infinity are found by the reader (families/base.py); numpy need not warn.
         with np.errstate(invalid="ignore", over="ignore"):
             return self.rows.read(start, stop)
 
 
 def describe_decoded(weights: Mapping[str, LazyTensor]) -> list[str]:
-    """Say what is read as floats, a sentence for each way in which it is stored."""
+    """Describe what is read as floats, a sentence for each way in which it is stored."""
     decoded = [tensor for tensor in weights.values() if isinstance(tensor, DecodedTensor)]
     counts = Counter(tensor.label for tensor in decoded)
     lines = []
@@ -371,7 +371,7 @@ def take_part(
 
 
 def read_order(tensor: SafetensorsTensor, n_groups: int, group: int) -> I64Array | None:
-    """Read the group of each input; None where they lie one after the other.
+    """Read the group of each input; None if the groups follow one after another.
 
     Args:
         tensor: Integers, (M,).
@@ -385,7 +385,7 @@ def read_order(tensor: SafetensorsTensor, n_groups: int, group: int) -> I64Array
     if (groups == np.arange(len(groups)) // group).all():
         return None
     if (groups == -1).all():
-        return None  # not filled in, because nothing was moved
+        return None  # not filled in, because no input was moved
     outside = (groups < 0) | (groups >= n_groups)
     if outside.any():
         raise CheckpointError(
@@ -402,10 +402,10 @@ def put_together(
     joined: Mapping[str, LazyTensor],
     used: Collection[str],
 ) -> dict[str, LazyTensor]:
-    """Put joined weights in the place of their parts; other tensors pass through.
+    """Replace parts by the weights joined from them; other tensors pass through.
 
     Raises:
-        CheckpointError: A weight is there as floats as well.
+        CheckpointError: A weight is also stored as floats.
     """
     rest: dict[str, LazyTensor] = {n: t for n, t in tensors.items() if n not in used}
     twice = sorted(rest.keys() & joined.keys())
@@ -419,9 +419,9 @@ def put_together(
 
 
 def unpack_words(words: NDArray[Any], bits: int) -> U8Array:
-    """Unpack words, (n, W), whose codes lie one after the other, low bits first.
+    """Unpack words, (n, W), whose codes follow one after another, low bits first.
 
-    A code may lie across two words. Codes of 1 to 8 bits: (n, W * word bits // bits).
+    A code may be split over two words. Codes of 1 to 8 bits: (n, W * word bits // bits).
     """
     packed = np.ascontiguousarray(words).view(np.uint8)
     if bits == 4 or bits == 8:

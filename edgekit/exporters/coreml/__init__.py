@@ -1,1 +1,1 @@
-"""The Core ML exporter: the package, its program, and the way back."""
+"""The Core ML exporter: the package, its program, and reading it back."""

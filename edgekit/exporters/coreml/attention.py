@@ -1,13 +1,13 @@
-"""Positions and attention of a MIL program, whose cache is state.
+"""Positions and attention of a MIL program with a stateful key/value cache.
 
-One call of the program computes the positions ``past`` .. ``end``; tables of all positions are
-constants, and each is sliced to these once per call. All of it is fp32: in fp16 the tables alone
-would shift logits by about 1 % of their spread.
+One call of the program computes the positions ``past`` .. ``end``. Tables of all positions are
+constants; each is sliced to these positions once per call. All of it is fp32: in fp16 the tables
+alone would shift logits by about 1 % of their spread.
 
 The program makes its own causal (and sliding-window) biases from positions and adds the caller's
-mask, because swift-transformers passes an all-zero mask [1, 1, 1, T + 1] at prefill: without a
-bias there is no causality, and slot 0 of the cache, never written, would take part in every
-softmax. There is one bias for each window in use; all layers share them.
+mask. The reason: swift-transformers passes an all-zero mask [1, 1, 1, T + 1] at prefill; without a
+bias there would be no causality, and slot 0 of the cache, never written, would take part in every
+softmax. There is one bias for each window in use, shared by all layers.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from edgekit.families.rope_spec import LongRopeScaling, RopeSpec
 from edgekit.families.spec import DecoderSpec, QkNorm
 from edgekit.formats.mlpackage import CAUSAL_MASK, KEY_CACHE, VALUE_CACHE
 
-# Large enough that exp() of it is 0 beside any score, small enough that twice it is an fp16.
+# Large enough that exp() of it is 0 next to any score, small enough that twice it is an fp16.
 MASKED: Final = -30000.0
-# A factor of the scores that differs less from the op's own is the same number in fp32.
+# A factor of the scores that differs less than this from the op's own is the same number in fp32.
 _SAME_SCALE: Final = 1e-7
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What one call of the program works on.
+    """What one call of the program computes with.
 
     Attributes:
         mb: coremltools' builder.
@@ -68,7 +68,7 @@ class Rotary:
     """Cosine and signed sine of the new positions, made once for each rope in use.
 
     Args:
-        call: What the program works on.
+        call: The call.
         shift: Added to every position, int32 (1,); None adds nothing.
     """
 
@@ -102,7 +102,7 @@ class Rotary:
 
 
 def position_bytes(spec: DecoderSpec, n_positions: int) -> int:
-    """Give the size of all tables that a package of so many positions holds."""
+    """Give the size of all tables in a package for this many positions."""
     n_values = 0
     for rope in spec.ropes:
         n_short = _n_short(n_positions, rope)
@@ -123,7 +123,7 @@ def attention_temperature(call: Call) -> Any | None:
 
 
 def _n_short(n_positions: int, rope: RopeSpec) -> int | None:
-    """Rows that LongRoPE's short set needs before the long one; None without a long set."""
+    """Give the number of rows of LongRoPE's short set; None if there is no long set."""
     scaling = rope.scaling
     if not isinstance(scaling, LongRopeScaling):
         return None
@@ -132,16 +132,16 @@ def _n_short(n_positions: int, rope: RopeSpec) -> int | None:
 
 
 def _sum(mb: Any, first: Any | None, second: Any | None) -> Any | None:
-    """Add two shifts, of which each may be absent."""
+    """Add two shifts, either of which may be absent."""
     if first is None or second is None:
         return second if first is None else first
     return mb.add(x=first, y=second)
 
 
 def _shift_to_long_rows(call: Call, rope: RopeSpec) -> Any | None:
-    """Move to the long rows, for all tokens of a call that goes beyond the short ones.
+    """Give the shift to the long rows, for all tokens of a call that goes beyond the short ones.
 
-    Keys that are cached already stay as they were, as in Hugging Face.
+    Keys that are already cached stay as they were, as in Hugging Face.
     """
     mb, n_short = call.mb, _n_short(call.n_positions, rope)
     if n_short is None:
@@ -151,7 +151,7 @@ def _shift_to_long_rows(call: Call, rope: RopeSpec) -> Any | None:
 
 
 def _tables(call: Call, rope: RopeSpec) -> tuple[F32Array, F32Array]:
-    """Give the tables as ``rotate`` wants them, each (rows, D)."""
+    """Give the tables in the form that ``rotate`` needs, each (rows, D)."""
     width, n_short = call.spec.head_width, _n_short(call.n_positions, rope)
     cos, sin = rope_tables(rope, width, call.n_positions if n_short is None else n_short)
     if n_short is not None:
@@ -159,7 +159,7 @@ def _tables(call: Call, rope: RopeSpec) -> tuple[F32Array, F32Array]:
         cos, sin = np.concatenate([cos, long_cos]), np.concatenate([sin, long_sin])
     # Channels that do not rotate: times 1, plus 0 times anything.
     still = np.zeros((len(cos), width - 2 * cos.shape[1]), np.float32)
-    # The minus of rotate-half stands in the table: one op less, the same result.
+    # The minus of rotate-half is in the table: one op less, the same result.
     return (
         np.concatenate([cos, cos, still + 1], axis=1),
         np.concatenate([-sin, sin, still], axis=1),
@@ -167,7 +167,7 @@ def _tables(call: Call, rope: RopeSpec) -> tuple[F32Array, F32Array]:
 
 
 def softcap(mb: Any, x: Any, cap: float) -> Any:
-    """Keep fp32 values within -cap .. cap, smoothly: cap * tanh(x / cap)."""
+    """Limit fp32 values smoothly to -cap .. cap: cap * tanh(x / cap)."""
     return mb.mul(x=mb.tanh(x=mb.mul(x=x, y=np.float32(1 / cap))), y=np.float32(cap))
 
 
@@ -182,10 +182,10 @@ class Attention:
         self._temperature = attention_temperature(call)
         self._biases = self._causal_biases(inputs[CAUSAL_MASK])
         self._states = {name: inputs[name] for name in (KEY_CACHE, VALUE_CACHE)}
-        # Read once; later layers chain on the updated value. A second read_state before a write
-        # may be merged with the first by coremltools' passes and then undoes earlier layers.
+        # Read once; later layers use the updated value. coremltools' passes may merge a second
+        # read_state before a write with the first, which would undo earlier layers.
         self._caches = {n: self._mb.read_state(input=s) for n, s in self._states.items()}
-        # Heads normed after they rotate: more counts than how far two positions are apart.
+        # Heads normed after rotation depend on absolute positions, not only on their distance.
         is_absolute = call.spec.qk_norm is QkNorm.HEAD_AFTER_ROPE
         self._rotary = Rotary(call, self._shift_to_first() if is_absolute else None)
 
@@ -232,10 +232,10 @@ class Attention:
         return weights.norm(x, norm) if kind is QkNorm.HEAD_AFTER_ROPE else x
 
     def _scaled(self, query: Any) -> Any:
-        """Multiply the queries, fp32 (1, H, T, D), by what the attention op does not know.
+        """Multiply the queries, fp32 (1, H, T, D), by the factors that the attention op lacks.
 
-        The op itself multiplies the scores by D ** -0.5 and takes no other factor; written out,
-        for capped scores, attention has no factor of its own.
+        The op itself multiplies the scores by D ** -0.5 and has no other factor. Attention with
+        capped scores is written out, without a factor of its own.
         """
         factor = self._spec.score_scale
         if self._spec.scores_softcap is None:
@@ -250,15 +250,15 @@ class Attention:
         return self._mb.transpose(x=split, perm=[0, 2, 1, 3])
 
     def _window(self, layer: int) -> int | None:
-        """Give the window of a layer; one that holds all positions is none."""
+        """Give the window of a layer, or None if it covers all positions."""
         window = self._spec.attention(layer).window
         return None if window is None or window >= self._call.n_positions else window
 
     def _causal_biases(self, mask: Any) -> dict[int | None, Any]:
-        """Add the caller's mask to 0 where a query may look and MASKED where not, (1, 1, T, S).
+        """Give the caller's mask plus 0 where a query may look, else MASKED, (1, 1, T, S).
 
-        A bias comes from positions, exact in fp32, not from a (CTX, CTX) table: that would
-        weigh 32 MB at 4096 and 512 MB at 16384 positions.
+        A bias is computed from positions, exact in fp32. A (CTX, CTX) table would take 32 MB at
+        4096 and 512 MB at 16384 positions.
         """
         mb, call = self._mb, self._call
         positions = mb.const(val=np.arange(call.n_positions, dtype=np.float32), name="positions")
@@ -277,7 +277,7 @@ class Attention:
         return biases
 
     def _has_first_key(self, name: str) -> Any:
-        """Say whether the cache, as it is now, holds a key of position 0; bool (1,)."""
+        """Tell whether the cache now holds a key of position 0; bool (1,)."""
         mb, n_kv, width = self._mb, self._spec.n_kv_heads, self._spec.head_width
         first = mb.slice_by_index(
             x=self._caches[KEY_CACHE],
@@ -289,7 +289,7 @@ class Attention:
         return mb.greater(x=mb.reduce_max(x=flat, axes=[0], keep_dims=True), y=np.float16(0))
 
     def _shift_to_first(self) -> Any:
-        """Give -1 where a caller left slot 0 of the cache empty, else 0; int32 (1,)."""
+        """Give -1 if a caller left slot 0 of the cache empty, else 0; int32 (1,)."""
         mb = self._mb
         is_empty = mb.logical_not(x=self._has_first_key("earlier_first_key"))
         is_later = mb.greater(x=self._call.past, y=np.int32(0))
@@ -297,7 +297,7 @@ class Attention:
         return mb.mul(x=shifted, y=np.int32(-1))
 
     def _hide_unwritten(self) -> None:
-        """Hide position 0 while its key was never written; clamp the sums, also against -inf."""
+        """Hide position 0 if its key was never written; clamp the sums, also against -inf."""
         mb = self._mb
         is_written = mb.cast(x=self._has_first_key("first_key"), dtype="fp16")
         penalty = mb.mul(
@@ -318,7 +318,7 @@ class Attention:
             self._biases[window] = mb.maximum(x=both, y=np.float16(MASKED), name=name)
 
     def _remember(self, layer: int, fresh: Mapping[str, Any]) -> Any:
-        """Write new keys and values, fp16 (1, K, T, D); give where they end in the cache."""
+        """Write new keys and values, fp16 (1, K, T, D); give their end in the cache."""
         mb, call = self._mb, self._call
         begin, end = self._place(layer, call.past), self._place(layer + 1, call.end)
         for name, state in self._states.items():

@@ -1,4 +1,4 @@
-"""Answer one question: how does a quantized model become a Core ML artifact?
+"""The Core ML exporter: a quantized model as an artifact with a Core ML package.
 
 The artifact is ``model.mlpackage`` (iOS 18 and macOS 15, key/value cache as state, weights as
 int4 or int8 blocks or fp16) with the tokenizer files that swift-transformers looks for.
@@ -45,7 +45,7 @@ _GRAPH_LAYER_BYTES: Final = 20 << 10
 MAX_CONTEXT_LENGTH: Final = 16384
 _LONGER: Final = "packages of 32,768 positions and more fail to load"
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
-# swift-transformers refuses other classes; tokenizer.json alone decides what they do.
+# swift-transformers refuses other classes; what a class does depends on tokenizer.json alone.
 _SWIFT_TOKENIZERS: Final = frozenset(
     {
         "BertTokenizer", "CodeGenTokenizer", "CodeLlamaTokenizer", "CohereTokenizer",
@@ -66,12 +66,12 @@ _FEATURES: Final = {
 
 
 class CoremlExporter:
-    """Writes Core ML packages; see ``exporters/base.py`` for the promise."""
+    """Writes Core ML packages; satisfies ``Exporter`` (exporters/base.py)."""
 
     format = Format.COREML
 
     def supports(self, spec: DecoderSpec, scheme: Scheme) -> Decision:
-        """Say before any work whether Core ML can hold the model."""
+        """Tell whether Core ML can hold the model, before any work."""
         if scheme == FP32:
             return Rejected(
                 "Core ML keeps the key/value cache and the logits in fp16, so fp32 weights "
@@ -94,13 +94,13 @@ class CoremlExporter:
         return Accepted(tuple(notes))
 
     def positions(self, spec: DecoderSpec) -> ContextRange:
-        """Say how many positions a package can hold."""
+        """Tell how many positions a package can hold."""
         longest = min(spec.context_length, MAX_CONTEXT_LENGTH)
         is_cut = longest < spec.context_length
         return ContextRange(usual_length(spec, longest), longest, _LONGER if is_cut else "")
 
     def predict(self, model: ModelOutline, options: ExportOptions) -> SizeEstimate:
-        """Say what ``write`` will take; reads no tensor."""
+        """Estimate the size of what ``write`` writes; reads no tensor."""
         spec = model.spec
         tables = position_bytes(spec, self._n_positions(spec, options))
         weights = sum(_stored_bytes(entry) for entry in model.entries)
@@ -112,7 +112,7 @@ class CoremlExporter:
     def write(
         self, model: QuantizedModel, folder: Path, options: ExportOptions, progress: Progress
     ) -> Written:
-        """Write package and tokenizer files, and check the package as it lies on disk.
+        """Write package and tokenizer files, and check the package on disk.
 
         Raises:
             ExportError: Core ML cannot hold the model, or coremltools refuses the program.
@@ -151,7 +151,7 @@ class CoremlExporter:
 
 
 def _schemes(model: QuantizedModel) -> dict[str, Scheme]:
-    """How each tensor is stored, checked against what the decoder needs."""
+    """Give how each tensor is stored, checked against what the decoder needs."""
     schemes = {entry.name: Scheme.parse(entry.scheme) for entry in model.entries}
     shapes = {entry.name: entry.shape for entry in model.entries}
     wanted = model.spec.weight_shapes()
@@ -201,7 +201,7 @@ def _write_assets(assets: Mapping[str, Path], folder: Path) -> None:
 
 
 def _swift_tokenizer_config(source: Path) -> dict[str, Any]:
-    """Read a tokenizer config and name a class that swift-transformers knows."""
+    """Read a tokenizer config and replace its class by one that swift-transformers knows."""
     try:
         config = json.loads(source.read_text(encoding="utf-8"))
     except ValueError as error:

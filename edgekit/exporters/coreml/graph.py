@@ -1,12 +1,13 @@
-"""Answer one question: which MIL program computes a ``DecoderSpec``?
+"""Builder of the MIL program that computes a ``DecoderSpec``.
 
-The program is built without weights (weights.py). The names and shapes of inputs,
-states and output are those of Apple's Llama sample and of swift-transformers.
+The program is built without weights (weights.py). The names and shapes of inputs, states and
+output are those of Apple's Llama sample and of swift-transformers.
 ``past = causalMask.shape[-1] - inputIds.shape[-1]``.
 
-Types: matrices multiply in fp16. The residual, every norm, rope and all factors are fp32:
-a residual can leave fp16 (Gemma 3's does), and no factor costs a second rounding. So is the inside
-of a feed-forward block unless the block is the common one, SiLU behind a norm and no norm after.
+Number types: matrices multiply in fp16. The residual, every norm, rope and all factors are fp32: a
+residual can leave the range of fp16 (Gemma 3's does), and factors should not be rounded twice. The
+inside of a feed-forward block is fp32 too, except in the common block: SiLU, a norm before it and
+no norm after it.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from edgekit.formats.mlpackage import (
 )
 from edgekit.scheme import Scheme
 
-# A norm after the block hides how large its inside grows, in training as here; gate times up
-# leaves fp16 in such models. A power of two: it moves the exponent and rounds nothing.
+# If a norm follows the block, training does not limit the size of its inside, and gate times up can
+# exceed fp16. The factor is a power of two, so it changes only the exponent and rounds nothing.
 _INNER_FACTOR: Final = 64.0
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A program without weights, and what belongs into its placeholders, by constant name."""
+    """A program without weights, and what its placeholders stand for, by constant name."""
 
     program: Any
     slots: Mapping[str, Slot]
@@ -65,7 +66,7 @@ def build_graph(spec: DecoderSpec, schemes: Mapping[str, Scheme], context_length
     }
     program = mil.Program()
     weights = Weights(mb, types, spec, schemes)
-    # Names of helper constants come from a counter of the whole process.
+    # coremltools names helper constants by a counter of the whole process.
     counts = dict(mb.name_count)
     mb.name_count.clear()
     try:
@@ -87,7 +88,7 @@ def build_graph(spec: DecoderSpec, schemes: Mapping[str, Scheme], context_length
 
 
 class _Decoder:
-    """Write the ops of one decoder; ``mb`` is coremltools' own builder."""
+    """Writes the ops of one decoder; ``mb`` is coremltools' own builder."""
 
     def __init__(self, mb: Any, spec: DecoderSpec, weights: Weights) -> None:
         self.mb = mb
@@ -113,7 +114,7 @@ class _Decoder:
             x = self.added(x, output, at + "attn_post_norm")
             output = self.feed_forward(self.block_input(x, at + "ffn_norm"), at)
             x = self.added(x, output, at + "ffn_post_norm")
-        # Scaled before the head: the logits themselves are rounded once.
+        # Scaled before the head, so that the logits themselves are rounded once.
         h = weights.narrow(self.scaled(weights.norm(x, "final_norm"), spec.logits_scale))
         head = "embed" if spec.is_tied else "lm_head"
         if spec.logits_softcap is None:
@@ -130,7 +131,7 @@ class _Decoder:
         return self.weights.narrow(self.weights.norm(x, name) if name in self.weights else x)
 
     def added(self, x: Any, output: Any, name: str) -> Any:
-        """Add to the residual what a block gives, normed where the decoder norms after it; fp32."""
+        """Add a block's output to the residual, normed if the decoder norms after it; fp32."""
         if name in self.weights:
             output = self.weights.norm(output, name)
         return self.mb.add(x=x, y=self.scaled(output, self.spec.residual_scale))

@@ -1,6 +1,6 @@
-"""Answer one question: is a saved Core ML package built the way the runtimes need it?
+"""Checks of a saved Core ML package against rules that the runtimes need.
 
-Each rule stands for a failure that the compiler does not report, or reports on the device only.
+Each rule prevents a failure that the compiler does not report, or that appears only on the device.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def lint_package(package: Path, schemes: Mapping[str, Scheme], context_length: i
         raise ExportError(
             f"{package.name} breaks rules of Core ML",
             got="; ".join(findings),
-            do="This is a fault of edgekit or a new coremltools; please report it.",
+            do="This is a bug of edgekit, or coremltools has changed; please report it.",
         )
 
 
 def _interface(spec: Any, context_length: int) -> Iterator[str]:
-    """Names, types and ranges of inputs, states and output."""
+    """Check names, types and ranges of inputs, states and output."""
     if spec.specificationVersion != 9:
         yield f"specification version {spec.specificationVersion}, wanted 9"
     arrays = require_coremltools("coremltools.proto.FeatureTypes_pb2").ArrayFeatureType
@@ -80,7 +80,7 @@ def _interface(spec: Any, context_length: int) -> Iterator[str]:
         for feature in description.input
     }
     one, ranged = (1, 1), (1, context_length)
-    # Every input ranged: a mix of fixed and ranged inputs with state crashes at load.
+    # Every input has a range: a mix of fixed and ranged inputs with state crashes at load.
     wanted = {
         INPUT_IDS: ("INT32", [one, ranged]),
         CAUSAL_MASK: ("FLOAT16", [one, one, ranged, ranged]),
@@ -106,7 +106,7 @@ def _interface(spec: Any, context_length: int) -> Iterator[str]:
 
 
 def _states(block: Any) -> Iterator[str]:
-    """Every write must build on the latest read, and no read may repeat without a write.
+    """Check that every write uses the latest read, and that no read repeats without a write.
 
     Source: coremltools remove_redundant_ops merges equal reads across a write, after which a
     layer writes back the cache as it was before the step.
@@ -129,7 +129,7 @@ def _states(block: Any) -> Iterator[str]:
 
 
 def _values(block: Any, blobs: BlobReader) -> Iterator[str]:
-    """Types of heavy ops, and stored constants against what the program declares."""
+    """Check types of heavy ops, and stored constants against what the program declares."""
     for op in block.operations:
         for output in op.outputs:
             kind = type_name(output.type)
@@ -143,7 +143,7 @@ def _values(block: Any, blobs: BlobReader) -> Iterator[str]:
 
 
 def _weights(block: Any, schemes: Mapping[str, Scheme]) -> Iterator[str]:
-    """Integer matrices must be stored as such: int4 that became int8 is silent."""
+    """Check that integer matrices are stored as such: nothing else reports int4 stored as int8."""
     ops = {output.name: op for op in block.operations for output in op.outputs}
     for name, scheme in schemes.items():
         op = ops.get(identifier(name))

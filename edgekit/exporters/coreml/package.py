@@ -1,7 +1,7 @@
-"""Answer one question: how do a MIL program and a quantized model become a ``.mlpackage``?
+"""Writer of ``.mlpackage``: a MIL program and a quantized model in one package.
 
-coremltools translates the program to protobuf; the weights are streamed into ``weight.bin`` by
-our own writer, one tensor in memory at a time. No pass of coremltools runs: deduplication would
+coremltools translates the program to protobuf. Our own writer streams the weights into
+``weight.bin``, one tensor in memory at a time. No pass of coremltools runs: deduplication would
 merge all placeholders, and ``remove_redundant_ops`` would merge reads of a state across writes.
 """
 
@@ -50,7 +50,7 @@ def write_package(
         progress: Called once per tensor.
 
     Raises:
-        ExportError: coremltools refuses the program, or a tensor is not what was announced.
+        ExportError: coremltools refuses the program, or a tensor is not what was declared.
     """
     create_package(package)
     load = require_coremltools("coremltools.converters.mil.backend.mil.load")
@@ -83,7 +83,7 @@ def write_package(
 
 
 class _WeightFile:
-    """Give the file value of a constant, its bytes written on the way."""
+    """Writes the bytes of constants to the weight file and gives the values that refer to them."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class _WeightFile:
         self._n_done = 0
 
     def write(self, label: str, value: np.ndarray[Any, Any]) -> int:
-        """Write the bytes of a constant; a placeholder's come from the model."""
+        """Write the bytes of a constant; those of a placeholder come from the model."""
         slot = self.slots.get(label)
         if slot is None:
             return self._blobs.write(value)
@@ -129,7 +129,7 @@ class _WeightFile:
 
     def _read(self, name: str) -> ModelTensor:
         if self._tensor is None or self._tensor.name != name:
-            self._tensor = None  # free the last one before the next is read
+            self._tensor = None  # free the previous tensor before the next is read
             self._tensor = self._model.get(name)
             self._n_done += 1
             self._progress(name, self._n_done, self._n_total)
@@ -145,12 +145,12 @@ def _translate(load: Any, program: Any, weights: _WeightFile) -> Any:
     """Run coremltools' translation with our weight file; give a ``MIL_pb2.Program``."""
     helper = require_coremltools("coremltools.converters.mil.backend.mil.helper")
 
-    # The base class comes in at run time, so that only this call imports coremltools.
+    # The base class is imported at run time, so that only this call imports coremltools.
     class Translation(load.MILProtoExporter):  # type: ignore[misc]
         """coremltools' translation, except that constants go to our weight file."""
 
         def get_milproto_value(self, var: Any) -> Any:
-            """Keep small constants in the program; a placeholder never is small."""
+            """Keep small constants in the program; a placeholder is never small."""
             if var.name in weights.slots:
                 return self.create_file_value(var)
             return super().get_milproto_value(var)

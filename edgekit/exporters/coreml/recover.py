@@ -1,7 +1,7 @@
-"""Answer one question: which tensors does a saved Core ML package hold?
+"""Reading the tensors of a saved Core ML package back, with coremltools' own reader.
 
 Program and weights are read with coremltools' own parser and blob reader; our reader only
-checks that a record lies inside the file before foreign code follows its offset.
+checks that a record is inside the file before other code follows its offset.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from edgekit.formats.mlpackage import (
 from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor
 from edgekit.scheme import FP16, FP32, Scheme
 
-# Which method of coremltools' reader gives which type; fp16 comes as its bits.
+# Which method of coremltools' reader gives which type; fp16 is given as its bits.
 _READERS: Final[dict[BlobType, tuple[str, str]]] = {
     BlobType.INT4: ("read_int4_data", "i1"),
     BlobType.INT8: ("read_int8_data", "i1"),
@@ -60,7 +60,7 @@ def recover_tensors(artifact: Artifact) -> Iterator[ModelTensor]:
         tensor = _quantized(name, op, blobs) if op.type != "const" else _float(name, op, blobs)
         kept = schemes.get(name)
         if isinstance(tensor, FloatTensor) and kept in (FP16, FP32):
-            # Norms are stored wider than their scheme asks; the values are the same.
+            # Norms are stored wider than their scheme says; the values are the same.
             tensor = FloatTensor(name, kept, tensor.values)
         if tensor.shape != shape:
             raise FormatError(f"{package}: shape of {name}", got=tensor.shape, wanted=shape)

@@ -1,7 +1,7 @@
-"""Answer one question: how do the tensors of a model enter a MIL program?
+"""The tensors of a model as placeholder constants of a MIL program.
 
-As placeholders: every constant is a zero-stride array that takes no memory, and ``slots`` says
-which tensor belongs there. Each is used as it is stored, so that it can be read back bit by bit.
+A placeholder is a zero-stride array that takes no memory; ``slots`` says which tensor belongs
+there. Each tensor is used in the form in which it is stored, so that it can be read back exactly.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Weights:
         self._no_bias: dict[int, Any] = {}
 
     def __contains__(self, name: object) -> bool:
-        """Say whether the decoder has a tensor of this name."""
+        """Tell whether the decoder has a tensor of this name."""
         return name in self._shapes
 
     def norm(self, x: Any, name: str) -> Any:
@@ -62,7 +62,7 @@ class Weights:
         scaled = mb.mul(x=x, y=mb.rsqrt(x=mean, epsilon=np.float32(self._spec.norm_eps)))
         gain = self._placeholder(name, "values", self._types.fp32, self._shapes[name])
         if self._spec.norm_offset:
-            # Added in the program: 1 + w rounds in fp32, and could not be read back.
+            # Added in the program, because 1 + w rounds in fp32 and could not be read back.
             gain = mb.add(x=gain, y=np.float32(self._spec.norm_offset))
         return mb.mul(x=scaled, y=gain)
 
@@ -88,7 +88,7 @@ class Weights:
         if kind == "fp16":
             inner = self._placeholder(bias_name, "values", types.fp16, (n_out,))
         else:
-            # The op has no form without bias in coremltools; one zero vector serves all.
+            # In coremltools the op has no form without bias; one zero vector serves all.
             if n_out not in self._no_bias:
                 zeros = np.zeros(n_out, np.float16)
                 self._no_bias[n_out] = mb.const(val=zeros, name=f"zeros_{n_out}")

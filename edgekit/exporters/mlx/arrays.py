@@ -1,8 +1,8 @@
-"""Answer one question: which arrays of ``model.safetensors`` hold which canonical weights?
+"""The arrays of an MLX artifact's ``model.safetensors``, and the weights that they hold.
 
-A matrix of codes is three arrays of its module (weight, scales, biases), everything else is one.
-Where mlx-lm has one module for several canonical matrices, their rows lie one below the other;
-where it wants a bias that the decoder has not, there are zeros.
+A matrix of codes is three arrays of its module (weight, scales, biases); everything else is one
+array. Where mlx-lm has one module for several canonical matrices, their rows follow one another;
+where it needs a bias that the decoder does not have, there are zeros.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _LARGEST: Final[Mapping[DType, float]] = MappingProxyType(
         DType.BF16: math.ldexp(255, 120),  # eight bits, the exponent of float32
     }
 )
-# A scale while its bias is made: float32 as read, once more multiplied, and both as narrow as
-# they are written.
+# Memory of a scale while its bias is made: float32 as read, float32 multiplied, and both in the
+# type in which they are written.
 SCALE_BYTES: Final = 4 + 4 + 2 + 2
 
 
@@ -51,7 +51,7 @@ class Slot:
         module: mlx-lm's path, as in its quantization entry.
         kind: ``weight`` or ``bias``.
         shape: (N, M) or (N,), of all parts together.
-        parts: The canonical weights, top to bottom; none: zeros.
+        parts: The canonical weights, top to bottom; none means zeros.
     """
 
     module: str
@@ -106,7 +106,7 @@ class Slot:
     def decode(
         self, arrays: dict[str, Any], config: Mapping[str, Any], where: str
     ) -> Iterator[ModelTensor]:
-        """Rebuild the canonical tensors from what mlx loaded, taking it out of ``arrays``.
+        """Rebuild the canonical tensors from the arrays that mlx loaded; used arrays are removed.
 
         Raises:
             FormatError: The arrays or the config are not what an export writes.
@@ -133,10 +133,10 @@ class Slot:
 
 
 def plan_slots(file: ModelFile, entries: Iterable[TensorEntry]) -> tuple[Slot, ...]:
-    """Lay out the weights of a model as mlx-lm's modules have them.
+    """Plan the arrays of a model as mlx-lm's modules need them.
 
     Raises:
-        FormatError: A weight that the model file does not have, or a shape that cannot be.
+        FormatError: A weight that the model file does not have, or an impossible shape.
     """
     parts: dict[tuple[str, str], list[TensorEntry]] = {}
     for entry in entries:
@@ -178,7 +178,7 @@ def _slot(module: str, kind: str, parts: tuple[TensorEntry, ...]) -> Slot:
     )
     if not is_sound:
         raise FormatError(
-            f"{module}.{kind}: weights that are no one matrix or vector",
+            f"{module}.{kind}: weights that do not form one matrix or vector",
             got=", ".join(f"{part.name} {part.shape} {part.scheme}" for part in parts),
         )
     n_rows = sum(part.shape[0] for part in parts)
@@ -186,7 +186,7 @@ def _slot(module: str, kind: str, parts: tuple[TensorEntry, ...]) -> Slot:
 
 
 def _zero_biases(file: ModelFile, slots: Sequence[Slot]) -> Iterator[Slot]:
-    """Give what attention_bias asks for when the decoder has only some of its biases."""
+    """Give the zero biases that attention_bias needs when the decoder has only some of them."""
     if file.attention_bias is not AttentionBias.ALL:
         return
     wanted = tuple(f".{file.modules[part]}" for part in _ATTENTION)
@@ -238,7 +238,7 @@ def _narrow_exactly(tensor: QuantizedTensor, factor: int, dtype: DType) -> NDArr
 
 
 def _take(arrays: dict[str, Any], info: TensorInfo, where: str) -> NDArray[Any]:
-    """Copy an mlx array to numpy: words stay words, every float type is widened to float32."""
+    """Copy an mlx array to numpy: words stay words, every float type becomes float32."""
     array = arrays.pop(info.name, None)
     if array is None or tuple(array.shape) != info.shape:
         raise FormatError(

@@ -1,8 +1,8 @@
-"""The ``config.json`` with which mlx-lm computes exactly a decoder, key by key.
+"""Writer of the ``config.json`` with which mlx-lm computes exactly this decoder.
 
-It is written anew from the spec, never copied: mlx-lm drops keys it does not know without a word
-and its defaults differ from Hugging Face's (``tie_word_embeddings``), so every key that counts is
-spelled out. Which model file reads which keys stands in models.py.
+It is written new from the spec, never copied: mlx-lm ignores unknown keys without a message and its
+defaults differ from Hugging Face's (``tie_word_embeddings``), so every key that matters is written.
+models.py says which model file reads which keys.
 
 Source:
     mlx-lm 0.32 utils.py (load_model), models/rope_utils.py, and the ``ModelArgs`` of the model
@@ -28,7 +28,7 @@ from edgekit.strict_json import MAX_OBJECT_BYTES, parse_object
 Keys = dict[str, Any]
 
 CONFIG_NAME: Final = "config.json"
-_MAX_LOG_LENGTH: Final = 40.0  # a config may say any factor; no length is e^40
+_MAX_LOG_LENGTH: Final = 40.0  # a config may state any factor, but no length is e^40
 
 TORCH_DTYPES: Final = {
     "float32": DType.FP32,
@@ -39,7 +39,7 @@ TORCH_NAMES: Final = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 def common_keys(spec: DecoderSpec, n_positions: int) -> Keys:
-    """Give the keys that all model files read, for an artifact of so many positions."""
+    """Give the keys that all model files read, for an artifact with this many positions."""
     eos = list(spec.eos_token_ids)
     return {
         "attention_bias": spec.has_qkv_bias or spec.has_o_bias,
@@ -63,7 +63,7 @@ def common_keys(spec: DecoderSpec, n_positions: int) -> Keys:
 
 
 def llama_keys(spec: DecoderSpec, _: int) -> Keys:
-    """Give the keys of llama.py: layers slide by ``layer_types`` and in no other way."""
+    """Give the keys of llama.py: only ``layer_types`` says which layers have a window."""
     keys = _rope_keys(_main_rope(spec))
     windows = [spec.attention(layer).window for layer in range(spec.n_layers)]
     # llama.py looks for the first layer of full attention and raises if there is none.
@@ -82,7 +82,7 @@ def smollm3_keys(spec: DecoderSpec, n_positions: int) -> Keys:
 
 
 def ministral3_keys(spec: DecoderSpec, n_positions: int) -> Keys:
-    """Give the keys of ministral3.py: rope and query scaling in one section."""
+    """Give the keys of ministral3.py: rope and attention temperature in one section."""
     keys = llama_keys(spec, n_positions)
     scaling = keys.pop("rope_scaling") or {"rope_type": "default"}
     temperature = spec.query_scaling
@@ -97,7 +97,7 @@ def ministral3_keys(spec: DecoderSpec, n_positions: int) -> Keys:
 
 
 def gemma3_keys(spec: DecoderSpec, n_positions: int) -> Keys:
-    """Give the keys of gemma3_text.py: every n-th layer sees everything and has its own rope."""
+    """Give the keys of gemma3_text.py: every n-th layer has full attention and its own rope."""
     pattern = sliding_pattern(spec)
     local = spec.local_rope or spec.rope
     return {
@@ -143,7 +143,7 @@ def granitemoehybrid_keys(spec: DecoderSpec, n_positions: int) -> Keys:
 
 
 def exaone4_keys(spec: DecoderSpec, n_positions: int) -> Keys:
-    """Give the keys of exaone4.py: L for layers that slide and have rope, G for the others."""
+    """Give the keys of exaone4.py: L for layers with a window and rope, G for the others."""
     is_local = [
         bool(spec.no_rope_layers) and layer not in spec.no_rope_layers
         for layer in range(spec.n_layers)
@@ -153,7 +153,7 @@ def exaone4_keys(spec: DecoderSpec, n_positions: int) -> Keys:
         **_rope_keys(_main_rope(spec)),
         "sliding_window": (spec.sliding_window or n_positions) if any(is_local) else None,
         "sliding_window_pattern": pattern if any(is_local) else None,
-        # Not mlx-lm's, but transformers', whose tokenizers open with the config, fails without.
+        # Not for mlx-lm: transformers, whose tokenizers open with the config, fails without it.
         "layer_types": ["sliding_attention" if local else "full_attention" for local in is_local],
     }
 
@@ -164,13 +164,13 @@ def hunyuan_keys(spec: DecoderSpec, _: int) -> Keys:
 
 
 def phi3_keys(spec: DecoderSpec, _: int) -> Keys:
-    """Give the keys of phi3.py, which reads the original length beside ``rope_scaling``."""
+    """Give the keys of phi3.py, which reads the original length outside ``rope_scaling``."""
     keys = _rope_keys(_main_rope(spec))
     rope = _main_rope(spec)
     keys["partial_rotary_factor"] = _partial_factor(rope, spec.head_width)
     scaling = keys["rope_scaling"]
     if scaling is not None:
-        # phi3.py insists on the old spelling, and on a long_factor even where it reads none.
+        # phi3.py requires the old spelling, and a long_factor even where it reads none.
         keys["rope_scaling"] = {"type": scaling["rope_type"], "long_factor": [], **scaling}
     if isinstance(rope.scaling, LongRopeScaling):
         keys["original_max_position_embeddings"] = rope.scaling.original_context_length
@@ -178,9 +178,9 @@ def phi3_keys(spec: DecoderSpec, _: int) -> Keys:
 
 
 def longrope_length(scaling: LongRopeScaling) -> int:
-    """Give the ``max_position_embeddings`` of which SuScaledRoPE makes the attention factor.
+    """Give the ``max_position_embeddings`` that makes SuScaledRoPE's attention factor right.
 
-    It takes sqrt(ln(max_position_embeddings) / ln(original)), so this is the model's own length
+    It computes sqrt(ln(max_position_embeddings) / ln(original)), so this is the model's own length
     where the config said no other factor. Nothing else in mlx-lm reads that key.
     """
     log_length = scaling.attention_factor**2 * math.log(scaling.original_context_length)
@@ -188,7 +188,7 @@ def longrope_length(scaling: LongRopeScaling) -> int:
 
 
 def _main_rope(spec: DecoderSpec) -> RopeSpec:
-    """Give the rope of the layers that see everything; where there are none, that of the others."""
+    """Give the rope of the full-attention layers; if there are none, that of the others."""
     return spec.rope if spec.rope in spec.ropes or not spec.ropes else spec.ropes[0]
 
 
@@ -205,7 +205,7 @@ def _rope_keys(rope: RopeSpec) -> Keys:
                 "original_max_position_embeddings": scaling.original_context_length,
             }
         case YarnScaling() as scaling:
-            # YarnRoPE has 0.1 mscale ln(factor) + 1 over the same with mscale_all_dim.
+            # YarnRoPE uses 0.1 mscale ln(factor) + 1 over the same with mscale_all_dim.
             excess = scaling.attention_factor - 1
             keys["rope_scaling"] = {
                 "rope_type": "yarn",
@@ -220,7 +220,7 @@ def _rope_keys(rope: RopeSpec) -> Keys:
             keys["max_position_embeddings"] = longrope_length(scaling)
             keys["rope_scaling"] = {
                 "rope_type": "longrope",
-                # SuScaledRoPE reads only long_factor; within the original length the short holds.
+                # SuScaledRoPE reads only long_factor; within the original length the short applies.
                 "short_factor": list(scaling.short_factors),
                 "long_factor": list(scaling.short_factors),
                 "original_max_position_embeddings": scaling.original_context_length,
@@ -231,7 +231,7 @@ def _rope_keys(rope: RopeSpec) -> Keys:
 
 
 def sliding_pattern(spec: DecoderSpec) -> int | None:
-    """Give n if exactly every n-th layer sees everything, else None."""
+    """Give n if exactly every n-th layer has full attention, else None."""
     is_full = [spec.attention(layer).window is None for layer in range(spec.n_layers)]
     if True not in is_full:
         return None
@@ -240,16 +240,16 @@ def sliding_pattern(spec: DecoderSpec) -> int | None:
 
 
 def _query_scalar(spec: DecoderSpec) -> float:
-    """Give the number of which one over the root is the factor of the scores."""
+    """Give the number s for which 1 / sqrt(s) is the factor of the scores."""
     scalar = spec.score_scale**-2
     return round(scalar) if math.isclose(scalar, round(scalar)) else scalar
 
 
 def _partial_factor(rope: RopeSpec, head_width: int) -> float:
-    """Give the factor of which ``int(head_width * factor)`` is the rotary width."""
+    """Give the factor for which ``int(head_width * factor)`` is the rotary width."""
     width = rope.rotary_width or head_width
     factor = width / head_width
-    # 49 / 98 comes back whole, others one unit in the last place below.
+    # Rounding: 98 * (49 / 98) is 49 again, but some other products are just below the width.
     return factor if int(head_width * factor) == width else math.nextafter(factor, 1)
 
 
@@ -273,10 +273,10 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def quantization_of(config: Mapping[str, Any], module: str) -> Scheme | None:
-    """Say as which scheme mlx-lm reads a module: its own entry, else the common one.
+    """Give the scheme in which mlx-lm reads a module: its own entry, else the common one.
 
     Raises:
-        FormatError: The config says no scheme of ours.
+        FormatError: The config states a scheme that edgekit does not write.
     """
     common = config.get("quantization")
     if not isinstance(common, dict):

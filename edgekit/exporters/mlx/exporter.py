@@ -1,10 +1,10 @@
-"""Answer one question: how does a quantized model become the folder that stock mlx-lm opens?
+"""The MLX exporter: a quantized model as the folder that stock mlx-lm opens.
 
-Number types: mlx computes in the type of scales and norms, so all floats of an artifact share
-one type. It is the type of the scheme (fp32, fp16), for integer schemes that of the source
-(``torch_dtype``), as ``mlx_lm.convert`` does it. Scales on the common grid and their biases
-(-8 s, -128 s) are exact in each of them: eight significant bits within the range of fp16. Where a
-float is beyond the range of fp16, an artifact of an integer scheme has bf16 and a note says so.
+Number types: mlx computes in the type of scales and norms, so all floats of an artifact have one
+type. It is the type of the scheme (fp32, fp16), and for integer schemes that of the source
+(``torch_dtype``), as in ``mlx_lm.convert``. Scales on the common grid and their biases
+(-8 s, -128 s) are exact in each of them: eight significant bits within the range of fp16. If
+a float is beyond the range of fp16, an artifact of an integer scheme has bf16, with a note.
 
 Source:
     mlx-lm 0.32 utils.py (load_model), models/llama.py; mlx 0.32 ops.cpp (affine, LSB first).
@@ -62,7 +62,7 @@ class MlxExporter:
     format: Final = Format.MLX
 
     def supports(self, spec: DecoderSpec, scheme: Scheme) -> Decision:
-        """Say whether mlx-lm's own model code computes this decoder, and up to which length.
+        """Tell whether mlx-lm's own model code computes this decoder, and up to which length.
 
         Args:
             spec: The decoder.
@@ -72,7 +72,7 @@ class MlxExporter:
         return chosen if isinstance(chosen, Rejected) else Accepted(chosen.notes)
 
     def positions(self, spec: DecoderSpec) -> ContextRange:
-        """Say how many positions an artifact can hold; mlx-lm's cache grows with the text."""
+        """Tell how many positions an artifact can hold; mlx-lm's cache grows with the text."""
         chosen = _chosen_file(spec)
         longest, reason = chosen.n_positions, ""
         if longest < spec.context_length:
@@ -80,7 +80,7 @@ class MlxExporter:
         return ContextRange(longest, longest, reason)
 
     def predict(self, model: ModelOutline, options: ExportOptions) -> SizeEstimate:
-        """Say what ``write`` will take; reads no tensor.
+        """Estimate the size of what ``write`` writes; reads no tensor.
 
         Raises:
             ExportError: mlx-lm does not compute the decoder.
@@ -162,7 +162,7 @@ def _chosen_file(spec: DecoderSpec) -> ChosenFile:
 
 
 def _file_of(config: Mapping[str, Any], folder: Path) -> ModelFile:
-    """Say which of mlx-lm's model files an artifact names."""
+    """Give the mlx-lm model file that an artifact names."""
     name = config.get("model_type")
     if not isinstance(name, str) or name not in MODEL_FILES:
         raise FormatError(
@@ -207,7 +207,7 @@ def _dtype_that_holds(model: QuantizedModel) -> tuple[DType, tuple[str, ...]]:
 
 
 def _count_rounded(tensors: list[ModelTensor], array: NDArray[Any], dtype: DType) -> int:
-    """Count the float tensors, one below the other in ``array``, that lost something."""
+    """Count the float tensors, in rows one after another in ``array``, that were rounded."""
     n_rounded = first = 0
     for tensor in tensors:
         if isinstance(tensor, FloatTensor):
@@ -221,13 +221,13 @@ def _count_rounded(tensors: list[ModelTensor], array: NDArray[Any], dtype: DType
 
 
 def _load_arrays(path: Path) -> dict[str, Any]:
-    """Open the weights with mlx; each array is read from disk when it is looked at.
+    """Open the weights with mlx; each array is read from disk when it is used.
 
     Raises:
         FormatError: The file is damaged.
     """
     mx = require("mlx.core")
-    # mlx believes the header; the strict reader does not, so it looks first.
+    # mlx trusts the header, so the strict reader checks it first.
     with SafetensorsFile(path):
         pass
     try:

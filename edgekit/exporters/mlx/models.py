@@ -1,8 +1,8 @@
-"""Which of mlx-lm's model files computes exactly a decoder, and what it is told.
+"""mlx-lm's model files: what each can compute, and which one computes a given decoder exactly.
 
 One entry per ``model_type``: the modules that hold its weights, the features that the file knows,
-the config keys it reads. The spec says everything about a decoder, so a decoder that its own file
-would compute wrongly may go out under another file's name.
+the config keys it reads. The spec describes a decoder completely, so a decoder that its own file
+would compute wrongly may be written under another file's name.
 
 Source:
     mlx-lm 0.32: the files of models/ that are named below, rope_utils.py, utils.py
@@ -68,7 +68,7 @@ _QK_NORMS: Final[Mapping[QkNorm, Mapping[str, str]]] = {
         "k_norm": "self_attn.key_layernorm",
     },
 }
-# What a bf16 number may differ from the one that it stands for: half of 2 ** -7.
+# Largest relative error of a number rounded to bf16: half of 2 ** -7.
 _BF16_ROUNDING: Final = 2.0**-8
 _SAME: Final = 1e-9
 
@@ -87,11 +87,11 @@ class NoRope(Enum):
     NONE = auto()
     ANY = auto()
     ALL = auto()  # all layers, or none of them
-    GLOBAL = auto()  # those that see everything, where others slide
+    GLOBAL = auto()  # full-attention layers, where others have a sliding window
 
 
 class EmbedScale(Enum):
-    """By what a model file multiplies the embedding's output, without being told."""
+    """The factor that a model file applies to the embedding's output without a config key."""
 
     ONE = auto()
     ROOT = auto()  # sqrt(hidden_size), in the number type of the artifact
@@ -99,7 +99,7 @@ class EmbedScale(Enum):
 
 
 class Windows(Enum):
-    """How a model file knows of sliding windows."""
+    """How a model file supports sliding windows."""
 
     IGNORED = auto()
     LAYER_TYPES = auto()
@@ -115,16 +115,16 @@ class ModelFile:
         architecture: As config.json says; mlx-lm does not read it.
         path: The file, for messages.
         keys: Config keys beyond the common ones, of a spec and the number of positions.
-        matrices: Part of a layer -> module, where it is not llama.py's; parts of one module lie
-            one below the other.
+        matrices: Part of a layer -> module, where it is not llama.py's; the rows of several parts
+            of one module follow one another.
         norm_placement: As in ``DecoderSpec``, and so the next two.
         activation: As in ``DecoderSpec``, or one that no decoder of edgekit has.
         has_head_dim: False: the head width is hidden_size // num_attention_heads.
-        ropes: Kinds of scaling that the file reads, beside none and linear.
+        ropes: Kinds of scaling that the file reads, besides none and linear.
         scales: Which scale fields of ``DecoderSpec`` may differ from their defaults.
         embed_factor: What multiplies the embedding's output.
-        has_plain_local_rope: Layers that slide have the theta of the others and no scaling.
-        needs_both_kinds: Fails unless some layers slide and some see everything.
+        has_plain_local_rope: Sliding-window layers have the theta of the others and no scaling.
+        needs_both_kinds: Fails unless some layers have a window and some full attention.
         has_softcaps: Scores and logits are always capped; False: never.
         reads_rope_scaling: False: every rope is plain.
         is_always_tied: The head is the embedding, whatever ``tie_word_embeddings`` says.
@@ -191,10 +191,10 @@ class ModelFile:
         return float(np.float32(root) if scheme == FP32 else np.float16(root))
 
     def n_positions(self, spec: DecoderSpec) -> int:
-        """Say up to which length the file computes the decoder rightly."""
+        """Give the length up to which the file computes the decoder correctly."""
         limits = [spec.context_length]
         windows = [spec.attention(layer).window for layer in range(spec.n_layers)]
-        # A window as long as the artifact hides nothing.
+        # A window as long as the artifact has no effect.
         if self.windows is Windows.IGNORED or (
             self.windows is Windows.LAYER_TYPES and None not in windows
         ):
@@ -207,7 +207,7 @@ class ModelFile:
         return min(limits)
 
     def faults(self, spec: DecoderSpec) -> Iterator[str]:
-        """Say what of a decoder the file would compute wrongly, whatever the length."""
+        """Name everything of a decoder that the file would compute wrongly, at any length."""
         if spec.qk_norm is not self.qk_norm:
             yield f"q_norm and k_norm are {self.qk_norm.value}, not {spec.qk_norm.value}"
         if spec.norm_placement is not self.norm_placement:
@@ -371,7 +371,7 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
             architecture="GemmaForCausalLM",
             path="gemma.py",
             norm_offset=1.0,
-            # The form with the error function; Gemma has the one with tanh.
+            # GELU in the form with the error function; Gemma has the form with tanh.
             activation="gelu",
             embed_factor=EmbedScale.ROOT,
             reads_rope_scaling=False,
@@ -474,7 +474,7 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
 
 @dataclass(frozen=True, slots=True)
 class ChosenFile:
-    """The model file that an artifact names, how long it may be, what to know about it."""
+    """The model file that an artifact names, its longest length, and notes about it."""
 
     file: ModelFile
     n_positions: int
@@ -486,7 +486,7 @@ def choose_file(spec: DecoderSpec, scheme: Scheme | None = None) -> ChosenFile |
 
     Args:
         spec: The decoder.
-        scheme: Of the artifact, for what to know about it; None: an integer one.
+        scheme: Scheme of the artifact, for the notes; None: an integer one.
     """
     own = MODEL_FILES.get(spec.model_type, _LLAMA)
     others = [file for file in MODEL_FILES.values() if file is not own]
@@ -525,9 +525,10 @@ def make_config(
 
 
 def _rotates_what_slides(layers: Sequence[LayerAttention]) -> bool:
-    """Say whether all layers see everything with rope, or some do so without and all others slide.
+    """Tell whether all layers with rope have the same window, and the others full attention.
 
-    A layer that slides in no window at all sees as much as one in a window of the whole length.
+    Where all layers have rope, none may have a window. Where some have no rope, the layers with
+    rope may have no window either: that equals a window of the whole length.
     """
     rotated = {layer.window for layer in layers if layer.rope is not None}
     still = {layer.window for layer in layers if layer.rope is None}
@@ -535,14 +536,14 @@ def _rotates_what_slides(layers: Sequence[LayerAttention]) -> bool:
 
 
 def why_shorter(spec: DecoderSpec, file: ModelFile, n_positions: int) -> str:
-    """Say why a model file computes a decoder rightly at these positions only."""
+    """Say why a model file computes a decoder correctly only up to these positions."""
     if n_positions == spec.sliding_window:
         return f"its {file.path} has no sliding_window that holds in these layers"
     return "its SuScaledRoPE has one set of LongRoPE's factors, here the short one"
 
 
 def _has_su_factor(scaling: LongRopeScaling) -> bool:
-    """Say whether SuScaledRoPE comes to the attention factor of the decoder."""
+    """Tell whether SuScaledRoPE gives the attention factor of the decoder."""
     original, length = scaling.original_context_length, mlx_config.longrope_length(scaling)
     if length <= original:
         return scaling.attention_factor == 1.0

@@ -1,1 +1,1 @@
-"""The ONNX exporter: weight file, graph, and the way back."""
+"""The ONNX exporter: weight file, graph, and reading both back."""

@@ -1,7 +1,7 @@
-"""Answer one question: which ONNX nodes compute the attention of a layer?
+"""Builder of the ONNX nodes that compute the attention of a layer.
 
-One GroupQueryAttention does rope, cache, window and softmax. What its CPU kernel lacks stands
-before it: norms and attention temperature, and rope of widths that it refuses.
+One GroupQueryAttention node does rope, cache, window and softmax. Nodes before it do what its CPU
+kernel lacks: norms, attention temperature, and rope of widths that it refuses.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROPE_STEP: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class _Lengths:
-    """Names of what the mask says: positions seen (B,), the last of them (B,), and width (1,)."""
+    """Names of lengths from the mask: positions seen (B,), the last of them (B,), width (1,)."""
 
     n_seen: str
     last: str
@@ -49,7 +49,7 @@ class AttentionBuilder:
         matmuls: The matmuls of the graph.
         norms: Its norms.
         spec: The decoder.
-        n_positions: Positions the artifact holds; a window at least as long is no window.
+        n_positions: Positions the artifact holds; a window at least as long has no effect.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class AttentionBuilder:
 
     @property
     def has_call_length(self) -> bool:
-        """Whether the graph may be told how long the sequence is after the whole call."""
+        """Whether callers may tell the graph the sequence length after the whole call."""
         return any(table.changes_after is not None for table in self._tables.values())
 
     def add(self, layer: int, inner: str) -> str:
@@ -102,7 +102,7 @@ class AttentionBuilder:
         inputs += [self._lengths.last, self._lengths.total]
         if table is not None and is_inside:
             inputs += [table.cos, table.sin]
-            # By itself the kernel counts from the mask, without nodes for it.
+            # Without these rows the kernel counts positions from the mask, which needs no nodes.
             inputs += [self._rows(table)] if table.changes_after is not None else []
         output = at + "attention.out"
         is_windowed = window is not None and window < self._n_positions
@@ -126,14 +126,14 @@ class AttentionBuilder:
         return self._spec.head_width % ROPE_STEP == 0 and 2 * table.n_pairs % ROPE_STEP == 0
 
     def _project(self, at: str, inner: str) -> tuple[str, str, str]:
-        """Give queries, keys and values as the kernel takes them: together if possible."""
+        """Give queries, keys and values in the form that the kernel takes: joined if possible."""
         if at + "qkv" in self._matmuls:
             return self._matmuls.add(at + "qkv", inner), "", ""
         queries, keys, values = (self._matmuls.add(at + part, inner) for part in "qkv")
         return queries, keys, values
 
     def _project_apart(self, at: str, inner: str) -> tuple[str, str, str]:
-        """Give queries, keys and values each by itself."""
+        """Give queries, keys and values, each separately."""
         queries, keys, values = self._project(at, inner)
         if keys:
             return queries, keys, values
@@ -147,7 +147,7 @@ class AttentionBuilder:
         return normed, self._normed(keys, at + "k", self._spec.kv_width)
 
     def _normed(self, x: str, name: str, width: int) -> str:
-        """Norm queries or keys (B, T, width) as the decoder wants it."""
+        """Norm queries or keys (B, T, width) as the decoder requires."""
         match self._spec.qk_norm:
             case QkNorm.NONE:
                 return x
@@ -161,7 +161,7 @@ class AttentionBuilder:
                 return self._parts.node("Reshape", [heads, joined], f"{name}.normed")
 
     def _rotated(self, x: str, name: str, table: RopeTable, n_heads: int) -> str:
-        """Rotate (B, T, heads * D) by a node of its own."""
+        """Rotate (B, T, heads * D) by a separate node."""
         return self._parts.node(
             "RotaryEmbedding",
             [x, self._rows(table), table.cos, table.sin],
@@ -234,7 +234,7 @@ class AttentionBuilder:
         return self._parts.integers(name, value) if self._is_new(name) else name
 
     def _is_new(self, name: str) -> bool:
-        """Say whether a name is asked for the first time; all layers share what it stands for."""
+        """Tell whether a name is asked for the first time; all layers share its node."""
         is_new = name not in self._made
         self._made.add(name)
         return is_new

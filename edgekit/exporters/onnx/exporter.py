@@ -1,7 +1,7 @@
-"""A quantized model as an ONNX artifact.
+"""The ONNX exporter: a quantized model as an ONNX artifact.
 
-The weight file (weights.py), the graph (graph.py, attention.py, ops.py), what
-onnxruntime-genai wants beside them (genai.py), and the way back (recover.py).
+It joins the weight file (weights.py), the graph (graph.py, attention.py, ops.py), the config for
+onnxruntime-genai (genai.py), and reading back (recover.py).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class OnnxExporter:
     format = Format.ONNX
 
     def supports(self, spec: DecoderSpec, scheme: Scheme) -> Decision:
-        """Say before any work whether this format can hold the model."""
+        """Tell whether this format can hold the model, before any work."""
         if spec.n_heads % spec.n_kv_heads:
             return Rejected(
                 f"{spec.n_heads} query heads do not divide among {spec.n_kv_heads} key heads"
@@ -67,11 +67,11 @@ class OnnxExporter:
         return Accepted()
 
     def positions(self, spec: DecoderSpec) -> ContextRange:
-        """Say how many positions an artifact can hold."""
+        """Tell how many positions an artifact can hold."""
         return ContextRange(usual_length(spec), spec.context_length)
 
     def predict(self, model: ModelOutline, options: ExportOptions) -> SizeEstimate:
-        """Say what ``write`` will take; reads no tensor."""
+        """Estimate the size of what ``write`` writes; reads no tensor."""
         spec = model.spec
         schemes = {entry.name: Scheme.parse(entry.scheme) for entry in model.entries}
         arrays = plan_arrays(spec, schemes, self._n_positions(spec, options))

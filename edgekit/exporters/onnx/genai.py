@@ -1,4 +1,4 @@
-"""Answer one question: what does onnxruntime-genai need to know beside the graph?
+"""The ``genai_config.json`` with which onnxruntime-genai runs an ONNX artifact.
 
 Source:
     onnxruntime-genai 0.18, src/config.h and src/models/model_type.h.
@@ -14,8 +14,8 @@ from edgekit.families.spec import DecoderSpec
 from edgekit.formats.onnx_io import ATTENTION_MASK, INPUT_IDS, LOGITS, past_name, present_name
 
 GENAI_NAME: Final = "genai_config.json"
-# Types that genai 0.18 runs with its plain decoder loop. Any of them would do for any other, so a
-# family it does not know goes as its nearest relative, and one we do not know as Llama.
+# Types that genai 0.18 runs with its plain decoder loop. They behave alike, so a family that genai
+# does not know is written as its nearest relative, or as Llama.
 _GENAI_TYPES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "llama": "llama",
@@ -81,7 +81,7 @@ def genai_config(spec: DecoderSpec, graph_name: str, n_positions: int) -> dict[s
 
 
 def _pad_token_id(spec: DecoderSpec) -> int:
-    """Give genai the padding id it insists on; one sequence at a time never shows it."""
+    """Give the padding id that genai requires; with one sequence at a time it is never used."""
     if spec.pad_token_id is not None:
         return spec.pad_token_id
     return spec.eos_token_ids[0] if spec.eos_token_ids else 0

@@ -1,8 +1,8 @@
-"""Answer one question: which ONNX graph computes a decoder?
+"""Builder of the ONNX graph of a decoder.
 
-Fused operators only, as onnxruntime's CPU kernels want them: rotary embedding inside
-GroupQueryAttention, RMSNorm with its skip connection, block-quantized matmuls. The
-proto is a few dozen kilobytes.
+It uses only fused operators that onnxruntime's CPU kernels have: rotary embedding inside
+GroupQueryAttention, RMSNorm with its skip connection, block-quantized matmuls. The graph file is
+a few dozen kilobytes.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class GraphBuilder:
         parts.integers(LOGITS_START, [-1])
         end = parts.integers("logits_end", [_SLICE_END])
         rows = parts.node("Slice", [inner, LOGITS_START, end, "one"], "logits_rows")
-        # Scaling the rows is scaling the logits, on C numbers rather than V.
+        # Scaling the rows equals scaling the logits, on C numbers instead of V.
         rows = self._scaled(rows, "logits_scale", spec.logits_scale)
         if spec.logits_softcap is None:
             self._matmuls.add("lm_head", rows, output=LOGITS)
@@ -133,7 +133,7 @@ class GraphBuilder:
             has_norm: Whether there is this norm.
 
         Returns:
-            What the next block reads, and the residual behind this one.
+            What the next block reads, and the residual after this one.
         """
         spec, parts = self._spec, self._parts
         if spec.norm_placement is not NormPlacement.BEFORE:
@@ -159,7 +159,7 @@ class GraphBuilder:
             spec.vocab_size,
             has_call_length=has_call_length,
         )
-        # The last ones have initializers: a caller may give them and need not.
+        # The last ones have initializers, so a caller may omit them.
         inputs = [self._parts.declare(port) for port in (*ports.inputs, *ports.defaults)]
         outputs = [self._parts.declare(port) for port in ports.outputs]
         graph = helper.make_graph(

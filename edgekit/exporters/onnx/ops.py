@@ -67,7 +67,7 @@ class GraphWriter:
         return self.node("Cast", [name], output, to=getattr(self._onnx.TensorProto, to))
 
     def array(self, name: str, info: TensorInfo, shape: Sequence[int]) -> str:
-        """Add an initializer whose bytes lie in the weight file."""
+        """Add an initializer whose bytes are in the weight file."""
         tensor = self._onnx.TensorProto(
             name=name,
             dims=shape,
@@ -86,11 +86,11 @@ class GraphWriter:
         return make(port.name, _onnx_types(self._onnx)[port.dtype], port.shape)
 
     def integers(self, name: str, value: int | list[int]) -> str:
-        """Add an int64 initializer inside the proto, where shape inference can read it."""
+        """Add an int64 initializer inside the graph file, where shape inference can read it."""
         return self._small(name, np.asarray(value, dtype=np.int64))
 
     def number(self, name: str, value: float) -> str:
-        """Add a float32 scalar inside the proto."""
+        """Add a float32 scalar inside the graph file."""
         return self._small(name, np.asarray(value, dtype=np.float32))
 
     def _small(self, name: str, array: Any) -> str:
@@ -138,8 +138,8 @@ class Matmuls:
 
     def _add_blocks(self, linear: Linear, group: int, x: str, bias: str, output: str) -> str:
         bits = linear.scheme.bits
-        # The matmul wants (N, M // G, bytes of a block). A tied embedding is thus known by two
-        # names and two shapes, with one offset in the weight file.
+        # The matmul needs (N, M // G, bytes of a block). So a tied embedding has two names and two
+        # shapes, with one offset in the weight file.
         codes = self._parts.array(
             f"{linear.name}.codes",
             self._parts.arrays[f"{linear.stored}.codes"].info,
@@ -231,10 +231,10 @@ class Norms:
         return normed, total
 
     def _gain(self, name: str) -> str:
-        """Give what a norm multiplies by.
+        """Give the factor of a norm.
 
-        onnxruntime adds the offset once, while loading. Folded into the stored float32 it could
-        not be taken out again exactly.
+        onnxruntime adds the offset once, while loading. If it were folded into the stored float32,
+        it could not be removed exactly.
         """
         if not self._offset:
             return name

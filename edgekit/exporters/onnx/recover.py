@@ -1,4 +1,4 @@
-"""Answer one question: which codes and scales does an ONNX artifact really hold?
+"""Reading the codes and scales of an ONNX artifact back from its files.
 
 The schemes are read from the nodes of the graph on disk. The graph must then equal, node by
 node and initializer by initializer, the one this exporter writes for those schemes; only then
@@ -179,7 +179,7 @@ def _read_tensor(
 
 
 def _checked_floats(values: NDArray[Any], name: str, scheme: Scheme) -> NDArray[np.float32]:
-    """Give float32; a small tensor listed as fp16 is stored wider and must not need it."""
+    """Give float32; a small tensor listed as fp16 is stored as fp32 and must fit fp16."""
     wide = values.astype(np.float32)
     if scheme == FP16 and not np.array_equal(wide.astype(np.float16).astype(np.float32), wide):
         raise FormatError(f"{name}: values", got="more digits than fp16 has", wanted=scheme)

@@ -1,13 +1,12 @@
-"""The weight file of an ONNX artifact: which arrays lie in it, and how they get there.
+"""The weight file of an ONNX artifact: its arrays, and how they are written.
 
 The weight file is a valid safetensors file that onnxruntime maps as external data, so other
-runtimes can read the same bytes. What it holds is planned from shapes and schemes before a
-single weight is read; ``write_weights`` then holds one array at a time. It must not know of
-graphs.
+runtimes can read the same bytes. Its content is planned from shapes and schemes before any weight
+is read; ``write_weights`` then holds one array at a time. This module knows nothing about graphs.
 
-Beside the weights it holds tables indexed by position: cosines and sines of every rotary encoding
-in use, and the attention temperature. LongRoPE has two sets of angles: both stand in one table, so
-that changing over moves an index, not a table.
+Besides the weights it holds tables indexed by position: cosines and sines of every rotary encoding
+in use, and the attention temperature. LongRoPE has two sets of angles; both are in one table, so
+changing from one to the other changes an index, not a table.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _METADATA: Final = {"format": "onnx", "producer": "edgekit"}
 
 
 class Content(enum.Enum):
-    """What a stored array holds of its sources."""
+    """Which part of its sources a stored array holds."""
 
     CODES = "codes"
     SCALES = "scales"
@@ -54,7 +53,7 @@ class Stored:
 
     Attributes:
         info: Name (in the file and of the ONNX initializer), shape and type as stored.
-        content: What of the sources it holds.
+        content: Which part of the sources it holds.
         sources: Canonical names whose rows it stacks, in order; empty for the tables.
     """
 
@@ -140,7 +139,7 @@ def plan_linears(
 def plan_arrays(
     spec: DecoderSpec, schemes: Mapping[str, Scheme], n_positions: int
 ) -> tuple[Stored, ...]:
-    """Say which arrays the weight file holds, in file order.
+    """Plan the arrays of the weight file, in file order.
 
     Args:
         spec: The decoder.
@@ -186,8 +185,8 @@ def write_weights(
         progress: Told after every array.
 
     Raises:
-        ExportError: A tensor is not what its entry promised.
-        OSError: The disk refused.
+        ExportError: A tensor is not what its entry says.
+        OSError: The file cannot be written.
     """
     infos = [info for stored in arrays for info in _with_padding(stored.info)]
     held: dict[str, ModelTensor] = {}
@@ -232,13 +231,13 @@ def read_offsets(weights: SafetensorsFile, arrays: tuple[Stored, ...]) -> dict[s
 
 
 def _joined(tensors: Mapping[str, ModelTensor], stored: Stored) -> NDArray[Any]:
-    """Give the rows of all sources as they lie in the file."""
+    """Give the rows of all sources in the form in which the file holds them."""
     parts = [_raw(tensor, stored) for tensor in tensors.values()]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _raw(tensor: ModelTensor, stored: Stored) -> NDArray[Any]:
-    """Give what ``stored`` holds of a tensor, as it lies in the file."""
+    """Give what ``stored`` holds of a tensor, in the form in which the file holds it."""
     if isinstance(tensor, QuantizedTensor):
         if stored.content is Content.CODES:
             return tensor.packed()
@@ -274,7 +273,7 @@ def _values(
 
 
 def _with_padding(info: TensorInfo) -> tuple[TensorInfo, ...]:
-    """Follow an array that ends off the 64-byte grid with filler; safetensors allows no gaps."""
+    """Add filler after an array that ends off the 64-byte grid; safetensors allows no gaps."""
     n_padding = -info.n_bytes % ALIGN_BYTES
     if not n_padding:
         return (info,)
@@ -290,8 +289,8 @@ class RopeTable:
         cos: Name of the cosines.
         sin: Name of the sines.
         n_pairs: R // 2, columns of each table.
-        changes_after: Positions after which the long angles hold, which then stand below the
-            short ones; None if one set is all that the artifact's context needs.
+        changes_after: Positions after which the long angles apply, which are below the short ones
+            in the table; None if one set is enough for the artifact's context.
     """
 
     name: str
@@ -321,7 +320,7 @@ def plan_ropes(spec: DecoderSpec, n_positions: int) -> dict[RopeSpec, RopeTable]
 
 
 def has_attention_temperature(spec: DecoderSpec, n_positions: int) -> bool:
-    """Say whether any query of the artifact's context is scaled at all."""
+    """Tell whether any query in the artifact's context is scaled at all."""
     temperature = spec.query_scaling
     return temperature is not None and n_positions > temperature.original_context_length
 

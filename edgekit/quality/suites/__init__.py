@@ -1,4 +1,4 @@
-"""Which skills can be measured, and where does each live?"""
+"""The task suites by name, and how to load one."""
 
 import difflib
 import importlib

@@ -1,7 +1,7 @@
-"""What is an item, an answer and a score, and which examples may a model have seen?
+"""What all suites share: items, answers, scores, and the split into training and held-out examples.
 
-A suite makes items from a seed and grades answers. This file knows nothing of engines, prompts or
-any one suite, and uses the standard library only, so that every machine makes the same items.
+A suite makes items from a seed and grades answers. This module knows nothing about engines, prompts
+or any one suite, and uses only the standard library, so that every machine makes the same items.
 """
 
 import enum
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 class Split(enum.Enum):
-    """Which side of the training boundary an example lies on."""
+    """Whether an example is for training or held out."""
 
     TRAIN = "train"
     HELD_OUT = "held_out"
@@ -77,7 +77,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an engine or a server gave back for one item."""
+    """What an engine or a server answered to one item."""
 
     text: str
     tool_calls: tuple[ToolCall, ...] = ()
@@ -114,7 +114,7 @@ class Suite(Protocol):
         split: Split = Split.HELD_OUT,
         count_tokens: Callable[[str], int] | None = None,
     ) -> list[Item]:
-        """Make the first `n` items of the sequence that `seed` and `split` name."""
+        """Make the first `n` items of the sequence for a `seed` and a `split`."""
 
     def score(self, item: Item, answer: Answer) -> Score:
         """Grade one answer; never raises, whatever the answer holds."""
@@ -171,13 +171,13 @@ def split_of(entity: str) -> Split:
 
 
 def iter_items(suite: str, n: int, seed: int, split: Split) -> Iterator[tuple[int, str, Draw]]:
-    """Give index, item id and an own random stream for each item, so prefixes are stable."""
+    """Give index, item id and a random stream of its own for each item, so prefixes are stable."""
     for index in range(n):
         yield index, f"{suite}/{split.value}/{seed}/{index}", Draw(suite, split.value, seed, index)
 
 
 def is_same_value(got: object, wanted: object) -> bool:
-    """Compare JSON values: 2 equals 2.0, true is no number, strings ignore case and outer space."""
+    """Compare JSON values: 2 equals 2.0, true is not a number, case and outer space are ignored."""
     if isinstance(got, bool) or isinstance(wanted, bool):
         return got is wanted
     if isinstance(got, str) and isinstance(wanted, str):

@@ -1,7 +1,7 @@
-"""Can the model find one stated value in a long text full of statements of the same shape?
+"""The suite ``long_context``: find one stated value in a long text with many similar statements.
 
 Lengths go 128, 256, 512, 960 tokens and depths 0 to 100 % by index. The text is filler sentences
-with one wanted fact and several distractors that differ in the name only. Graded on the value.
+with one wanted fact and several distractors that differ only in the name. The value is graded.
 """
 
 import math
@@ -140,7 +140,7 @@ class LongContext:
     ) -> list[Item]:
         """Make one text and `n_questions` items about it; the first asks at `depth_pct`.
 
-        The later items hold only their question, as further turns of the same talk would.
+        The later items hold only their question, like further turns of the same conversation.
         """
         if n_distractors is None:
             n_distractors = 2 + length // 128
@@ -218,7 +218,7 @@ def _text(
     split: Split,
     count_tokens: Callable[[str], int],
 ) -> tuple[str, int]:
-    """Lay facts[0] at `depth_pct` of the filler and the other facts anywhere else."""
+    """Put facts[0] at `depth_pct` of the filler and the other facts anywhere else."""
     left = budget - sum(count_tokens(" " + fact) for fact in facts)
     sentences: list[str] = []
     while (left := left - count_tokens(" " + (sentence := _filler(draw, split)))) >= 0:

@@ -1,7 +1,7 @@
-"""Can the model keep a count through one to five changes while another count changes too?
+"""The suite ``multi_step``: keep a count through one to five changes while another count changes.
 
-The sentences about the second holder are distractors unless a transfer joins the two. Graded on
-the number after the last "Answer:".
+The sentences about the second holder are distractors unless a transfer joins the two. The number
+after the last "Answer:" is graded.
 """
 
 import itertools
@@ -28,7 +28,7 @@ _CLOSERS = ("", "", "", " on the way home", " at the market", " after lunch", " 
 
 
 def _composed(held_out: Sequence[str], *parts: Sequence[str]) -> tuple[str, ...]:
-    """Give every sequence of the parts but reserved sentences, whoever is asked for in them."""
+    """Give every sequence of the parts except reserved sentences, whoever they ask about."""
     swap = str.maketrans("abxy", "bayx")
     reserved = {
         *held_out,
@@ -228,7 +228,7 @@ class _Holder:
 
 
 def _distraction(draw: Draw, split: Split, other: _Holder, item: str) -> str:
-    """Make a sentence that leaves the asked count alone, though maybe not that of `other`."""
+    """Make a sentence that does not change the asked count, though maybe that of `other`."""
     n = draw.between(2, 12)
     if draw.chance(25):
         return draw.pick(_ASIDES[split]).format(a=other.name, n=n)

@@ -1,4 +1,4 @@
-"""Which kinds of record can a text describe, and how is each field put into words?
+"""The kinds of record of ``structured_output``, and the sentences that state each field.
 
 Tables only. `Field.said` holds sentences per split with `{v}` for the value; a boolean field has
 one pair of lists (true, false) instead.

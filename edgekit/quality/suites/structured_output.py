@@ -1,7 +1,7 @@
-"""Can the model fill a JSON schema from a short text, and nothing but the schema?
+"""The suite ``structured_output``: fill a JSON schema from a short text, and write nothing else.
 
-The schema asks for some of the facts in the text, in an order of its own; an optional field that
-the text leaves out must be null or absent, as the schema says. Graded as JSON values.
+The schema asks for some of the facts in the text, in its own order. An optional field that the text
+leaves out must be null or absent, as the schema says. Graded as JSON values.
 """
 
 import json
@@ -63,7 +63,7 @@ class StructuredOutput:
         ]
 
     def record(self, item_id: str, index: int, n_fields: int, draw: Draw, split: Split) -> Item:
-        """Make one text with `n_fields` asked fields and up to two that nobody asks for."""
+        """Make one text with `n_fields` asked fields and up to two that are not asked."""
         return self.record_asked_twice(item_id, index, n_fields, draw, split)[0]
 
     def record_asked_twice(

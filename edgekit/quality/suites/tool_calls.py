@@ -1,6 +1,6 @@
-"""Can the model turn a spoken request into the right call with the right arguments?
+"""The suite ``tool_calls``: turn a spoken request into the right call with the right arguments.
 
-Each item offers two to four tools; one in sixteen asks for something that none of them does.
+Each item offers two to four tools; one in sixteen asks for something that no tool does.
 Graded exactly: the tool's name and every argument's value.
 """
 

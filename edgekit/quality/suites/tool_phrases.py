@@ -1,8 +1,8 @@
-"""How do people ask for each tool, in training and in the held-out set?
+"""Wordings of requests for each tool, in training and in the held-out set.
 
 A request is lead + core + optional clauses + tail. `{slot}` names an argument, `{slot=value}` in
 `fixed` sets one that the wording implies. Held-out cores, clauses, leads and tails are sentences
-that training never shows, made of words that it does.
+that are not in the training data, made of words that are.
 """
 
 from collections.abc import Mapping, Sequence

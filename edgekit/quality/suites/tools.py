@@ -1,6 +1,6 @@
-"""Which tools can a request be about, and which types and choices do their arguments have?
+"""The tools of ``tool_calls``, with the types and choices of their arguments.
 
-Tables only; how people phrase a request stands in `tool_phrases.py`.
+Tables only; `tool_phrases.py` holds the wording of requests.
 """
 
 from collections.abc import Mapping, Sequence

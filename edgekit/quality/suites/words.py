@@ -1,7 +1,7 @@
-"""Which made-up people, places, titles and texts can an item speak of?
+"""Made-up people, places, titles and texts for suite items.
 
 Entities are composed from syllables and word lists, then assigned to one split by a hash of the
-whole entity, so a held-out name is never a name that training has shown. The parts are shared.
+whole entity. So a held-out name never appears in training, although its parts may.
 """
 
 from collections.abc import Callable
@@ -111,7 +111,7 @@ def _syllables(draw: Draw, n: int) -> str:
 
 
 def pseudo_word(draw: Draw, split: Split) -> str:
-    """Make a lower-case word that means nothing."""
+    """Make a lower-case word without a meaning."""
     return _of(split, lambda: _syllables(draw, 2))
 
 

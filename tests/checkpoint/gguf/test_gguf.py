@@ -210,7 +210,7 @@ def test_the_hash_is_of_the_file(tmp_path):
         ({"llama.block_count": "2"}, "block_count is '2'"),
         ({"llama.attention.head_count": 0}, "num_attention_heads is 0"),
         ({"llama.attention.head_count_kv": 0}, "num_key_value_heads is 0"),
-        ({"llama.attention.head_count_kv": 3}, "no multiple of num_key_value_heads 3"),
+        ({"llama.attention.head_count_kv": 3}, "not a multiple of num_key_value_heads 3"),
         ({"llama.attention.head_count": [4, 2]}, "head_count is"),
         ({"llama.block_count": 3}, r"model.layers.2.*is missing"),
         ({"llama.embedding_length": 160, "llama.rope.dimension_count": 40}, "heads of 40"),
@@ -435,7 +435,7 @@ def test_two_tensors_for_one_weight_are_refused(tmp_path):
         tensors["model.norm.weight"] = tensors["output_norm.weight"]
 
     path, _, _ = write_gguf(tmp_path / "m", change=change)
-    with pytest.raises(CheckpointError, match=r"two tensors are model.norm.weight"):
+    with pytest.raises(CheckpointError, match=r"two tensors have the name model.norm.weight"):
         open_model(path)
 
 

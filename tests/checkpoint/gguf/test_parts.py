@@ -155,7 +155,7 @@ def test_the_files_beside_it_stand_in_where_its_own_cannot_be_read(tmp_path, key
 
 def test_a_tokenizer_that_cannot_be_read_is_refused_with_a_way_out(tmp_path):
     path = write_model(tmp_path, **{"tokenizer.ggml.pre": "surprise"})
-    with pytest.raises(CheckpointError, match="beside the file"):
+    with pytest.raises(CheckpointError, match="next to the file"):
         open_model(path)
 
 

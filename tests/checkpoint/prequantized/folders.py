@@ -1,4 +1,4 @@
-"""Answer one question: what do tests use in place of a real quantized checkpoint?
+"""Small quantized checkpoints that tests use in place of a real one.
 
 Codes are packed here by hand, one shift at a time, without edgekit.
 """

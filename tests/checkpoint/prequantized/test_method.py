@@ -58,7 +58,7 @@ def test_a_method_that_is_not_read_says_why_and_what_to_take(tmp_path, method):
     with pytest.raises(CheckpointError) as caught:
         open_model(folder)
     why = REFUSED.get(method, "edgekit does not know how it stores weights")
-    assert f"{why}. Take the model before quantization (owner/model)" in str(caught.value)
+    assert f"{why}. Use the model before quantization (owner/model)" in str(caught.value)
 
 
 @pytest.mark.parametrize(

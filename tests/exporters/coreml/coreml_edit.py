@@ -1,4 +1,4 @@
-"""Answer one question: how does a test damage a saved Core ML package in one place?"""
+"""Single changes that damage a saved Core ML package."""
 
 from __future__ import annotations
 

@@ -285,7 +285,9 @@ def test_float_artifacts_have_no_quantization_entry(scheme):
 
 
 def test_more_context_than_the_model_has_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"--context for mlx; got 65; wanted 2 \.\. 64"):
+    with pytest.raises(
+        UsageError, match=r"--context is not possible for mlx; got 65; wanted 2 \.\. 64"
+    ):
         write_artifact(MlxExporter(), memory_model(), tmp_path / "a", ExportOptions(65))
 
 
@@ -314,7 +316,7 @@ class TestDamage:
     def test_cut_off(self, artifact):
         path = artifact.path / "model.safetensors"
         path.write_bytes(path.read_bytes()[:-10])
-        self.recover(artifact, "data cut off")
+        self.recover(artifact, "data is cut off")
 
     def test_absent(self, artifact):
         (artifact.path / "model.safetensors").unlink()

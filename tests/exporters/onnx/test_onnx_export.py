@@ -180,7 +180,9 @@ def test_the_tables_are_as_long_as_the_context(tmp_path):
 
 @pytest.mark.parametrize("context_length", [0, -1, 65])
 def test_an_impossible_context_is_refused(tmp_path, context_length):
-    with pytest.raises(UsageError, match=r"--context for onnx; got -?\d+; wanted 2 \.\. 64"):
+    with pytest.raises(
+        UsageError, match=r"--context is not possible for onnx; got -?\d+; wanted 2 \.\. 64"
+    ):
         export(memory_model(), tmp_path / "a", context_length=context_length)
 
 
