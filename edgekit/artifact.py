@@ -87,6 +87,7 @@ class TensorEntry:
     ``sha256`` covers the packed codes and the float32 scales and is equal in every format;
     it is None for float tensors, whose stored width a format may choose. ``imported`` names the
     format of a source whose codes and scales these are, unchanged; None: they were made here.
+    ``keeps_codes`` is true where the codes are the source's own, their scales rounded or not.
     """
 
     name: str
@@ -95,6 +96,7 @@ class TensorEntry:
     reason: str
     sha256: str | None
     imported: str | None = None
+    keeps_codes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

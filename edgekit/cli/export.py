@@ -55,6 +55,14 @@ def command(
             show_default="search",
         ),
     ] = None,
+    no_fold: Annotated[
+        bool,
+        typer.Option(
+            "--no-fold",
+            help="Leave channel scales where they are; usually they move into the norms first, so "
+            "that rounding costs less.",
+        ),
+    ] = False,
     via: Annotated[
         str,
         typer.Option(
@@ -90,6 +98,7 @@ def command(
             out,
             context_length=context_length,
             method=method,
+            fold=not no_fold,
             ignore_config_keys=ignore_config_keys or (),
             adapter=adapter,
             tell=output.message,

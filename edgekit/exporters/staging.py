@@ -77,7 +77,7 @@ def write_artifact(
                 "python": platform.python_version(),
                 **written.tool_versions,
             },
-            settings=written.settings,
+            settings={**written.settings, "channel_scales": model.source.channel_scales},
             ignored_config_keys=model.source.ignored_config_keys,
             adapter=model.source.adapter,
             adapter_sha256=model.source.adapter_sha256,

@@ -44,6 +44,7 @@ def export(
     *,
     context_length: int | None = None,
     method: str | Method = Method.SEARCH,
+    fold: bool = True,
     ignore_config_keys: Iterable[str] = (),
     adapter: str | Path | None = None,
     progress: Progress = ignore_progress,
@@ -60,6 +61,8 @@ def export(
             default the model's own, in ONNX and Core ML no more than 4,096 unless their
             key/value cache stays small (exporters/context.py).
         method: How scales are chosen, ``search`` or ``rtn``.
+        fold: Whether channel scales are moved between tensors before they are quantized, which
+            costs nothing when the model runs (docs/activations.md).
         ignore_config_keys: Keys of config.json that pass although edgekit does not know them; one
             of a section is written ``section.key``. The manifest's notes name them.
         adapter: Folder of a LoRA adapter that is merged into the weights (docs/adapters.md).
@@ -109,8 +112,9 @@ def export(
                 parsed,
                 store_dir,
                 method=chosen,
+                fold=fold,
                 n_threads=os.cpu_count() or 1,
-                progress=lambda name, done, total: progress(f"quantize {name}", done, total),
+                progress=progress,
             )
             try:
                 return [

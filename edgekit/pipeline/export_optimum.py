@@ -42,6 +42,7 @@ def export_by_route(
     *,
     context_length: int | None,
     method: str | None,
+    fold: bool = True,
     ignore_config_keys: Sequence[str] = (),
     adapter: Path | None = None,
     tell: Tell,
@@ -81,6 +82,7 @@ def export_by_route(
                 out,
                 context_length=context_length,
                 method=method or "search",
+                fold=fold,
                 ignore_config_keys=ignore_config_keys,
                 adapter=adapter,
                 progress=progress,
@@ -93,6 +95,12 @@ def export_by_route(
             got=", ".join(formats or ()),
             wanted="onnx",
             do="optimum writes ONNX; leave --format out.",
+        )
+    if not fold:
+        raise UsageError(
+            "--no-fold cannot be used with --via optimum",
+            got="--no-fold",
+            do="It quantizes nothing.",
         )
     if method is not None:
         raise UsageError(

@@ -25,12 +25,14 @@ from edgekit.exporters.staging import existing_parent
 from edgekit.families.base import SourceModel
 from edgekit.model_files import CONFIG_NAME
 from edgekit.pipeline.rates import Rates
+from edgekit.quantize.fold import find_sites
 from edgekit.quantize.memory_estimate import PlannedModel, largest_handled_bytes
+from edgekit.quantize.plan import TensorPlan
 from edgekit.quantize.prequantized import expected_plan
 from edgekit.scheme import Scheme
 from edgekit.units import format_bytes
 
-_ENTRY_BYTES: Final = 340  # of one weight in a manifest
+_ENTRY_BYTES: Final = 400  # of one weight in a manifest
 # A whole export took 11 to 22 % longer than its stages add up to, over eight exports of 0.1 to
 # 1.7 B parameters: removing the quantized weights, colder memory, the end of the process.
 _WHOLE_OVER_STAGES: Final = 1.18
@@ -102,7 +104,7 @@ def predict_export(
         artifact_bytes={form.value: size for form, size in sizes.items()},
         disk_bytes=store_bytes + checkpoint.assets_bytes + sum(sizes.values()),
         memory_bytes=_process_bytes(wanted, rates) + max(held),
-        time_s=None if rates is None else _time_s(source, model, sizes, rates),
+        time_s=None if rates is None else _time_s(source, model, plans, sizes, rates),
     )
 
 
@@ -187,13 +189,21 @@ def _process_bytes(formats: list[Format], rates: Rates | None) -> int:
 
 
 def _time_s(
-    source: SourceModel, model: PlannedModel, sizes: Mapping[Format, int], rates: Rates
+    source: SourceModel,
+    model: PlannedModel,
+    plans: Sequence[TensorPlan],
+    sizes: Mapping[Format, int],
+    rates: Rates,
 ) -> float:
     counts: Counter[str] = Counter()
     for entry in model.entries:
         counts[Scheme.parse(entry.scheme).kind] += prod(entry.shape)
     time_s = rates.start_s + rates.hash_s * source.checkpoint.weights_bytes
     time_s += sum(rates.quantize_s[kind] * n for kind, n in counts.items())
+    if find_sites(source.spec, plans):
+        shapes = source.spec.weight_shapes()
+        n_layer_weights = sum(prod(s) for name, s in shapes.items() if name.startswith("layers."))
+        time_s += rates.calibrate_s * n_layer_weights
     for form, n_bytes in sizes.items():
         name = form.value
         time_s += rates.library_s[name] + rates.layer_s[name] * source.spec.n_layers

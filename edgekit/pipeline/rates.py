@@ -36,6 +36,7 @@ class Rates:
         start_s: From the start of the command to its first work.
         hash_s: For each byte of the source.
         quantize_s: Kind of scheme -> for each weight, reading and storing it included.
+        calibrate_s: For each weight of the layers, where channel scales are moved.
         library_s: Format -> importing its library.
         layer_s: Format -> for each layer of the graph.
         write_s: Format -> kind of scheme -> for each byte of the artifact.
@@ -47,6 +48,7 @@ class Rates:
     start_s: float
     hash_s: float
     quantize_s: Mapping[str, float]
+    calibrate_s: float
     library_s: Mapping[str, float]
     layer_s: Mapping[str, float]
     write_s: Mapping[str, Mapping[str, float]]

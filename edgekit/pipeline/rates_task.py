@@ -26,11 +26,13 @@ from edgekit.dtypes import DType
 from edgekit.exporters import open_exporter
 from edgekit.exporters.staging import write_artifact
 from edgekit.families import open_model
+from edgekit.families.base import SourceModel
 from edgekit.formats.floats import to_bf16
 from edgekit.formats.safetensors import SafetensorsWriter
 from edgekit.lazy import require
 from edgekit.quantize.memory_estimate import handled_bytes
-from edgekit.quantize.store import StoredModel, quantize_model
+from edgekit.quantize.prequantized import plan_source
+from edgekit.quantize.store import StoredModel, find_scales, quantize_model
 from edgekit.scheme import Scheme
 from edgekit.tensors import TensorInfo
 
@@ -74,6 +76,7 @@ def rates_task(arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
         "start_s": start_s,
         "hash_s": bench.hash_s(),
         "quantize_s": bench.quantize_s(),
+        "calibrate_s": bench.calibrate_s(),
         "library_s": {
             form.value: max(0.0, seconds - bench.writing_s(form, KINDS[0]))
             for form, seconds in first_s.items()
@@ -98,6 +101,7 @@ class _Bench:
         self._stores: dict[str, list[float]] = {kind: [] for kind in KINDS}
         self._writes: dict[tuple[Format, str], list[tuple[float, int]]] = {}
         self._n_weights: dict[str, Counter[str]] = {}
+        self._calibrations: list[float] = []
         self._numbers = count()
 
     def first_run(self, model: Path, kind: str) -> tuple[dict[Format, float], dict[Format, int]]:
@@ -127,13 +131,16 @@ class _Bench:
             began_s = time.perf_counter()
             source.checkpoint.sha256()
             hashed_s = time.perf_counter()
+            scheme = Scheme.parse(kind)
             store = quantize_model(
-                source, Scheme.parse(kind), self._new("store"), n_threads=self._n_threads
+                source, scheme, self._new("store"), fold=False, n_threads=self._n_threads
             )
             # Quantizing includes hashing the source.
             hash_s = hashed_s - began_s
             quantize_s = time.perf_counter() - hashed_s - hash_s
             n_source_bytes = source.checkpoint.weights_bytes
+            if is_kept and scheme.is_quantized:
+                self._calibrations.append(_calibrate(source, scheme))
         finally:
             source.close()
         if is_kept:
@@ -165,6 +172,10 @@ class _Bench:
         """Seconds for each byte of a source."""
         return float(np.median(self._hashes))
 
+    def calibrate_s(self) -> float:
+        """Seconds for each weight of the layers."""
+        return float(np.median(self._calibrations))
+
     def quantize_s(self) -> dict[str, float]:
         """Seconds for each weight by kind; an int4 model has 8-bit weights, too."""
         costs: dict[str, float] = {}
@@ -186,6 +197,15 @@ class _Bench:
     def writing_s(self, form: Format, kind: str) -> float:
         """Seconds to write the wide model, with its library already loaded."""
         return float(np.median([seconds for seconds, _ in self._writes[form, kind]]))
+
+
+def _calibrate(source: SourceModel, scheme: Scheme) -> float:
+    """Choose channel scales; give the seconds for each weight of the layers."""
+    began_s = time.perf_counter()
+    find_scales(source, plan_source(source, scheme))
+    shapes = source.spec.weight_shapes()
+    n_weights = sum(prod(shape) for name, shape in shapes.items() if name.startswith("layers."))
+    return (time.perf_counter() - began_s) / n_weights
 
 
 def _write_model(folder: Path, sizes: tuple[int, ...]) -> Path:

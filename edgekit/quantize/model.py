@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -107,6 +107,8 @@ class Source:
         adapter: Folder of the adapter that was merged into the weights; empty without one.
         adapter_sha256: Hash of the adapter's config and tensors.
         ends: Tokens that end an answer.
+        channel_scales: How channel scales were moved before quantizing, as a manifest says it;
+            empty where none were.
     """
 
     name: str
@@ -117,6 +119,7 @@ class Source:
     adapter: str = ""
     adapter_sha256: str = ""
     ends: tuple[EndToken, ...] = ()
+    channel_scales: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ModelOutline(Protocol):

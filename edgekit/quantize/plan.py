@@ -36,7 +36,9 @@ class TensorPlan:
     def entry(self, sha256: str | None) -> TensorEntry:
         """Give the manifest's entry of the tensor, once the hash of its codes is known."""
         scheme = str(self.scheme)
-        return TensorEntry(self.name, self.shape, scheme, self.reason, sha256, self.imported)
+        return TensorEntry(
+            self.name, self.shape, scheme, self.reason, sha256, self.imported, self.keeps_codes
+        )
 
 
 def plan_tensors(spec: DecoderSpec, scheme: Scheme) -> tuple[TensorPlan, ...]:

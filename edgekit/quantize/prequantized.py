@@ -71,7 +71,7 @@ def expected_plan(source: SourceModel, scheme: Scheme) -> tuple[TensorPlan, ...]
         QuantError: No allowed group divides the input width of some matrices.
     """
     return tuple(
-        replace(item, scheme=prequantized.scheme)
+        replace(item, scheme=prequantized.scheme, keeps_codes=True)
         if (prequantized := source.tensor(item.name).prequantized) is not None
         and _may_keep(item, prequantized, scheme)
         else item

@@ -8,7 +8,7 @@ it depends on the export format.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -24,8 +24,11 @@ from edgekit.formats.packing import unpack_codes
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from edgekit.model_files import CONFIG_NAME
 from edgekit.progress import Progress, ignore_progress
+from edgekit.quantize.calibration import calibration_ids, measure_inputs
+from edgekit.quantize.fold import ChannelScales, choose_scales, find_sites, float_names
 from edgekit.quantize.methods import Method
 from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor, Source
+from edgekit.quantize.plan import TensorPlan
 from edgekit.quantize.prequantized import import_codes, plan_source
 from edgekit.quantize.row_blocks import quantize_tensor
 from edgekit.scheme import Scheme
@@ -83,12 +86,14 @@ def quantize_model(
     store_dir: str | Path,
     *,
     method: Method = Method.SEARCH,
+    fold: bool = True,
     n_threads: int = 1,
     progress: Progress = ignore_progress,
 ) -> StoredModel:
     """Quantize a model once, tensor by tensor, into a store.
 
-    Codes that the source holds already are kept where the grid has them (imports.py).
+    Codes that the source holds already are kept where the grid has them (imports.py); between the
+    other matrices, channel scales are moved first (fold.py).
     The same source, scheme and method give the same bytes, whatever ``n_threads`` is.
 
     Args:
@@ -96,8 +101,10 @@ def quantize_model(
         scheme: What was asked for; plan.py decides what each tensor gets.
         store_dir: Folder of the store; an earlier store there is replaced.
         method: How scales are chosen.
+        fold: Whether channel scales are moved first (fold.py).
         n_threads: Threads to compute with.
-        progress: Called as ``progress(name, n_done, n_total)`` after each tensor.
+        progress: Called as ``progress(what, n_done, n_total)`` after each layer that is calibrated
+            and each tensor that is quantized.
 
     Returns:
         The store, open.
@@ -108,6 +115,8 @@ def quantize_model(
         ExportError: The store cannot be written.
     """
     plans = plan_source(source, scheme)
+    moved = find_scales(source, plans, progress) if fold else ChannelScales()
+    plans = moved.explain(plans)
     folder = Path(store_dir)
     checkpoint = source.checkpoint
     adapter, view = checkpoint.adapter, source.text
@@ -120,6 +129,7 @@ def quantize_model(
         adapter=str(adapter.folder) if adapter is not None else "",
         adapter_sha256=adapter.sha256() if adapter is not None else "",
         ends=view.ends,
+        channel_scales=moved.describe(),
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,10 +144,11 @@ def quantize_model(
                 if item.keeps_codes and weights.prequantized is not None:
                     tensor: ModelTensor = import_codes(weights.prequantized, item)
                 else:
-                    tensor = quantize_tensor(weights, item, method, n_threads=n_threads)
+                    scaled = moved.apply(item.name, weights)
+                    tensor = quantize_tensor(scaled, item, method, n_threads=n_threads)
                 _append(writer, tensor)
                 entries.append(item.entry(_sha256(tensor)))
-                progress(item.name, n_done, len(plans))
+                progress(f"quantize {item.name}", n_done, len(plans))
         checkpoint.refuse_changed(origin.sha256)
         weights_file = SafetensorsFile(folder / WEIGHTS_NAME)
     except OSError as error:
@@ -148,6 +159,29 @@ def quantize_model(
         ) from error
     spec = replace(source.spec, eos_token_ids=view.end_ids)
     return StoredModel(spec, scheme, origin, tuple(entries), assets, weights_file)
+
+
+def find_scales(
+    source: SourceModel, plans: Iterable[TensorPlan], progress: Progress = ignore_progress
+) -> ChannelScales:
+    """Choose the channel scales of a model by running it once over edgekit's own text.
+
+    Args:
+        source: The model.
+        plans: What becomes of each tensor.
+        progress: Called as ``progress("calibrate", n_done, n_total)`` after each layer.
+
+    Raises:
+        CheckpointError: A weight is no finite number.
+    """
+    spec = source.spec
+    sites = find_sites(spec, plans)
+    if not sites:
+        return ChannelScales()
+    ids, what = calibration_ids(source.text, spec.vocab_size)
+    inputs = measure_inputs(source, [site.readers for site in sites], ids, progress=progress)
+    floats = {name: source.tensor(name).read() for name in float_names(spec, sites)}
+    return replace(choose_scales(spec, sites, inputs, floats), measured_on=what)
 
 
 def _stored_infos(name: str, shape: tuple[int, ...], scheme: Scheme) -> list[TensorInfo]:

@@ -127,7 +127,7 @@ def test_a_model_larger_than_the_disk_is_refused_before_it_is_read(
 def test_progress_names_the_tensors_and_ends(tiny_model, tmp_path):
     told: list[tuple[str, int, int]] = []
     export(tiny_model, "mlx", "int4", tmp_path, progress=lambda *step: told.append(step))
-    assert told[0][0].startswith("quantize ")
+    assert told[0][0] == "calibrate"
     assert all(0 <= done <= total for _, done, total in told)
     assert {total for what, _, total in told if what.startswith("quantize")} == {20}
 

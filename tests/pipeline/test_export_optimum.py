@@ -262,6 +262,7 @@ def test_what_optimum_does_not_know_is_refused_before_the_environment_is_made(
         (["--via", "optimum", "--format", "mlx"], "--via optimum cannot write this format"),
         (["--via", "optimum", "--format", "all"], "--via optimum cannot write this format"),
         (["--via", "optimum", "--method", "rtn"], "--method cannot be used with --via optimum"),
+        (["--via", "optimum", "--no-fold"], "--no-fold cannot be used with --via optimum"),
         (["--via", "optimum", "--scheme", "int8"], "--via optimum cannot write this scheme"),
     ],
 )

@@ -61,19 +61,11 @@ def test_answers_of_the_float_export_are_those_of_transformers(real_artifacts, g
             assert chat["ids"][-1] == END_OF_TURN
 
 
-# MatMulNBits with accuracy_level 4 rounds what goes into each matmul to int8. This model does
-# not bear that: a few of its channels are thousands of times larger than the others.
-_INT8_INPUTS = pytest.mark.xfail(reason="ONNX int8 computes with int8 inputs of the matmuls")
-
-
-@pytest.mark.parametrize(
-    ("form", "kind"),
-    [
-        pytest.param("onnx", "int8", marks=_INT8_INPUTS),
-        ("onnx", "int4"),
-        *((form, kind) for form in ("mlx", "coreml") for kind in ("int8", "int4")),
-    ],
-)
+# MatMulNBits with accuracy_level 4 rounds what goes into each matmul to int8. A few channels of
+# this model are thousands of times larger than the others: it answers only since these are evened
+# out before they are quantized (quantize/fold.py).
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("form", FORMATS)
 def test_a_quantized_export_answers_and_ends_its_turn(real_artifacts, golden, form, kind):
     question = golden["chats"][0]
     messages = [{"role": "user", "content": question["question"]}]

@@ -17,15 +17,21 @@ from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.errors import ExportError
 from edgekit.exporters.base import ExportOptions, SizeEstimate, Written
 from edgekit.exporters.context import ContextRange, usual_length
+from edgekit.exporters.onnx.activations import (
+    ACCURACY_LEVEL,
+    describe_precision,
+    plan_precision,
+    terms_of,
+)
 from edgekit.exporters.onnx.attention import HEAD_STEP
 from edgekit.exporters.onnx.genai import GENAI_NAME, genai_config
 from edgekit.exporters.onnx.graph import IR_VERSION, OPSET, GraphBuilder
-from edgekit.exporters.onnx.ops import ACCURACY_LEVEL
 from edgekit.exporters.onnx.recover import recover_tensors
 from edgekit.exporters.onnx.weights import (
     WEIGHTS_NAME,
     make_tables,
     plan_arrays,
+    plan_linears,
     read_offsets,
     weight_file_bytes,
     write_weights,
@@ -98,7 +104,9 @@ class OnnxExporter:
         write_weights(folder / WEIGHTS_NAME, arrays, model, tables, progress)
         with SafetensorsFile(folder / WEIGHTS_NAME) as weights:
             offsets = read_offsets(weights, arrays)
-        graph = GraphBuilder(spec, schemes, arrays, offsets, n_positions).build()
+        precision = plan_precision(spec, model.entries)
+        terms = terms_of(precision)
+        graph = GraphBuilder(spec, schemes, arrays, offsets, n_positions, terms).build()
         config = genai_config(spec, GRAPH_NAME, n_positions)
         for name, source in model.assets.items():
             shutil.copyfile(source, folder / name)
@@ -113,6 +121,7 @@ class OnnxExporter:
                 "ir_version": IR_VERSION,
                 "accuracy_level": ACCURACY_LEVEL,
                 "activations": "fp32",
+                "matmuls": describe_precision(precision, plan_linears(spec, schemes, terms)),
                 "weights_file": WEIGHTS_NAME,
             },
         )

@@ -32,6 +32,7 @@ class GraphBuilder:
         arrays: What the weight file holds.
         offsets: First byte of each array in it.
         n_positions: Positions the artifact holds; a window at least as long is no window.
+        n_terms: Terms of 8 bits that matmuls take their activations in (activations.py).
     """
 
     def __init__(
@@ -41,11 +42,12 @@ class GraphBuilder:
         arrays: Sequence[Stored],
         offsets: Mapping[str, int],
         n_positions: int,
+        n_terms: Mapping[str, int],
     ) -> None:
         self._spec = spec
         self._embed_scheme = schemes["embed"]
         self._parts = GraphWriter(arrays, offsets)
-        self._matmuls = Matmuls(self._parts, plan_linears(spec, schemes))
+        self._matmuls = Matmuls(self._parts, plan_linears(spec, schemes, n_terms))
         self._norms = Norms(self._parts, spec)
         self._n_positions = n_positions
 

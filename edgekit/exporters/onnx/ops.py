@@ -2,7 +2,8 @@
 
 Weights are references into the weight file; only small numbers lie in the proto itself.
 Block-quantized matmuls have accuracy_level 4: activations are rounded to int8 per block; every
-other level falls off a speed cliff on the CPU.
+other level falls off a speed cliff on the CPU. A matmul that needs more takes its activations in
+two such terms (activations.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgekit.dtypes import DType
+from edgekit.exporters.onnx.activations import ACCURACY_LEVEL
 from edgekit.exporters.onnx.weights import WEIGHTS_NAME, Linear, Stored
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.onnx_io import Port
@@ -21,7 +23,8 @@ from edgekit.scheme import FP16
 from edgekit.tensors import TensorInfo
 
 MICROSOFT: Final = "com.microsoft"
-ACCURACY_LEVEL: Final = 4
+_INT8_STEPS: Final = 127  # from zero to the largest of a block, as onnxruntime's kernel rounds
+_SMALLEST_STEP: Final = 1e-30  # of a block of zeros
 
 
 class GraphWriter:
@@ -112,6 +115,8 @@ class Matmuls:
     def __init__(self, parts: GraphWriter, linears: Sequence[Linear]) -> None:
         self._parts = parts
         self._linears = {linear.name: linear for linear in linears}
+        self._split: dict[tuple[str, int], str] = {}
+        self._constants: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return name in self._linears
@@ -140,11 +145,12 @@ class Matmuls:
             self._parts.arrays[f"{linear.stored}.codes"].info,
             (linear.n_out, linear.n_in // group, group * bits // 8),
         )
-        inputs = [x, codes, f"{linear.stored}.scales"]
-        return self._parts.node(
+        is_split = linear.n_terms == 2
+        inputs = [self._in_two(x, group) if is_split else x, codes, f"{linear.stored}.scales"]
+        product = self._parts.node(
             "MatMulNBits",
-            [*inputs, "", "", bias] if bias else inputs,
-            output,
+            [*inputs, "", "", bias] if bias and not is_split else inputs,
+            f"{linear.name}.terms" if is_split else output,
             name=linear.name,
             domain=MICROSOFT,
             K=linear.n_in,
@@ -153,6 +159,41 @@ class Matmuls:
             block_size=group,
             accuracy_level=ACCURACY_LEVEL,
         )
+        if not is_split:
+            return product
+        whole = f"{linear.name}.sum" if bias else output
+        self._parts.node("ReduceSum", [product, self._once("terms_axis", [2])], whole, keepdims=0)
+        return self._parts.node("Add", [whole, bias], output) if bias else whole
+
+    def _in_two(self, x: str, group: int) -> str:
+        """Write (B, T, M) as the sum of two rows that int8 holds, (B, T, 2, M).
+
+        The first row is what the kernel would round x to, which it then holds exactly; the second
+        is the rest, 254 times smaller at least.
+        """
+        if (x, group) in self._split:
+            return self._split[x, group]
+        node, at = self._parts.node, f"{x}.g{group}"
+        blocks = node("Reshape", [x, self._once(f"blocks.g{group}", [0, 0, -1, group])], f"{at}.in")
+        sizes = node("Abs", [blocks], f"{at}.sizes")
+        largest = node("ReduceMax", [sizes, self._once("blocks_axis", [-1])], f"{at}.largest")
+        step = node("Div", [largest, self._once("int8_steps", _INT8_STEPS)], f"{at}.exact_step")
+        step = node("Max", [step, self._once("smallest_step", _SMALLEST_STEP)], f"{at}.step")
+        steps = node("Round", [node("Div", [blocks, step], f"{at}.ratio")], f"{at}.steps")
+        first = node("Mul", [steps, step], f"{at}.first")
+        rest = node("Sub", [blocks, first], f"{at}.rest")
+        row = self._once("row", [0, 0, 1, -1])
+        rows = [node("Reshape", [part, row], f"{part}.row") for part in (first, rest)]
+        self._split[x, group] = node("Concat", rows, f"{at}.terms", axis=2)
+        return self._split[x, group]
+
+    def _once(self, name: str, value: float | list[int]) -> str:
+        """Add a small constant if it is not there yet."""
+        if name not in self._constants:
+            self._constants.add(name)
+            add = self._parts.integers if isinstance(value, list) else self._parts.number
+            add(name, value)  # type: ignore[arg-type]
+        return name
 
 
 class Norms:

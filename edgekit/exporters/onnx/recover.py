@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edgekit.artifact import Artifact
 from edgekit.dtypes import Bits
 from edgekit.errors import FormatError, UsageError
+from edgekit.exporters.onnx.activations import plan_precision, terms_of
 from edgekit.exporters.onnx.graph import GraphBuilder
 from edgekit.exporters.onnx.weights import (
     Content,
@@ -60,9 +61,10 @@ def recover_tensors(artifact: Artifact) -> Iterator[ModelTensor]:
         spec = _read_spec(artifact)
         schemes = _read_schemes(model.graph, spec, artifact, path)
         arrays = plan_arrays(spec, schemes, n_positions)
-        linears = plan_linears(spec, schemes)
+        terms = terms_of(plan_precision(spec, artifact.manifest.tensors))
+        linears = plan_linears(spec, schemes, terms)
         nowhere = dict.fromkeys((stored.info.name for stored in arrays), 0)
-        wanted = GraphBuilder(spec, schemes, arrays, nowhere, n_positions).build()
+        wanted = GraphBuilder(spec, schemes, arrays, nowhere, n_positions, terms).build()
     except (KeyError, TypeError, ValueError) as error:
         # What is no number in the manifest shows where it is first used as one.
         raise FormatError(

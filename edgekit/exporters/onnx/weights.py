@@ -15,6 +15,7 @@ import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -34,6 +35,7 @@ from edgekit.tensors import TensorInfo
 WEIGHTS_NAME: Final = "weights.safetensors"
 ATTENTION_TEMPERATURE: Final = "attention_temperatures"
 ALIGN_BYTES: Final = 64
+_NO_TERMS: Final[Mapping[str, int]] = MappingProxyType({})
 _METADATA: Final = {"format": "onnx", "producer": "edgekit"}
 
 
@@ -73,6 +75,7 @@ class Linear:
         has_bias: Whether every part has a bias.
         stored: Name under which the weights lie in the file; differs from ``name`` for a
             tied ``lm_head``, which lies there as ``embed``.
+        n_terms: Terms of 8 bits that quantized matmuls take their activations in, 1 or 2.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Linear:
     scheme: Scheme
     has_bias: bool
     stored: str
+    n_terms: int = 1
 
     @property
     def n_out(self) -> int:
@@ -89,14 +93,18 @@ class Linear:
         return sum(self.n_rows)
 
 
-def plan_linears(spec: DecoderSpec, schemes: Mapping[str, Scheme]) -> tuple[Linear, ...]:
-    """Say which matmuls the graph has, in file order.
+def plan_linears(
+    spec: DecoderSpec, schemes: Mapping[str, Scheme], n_terms: Mapping[str, int] = _NO_TERMS
+) -> tuple[Linear, ...]:
+    """Say which matrix matmuls the graph has, in file order.
 
     Query, key and value are one matmul when they are stored alike, else three.
 
     Args:
         spec: The decoder.
         schemes: Scheme of every canonical name.
+        n_terms: Canonical name, or ``lm_head`` of a tied one, to the terms that its matmul takes
+            its activations in; 1 where nothing is said.
     """
     shapes = spec.weight_shapes()
 
@@ -109,6 +117,7 @@ def plan_linears(spec: DecoderSpec, schemes: Mapping[str, Scheme]) -> tuple[Line
             scheme=schemes[parts[0]],
             has_bias=f"{parts[0]}.bias" in shapes,
             stored=stored or name,
+            n_terms=max(n_terms.get(part, 1) for part in (name, *parts)),
         )
 
     linears = []
