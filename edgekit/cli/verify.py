@@ -61,7 +61,7 @@ def command(
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Check that artifacts of one model hold the same weights and answer as they should.
+    """Check that artifacts hold the same weights and answer alike.
 
     a) The weights, read with each format's own library, are equal in every format and are what the
     manifest says. b) Each graph, run in float32, gives the logits of a plain numpy computation over

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -27,9 +27,11 @@ from edgekit.exporters.coreml.lint import lint_package
 from edgekit.exporters.mlx.config import CONFIG_NAME, TORCH_DTYPES, read_config
 from edgekit.exporters.mlx.exporter import WEIGHTS_NAME as MLX_WEIGHTS
 from edgekit.exporters.mlx.models import choose_file, make_config
+from edgekit.exporters.onnx.activations import describe_precision, plan_precision, terms_of
 from edgekit.exporters.onnx.genai import GENAI_NAME, genai_config
 from edgekit.exporters.onnx.recover import read_graph
 from edgekit.exporters.onnx.weights import WEIGHTS_NAME as ONNX_WEIGHTS
+from edgekit.exporters.onnx.weights import plan_linears
 from edgekit.families import FAMILIES
 from edgekit.families.base import Family
 from edgekit.families.spec import DecoderSpec
@@ -38,9 +40,10 @@ from edgekit.formats.onnx_io import GRAPH_NAME
 from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.lazy import load_object
 from edgekit.model_files import GENERATION_NAME
+from edgekit.quantize.fold import ChannelScales, Site, explain, find_sites
 from edgekit.quantize.model import QuantizedTensor, combine_hashes
 from edgekit.quantize.plan import TensorPlan, plan_tensors
-from edgekit.quantize.prequantized import CHANGES_OF_CODES
+from edgekit.quantize.prequantized import CHANGES_OF_CODES, CODES_KEPT
 from edgekit.scheme import Scheme
 from edgekit.strict_json import read_object
 from edgekit.text.files import TextFiles
@@ -52,6 +55,7 @@ _FOUND_ORIGINS: Final = frozenset({TOKENIZER_ORIGIN, TEMPLATE_ORIGIN})
 _DECIDED_ELSEWHERE: Final = frozenset({"eos_token_ids", "is_tied", "vocab_size"})
 _IMPORTED: Final = "imported from "
 _LEVEL: Final = "accuracy_level"
+_SCALES: Final = "channel_scales"
 _MAX_SHOWN: Final = 120
 _MAX_TOLD: Final = 8
 
@@ -175,10 +179,16 @@ def _about_plan(artifact: Artifact, spec: DecoderSpec) -> Iterator[str]:
     except QuantError as error:
         yield f"scheme: the model cannot be stored as {asked}: {error}"
         return
+    moved = _moved_scales(manifest, spec)
+    yield from _about_scales(manifest, moved)
     for entry in manifest.tensors:
         item = plans.get(entry.name)
         if item is None:
             continue
+        after = moved.reasons[entry.name]
+        item = replace(item, reason=item.reason + after)
+        is_kept = entry.imported is not None or entry.reason.endswith(CODES_KEPT)
+        yield from _differs(f"keeps_codes of {entry.name}", entry.keeps_codes, is_kept)
         if entry.imported is not None and entry.sha256 is None:
             yield f"imported of {entry.name}: {_shown(entry.imported)}, for a tensor without codes"
         elif entry.imported is not None and entry.reason != _IMPORTED + entry.imported:
@@ -186,8 +196,39 @@ def _about_plan(artifact: Artifact, spec: DecoderSpec) -> Iterator[str]:
         was_coded = entry.imported is not None or entry.reason.startswith(CHANGES_OF_CODES)
         if not was_coded or not _may_be_imported(Scheme.parse(entry.scheme), item, asked):
             yield from _differs_from_plan(entry, item)
+        elif not entry.reason.endswith(after):
+            yield f"reason of {entry.name}: {_shown(entry.reason)}, which ends in {_shown(after)}"
     if asked.is_quantized and not any(entry.sha256 for entry in manifest.tensors):
         yield f"scheme: the manifest says {asked}, and no tensor holds codes"
+
+
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """Where channel scales were moved, and what each tensor's reason ends in because of it."""
+
+    sites: tuple[Site, ...]
+    reasons: Mapping[str, str]
+
+
+def _moved_scales(manifest: Manifest, spec: DecoderSpec) -> _Moved:
+    """Tell from the tensors where channel scales can have moved, if the manifest says that any did.
+
+    Whether they did cannot be told from the weights: a decoder with its scales moved computes the
+    same.
+    """
+    plans = [
+        TensorPlan(entry.name, entry.shape, Scheme.parse(entry.scheme), "", entry.keeps_codes)
+        for entry in manifest.tensors
+    ]
+    sites = find_sites(spec, plans) if manifest.settings.get(_SCALES) else ()
+    return _Moved(sites, {plan.name: plan.reason for plan in explain(spec, sites, plans)})
+
+
+def _about_scales(manifest: Manifest, moved: _Moved) -> Iterator[str]:
+    said = manifest.settings.get(_SCALES)
+    text = said.get("measured_on") if isinstance(said, dict) else None
+    wanted = ChannelScales(sites=moved.sites, measured_on=text or "").describe()
+    yield from _differs(f"settings.{_SCALES}", said, wanted)
 
 
 def _may_be_imported(scheme: Scheme, item: TensorPlan, asked: Scheme) -> bool:
@@ -281,6 +322,11 @@ def _about_onnx(artifact: Artifact, spec: DecoderSpec) -> Iterator[str]:
         "ir_version": graph.ir_version,
         "weights_file": ONNX_WEIGHTS,
     }
+    schemes = {entry.name: Scheme.parse(entry.scheme) for entry in manifest.tensors}
+    if schemes.keys() >= spec.weight_shapes().keys():
+        precision = plan_precision(spec, manifest.tensors)
+        linears = plan_linears(spec, schemes, terms_of(precision))
+        facts["matmuls"] = describe_precision(precision, linears)
     yield from _about_settings(manifest, facts)
     levels = {a.i for node in graph.graph.node for a in node.attribute if a.name == _LEVEL}
     said = manifest.settings.get(_LEVEL)

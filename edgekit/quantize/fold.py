@@ -95,23 +95,32 @@ class ChannelScales:
             "measured_on": self.measured_on,
         }
 
-    def explain(self, plans: Iterable[TensorPlan]) -> tuple[TensorPlan, ...]:
-        """Add to the reason of every tensor what was moved."""
-        said: dict[str, list[str]] = {}
-        for site in self.sites:
-            readers = ", ".join(name.rpartition(".")[2] for name in site.readers)
-            writer = site.writer.rpartition(".")[2]
-            taken = f"takes the input scales of {readers}"
-            said.setdefault(site.writer, []).append(taken)
-            if f"{site.writer}.bias" in self.floats:
-                said.setdefault(f"{site.writer}.bias", []).append(taken)
-            where = writer if site.is_norm else f"the rows of {writer}"
-            for name in site.readers:
-                said.setdefault(name, []).append(f"its input scales are in {where}")
-        return tuple(
-            replace(item, reason="; ".join((item.reason, *said.get(item.name, ()))))
-            for item in plans
-        )
+
+def explain(
+    spec: DecoderSpec, sites: Iterable[Site], plans: Iterable[TensorPlan]
+) -> tuple[TensorPlan, ...]:
+    """Add to the reason of every tensor which scales were moved.
+
+    Args:
+        spec: The decoder.
+        sites: Where scales were moved.
+        plans: What becomes of each tensor.
+    """
+    shapes = spec.weight_shapes()
+    said: dict[str, list[str]] = {}
+    for site in sites:
+        readers = ", ".join(name.rpartition(".")[2] for name in site.readers)
+        writer = site.writer.rpartition(".")[2]
+        taken = f"takes the input scales of {readers}"
+        said.setdefault(site.writer, []).append(taken)
+        if f"{site.writer}.bias" in shapes:
+            said.setdefault(f"{site.writer}.bias", []).append(taken)
+        where = writer if site.is_norm else f"the rows of {writer}"
+        for name in site.readers:
+            said.setdefault(name, []).append(f"its input scales are in {where}")
+    return tuple(
+        replace(item, reason="; ".join((item.reason, *said.get(item.name, ())))) for item in plans
+    )
 
 
 def find_sites(spec: DecoderSpec, plans: Iterable[TensorPlan]) -> tuple[Site, ...]:

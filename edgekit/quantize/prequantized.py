@@ -26,6 +26,7 @@ _REQUANTIZED: Final = "requantized"
 _DEQUANTIZED: Final = "dequantized"
 # How the reasons of tensors begin whose codes did not go in as they were.
 CHANGES_OF_CODES: Final = (_REQUANTIZED, _DEQUANTIZED)
+CODES_KEPT: Final = "codes kept, scales rounded"
 # Rounding to 8 significant bits moves a number by at most this; clipping moves it further.
 _LARGEST_MOVE: Final = 2.0**-N_SIGNIFICANT_BITS
 
@@ -120,9 +121,7 @@ def _decide(item: TensorPlan, prequantized: PrequantizedTensor, asked: Scheme) -
             imported=prequantized.label,
         )
     if misfit.keeps_codes:
-        reason = (
-            f"{_REQUANTIZED}: {misfit.reason} ({prequantized.label}); codes kept, scales rounded"
-        )
+        reason = f"{_REQUANTIZED}: {misfit.reason} ({prequantized.label}); {CODES_KEPT}"
         return replace(item, scheme=prequantized.scheme, reason=reason, keeps_codes=True)
     return _requantize(item, f"{misfit.reason} ({prequantized.label})")
 

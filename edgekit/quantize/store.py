@@ -25,7 +25,13 @@ from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from edgekit.model_files import CONFIG_NAME
 from edgekit.progress import Progress, ignore_progress
 from edgekit.quantize.calibration import calibration_ids, measure_inputs
-from edgekit.quantize.fold import ChannelScales, choose_scales, find_sites, float_names
+from edgekit.quantize.fold import (
+    ChannelScales,
+    choose_scales,
+    explain,
+    find_sites,
+    float_names,
+)
 from edgekit.quantize.methods import Method
 from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor, Source
 from edgekit.quantize.plan import TensorPlan
@@ -116,7 +122,7 @@ def quantize_model(
     """
     plans = plan_source(source, scheme)
     moved = find_scales(source, plans, progress) if fold else ChannelScales()
-    plans = moved.explain(plans)
+    plans = explain(source.spec, moved.sites, plans)
     folder = Path(store_dir)
     checkpoint = source.checkpoint
     adapter, view = checkpoint.adapter, source.text

@@ -152,7 +152,7 @@ def test_a_prompt_that_reads_like_the_option_is_a_prompt(edgekit_cli):
         ("devices", "--json"),
         ("run", "ARTIFACT", "hi"),
         ("run", "ARTIFACT", "hi", "--json"),
-        ("verify", "ARTIFACT", "--no-logits"),
+        ("verify", "ARTIFACT", "--weights-only"),
     ],
     ids=" ".join,
 )

@@ -32,8 +32,10 @@ SPELT = (
 )
 CACHES = r'["\']f?(past_key_values|present)\.'
 OTHERS = {"optimum/check.py", "formats/mlpackage.py", "formats/onnx_io.py"}
-# Keys of genai_config.json, places in quantize/plan.py and words of messages that sound alike.
-ALIKE = {"exporters/onnx/genai.py", "exporters/mlx/models.py"}
+# Keys of genai_config.json and of records, and words of messages that sound alike.
+ALIKE = {
+    "exporters/onnx/genai.py", "exporters/mlx/models.py", "report/verification.py", "cli/demo.py",
+}  # fmt: skip
 
 
 def test_the_names_are_these():

@@ -251,7 +251,7 @@ def test_a_stored_decoder_without_sense_is_refused_at_once(key, folder):
         ('{"w":{"dtype":"F32","shape":[4294967296,4294967297],"data_offsets":[0,4]}}', "shape"),
         ('{"w":{"dtype":"F32","shape":[9223372036854775807,2],"data_offsets":[0,4]}}', "shape"),
         ('{"w":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}}', "shape"),
-        ('{"w":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', "hole"),
+        ('{"w":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', "gap"),
         (
             '{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
             '"v":{"dtype":"F32","shape":[1],"data_offsets":[2,6]}}',
@@ -259,7 +259,7 @@ def test_a_stored_decoder_without_sense_is_refused_at_once(key, folder):
         ),
     ],
 )
-def test_tensors_that_wrap_around_overlap_or_leave_holes_are_refused(header, words, tmp_path):
+def test_tensors_that_wrap_around_overlap_or_leave_gaps_are_refused(header, words, tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(8))
     with pytest.raises(FormatError, match=words):
@@ -306,10 +306,11 @@ def test_a_message_of_every_character_that_could_mark_it_is_refused(folder):
 
 def test_text_of_a_model_does_not_steer_the_terminal(monkeypatch, capsys):
     text = "a\x1b]0;title\x07b\x9bc\td\n"
-    Output().write(text)
+    output = Output()
+    output.write(text)
     assert capsys.readouterr().out == text
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    Output().write(text)
+    monkeypatch.setattr(output._stdout, "isatty", lambda: True)
+    output.write(text)
     assert capsys.readouterr().out == "a\ufffd]0;title\ufffdb\ufffdc\td\n"
 
 

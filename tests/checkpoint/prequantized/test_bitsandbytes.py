@@ -115,7 +115,9 @@ def test_the_plan_says_what_became_of_them(tmp_path):
     )
     model = quantize_model(source, Scheme("int8", 32), tmp_path / "q")
     entry = next(entry for entry in model.entries if entry.name == "layers.0.q")
-    assert entry.reason == "requantized: a codebook of 16 values (bitsandbytes nf4)"
+    assert entry.reason == (
+        "requantized: a codebook of 16 values (bitsandbytes nf4); its input scales are in attn_norm"
+    )
 
 
 def test_eight_bits_are_rows_over_127(tmp_path):

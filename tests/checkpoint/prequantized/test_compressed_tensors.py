@@ -244,7 +244,8 @@ def test_zero_points_are_read_as_floats(tmp_path, bits, is_packed):
     model = quantize_model(source, Scheme(f"int{bits}", 32), tmp_path / "q")
     reasons = {entry.name: entry.reason for entry in model.entries}
     assert reasons["layers.0.up"] == (
-        f"requantized: zero points of their own (asymmetric) (compressed-tensors int{bits}-g32)"
+        f"requantized: zero points of their own (asymmetric) (compressed-tensors int{bits}-g32); "
+        "its input scales are in ffn_norm; takes the input scales of down"
     )
 
 

@@ -278,7 +278,9 @@ def test_moved_inputs_are_read_by_the_group_of_each(tmp_path):
     entry = next(entry for entry in model.entries if entry.name == "layers.0.up")
     assert entry.imported is None
     assert entry.reason.startswith("requantized: inputs in another order (desc_act), zero points")
-    assert entry.reason.endswith("(gptq int4-g32)")
+    assert entry.reason.endswith(
+        "(gptq int4-g32); its input scales are in ffn_norm; takes the input scales of down"
+    )
 
 
 def test_moved_inputs_alone_are_floats_too(tmp_path):
