@@ -12,6 +12,7 @@ below are written for this measurement, and no part of them is in the calibratio
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -133,15 +134,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--speed", action="store_true", help="compare decode speed instead")
-    parser.add_argument("--threads", type=int, default=1, help="for the comparison of speed")
+    parser.add_argument(
+        "--documents",
+        type=Path,
+        help="other texts for the errors, printed only: JSON lines with `messages` or `text`",
+    )
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2], help="for the speed")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgekit-activations-") as folder:
         made = _export_all(arguments.folder, Path(folder))
         if arguments.speed:
-            lines = _compare_speed(made, arguments.threads)
-            _write_section(SPEED_MARK, lines)
+            tables = [_compare_speed(made, n_threads) for n_threads in arguments.threads]
+            _write_section(SPEED_MARK, [line for lines in tables for line in (*lines, "")][:-1])
+        elif arguments.documents is not None:
+            documents = _read_documents(arguments.folder, arguments.documents)
+            print("\n".join(_compare_errors(arguments.folder, made, documents)))
         else:
-            _write_section(TABLE_MARK, _compare_errors(arguments.folder, made))
+            documents = _documents(arguments.folder)
+            _write_section(TABLE_MARK, _compare_errors(arguments.folder, made, documents))
 
 
 def _export_all(model: Path, folder: Path) -> dict[tuple[str, str], Artifact]:
@@ -168,13 +178,26 @@ def _documents(model: Path) -> list[list[int]]:
     return documents + [tokenizer.encode(text, allow_special=False) for text in PROSE]
 
 
+def _read_documents(model: Path, path: Path) -> list[list[int]]:
+    tokenizer, template = Tokenizer.open(model), ChatTemplate.open(model)
+    items = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        template.encode(item["messages"], tokenizer, add_generation_prompt=False)
+        if "messages" in item
+        else tokenizer.encode(item["text"], allow_special=False)
+        for item in items
+    ]
+
+
 def _logits_of(decoder: Decoder | ReferenceDecoder) -> Callable[[Sequence[int]], F32Array]:
     return lambda ids: decoder.forward(ids, n_past=0, n_logits=len(ids))
 
 
-def _compare_errors(model: Path, made: Mapping[tuple[str, str], Artifact]) -> list[str]:
+def _compare_errors(
+    model: Path, made: Mapping[tuple[str, str], Artifact], documents: list[list[int]]
+) -> list[str]:
     source = open_model(model)
-    reference = run_reference(_logits_of(ReferenceDecoder.from_source(source)), _documents(model))
+    reference = run_reference(_logits_of(ReferenceDecoder.from_source(source)), documents)
     source.close()
     n_tokens = sum(len(ids) - 1 for ids in reference.documents)
     lines = [
