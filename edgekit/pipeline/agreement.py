@@ -28,12 +28,12 @@ from edgekit.runtime import open_decoder
 from edgekit.runtime.base import Decoder, Finish, GenerateOptions
 from edgekit.runtime.reference import ReferenceDecoder
 from edgekit.runtime.session import Session, open_session
+from edgekit.text.tokenizer import spread_ids
 
 REFERENCE: Final = "the plain numpy forward"
 _KEPT_BYTES: Final = 2 << 30
 """Float weights of the reference are kept when all of them take no more, else made at each use."""
 _SHOWN_TOKENS: Final = 8
-_SPREAD: Final = 7919  # a prime: ids without an order, for models without a tokenizer
 _PROMPT_TOKENS: Final = 16
 _QUESTION_SUITES: Final = ("multi_step", "tool_calls", "structured_output")  # the short ones
 
@@ -322,8 +322,8 @@ def _answer(session: Session, prompt: Item, ids: list[int], n_new_tokens: int) -
 def _prompt_ids(session: Session, prompt: Item, index: int) -> list[int]:
     ids = chat_ids(session, prompt)
     if ids is None:
-        first, size = index * _PROMPT_TOKENS, session.decoder.vocab_size
-        ids = [(_SPREAD * (first + i) + 13) % size for i in range(_PROMPT_TOKENS)]
+        n_rows = session.decoder.vocab_size
+        ids = spread_ids(_PROMPT_TOKENS, n_rows, first=index * _PROMPT_TOKENS)
     return ids
 
 

@@ -38,7 +38,7 @@ from edgekit.quality.evaluate import SuitePlan
 from edgekit.quantize.model import QuantizedTensor, combine_hashes
 from edgekit.records import LogitsCheck, VerifyRecord, WeightsCheck
 from edgekit.text.chat import ChatTemplate
-from edgekit.text.tokenizer import Tokenizer
+from edgekit.text.tokenizer import Tokenizer, spread_ids
 
 _LARGE: Final = 500_000_000
 LIBRARIES: Final[Mapping[Format, str]] = {
@@ -199,8 +199,7 @@ def verification_tokens(artifact: Artifact, n_tokens: int) -> list[int]:
                 ids += tokenizer.encode(item.target, allow_special=True)
     except CheckpointError:
         ids = []
-    while len(ids) < limit:
-        ids.append((7919 * len(ids) + 13) % spec.vocab_size)
+    ids += spread_ids(limit - len(ids), spec.vocab_size, first=len(ids))
     # Short documents one after another cover every kind of text within the limit.
     return ids[:limit]
 

@@ -20,6 +20,7 @@ from edgekit.families.base import SourceModel
 from edgekit.progress import Progress, ignore_progress
 from edgekit.reference.forward import FloatArray, Forward
 from edgekit.tensors import row_blocks
+from edgekit.text.tokenizer import spread_ids
 from edgekit.text.view import TextView
 
 MAX_TOKENS: Final = 256
@@ -84,7 +85,7 @@ def calibration_ids(view: TextView, n_rows: int) -> tuple[tuple[int, ...], str]:
     ids, form = _conversation_ids(view)
     read = tuple(i for i in ids if i < n_rows)[:MAX_TOKENS]
     if not read:
-        read, form = tuple((7919 * i + 13) % n_rows for i in range(MAX_TOKENS)), "ids evenly spread"
+        read, form = tuple(spread_ids(MAX_TOKENS, n_rows)), "ids evenly spread"
     return read, f"{len(read)} tokens: {form}"
 
 

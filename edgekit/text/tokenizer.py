@@ -22,6 +22,7 @@ from edgekit.text.files import TextFiles
 from edgekit.text.tokenizer_file import TOKEN_FLAGS, TokenizerFile, read_tokenizer_file
 from edgekit.text.tokenizer_limits import find_excess, find_excess_before
 
+_SPREAD: Final = 7919  # a prime
 _BYTE_TOKEN: Final = re.compile("<0x[0-9A-F]{2}>")
 # Unicode's White_Space, which the library uses; Python's isspace has four more characters.
 _WHITE_SPACE: Final = frozenset(
@@ -424,3 +425,14 @@ def _mapped_errors(path: Path) -> Iterator[None]:
             wanted="a tokenizer.json of the tokenizers library",
             do="Download the model again.",
         ) from error
+
+
+def spread_ids(n_ids: int, n_rows: int, *, first: int = 0) -> list[int]:
+    """Give ids spread over a vocabulary in no visible order, for models without a tokenizer.
+
+    Args:
+        n_ids: How many.
+        n_rows: Rows of the embedding; each id is below it.
+        first: Place in the endless sequence where they begin.
+    """
+    return [(_SPREAD * (first + i) + 13) % n_rows for i in range(n_ids)]

@@ -191,8 +191,10 @@ class Matmuls:
         """Add a small constant if it is not there yet."""
         if name not in self._constants:
             self._constants.add(name)
-            add = self._parts.integers if isinstance(value, list) else self._parts.number
-            add(name, value)  # type: ignore[arg-type]
+            if isinstance(value, list):
+                self._parts.integers(name, value)
+            else:
+                self._parts.number(name, value)
         return name
 
 
