@@ -117,9 +117,16 @@ def reply(
     kind: str | None = "text/event-stream",
     headers: Sequence[str] = (),
     is_chunked: bool = True,
+    keeps_open: bool = False,
 ) -> bytes:
-    """A whole HTTP answer, in one chunk of chunked coding or up to the end of the connection."""
+    """A whole HTTP answer, in one chunk of chunked coding or up to the end of the connection.
+
+    It says that the connection is closed afterwards, so that no client sends a second request on
+    it in the moment before it is, unless ``keeps_open``.
+    """
     lines = [f"HTTP/1.1 {status}", *headers]
+    if not keeps_open:
+        lines.append("Connection: close")
     if kind is not None:
         lines.append(f"Content-Type: {kind}")
     if is_chunked:

@@ -300,7 +300,7 @@ def test_a_prompt_beyond_the_context_is_not_blamed_on_a_field():
 
 
 def test_the_connection_is_kept_between_answers():
-    with RawServer(send(reply(sse(HELLO))), keeps_open=True) as server:
+    with RawServer(send(reply(sse(HELLO), keeps_open=True)), keeps_open=True) as server:
         with open_backend(server.url) as backend:
             facts = [backend.chat(ASK).stats for _ in range(3)]
         assert server.n_connections == 1
@@ -309,7 +309,7 @@ def test_the_connection_is_kept_between_answers():
 
 def test_a_server_that_goes_on_after_the_end_is_cut_off():
     body = sse(HELLO)
-    with RawServer(send(reply(body)[:-7]), keeps_open=True) as server:
+    with RawServer(send(reply(body, keeps_open=True)[:-7]), keeps_open=True) as server:
         with open_backend(server.url) as backend:
             assert [backend.chat(ASK).text for _ in range(2)] == ["Héllo 🙂"] * 2
         assert server.n_connections == 2
