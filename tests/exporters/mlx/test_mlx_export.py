@@ -11,7 +11,7 @@ import pytest
 
 from edgekit.artifact import Artifact
 from edgekit.dtypes import DType
-from edgekit.encoding import FP16, FP32
+from edgekit.encoding import FP16, FP32, Encoding
 from edgekit.errors import ExportError, FormatError, UsageError
 from edgekit.exporters.base import ExportOptions
 from edgekit.exporters.mlx.arrays import narrow
