@@ -75,6 +75,8 @@ def round_scales_beside(
 ) -> F32Array:
     """Round positive scales to ones that every format holds exactly beside these zero points.
 
+    To the nearest for 4-bit codes, and up for 8-bit ones: those lose more by clipping.
+
     Args:
         scales: Finite, any shape; below ``SCALE_STEP`` counts as that.
         zero_points: Same shape: multiples of ``zero_point_step(bits)`` within the codes.
@@ -82,7 +84,8 @@ def round_scales_beside(
 
     Returns:
         float32, same shape: the scale and ``zero_point * scale`` are exact in fp16 and bf16, and
-        no weight is beyond fp16's range. The nearest of these scales, but for ties within 2**-11.
+        no weight is beyond fp16's range. Of scales whose distance differs by
+        less than 2**-10, and of subnormal ones, it may be the other neighbour.
     """
     zeros = zero_points.astype(np.intp) >> (bits - 4)
     exact = np.clip(np.asarray(scales, dtype=np.float32), np.float32(SCALE_STEP), None)
@@ -91,7 +94,7 @@ def round_scales_beside(
     exact = np.where(exact < np.float32(_SUBNORMAL_BELOW), whole, exact)
     significand, exponent = np.frexp(exact)  # 0.5 <= significand < 1
     place = np.rint(significand * np.float32(2 * _N_PLACES)).astype(np.intp) - _N_PLACES
-    rounded = np.ldexp(_SIGNIFICANDS[zeros, place], exponent - 8)
+    rounded = np.ldexp(_SIGNIFICANDS[bits][zeros, place], exponent - 8)
     return np.minimum(rounded, _LARGEST_BESIDE[bits][zeros]).astype(np.float32, copy=False)
 
 
@@ -108,13 +111,17 @@ def _allowed_significands(zero: int) -> list[int]:
     return [n for n in range(128, 257) if _odd_part(n) <= largest]
 
 
-def _nearest_significands() -> F32Array:
-    """Tabulate, for each zero point, the allowed number nearest to each place from 128 to 256."""
+def _rounded_significands(bits: Bits) -> F32Array:
+    """Tabulate, for each zero point, what each place from 128 to 256 is rounded to."""
     table = np.empty((_N_ZEROS, _N_PLACES + 1), dtype=np.float32)
+    places = np.linspace(128, 256, _N_PLACES + 1)
     for zero in range(_N_ZEROS):
         allowed = np.array(_allowed_significands(zero))
-        distance = np.abs(np.linspace(128, 256, _N_PLACES + 1)[:, None] - allowed)
-        table[zero] = allowed[distance.argmin(axis=1)]  # of two, the smaller
+        if bits == 8:
+            table[zero] = allowed[np.searchsorted(allowed, places)]
+        else:
+            nearest = np.abs(places[:, None] - allowed).argmin(axis=1)  # of two, the smaller
+            table[zero] = allowed[nearest]
     return table
 
 
@@ -129,5 +136,8 @@ def _largest_beside(bits: Bits) -> F32Array:
     return largest
 
 
-_SIGNIFICANDS: Final = _nearest_significands()
+_SIGNIFICANDS: Final[dict[Bits, F32Array]] = {
+    4: _rounded_significands(4),
+    8: _rounded_significands(8),
+}
 _LARGEST_BESIDE: Final[dict[Bits, F32Array]] = {4: _largest_beside(4), 8: _largest_beside(8)}

@@ -18,6 +18,7 @@ from edgekit.quantize.methods.blocks import BlockScales, RowCodes, encode_rows
 # The step of the largest weight, counted from zero: codes reach 8 steps down and 7 up; 8 bits have
 # no sign to choose.
 _CLIP_LEVEL: Final[dict[Bits, float]] = {4: 8.0, 8: 127.0}
+_N_ZEROS: Final = 16
 
 
 def nearest_scales(weights: F32Array, encoding: Encoding) -> BlockScales:
@@ -71,16 +72,24 @@ def zero_range(weights: F32Array) -> tuple[F32Array, F32Array]:
 
 
 def beside_zero_points(low: F32Array, width: F32Array, bits: Bits) -> BlockScales:
-    """Let the codes span ``low .. low + width``: the nearest zero point, and a scale beside it.
+    """Let the codes span ``low .. low + width``: a zero point, and a scale beside it.
+
+    The zero point is the nearest for 4-bit codes. 8-bit ones have but every sixteenth code as zero
+    point, so theirs is the next higher one, and the scale is such that nothing is clipped.
 
     Args:
         low: At most 0, (n,).
         width: At least 0, (n,).
         bits: 4 or 8.
     """
-    steps, unit = np.float32(2**bits - 1), np.float32(zero_point_step(bits))
-    wide = np.where(width > 0, width, steps)
-    zeros = np.rint(-low / wide * (steps / unit)) * unit
-    zeros = np.clip(zeros, 0, steps - (unit - 1))
-    scales = round_scales_beside(wide / steps, zeros, bits)
+    highest, unit = np.float32(2**bits - 1), np.float32(zero_point_step(bits))
+    wide = np.where(width > 0, width, highest)
+    if bits == 4:
+        zeros = np.clip(np.rint(-low / wide * highest), 0, highest)
+        wanted = wide / highest
+    else:
+        zeros = np.minimum(np.ceil(-low / wide * (highest / unit)), _N_ZEROS - 1) * unit
+        below = np.divide(-low, zeros, out=np.zeros_like(wide), where=zeros > 0)
+        wanted = np.maximum(below, (low + wide) / (highest - zeros))
+    scales = round_scales_beside(wanted, zeros, bits)
     return BlockScales(np.where(width > 0, scales, np.float32(1)), zeros)
