@@ -22,7 +22,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,9 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.dtypes import DType, F32Array, F64Array
+from edgekit.encoding import Encoding
 from edgekit.errors import EdgekitError, QuantError
 from edgekit.families.base import SourceModel
-from edgekit.formats.packing import pack_codes, unpack_codes
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from edgekit.progress import Progress, ignore_progress
 from edgekit.quantize.fold import ChannelScales
@@ -40,12 +40,12 @@ from edgekit.quantize.input_statistics import InputStatistics
 from edgekit.quantize.methods import (
     TRIED_BY_AUTO,
     Method,
-    RowCodes,
     RowQuantizer,
-    check_rows,
     round_floats,
     row_quantizer,
 )
+from edgekit.quantize.methods.blocks import check_rows
+from edgekit.quantize.model import EncodedTensor
 from edgekit.quantize.plan import TensorPlan
 from edgekit.quantize.prequantized import import_codes
 from edgekit.reference.forward import FloatArray, Forward
@@ -58,6 +58,7 @@ _TOKENS_AT_ONCE: Final = 2048
 _HELD_OUT: Final = 8
 """One of so many sequences measures the output error for ``auto`` and makes no codes."""
 _KEY: Final = "key"
+_METHOD: Final = "method "
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,18 +70,18 @@ class CalibratedCodes:
         methods: Canonical name to the method that its codes come from.
     """
 
-    files: Mapping[str, Path]
-    methods: Mapping[str, Method]
+    files: Mapping[str, Path] = field(default_factory=dict)
+    methods: Mapping[str, Method] = field(default_factory=dict)
 
-    def get(self, plan: TensorPlan) -> RowCodes:
-        """Read the codes of a matrix.
+    def get(self, plan: TensorPlan) -> EncodedTensor:
+        """Read a matrix.
 
         Raises:
             FormatError: The file is damaged.
             OSError: It cannot be read.
         """
         with contextlib.closing(SafetensorsFile(self.files[plan.name])) as file:
-            return _read_codes(file, plan)
+            return _read_tensor(file, plan)
 
 
 def quantize_layers(
@@ -123,16 +124,18 @@ def quantize_layers(
     ]
     files = [place / f"layer-{layer:04d}.safetensors" for layer in range(len(layers))]
     is_done = [_holds(path, key, made) for path, made in zip(files, layers, strict=True)]
-    n_needed = len(layers) - next((i for i, done in enumerate(is_done[::-1]) if not done), len(layers))
+    n_needed = len(layers) - next(
+        (i for i, done in enumerate(is_done[::-1]) if not done), len(layers)
+    )
     residuals = run.embed_text(text) if n_needed else []
     for layer in range(n_needed):
         if is_done[layer]:
             with contextlib.closing(SafetensorsFile(files[layer])) as file:
-                codes = {plan.name: _read_codes(file, plan) for plan in layers[layer]}
-            residuals = run.run_text(layer, residuals, codes)
+                tensors = {plan.name: _read_tensor(file, plan) for plan in layers[layer]}
+            residuals = run.run_text(layer, residuals, tensors)
         else:
-            codes, methods, residuals = run.quantize_layer(layer, residuals)
-            _write_layer(files[layer], key, layers[layer], codes, methods)
+            tensors, methods, residuals = run.quantize_layer(layer, residuals)
+            _write_layer(files[layer], key, tensors, methods)
         progress("calibrate and quantize", layer + 1, len(layers))
     return CalibratedCodes(
         {plan.name: path for path, made in zip(files, layers, strict=True) for plan in made},
@@ -170,7 +173,7 @@ class _Run(Forward):
 
     def quantize_layer(
         self, layer: int, residuals: list[FloatArray]
-    ) -> tuple[dict[str, RowCodes], dict[str, Method], list[FloatArray]]:
+    ) -> tuple[dict[str, EncodedTensor], dict[str, Method], list[FloatArray]]:
         """Quantize the matrices of a layer, and run the text through it.
 
         Args:
@@ -178,9 +181,9 @@ class _Run(Forward):
             residuals: What each sequence brings into the layer, (T, C) each.
 
         Returns:
-            Codes and methods by canonical name, and what comes out of the layer.
+            Tensors and their methods by canonical name, and what comes out of the layer.
         """
-        codes: dict[str, RowCodes] = {}
+        tensors: dict[str, EncodedTensor] = {}
         methods: dict[str, Method] = {}
 
         def settle(names: Sequence[str], inputs: list[FloatArray]) -> None:
@@ -188,16 +191,17 @@ class _Run(Forward):
             if made:
                 quantizers = self._quantizers(made, inputs)
                 for name in made:
-                    codes[name], methods[name] = self._quantize(name, quantizers, inputs)
-            self._load(names, codes)
+                    tensors[name], methods[name] = self._quantize(name, quantizers, inputs)
+            self._load(names, tensors)
 
-        return codes, methods, self._advance(layer, residuals, settle)
+        residuals = self._advance(layer, residuals, settle)
+        return tensors, methods, residuals
 
     def run_text(
-        self, layer: int, residuals: list[FloatArray], codes: Mapping[str, RowCodes]
+        self, layer: int, residuals: list[FloatArray], tensors: Mapping[str, EncodedTensor]
     ) -> list[FloatArray]:
-        """Run the text through a layer whose codes are there."""
-        return self._advance(layer, residuals, lambda names, _: self._load(names, codes))
+        """Run the text through a layer that is quantized already."""
+        return self._advance(layer, residuals, lambda names, _: self._load(names, tensors))
 
     def embed_text(self, text: Sequence[NDArray[np.int64]]) -> list[FloatArray]:
         """Give what each sequence brings into the first layer, (T, C) each."""
@@ -218,9 +222,7 @@ class _Run(Forward):
         mixed = [self._mix_text(layer, item) for item in inner]
         del inner
         settle([at + "o"], mixed)
-        added = [
-            self.add_attention(layer, *item) for item in zip(residuals, mixed, strict=True)
-        ]
+        added = [self.add_attention(layer, *item) for item in zip(residuals, mixed, strict=True)]
         del mixed
         inner = [self.feed_forward_input(layer, residual) for residual in added]
         settle([at + "gate", at + "up"], inner)
@@ -251,47 +253,50 @@ class _Run(Forward):
 
     def _quantize(
         self, name: str, quantizers: Mapping[Method, RowQuantizer], inputs: list[FloatArray]
-    ) -> tuple[RowCodes, Method]:
+    ) -> tuple[EncodedTensor, Method]:
         """Quantize a matrix by the method whose output error is the smallest."""
         candidates = {method: self._encode(name, made) for method, made in quantizers.items()}
         if len(candidates) == 1:
-            ((method, codes),) = candidates.items()
-            return codes, method
+            ((method, tensor),) = candidates.items()
+            return tensor, method
         kept = np.concatenate(_split(inputs)[1])
-        errors = {method: self._output_error(name, made, kept) for method, made in candidates.items()}
+        errors = {
+            method: self._output_error(name, made, kept) for method, made in candidates.items()
+        }
         method = min(errors, key=errors.__getitem__)  # of equal ones, the first
         return candidates[method], method
 
-    def _encode(self, name: str, quantizer: RowQuantizer) -> RowCodes:
+    def _encode(self, name: str, quantizer: RowQuantizer) -> EncodedTensor:
         plan, tensor = self._plans[name], self._tensor(name)
         n_rows, n_cols = plan.shape
         n_blocks = plan.encoding.n_blocks(n_cols)
         codes = np.empty((n_rows, n_cols), dtype=np.uint8)
         scales = np.empty((n_rows, n_blocks), dtype=np.float32)
-        zeros = np.empty((n_rows, n_blocks), dtype=np.uint8)
+        zeros = (
+            np.empty((n_rows, n_blocks), dtype=np.uint8) if plan.encoding.has_zero_points else None
+        )
 
         def fill(part: slice) -> None:
             rows = tensor.read_rows(part.start, part.stop)
             check_rows(rows, plan.encoding, name, part.start)
             made = quantizer(rows, plan.encoding)
             codes[part], scales[part] = made.codes, made.scales
-            if made.zero_points is not None:
+            if zeros is not None and made.zero_points is not None:
                 zeros[part] = made.zero_points
 
         self._run_all(fill, plan.shape)
-        return RowCodes(codes, scales, zeros if plan.encoding.has_zero_points else None)
+        return EncodedTensor.of_codes(name, plan.encoding, codes, scales, zeros)
 
-    def _output_error(self, name: str, codes: RowCodes, inputs: FloatArray) -> float:
+    def _output_error(self, name: str, made: EncodedTensor, inputs: FloatArray) -> float:
         """Give the sum of the squared errors of a matrix's outputs."""
-        plan, tensor = self._plans[name], self._tensor(name)
-        rounded = codes.dequantize(plan.encoding.code_bits)
+        tensor, rounded = self._tensor(name), made.dequantize()
         errors: dict[int, float] = {}
 
         def measure(part: slice) -> None:
             wrong = rounded[part] - tensor.read_rows(part.start, part.stop)
             errors[part.start] = float(np.square(wrong @ inputs.T, dtype=np.float64).sum())
 
-        self._run_all(measure, plan.shape)
+        self._run_all(measure, made.shape)
         return sum(errors[start] for start in sorted(errors))
 
     def _run_all(self, work: Callable[[slice], None], shape: tuple[int, ...]) -> None:
@@ -299,14 +304,11 @@ class _Run(Forward):
             for _ in pool.map(work, row_blocks(shape, _TILE_ROWS * shape[1])):
                 pass
 
-    def _load(self, names: Sequence[str], codes: Mapping[str, RowCodes]) -> None:
+    def _load(self, names: Sequence[str], tensors: Mapping[str, EncodedTensor]) -> None:
         """Take the matrices into memory as what their codes stand for."""
         for name in names:
-            made = codes.get(name)
-            if made is None:
-                self._now[name] = self._as_stored(name)
-            else:
-                self._now[name] = made.dequantize(self._plans[name].encoding.code_bits)
+            made = tensors.get(name)
+            self._now[name] = self._as_stored(name) if made is None else made.dequantize()
 
     def _as_stored(self, name: str) -> F32Array:
         """Give a tensor that no method quantizes here as it will be stored."""
@@ -315,7 +317,9 @@ class _Run(Forward):
         if plan.keeps_codes and brought is not None:
             return import_codes(brought, plan).dequantize()
         values = tensor.read()
-        return values if plan.encoding.is_quantized else round_floats(values, plan.encoding, name=name)
+        return (
+            values if plan.encoding.is_quantized else round_floats(values, plan.encoding, name=name)
+        )
 
     def _tensor(self, name: str) -> LazyTensor:
         return self._scales.apply(name, self._source.tensor(name))
@@ -330,14 +334,12 @@ class _Run(Forward):
         rows = np.concatenate([tensor.read_rows(int(i), int(i) + 1) for i in distinct])
         if plan.encoding.is_quantized and not plan.keeps_codes:
             check_rows(rows, plan.encoding, "embed", 0)
-            quantizer = row_quantizer(Method.SEARCH)
-            rows = quantizer(rows, plan.encoding).dequantize(plan.encoding.code_bits)
+            made = row_quantizer(Method.SEARCH)(rows, plan.encoding)
+            rows = made.dequantize(plan.encoding.code_bits)
         return rows[places]
 
 
-def _usable(
-    sequences: Sequence[Sequence[int]], context_length: int
-) -> list[NDArray[np.int64]]:
+def _usable(sequences: Sequence[Sequence[int]], context_length: int) -> list[NDArray[np.int64]]:
     """Cut sequences to the context; one token alone has nothing before it to attend to."""
     cut = [np.asarray(ids[:context_length], dtype=np.int64) for ids in sequences]
     usable = [ids for ids in cut if len(ids) > 1]
@@ -408,36 +410,33 @@ def _key_of(
     return digest.hexdigest()
 
 
-def _infos(plan: TensorPlan) -> list[TensorInfo]:
-    n_rows, n_cols = plan.shape
-    per_block = (n_rows, plan.encoding.n_blocks(n_cols))
+def _infos(name: str, encoding: Encoding, shape: tuple[int, ...]) -> list[TensorInfo]:
+    n_rows, n_cols = shape
+    per_block = (n_rows, encoding.n_blocks(n_cols))
     infos = [
-        TensorInfo(f"{plan.name}.codes", (n_rows, n_cols * plan.encoding.bits // 8), DType.UINT8),
-        TensorInfo(f"{plan.name}.scales", per_block, DType.FP16),
+        TensorInfo(f"{name}.codes", (n_rows, n_cols * encoding.bits // 8), DType.UINT8),
+        TensorInfo(f"{name}.scales", per_block, DType.FP16),
     ]
-    if plan.encoding.has_zero_points:
-        infos.append(TensorInfo(f"{plan.name}.zero_points", per_block, DType.UINT8))
+    if encoding.has_zero_points:
+        infos.append(TensorInfo(f"{name}.zero_points", per_block, DType.UINT8))
     return infos
 
 
 def _write_layer(
-    path: Path,
-    key: str,
-    made: Sequence[TensorPlan],
-    codes: Mapping[str, RowCodes],
-    methods: Mapping[str, Method],
+    path: Path, key: str, tensors: Mapping[str, EncodedTensor], methods: Mapping[str, Method]
 ) -> None:
     """Write the file of a layer; under its name it is whole or not there."""
-    metadata = {_KEY: key, **{f"method {name}": item.value for name, item in methods.items()}}
+    metadata = {_KEY: key, **{f"{_METHOD}{name}": item.value for name, item in methods.items()}}
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    infos = [info for plan in made for info in _infos(plan)]
+    infos = [
+        info for item in tensors.values() for info in _infos(item.name, item.encoding, item.shape)
+    ]
     with SafetensorsWriter(unfinished, infos, metadata=metadata) as writer:
-        for plan in made:
-            item = codes[plan.name]
-            writer.append(f"{plan.name}.codes", pack_codes(item.codes, plan.encoding.code_bits))
-            writer.append(f"{plan.name}.scales", item.scales.astype("<f2"))
+        for item in tensors.values():
+            writer.append(f"{item.name}.codes", item.packed)
+            writer.append(f"{item.name}.scales", item.scales.astype("<f2"))
             if item.zero_points is not None:
-                writer.append(f"{plan.name}.zero_points", item.zero_points)
+                writer.append(f"{item.name}.zero_points", item.zero_points)
     unfinished.replace(path)
 
 
@@ -445,7 +444,11 @@ def _holds(path: Path, key: str, made: Sequence[TensorPlan]) -> bool:
     """Tell whether the file of a layer is there, whole, and of this run."""
     try:
         with contextlib.closing(SafetensorsFile(path)) as file:
-            wanted = {info.name: info for plan in made for info in _infos(plan)}
+            wanted = {
+                info.name: info
+                for plan in made
+                for info in _infos(plan.name, plan.encoding, plan.shape)
+            }
             found = {name: tensor.info for name, tensor in file.tensors.items()}
             return file.metadata.get(_KEY) == key and found == wanted
     except (OSError, EdgekitError):
@@ -455,16 +458,15 @@ def _holds(path: Path, key: str, made: Sequence[TensorPlan]) -> bool:
 def _methods_in(path: Path) -> dict[str, Method]:
     with contextlib.closing(SafetensorsFile(path)) as file:
         return {
-            name.removeprefix("method "): Method(value)
+            name.removeprefix(_METHOD): Method(value)
             for name, value in file.metadata.items()
-            if name.startswith("method ")
+            if name.startswith(_METHOD)
         }
 
 
-def _read_codes(file: SafetensorsFile, plan: TensorPlan) -> RowCodes:
-    codes = unpack_codes(file.tensors[f"{plan.name}.codes"].raw(), plan.encoding.code_bits)
-    scales = file.tensors[f"{plan.name}.scales"].read()
-    zeros = None
-    if plan.encoding.has_zero_points:
-        zeros = file.tensors[f"{plan.name}.zero_points"].raw()
-    return RowCodes(codes, scales, zeros)
+def _read_tensor(file: SafetensorsFile, plan: TensorPlan) -> EncodedTensor:
+    name, tensors = plan.name, file.tensors
+    zeros = tensors[f"{name}.zero_points"].raw() if plan.encoding.has_zero_points else None
+    return EncodedTensor(
+        name, plan.encoding, tensors[f"{name}.codes"].raw(), tensors[f"{name}.scales"].read(), zeros
+    )

@@ -66,7 +66,7 @@ def round_scales(scales: NDArray[np.floating], bits: Bits) -> F32Array:
 
 
 def zero_point_step(bits: Bits) -> int:
-    """Give what the zero points of blocks are multiples of: 1 for 4-bit codes, 16 for 8-bit ones."""
+    """Give what zero points of blocks are multiples of: 1 for 4-bit codes, 16 for 8-bit ones."""
     return 1 << (bits - 4)
 
 
@@ -95,7 +95,8 @@ def round_scales_beside(
     significand, exponent = np.frexp(exact)  # 0.5 <= significand < 1
     place = np.rint(significand * np.float32(2 * _N_PLACES)).astype(np.intp) - _N_PLACES
     rounded = np.ldexp(_SIGNIFICANDS[bits][zeros, place], exponent - 8)
-    return np.minimum(rounded, _LARGEST_BESIDE[bits][zeros]).astype(np.float32, copy=False)
+    capped: F32Array = np.minimum(rounded, _LARGEST_BESIDE[bits][zeros])
+    return capped.astype(np.float32, copy=False)
 
 
 def _odd_part(number: int) -> int:

@@ -18,7 +18,9 @@ from edgekit.quantize.methods.importance import column_weights, importance_rows
 from edgekit.quantize.methods.search import search_rows, search_scales
 
 INT4 = Encoding("int4", 32)
-ENCODINGS = [Encoding.parse(f"{kind}-g{block}") for kind in ("int4", "uint4") for block in (32, 128)]
+ENCODINGS = [
+    Encoding.parse(f"{kind}-g{block}") for kind in ("int4", "uint4") for block in (32, 128)
+]
 EVERY_ENCODING = [*ENCODINGS, Encoding("int8", 32), Encoding("uint8", 64)]
 
 

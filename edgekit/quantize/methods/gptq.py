@@ -284,6 +284,8 @@ def _invert_upper(blocks: F64Array) -> F64Array:
     for i in range(size - 1, -1, -1):
         inverse[:, i, i] = 1 / blocks[:, i, i]
         if i + 1 < size:
-            row = (blocks[:, i, None, i + 1 :] * inverse[:, i + 1 :, i + 1 :].swapaxes(1, 2)).sum(-1)
+            row = (blocks[:, i, None, i + 1 :] * inverse[:, i + 1 :, i + 1 :].swapaxes(1, 2)).sum(
+                -1
+            )
             inverse[:, i, i + 1 :] = -row * inverse[:, i, i, None]
     return inverse
