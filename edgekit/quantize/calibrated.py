@@ -84,6 +84,7 @@ class CalibratedCodes:
             return _read_tensor(file, plan)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # statistics that are no numbers are refused
 def quantize_layers(
     source: SourceModel,
     plans: Sequence[TensorPlan],
@@ -124,9 +125,7 @@ def quantize_layers(
     ]
     files = [place / f"layer-{layer:04d}.safetensors" for layer in range(len(layers))]
     is_done = [_holds(path, key, made) for path, made in zip(files, layers, strict=True)]
-    n_needed = len(layers) - next(
-        (i for i, done in enumerate(is_done[::-1]) if not done), len(layers)
-    )
+    n_needed = max((layer + 1 for layer, done in enumerate(is_done) if not done), default=0)
     residuals = run.embed_text(text) if n_needed else []
     for layer in range(n_needed):
         if is_done[layer]:
