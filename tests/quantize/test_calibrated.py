@@ -58,7 +58,7 @@ def stored_bytes(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.safetensors")}
 
 
-def inputs_while_reading(source, quantized, text) -> dict[str, np.ndarray]:
+def inputs_while_reading(source, quantized, text, n_logits=1) -> dict[str, np.ndarray]:
     """What each matrix reads in a decoder of float64 that knows nothing of the run under test."""
     seen: dict[str, list[np.ndarray]] = {}
 
@@ -75,7 +75,7 @@ def inputs_while_reading(source, quantized, text) -> dict[str, np.ndarray]:
             return product(inner, name)
 
         decoder._forward._matmul = note
-        decoder.forward(ids, n_past=0)
+        decoder.forward(ids, n_past=0, n_logits=n_logits)
     return {name: np.concatenate(found) for name, found in seen.items()}
 
 
@@ -282,6 +282,41 @@ def test_codes_of_a_source_and_floats_are_part_of_what_is_read(tmp_path):
     ]
     codes = quantize_layers(source, plans, ChannelScales(), TEXT, tmp_path / "more")
     assert not any(name.endswith(".o") for name in codes.files)
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_an_output_matrix_of_4_bits_is_calibrated(tmp_path, is_tied):
+    folder = write_tiny_checkpoint(tmp_path / "m", "llama", tie_word_embeddings=is_tied)
+    source = open_model(folder)
+    output = "embed" if is_tied else "lm_head"
+    plans = [
+        replace(plan, encoding=UINT4.encoding) if plan.name == output else plan
+        for plan in plan_source(source, UINT4)
+    ]
+    codes = quantize_layers(source, plans, ChannelScales(), TEXT, tmp_path / "layers")
+    made = {plan.name: codes.get(plan) for plan in plans if plan.name in codes.files}
+    assert set(made) == {
+        plan.name for plan in plans if plan.name.startswith("layers.") and len(plan.shape) == 2
+    } | {output}
+    assert codes.methods[output] is (Method.IMPORTANCE if is_tied else Method.GPTQ)
+    read = {name: tensor for name, tensor in made.items() if name != output}
+    read.setdefault("embed", quantized_embedding(source, UINT4))
+    if is_tied:  # while the layers are quantized the embedding has its codes from the search
+        rows = source.tensor("embed").read()
+        searched = quantize_rows(rows, UINT4.encoding, name="embed")
+        read["embed"] = EncodedTensor.of_codes(
+            "embed", UINT4.encoding, searched.codes, searched.scales, searched.zero_points
+        )
+    inputs = inputs_while_reading(source, read, TEXT, n_logits=40)[output]
+    rows = source.tensor(output).read()
+    statistics = InputStatistics.of_moments(inputs.T @ inputs / len(inputs))
+    alone = quantize_rows(rows, UINT4.encoding, codes.methods[output], statistics, name=output)
+    assert np.mean(alone.codes != made[output].codes()) < 0.002
+    path = codes.files[output]
+    content = path.read_bytes()
+    path.unlink()
+    quantize_layers(source, plans, ChannelScales(), TEXT, tmp_path / "layers")
+    assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("text", [[], [[]], [[5]], [[5], [7]]])
