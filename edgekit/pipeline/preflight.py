@@ -35,7 +35,7 @@ from edgekit.units import format_bytes
 
 _ENTRY_BYTES: Final = 400  # of one weight in a manifest
 # A whole export took 11 to 22 % longer than its stages add up to, over eight exports of 0.1 to
-# 1.7 B parameters: removing the quantized weights, colder memory, the end of the process.
+# 1.7 B parameters: colder memory, the end of the process.
 _WHOLE_OVER_STAGES: Final = 1.18
 _USUAL_PROCESS_BYTES: Final = 200 << 20  # Python, numpy, two threads at work, the libraries
 
