@@ -79,8 +79,13 @@ class ReferenceDecoder:
     @property
     def info(self) -> EngineInfo:
         """What goes into records."""
-        settings = {"dtype": np.dtype(self._dtype).name}
-        return EngineInfo("reference", np.__version__, self._model, settings=settings)
+        return self.describe(self._model, self._dtype)
+
+    @staticmethod
+    def describe(model: str = "model", dtype: FloatType = np.float32) -> EngineInfo:
+        """Give the ``info`` of a model without opening it."""
+        settings = {"dtype": np.dtype(dtype).name}
+        return EngineInfo("reference", np.__version__, model, settings=settings)
 
     @property
     def vocab_size(self) -> int:
