@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from math import prod
@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from edgekit import __version__
 from edgekit.artifact import Artifact, Format, Manifest
-from edgekit.errors import ExportError, UsageError
+from edgekit.errors import EdgekitError, ExportError, UsageError
 from edgekit.families import open_model
 from edgekit.pipeline.evaluate import measure_session, stored_source
 from edgekit.pipeline.export import check_export, export
@@ -32,14 +32,21 @@ from edgekit.progress import Progress, ignore_progress
 from edgekit.quality.cost import pareto_front
 from edgekit.quality.evaluate import SuitePlan, run_suites
 from edgekit.quality.reference_store import StoredReference, describe_errors, hash_documents
-from edgekit.quality.texts import builtin_documents, read_documents, take_tokens
+from edgekit.quality.texts import (
+    builtin_documents,
+    read_documents,
+    suite_documents,
+    take_tokens,
+)
 from edgekit.quantize.methods import Method
 from edgekit.records import CostPoint, CostRecord, from_data, to_data
 from edgekit.scheme import Scheme
 from edgekit.strict_json import read_object
+from edgekit.text.view import TextView
 from edgekit.units import format_seconds
 
-BUILTIN_TEXT: Final = "the built-in text"
+BUILTIN_TEXT: Final = "builtin"
+SUITES_TEXT: Final = "suites"
 DEFAULT_SETTINGS: Final = ("int8", "int4", "int4-g64", "int4-g128")
 DEFAULT_TOKENS: Final = 8192
 MAX_DOCUMENT_TOKENS: Final = 1024
@@ -96,7 +103,8 @@ class CostPlan:
     Attributes:
         settings: Ways of quantizing the model.
         artifacts: Artifacts of the same model that are measured beside them, as they are.
-        text: A file with the text (quality/texts.py); None: the built-in text.
+        text: ``builtin``; ``suites``, the questions of the task suites with their answers; or a
+            file (quality/texts.py).
         n_tokens: Most tokens of the text.
         suites: Task suites to ask; None: none.
         keeps_artifacts: Whether the artifacts stay in the output folder.
@@ -104,7 +112,7 @@ class CostPlan:
 
     settings: tuple[Setting, ...]
     artifacts: tuple[Artifact, ...] = ()
-    text: Path | None = None
+    text: str | Path = BUILTIN_TEXT
     n_tokens: int = DEFAULT_TOKENS
     suites: SuitePlan | None = None
     keeps_artifacts: bool = False
@@ -159,11 +167,7 @@ def quality_cost(
     with contextlib.closing(
         open_model(model, adapter=adapter, ignore_config_keys=keys, progress=progress)
     ) as source:
-        texts = (
-            builtin_documents(source.text)
-            if plan.text is None
-            else read_documents(source.text, plan.text)
-        )
+        texts = _documents(source.text, plan.text)
         longest = min(MAX_DOCUMENT_TOKENS, source.spec.context_length)
         documents, has_more = take_tokens(texts, plan.n_tokens, longest)
         reference = stored_source(source, documents, shown)
@@ -171,7 +175,7 @@ def quality_cost(
         float_bytes = source.checkpoint.weights_bytes
     n_tokens = sum(len(ids) - 1 for ids in reference.documents)
     tell(
-        f"{n_tokens:,} tokens of {plan.text or BUILTIN_TEXT}"
+        f"{n_tokens:,} tokens of text ({plan.text})"
         f"{', of which there is more (--tokens)' if has_more else ''}"
     )
     tell(describe_errors(reference))
@@ -225,7 +229,7 @@ def quality_cost(
     return CostRecord(
         model=str(model),
         source_sha256=source_sha256,
-        text=str(plan.text or BUILTIN_TEXT),
+        text=str(plan.text),
         n_documents=len(reference.documents),
         n_tokens=n_tokens,
         text_sha256=text_sha256,
@@ -240,6 +244,12 @@ def quality_cost(
             if artifact.manifest.source_sha256 != source_sha256
         ),
     )
+
+
+def _documents(view: TextView, text: str | Path) -> Iterator[list[int]]:
+    if text == BUILTIN_TEXT:
+        return builtin_documents(view)
+    return suite_documents(view) if text == SUITES_TEXT else read_documents(view, Path(text))
 
 
 def _measure(
@@ -313,7 +323,7 @@ class _Kept:
         """Give the measurement; None if there is none, or it is of something else."""
         if not self._path.is_file():
             return None
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(EdgekitError, OSError, KeyError, TypeError):
             data = read_object(self._path)
             if data["key"] == self._key:
                 point: CostPoint = from_data(CostPoint, data["point"])

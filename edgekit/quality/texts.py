@@ -14,10 +14,12 @@ from typing import Any, Final
 
 from edgekit.errors import CheckpointError, UsageError
 from edgekit.files import open_plain, read_capped
+from edgekit.quality.evaluate import SuitePlan
 from edgekit.text.tokenizer import Tokenizer
 from edgekit.text.view import TextView
 
 MAX_TEXT_BYTES: Final = 256 << 20
+_ITEMS_PER_SUITE: Final = 100
 _PIECE_CHARS: Final = 2_000
 _MIN_PIECE_CHARS: Final = 1_000
 CHATS: Final = (
@@ -234,6 +236,25 @@ def builtin_documents(view: TextView) -> Iterator[list[int]]:
         )
     for text in PROSE:
         yield _plain(tokenizer, text)
+
+
+def suite_documents(view: TextView) -> Iterator[list[int]]:
+    """Give the token ids of questions of the task suites with their right answers, mixed.
+
+    Raises:
+        UsageError: The model has no tokenizer.
+        CheckpointError: The chat template refuses a question.
+    """
+    tokenizer = _tokenizer(view)
+    offers_tools = view.template.offers_tools(tokenizer)
+    suites = SuitePlan(n_items=_ITEMS_PER_SUITE).make_items(
+        lambda text: len(tokenizer.encode(text, allow_special=False)), offers_tools=offers_tools
+    )
+    for pack in zip(*suites.values(), strict=True):
+        for item in pack:
+            yield view.template.encode(item.messages, tokenizer, item.tools) + tokenizer.encode(
+                item.target, allow_special=True
+            )
 
 
 def read_documents(view: TextView, path: Path) -> Iterator[list[int]]:

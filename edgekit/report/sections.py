@@ -170,6 +170,7 @@ def divergence_table(qualities: Sequence[QualityRecord]) -> Table:
         (
             quality.candidate,
             f"{d.kl_mean:.5f} ({d.kl_low:.5f} to {d.kl_high:.5f})",
+            f"{d.kl_median:.5f}",
             f"{d.kl_p99:.4f}",
             format_pct(d.top1_agreement, 2),
             f"{d.perplexity:.3f}",
@@ -185,6 +186,7 @@ def divergence_table(qualities: Sequence[QualityRecord]) -> Table:
         (
             "candidate",
             "KL, nats per token (95 %)",
+            "KL median",
             "KL p99",
             "same top token",
             "perplexity",
@@ -193,7 +195,19 @@ def divergence_table(qualities: Sequence[QualityRecord]) -> Table:
         ),
         rows,
         caption="On the same tokens; intervals by bootstrap over documents.",
+        notes=tuple(_stored_notes(qualities)),
     )
+
+
+def _stored_notes(qualities: Sequence[QualityRecord]) -> Iterator[str]:
+    """Say which numbers come from a stored float model, and what they cannot be below."""
+    for quality in qualities:
+        d = quality.divergence
+        if d is not None and d.top_k is not None:
+            yield (
+                f"{quality.candidate}: KL estimated from the {d.top_k} likeliest tokens and a "
+                f"sample of the others; it is not below {d.kl_bound:.5f}."
+            )
 
 
 def suite_table(qualities: Sequence[QualityRecord]) -> Table:

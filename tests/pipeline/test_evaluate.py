@@ -47,7 +47,10 @@ def test_the_float_model_does_not_differ_from_itself(pocket_artifacts, reference
 def test_the_checkpoint_in_numpy_is_the_same_float_model(
     pocket_artifacts, pocket_model, documents, reference
 ):
-    with load(pocket_artifacts["onnx-fp32"]) as session, float_model(pocket_model, documents) as own:
+    with (
+        load(pocket_artifacts["onnx-fp32"]) as session,
+        float_model(pocket_model, documents) as own,
+    ):
         assert own.documents == reference.documents
         assert measure_session(session, own).kl_mean == pytest.approx(0, abs=1e-6)
 
