@@ -32,6 +32,7 @@ from edgekit.progress import Progress, ignore_progress
 from edgekit.quality.cost import pareto_front
 from edgekit.quality.evaluate import SuitePlan, run_suites
 from edgekit.quality.reference_store import StoredReference, describe_errors, hash_documents
+from edgekit.quality.suites import load_suite
 from edgekit.quality.texts import (
     builtin_documents,
     read_documents,
@@ -160,6 +161,8 @@ def quality_cost(
     """
     folder = Path(out)
     keys = tuple(ignore_config_keys)
+    for suite in (plan.suites and plan.suites.suites) or ():
+        load_suite(suite)
     schemes = list(dict.fromkeys(setting.scheme for setting in plan.settings))
     check_export(model, Format.ONNX, schemes, folder, ignore_config_keys=keys, adapter=adapter)
     _make_folder(folder / _KEPT)
@@ -185,8 +188,7 @@ def quality_cost(
             model,
             Format.ONNX,
             setting.scheme,
-            # Two settings of one scheme would have the same folder.
-            folder / _ARTIFACTS / _file_name(str(setting)),
+            _artifact_folder(folder, setting),
             method=setting.method,
             fold=setting.fold,
             ignore_config_keys=keys,
@@ -209,10 +211,14 @@ def quality_cost(
         kept = _Kept(folder / _KEPT, str(setting), {**facts, "setting": str(setting)})
         point = kept.read()
         if point is None:
-            artifact = make(setting)
-            point = _measure(str(setting), artifact, reference, plan.suites, n_threads, shown)
-            if not plan.keeps_artifacts:
-                shutil.rmtree(artifact.path.parent, ignore_errors=True)
+            try:
+                artifact = make(setting)
+                point = _measure(str(setting), artifact, reference, plan.suites, n_threads, shown)
+            finally:
+                if not plan.keeps_artifacts:
+                    shutil.rmtree(_artifact_folder(folder, setting), ignore_errors=True)
+                    with contextlib.suppress(OSError):
+                        (folder / _ARTIFACTS).rmdir()
             kept.write(point)
         points.append(point)
         shown.finish_one()
@@ -223,9 +229,6 @@ def quality_cost(
         )
         shown.finish_one()
         tell(_told(points[-1]))
-    if not plan.keeps_artifacts:
-        with contextlib.suppress(OSError):
-            (folder / _ARTIFACTS).rmdir()
     return CostRecord(
         model=str(model),
         source_sha256=source_sha256,
@@ -294,6 +297,11 @@ def mean_bits(manifest: Manifest, leaves_out: frozenset[str] = frozenset()) -> f
 def _told(point: CostPoint) -> str:
     d = point.divergence
     return f"{point.name}: {point.linear_bits:.2f} bits, KL {d.kl_mean:.5f}"
+
+
+def _artifact_folder(folder: Path, setting: Setting) -> Path:
+    """Give a folder of its own: the artifacts of two settings of one scheme have the same name."""
+    return folder / _ARTIFACTS / _file_name(str(setting))
 
 
 def _file_name(setting: str) -> str:

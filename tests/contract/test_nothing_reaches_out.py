@@ -75,6 +75,7 @@ def commands(work: Path, tiny_model: Path) -> list[Command]:
         ("chat", onnx),
         ("profile", "--prompt", "8", "--new", "2", onnx),
         ("evaluate", *one, "--reference", model, onnx),
+        ("quality-cost", "--schemes", "int8", "--tokens", "20", "--out", work / "cost", model),
         ("compare", *one, "--replay", record, "--out", report, onnx),
         ("report", "--out", work / "page", report / "report.json"),
         ("devices", "host", "--artifact", onnx),
