@@ -31,7 +31,7 @@ def command(
             help="Schemes as for `edgekit export`, with commas between them; :rtn after one takes "
             "that method, :no-fold leaves channel scales where they are.",
         ),
-    ] = "int8,int4,int4-g64,int4-g128",
+    ] = "int8,int4,uint4,int4-g64,int4-g128",
     artifacts: Annotated[
         list[Path] | None,
         typer.Option(
@@ -84,7 +84,7 @@ def command(
     ignore_config_keys: IgnoreKeysOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Show what quantizing costs: size against distance from the float model.
+    """Show what quantizing costs: bytes against quality.
 
     Exports the model in each scheme, compares every artifact with the float model on the same
     text, and writes a table, a picture with the best settings marked, and JSON.

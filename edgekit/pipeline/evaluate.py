@@ -239,8 +239,10 @@ def _engine_facts(info: EngineInfo) -> dict[str, Any]:
 
 def _float_artifact(path: str | Path) -> Artifact:
     artifact = Artifact.open(path)
-    if artifact.scheme.is_quantized:
-        raise UsageError(f"{path} is not a float model", got=artifact.scheme, wanted="fp32 or fp16")
+    if artifact.is_quantized:
+        raise UsageError(
+            f"{path} is not a float model", got=artifact.manifest.scheme, wanted="fp32 or fp16"
+        )
     return artifact
 
 

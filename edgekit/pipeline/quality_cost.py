@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -23,6 +24,7 @@ from typing import Any, Final
 
 from edgekit import __version__
 from edgekit.artifact import Artifact, Format, Manifest
+from edgekit.encoding import Encoding
 from edgekit.errors import EdgekitError, ExportError, UsageError
 from edgekit.families import open_model
 from edgekit.pipeline.evaluate import measure_session, stored_source
@@ -48,7 +50,6 @@ from edgekit.units import format_seconds
 
 BUILTIN_TEXT: Final = "builtin"
 SUITES_TEXT: Final = "suites"
-DEFAULT_SETTINGS: Final = ("int8", "int4", "int4-g64", "int4-g128")
 DEFAULT_TOKENS: Final = 8192
 MAX_DOCUMENT_TOKENS: Final = 1024
 _NO_FOLD: Final = "no-fold"
@@ -76,7 +77,7 @@ class Setting:
         Raises:
             UsageError: It names no scheme, or something unknown follows it.
         """
-        name, *parts = (part.strip().lower() for part in text.split(":"))
+        name, *parts = (part.strip() for part in text.split(":"))
         scheme, method, fold = Scheme.parse(name), Method.SEARCH, True
         for part in parts:
             if part == _NO_FOLD:
@@ -290,7 +291,7 @@ def mean_bits(manifest: Manifest, leaves_out: frozenset[str] = frozenset()) -> f
         leaves_out: Names of matrices that do not count.
     """
     counted = [t for t in manifest.tensors if len(t.shape) == 2 and t.name not in leaves_out]
-    n_bytes = sum(Scheme.parse(t.scheme).bytes_of(t.shape[0], t.shape[1]) for t in counted)
+    n_bytes = sum(Encoding.parse(t.encoding).bytes_of(t.shape[0], t.shape[1]) for t in counted)
     return 8 * n_bytes / max(1, sum(prod(t.shape) for t in counted))
 
 
@@ -305,7 +306,7 @@ def _artifact_folder(folder: Path, setting: Setting) -> Path:
 
 
 def _file_name(setting: str) -> str:
-    return setting.replace(":", "_")
+    return re.sub(r"[^\w.-]", "_", setting)
 
 
 def _make_folder(folder: Path) -> None:
