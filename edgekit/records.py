@@ -220,8 +220,8 @@ class CostRecord:
     """What several ways of quantizing one model cost (``edgekit quality-cost``).
 
     Attributes:
-        model: What the user named.
-        source_sha256: Hash of the float model.
+        model: Name of the float model.
+        source_sha256: Its hash.
         text: Which text it was measured on.
         n_documents, n_tokens: Of that text.
         text_sha256: Hash of its token ids.

@@ -177,6 +177,7 @@ def quality_cost(
         reference = stored_source(source, documents, shown)
         source_sha256 = source.checkpoint.sha256()
         float_bytes = source.checkpoint.weights_bytes
+        name = source.checkpoint.name
     n_tokens = sum(len(ids) - 1 for ids in reference.documents)
     tell(
         f"{n_tokens:,} tokens of text ({plan.text})"
@@ -231,7 +232,7 @@ def quality_cost(
         shown.finish_one()
         tell(_told(points[-1]))
     return CostRecord(
-        model=str(model),
+        model=name,
         source_sha256=source_sha256,
         text=str(plan.text),
         n_documents=len(reference.documents),
