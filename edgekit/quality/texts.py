@@ -340,7 +340,9 @@ def split_text(text: str) -> Iterator[str]:
 def _read_line(view: TextView, line: str, where: str) -> list[int]:
     readers: Mapping[str, Callable[[Any], list[int]]] = {
         "text": lambda value: _plain(_tokenizer(view), _checked(value, str)),
-        "messages": lambda value: _chat(view, _tokenizer(view), _checked(value, list)),
+        "messages": lambda value: _chat(
+            view, _tokenizer(view), [_checked(message, dict) for message in _checked(value, list)]
+        ),
         "ids": lambda value: [_checked(i, int) for i in _checked(value, list)],
     }
     try:

@@ -91,6 +91,15 @@ def test_bad_input_is_said_before_anything_is_exported(
     assert (document.code, set(document.data)) == (code, {"error", "what", "got", "wanted", "do"})
 
 
+def test_an_id_that_the_model_lacks_is_said(edgekit_cli, tiny_model, tmp_path):
+    path = tmp_path / "ids.jsonl"
+    path.write_text('{"ids": [1, 2, 999999, 3]}')
+    found = edgekit_cli("quality-cost", tiny_model, "--text", path, "--out", tmp_path / "out")
+    assert found.code == 2
+    assert "a token id is outside the vocabulary" in found.err
+    assert list((tmp_path / "cache" / "reference").iterdir()) == []
+
+
 def test_no_such_model(edgekit_cli, tmp_path):
     found = edgekit_cli("quality-cost", tmp_path / "none", "--out", tmp_path / "out")
     assert found.code == 1

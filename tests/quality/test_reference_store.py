@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import threading
 import time
+import tracemalloc
 from math import log
 
 import numpy as np
@@ -230,6 +231,25 @@ def test_what_is_lost_is_measured_against_whole_distributions():
     assert errors.kl_bound < errors.kl_whole
     assert errors.kl_stored == pytest.approx(errors.kl_whole, rel=0.02)
     assert "the 256 likeliest of 700 tokens" in describe_errors(store_of(decoder))
+
+
+def test_memory_is_that_of_a_chunk_when_writing_and_when_reading(monkeypatch):
+    from edgekit.quality import divergence
+
+    vocab_size = 131_072
+    monkeypatch.setattr(divergence, "_CHUNK_ELEMENTS", 10 * vocab_size)
+    rng = np.random.default_rng(3)
+    tables = [rng.normal(0, 3, (2, vocab_size)).astype(np.float32) for _ in range(2)]
+    texts = [rng.integers(0, 2, 51).tolist() for _ in range(4)]
+    tracemalloc.start()
+    reference = store_of(TableDecoder(tables[0]), texts)
+    found = measure_divergence(TableDecoder(tables[1]), reference)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.n_tokens == 200
+    assert reference.n_bytes == pytest.approx(200 * 1608, rel=0.01)
+    # Whole log-probabilities of 200 tokens would take 105 MB.
+    assert peak < 10 * vocab_size * 4 + 9 * 8 * divergence._BLOCK_ELEMENTS
 
 
 def test_the_model_runs_once_for_each_model_and_text(home):

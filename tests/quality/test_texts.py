@@ -89,7 +89,7 @@ def test_a_file_of_documents_holds_text_messages_or_ids(view, tmp_path):
 @pytest.mark.parametrize(
     "line",
     ["{", "[]", "3", "{}", '{"text": 3}', '{"ids": [1, "x"]}', '{"ids": [true]}',
-     '{"text": "a", "ids": [1]}', '{"messages": "hi"}', "[" * 100_000],
+     '{"text": "a", "ids": [1]}', '{"messages": "hi"}', '{"messages": ["hi"]}', "[" * 100_000],
 )  # fmt: skip
 def test_a_line_that_is_no_document_is_named(view, tmp_path, line):
     path = tmp_path / "t.jsonl"
