@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 DOCUMENTS_PER_SUITE = 12
 MAX_DOCUMENT_TOKENS = 700
+FLOAT_CODE = ("checkpoint", "families", "formats", "reference", "runtime")
+"""The packages that decide what a float model answers."""
 
 
 def evaluate(
@@ -189,7 +191,7 @@ def stored_source(
         return contextlib.closing(decoder)
 
     facts: Facts = {
-        "edgekit": _code_sha256(),
+        "edgekit": code_sha256(*FLOAT_CODE),
         "source_sha256": source.checkpoint.sha256(),
         "decoder": source.spec.as_dict(),
         "engine": _engine_facts(ReferenceDecoder.describe()),
@@ -212,7 +214,7 @@ def stored_artifact(
     artifact.check_unchanged()
     with contextlib.closing(open_decoder(artifact, n_threads=n_threads)) as decoder:
         facts: Facts = {
-            "edgekit": _code_sha256(),
+            "edgekit": code_sha256(*FLOAT_CODE),
             "files": {entry.path: entry.sha256 for entry in artifact.manifest.files},
             "engine": _engine_facts(decoder.info),
         }
@@ -222,11 +224,11 @@ def stored_artifact(
 
 
 @functools.cache
-def _code_sha256() -> str:
-    """Hash the code that decides what a float model answers: another edgekit, another store."""
+def code_sha256(*packages: str) -> str:
+    """Hash the code of some packages of edgekit: what another code made is not used again."""
     digest = hashlib.sha256()
     root = Path(edgekit.__file__).parent
-    for package in ("checkpoint", "families", "formats", "reference", "runtime"):
+    for package in packages:
         for path in sorted((root / package).rglob("*.py")):
             digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
             digest.update(path.read_bytes())

@@ -22,12 +22,11 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
-from edgekit import __version__
 from edgekit.artifact import Artifact, Format, Manifest
 from edgekit.encoding import Encoding
 from edgekit.errors import EdgekitError, ExportError, UsageError
 from edgekit.families import open_model
-from edgekit.pipeline.evaluate import measure_session, stored_source
+from edgekit.pipeline.evaluate import FLOAT_CODE, code_sha256, measure_session, stored_source
 from edgekit.pipeline.export import check_export, export
 from edgekit.pipeline.run import load
 from edgekit.progress import Progress, ignore_progress
@@ -172,7 +171,8 @@ def quality_cost(
         open_model(model, adapter=adapter, ignore_config_keys=keys, progress=progress)
     ) as source:
         texts = _documents(source.text, plan.text)
-        longest = min(MAX_DOCUMENT_TOKENS, source.spec.context_length)
+        held = [artifact.manifest.context_length for artifact in plan.artifacts]
+        longest = min(MAX_DOCUMENT_TOKENS, source.spec.context_length, *held)
         documents, has_more = take_tokens(texts, plan.n_tokens, longest)
         reference = stored_source(source, documents, shown)
         source_sha256 = source.checkpoint.sha256()
@@ -202,7 +202,7 @@ def quality_cost(
 
     text_sha256 = hash_documents(reference.documents)
     facts = {
-        "edgekit": __version__,
+        "edgekit": code_sha256(*FLOAT_CODE, "exporters", "quality", "quantize"),
         "onnxruntime": version("onnxruntime"),
         "source_sha256": source_sha256,
         "documents": text_sha256,
@@ -212,7 +212,8 @@ def quality_cost(
     for setting in plan.settings:
         kept = _Kept(folder / _KEPT, str(setting), {**facts, "setting": str(setting)})
         point = kept.read()
-        if point is None:
+        is_missing = plan.keeps_artifacts and not _artifact_folder(folder, setting).is_dir()
+        if point is None or is_missing:
             try:
                 artifact = make(setting)
                 point = _measure(str(setting), artifact, reference, plan.suites, n_threads, shown)
@@ -226,9 +227,9 @@ def quality_cost(
         shown.finish_one()
         tell(_told(point))
     for artifact in plan.artifacts:
-        points.append(
-            _measure(artifact.path.name, artifact, reference, plan.suites, n_threads, shown)
-        )
+        is_taken = any(point.name == artifact.path.name for point in points)
+        shown_name = str(artifact.path) if is_taken else artifact.path.name
+        points.append(_measure(shown_name, artifact, reference, plan.suites, n_threads, shown))
         shown.finish_one()
         tell(_told(points[-1]))
     return CostRecord(

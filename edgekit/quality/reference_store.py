@@ -343,16 +343,18 @@ def _read(
     if not 0 < n_text <= _MAX_FACTS_BYTES or n_records_bytes < 0:
         raise ValueError("not a store")
     stream.seek(n_records_bytes)
-    said = json.loads(stream.read(n_text))
-    if said["format"] != _FORMAT or said["facts"] != facts:
-        raise ValueError("a store of something else")
-    dtype = record_type(said["vocab_size"])
+    try:
+        said = json.loads(stream.read(n_text))
+        is_same = said["format"] == _FORMAT and said["facts"] == facts
+        vocab_size, errors = said["vocab_size"], StoreErrors(**said["errors"])
+    except (KeyError, TypeError) as error:
+        raise ValueError("not a store") from error
+    dtype = record_type(vocab_size)
     n_tokens = sum(len(ids) - 1 for ids in documents)
-    if n_records_bytes != n_tokens * dtype.itemsize:
-        raise ValueError("a store of another text")
+    if not is_same or n_records_bytes != n_tokens * dtype.itemsize:
+        raise ValueError("a store of something else")
     records: Records = np.memmap(stream, dtype, mode="r", shape=(n_tokens,))
-    errors = StoreErrors(**said["errors"])
-    return StoredReference(documents, said["vocab_size"], records, errors, n_bytes)
+    return StoredReference(documents, vocab_size, records, errors, n_bytes)
 
 
 def _pieces(stream: BufferedReader, n_bytes: int) -> Iterator[bytes]:

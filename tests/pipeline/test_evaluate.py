@@ -88,7 +88,7 @@ def test_the_float_model_runs_once(pocket_artifacts, pocket_model, monkeypatch, 
     with float_model(path, documents, progress=told) as again:
         assert "float model" not in runs
         assert again.errors == first.errors
-    monkeypatch.setattr(module, "_code_sha256", lambda: "another edgekit")
+    monkeypatch.setattr(module, "code_sha256", lambda *packages: "another edgekit")
     with float_model(path, documents, progress=told):
         assert "float model" in runs
 

@@ -184,7 +184,7 @@ def test_what_was_kept_of_something_else_is_measured_again(
     elif change == "damage":
         path.write_text(path.read_text()[:-40])
     else:
-        monkeypatch.setattr(module, "version", lambda package: "99.0")
+        monkeypatch.setattr(module, "code_sha256", lambda *packages: "another edgekit")
     record = quality_cost(model, plan("int4", **changes), out)
     assert exports == [("int4-g32", "search", True)]
     assert len(record.points[0].suites) == (change == "suites")
@@ -193,6 +193,7 @@ def test_what_was_kept_of_something_else_is_measured_again(
 
 def test_artifacts_can_be_kept_and_can_be_given(tiny_model, tiny_artifacts, tmp_path):
     out = tmp_path / "out"
+    quality_cost(tiny_model, plan("int4"), out)  # of which no artifact is kept yet
     record = quality_cost(tiny_model, plan("int4,int4:rtn", keeps_artifacts=True), out)
     kept = sorted((out / "artifacts").iterdir())
     assert [folder.name for folder in kept] == ["int4-g32", "int4-g32_rtn"]
@@ -205,6 +206,9 @@ def test_artifacts_can_be_kept_and_can_be_given(tiny_model, tiny_artifacts, tmp_
     assert both.points[1].divergence == record.points[0].divergence
     assert [point.engine.engine for point in both.points] == ["onnxruntime", "onnxruntime", "mlx"]
     assert both.notes == ()
+    twice = quality_cost(tiny_model, plan("int8", artifacts=(given[0], given[0])), out)
+    names = [point.name for point in twice.points]
+    assert names == ["int8-g32", "tiny-onnx-int4-g32", str(given[0].path)]
     assert sorted(path.name for path in (out / "artifacts").iterdir()) == [
         "int4-g32", "int4-g32_rtn",
     ]  # fmt: skip
@@ -219,6 +223,13 @@ def test_an_artifact_of_another_source_is_measured_and_said(tiny_artifacts, tmp_
     wide = write_tiny_checkpoint(tmp_path / "wide", vocab_size=640)
     with pytest.raises(MeasureError, match="vocabulary"):
         quality_cost(wide, plan("int8", artifacts=given), tmp_path / "out")
+
+
+def test_documents_are_as_long_as_every_artifact_can_hold(tiny_model, tmp_path):
+    (short,) = edgekit.export(tiny_model, "onnx", "int8", tmp_path, context_length=16)
+    record = quality_cost(tiny_model, plan("int4", artifacts=(short,)), tmp_path / "out")
+    assert record.n_tokens == TOKENS
+    assert record.n_documents == 3  # 15, 15 and 10 tokens that a next one follows
 
 
 def test_text_of_a_file_and_of_the_suites(tmp_path):

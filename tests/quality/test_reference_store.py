@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import multiprocessing
 import os
@@ -273,10 +274,12 @@ def damage_byte(path):
 
 def damage_facts(path):
     """Other facts under a right hash: as if another program had written the file."""
-    import hashlib
-
     content = path.read_bytes()[: -module._DIGEST_BYTES].replace(b'"table"', b'"tabla"')
-    path.write_bytes(content + hashlib.sha256(content).digest())
+    path.write_bytes(seal(content))
+
+
+def seal(content: bytes) -> bytes:
+    return content + hashlib.sha256(content).digest()
 
 
 @pytest.mark.parametrize(
@@ -284,6 +287,9 @@ def damage_facts(path):
     [
         damage_byte,
         damage_facts,
+        lambda path: path.write_bytes(seal(b"[]" + (2).to_bytes(8, "little"))),
+        lambda path: path.write_bytes(seal(b"{}" + (2).to_bytes(8, "little"))),
+        lambda path: path.write_bytes(seal(b"{}" + (99).to_bytes(8, "little"))),
         lambda path: path.write_bytes(path.read_bytes()[:-1]),
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"x" * 39),
