@@ -31,7 +31,7 @@ def command(
             help="Schemes as for `edgekit export`, with commas between them; :rtn after one takes "
             "that method, :no-fold leaves channel scales where they are.",
         ),
-    ] = "int8,int4,uint4,int4-g64,int4-g128",
+    ] = "int8,int4,int4-g64,int4-g128",
     artifacts: Annotated[
         list[Path] | None,
         typer.Option(
