@@ -28,8 +28,8 @@ def command(
         typer.Option(
             "--schemes",
             metavar="LIST",
-            help="Schemes as for `edgekit export`, with commas between them; :rtn after one takes "
-            "that method, :no-fold leaves channel scales where they are.",
+            help="Schemes as for `edgekit export`, with commas between them; what follows a colon "
+            "is a method (int4:gptq), :no-fold leaves channel scales where they are.",
         ),
     ] = "int8,int4,int4-g64,int4-g128",
     artifacts: Annotated[

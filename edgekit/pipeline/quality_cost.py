@@ -29,7 +29,7 @@ from edgekit.families import open_model
 from edgekit.pipeline.evaluate import FLOAT_CODE, code_sha256, measure_session, stored_source
 from edgekit.pipeline.export import check_export, export
 from edgekit.pipeline.run import load
-from edgekit.progress import Progress, ignore_progress
+from edgekit.progress import Progress, format_left, ignore_progress
 from edgekit.quality.cost import pareto_front
 from edgekit.quality.evaluate import SuitePlan, run_suites
 from edgekit.quality.reference_store import StoredReference, describe_errors, hash_documents
@@ -45,7 +45,6 @@ from edgekit.records import CostPoint, CostRecord, from_data, to_data
 from edgekit.scheme import Scheme
 from edgekit.strict_json import read_object
 from edgekit.text.view import TextView
-from edgekit.units import format_seconds
 
 BUILTIN_TEXT: Final = "builtin"
 SUITES_TEXT: Final = "suites"
@@ -71,7 +70,7 @@ class Setting:
 
     @classmethod
     def parse(cls, text: str) -> Setting:
-        """Read a scheme, followed by ``:rtn``, ``:search`` or ``:no-fold``.
+        """Read a scheme, followed by ``:`` and a method, or by ``:no-fold``.
 
         Raises:
             UsageError: It names no scheme, or something unknown follows it.
@@ -354,10 +353,9 @@ class _Kept:
 
 
 class _ShownProgress:
-    """Puts the number of the setting and the time left before what a progress says.
+    """Puts the number of the setting, and the time left in all, before what a progress says.
 
-    The time left comes from the settings that are done; before the first one, from the part of
-    the step at hand that is done.
+    The time left is known once a setting is done: the others are taken to last as long.
     """
 
     def __init__(self, progress: Progress, n_settings: int) -> None:
@@ -366,8 +364,6 @@ class _ShownProgress:
         self._n_finished = 0
         self._began_s: float | None = None
         self._setting_began_s = 0.0
-        self._step = ""
-        self._step_began_s = 0.0
 
     def finish_one(self) -> None:
         """Count a setting as done."""
@@ -376,18 +372,12 @@ class _ShownProgress:
 
     def __call__(self, what: str, n_done: int, n_total: int) -> None:
         now_s = time.monotonic()
-        if what != self._step:
-            self._step, self._step_began_s = what, now_s
         if what != "float model" and self._began_s is None:
-            self._began_s = self._setting_began_s = now_s
-        left_s = None
+            self._began_s = now_s
+        left = ""
         if self._n_finished and self._began_s is not None:
             mean_s = (self._setting_began_s - self._began_s) / self._n_finished
-            left_s = mean_s * (self._n_settings - self._n_finished) - (
-                now_s - self._setting_began_s
-            )
-        elif n_done:
-            left_s = (now_s - self._step_began_s) * (n_total - n_done) / n_done
+            ends_s = self._setting_began_s + mean_s * (self._n_settings - self._n_finished)
+            left = format_left(ends_s - now_s)
         number = f"{min(self._n_finished + 1, self._n_settings)}/{self._n_settings}"
-        left = "" if left_s is None else f", {format_seconds(max(1.0, left_s))} left"
-        self._progress(f"{number}{left}: {what}", n_done, n_total)
+        self._progress(f"{number}{left and f', {left} in all'}: {what}", n_done, n_total)
