@@ -76,7 +76,7 @@ def test_settings_named_twice_count_once():
     with pytest.raises(UsageError, match="no scheme given"):
         parse_settings(" , ")
     with pytest.raises(
-        UsageError, match="setting 'int4:best'; got 'best'; wanted rtn, search, .*no-fold"
+        UsageError, match=r"setting 'int4:best'; got 'best'; wanted rtn, search, .*no-fold"
     ):
         parse_settings("int4:best")
     with pytest.raises(UsageError, match="unknown scheme"):
