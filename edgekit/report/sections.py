@@ -12,6 +12,7 @@ from typing import Final
 
 from edgekit.records import (
     ComparisonRecord,
+    Divergence,
     Kind,
     Metric,
     ProfileRecord,
@@ -175,7 +176,6 @@ def divergence_table(qualities: Sequence[QualityRecord]) -> Table:
             format_pct(d.top1_agreement, 2),
             f"{d.perplexity:.3f}",
             f"{d.perplexity / d.reference_perplexity:.4f}" if d.reference_perplexity else "-",
-            f"{d.n_tokens:,}",
         )
         for candidate, d in found
     ]
@@ -183,16 +183,28 @@ def divergence_table(qualities: Sequence[QualityRecord]) -> Table:
     return make_table(
         "fidelity",
         "Fidelity to the float model",
-        ("candidate", "KL, 95 %", "KL p99", "top-1", "perplexity", "ratio", "tokens"),
+        ("candidate", "KL, 95 %", "KL p99", "top-1", "perplexity", "ratio"),
         rows,
-        caption="KL: nats per token from the float model, with half of the 95 % interval over "
-        "documents. top-1: same likeliest token. ratio: perplexity to the float model's.",
+        caption=f"{_token_counts(found)} KL: nats per token from the float model, with half of the "
+        "95 % interval over documents. top-1: same likeliest token. ratio: perplexity to the "
+        "float model's.",
         notes=[
             f"KL is estimated from the {k} likeliest tokens and a sample of the others "
             "(docs/quality.md)."
             for k in kept
         ],
     )
+
+
+def _token_counts(found: Sequence[tuple[str, Divergence]]) -> str:
+    """Say on how many tokens each was compared; slow engines get fewer."""
+    names: dict[int, list[str]] = {}
+    for candidate, d in found:
+        names.setdefault(d.n_tokens, []).append(candidate)
+    if len(names) == 1:
+        return f"On {next(iter(names)):,} tokens."
+    counts = (f"{n:,} tokens of {', '.join(given)}" for n, given in names.items())
+    return f"On {'; '.join(counts)}."
 
 
 def suite_table(qualities: Sequence[QualityRecord]) -> Table:
