@@ -22,7 +22,7 @@ from tests.contract.sealed import SOMEWHERE, Command, Seen, run_sealed, why_not
 
 ROOT = Path(edgekit.__file__).parent.parent
 EDGEKIT = (sys.executable, "-m", "edgekit")
-# What edgekit itself keeps in a home, under the folder that XDG says: the measured rates.
+# What edgekit itself keeps in a home, under the folder that XDG says: rates, stored float models.
 OWN = "home/.cache/edgekit/"
 TALKS_TO_ALL = """
 import pathlib, socket
