@@ -34,6 +34,9 @@ from edgekit.scheme import Scheme
 from edgekit.text.view import TextView
 
 ALL_FORMATS = tuple(Format)
+LAYERS_NAME = ".edgekit-layers"
+"""Folder beside the artifacts: layers that calibrated exports have finished so far. What was stopped
+goes on with the same command; a finished export removes what it used."""
 
 
 def export(
@@ -113,6 +116,7 @@ def export(
                 store_dir,
                 method=chosen,
                 fold=fold,
+                layers_dir=parent / LAYERS_NAME,
                 n_threads=os.cpu_count() or 1,
                 progress=progress,
             )
@@ -121,9 +125,11 @@ def export(
                     parent / artifact_name(source, exporter.format, parsed): exporter
                     for exporter in exporters
                 }
-                return write_artifacts(
+                artifacts = write_artifacts(
                     folders, quantized, options, progress, n_threads=os.cpu_count() or 1
                 )
+                quantized.discard_layers()
+                return artifacts
             finally:
                 quantized.close()
     finally:

@@ -69,10 +69,12 @@ class CalibratedCodes:
     Attributes:
         files: Canonical name of each matrix to the file that holds it.
         methods: Canonical name to the method that its codes come from.
+        folder: Where all files lie; nothing else does.
     """
 
     files: Mapping[str, Path] = field(default_factory=dict)
     methods: Mapping[str, Method] = field(default_factory=dict)
+    folder: Path | None = None
 
     def get(self, plan: TensorPlan) -> EncodedTensor:
         """Read a matrix.
@@ -140,6 +142,7 @@ def quantize_layers(
     return CalibratedCodes(
         {plan.name: files[piece] for piece, made in pieces.items() for plan in made},
         {name: item for path in files.values() for name, item in _methods_in(path).items()},
+        place,
     )
 
 

@@ -7,6 +7,7 @@ floats; ``assets/`` holds tokenizer and config files. Nothing in it depends on t
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,6 +62,7 @@ class StoredModel:
     entries: tuple[TensorEntry, ...]
     assets: Mapping[str, Path]
     _weights: SafetensorsFile
+    _layers: Path | None = None
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -88,6 +90,13 @@ class StoredModel:
     def close(self) -> None:
         """Close the weights file; safe to call twice."""
         self._weights.close()
+
+    def discard_layers(self) -> None:
+        """Remove what a calibrated run left to go on from; the store has all of it."""
+        if self._layers is not None:
+            shutil.rmtree(self._layers, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another run's layers lie there
+                self._layers.parent.rmdir()
 
 
 def quantize_model(
@@ -195,7 +204,7 @@ def quantize_model(
             do="Free space, or choose another folder.",
         ) from error
     spec = replace(source.spec, eos_token_ids=view.end_ids)
-    return StoredModel(spec, scheme, origin, tuple(entries), assets, weights_file)
+    return StoredModel(spec, scheme, origin, tuple(entries), assets, weights_file, layers.folder)
 
 
 def find_scales(
