@@ -35,8 +35,8 @@ from edgekit.text.view import TextView
 
 ALL_FORMATS = tuple(Format)
 LAYERS_NAME = ".edgekit-layers"
-"""Folder beside the artifacts: layers that calibrated exports have finished so far. What was stopped
-goes on with the same command; a finished export removes what it used."""
+"""Folder beside the artifacts: layers that calibrated exports have finished so far. What was
+stopped goes on with the same command; what is finished removes what it used."""
 
 
 def export(
