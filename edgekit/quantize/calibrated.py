@@ -124,15 +124,13 @@ def quantize_layers(
     place.mkdir(parents=True, exist_ok=True)
     run = _Run(source, plans, scales, method, n_threads)
     pieces = run.pieces()
-    files = {piece: place / f"{piece}.safetensors" for piece in pieces}
-    is_done = [_holds(files[piece], key, made) for piece, made in pieces.items()]
+    files = {piece: place / f"{piece}.safetensors" for piece, made in pieces.items() if made}
+    is_done = [not made or _holds(files[piece], key, made) for piece, made in pieces.items()]
     n_needed = max((i + 1 for i, done in enumerate(is_done) if not done), default=0)
     residuals = run.embed_text(text) if n_needed else []
     for i, (piece, made) in enumerate(list(pieces.items())[:n_needed]):
         if is_done[i]:
-            with contextlib.closing(SafetensorsFile(files[piece])) as file:
-                tensors = {plan.name: _read_tensor(file, plan) for plan in made}
-            residuals = run.run_text(i, residuals, tensors)
+            residuals = run.run_text(i, residuals, _read_piece(files.get(piece), made))
         elif piece == _OUTPUT:
             _write_piece(files[piece], key, *run.quantize_output(made[0], residuals))
         else:
@@ -438,7 +436,9 @@ def _key_of(
     def add(value: Any) -> None:
         digest.update(json.dumps(value).encode() + b"\n")
 
-    add([_VERSION, source.checkpoint.sha256(), method.value])
+    adapter = source.checkpoint.adapter
+    merged = "" if adapter is None else adapter.sha256()
+    add([_VERSION, source.checkpoint.sha256(), merged, method.value])
     add([[plan.name, str(plan.encoding), plan.keeps_codes] for plan in plans])
     for kind in (scales.columns, scales.rows, scales.floats):
         for name in sorted(kind):
@@ -499,6 +499,14 @@ def _methods_in(path: Path) -> dict[str, Method]:
             for name, value in file.metadata.items()
             if name.startswith(_METHOD)
         }
+
+
+def _read_piece(path: Path | None, made: Sequence[TensorPlan]) -> dict[str, EncodedTensor]:
+    """Read the tensors of a piece; without a file there are none."""
+    if path is None:
+        return {}
+    with contextlib.closing(SafetensorsFile(path)) as file:
+        return {plan.name: _read_tensor(file, plan) for plan in made}
 
 
 def _read_tensor(file: SafetensorsFile, plan: TensorPlan) -> EncodedTensor:

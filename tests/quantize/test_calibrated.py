@@ -25,6 +25,7 @@ from edgekit.runtime.reference import ReferenceDecoder
 from edgekit.scheme import Scheme
 from tests.builders import write_tiny_checkpoint
 from tests.checkpoint.prequantized.folders import Grid, write_compressed
+from tests.tiny_adapters import write_tiny_adapter
 from tests.tiny_families import TINY_CONFIGS
 
 INT4 = Scheme.parse("int4-g32")
@@ -282,6 +283,28 @@ def test_codes_of_a_source_and_floats_are_part_of_what_is_read(tmp_path):
     ]
     codes = quantize_layers(source, plans, ChannelScales(), TEXT, tmp_path / "more")
     assert not any(name.endswith(".o") for name in codes.files)
+
+
+def test_layers_without_anything_to_quantize_have_no_file(tmp_path):
+    folder, _ = write_compressed(
+        tmp_path / "m", Grid(4, 32), is_coded=lambda name: ".layers.0." in name
+    )
+    source = open_model(folder)
+    made = made_by(source, tmp_path / "layers")
+    assert set(made) == {f"layers.1.{part}" for part in ("q", "k", "v", "o", "gate", "up", "down")}
+    assert [Path(name).name for name in stored_bytes(tmp_path / "layers")] == [
+        "layer-0001.safetensors"
+    ]
+    folder, _ = write_compressed(tmp_path / "all", Grid(4, 32))
+    assert made_by(open_model(folder), tmp_path / "none") == {}
+
+
+def test_a_merged_adapter_has_a_folder_of_its_own(tmp_path):
+    folder, adapter = write_tiny_adapter(tmp_path, "lora")
+    plain = hashes(made_by(open_model(folder), tmp_path / "layers"))
+    merged = hashes(made_by(open_model(folder, adapter=adapter), tmp_path / "layers"))
+    assert merged != plain
+    assert len(list((tmp_path / "layers").iterdir())) == 2
 
 
 @pytest.mark.parametrize("is_tied", [True, False])
