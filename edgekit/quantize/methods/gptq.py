@@ -41,6 +41,7 @@ DAMPING: Final = 0.01
 """Added to the diagonal, in shares of its mean: a channel silent here may speak elsewhere."""
 N_SWEEPS: Final = 3
 _FACTOR_BLOCK: Final = 128
+_OUTER_COLUMNS: Final = 256  # swept before all other columns are updated
 _INNER_COLUMNS: Final = 32  # rounded before the rest of a larger block is updated
 # Rows of each tile, filled up with zeros: for another shape the BLAS library may take
 # another kernel, with another order of adds.
@@ -177,10 +178,22 @@ class _Tile:
         gradient = damped @ self._errors
         n_cols = len(gradient)
         for _ in range(n_sweeps):
-            for first in range(0, n_cols, _INNER_COLUMNS):
-                here = slice(first, min(first + _INNER_COLUMNS, n_cols))
-                changes = self._improve(here, gradient[here].copy(), damped[here, here])
-                gradient += damped[:, here] @ changes
+            for first in range(0, n_cols, _OUTER_COLUMNS):
+                outer = slice(first, min(first + _OUTER_COLUMNS, n_cols))
+                gradient += damped[:, outer] @ self._sweep_part(outer, gradient, damped)
+
+    def _sweep_part(self, outer: slice, gradient: F32Array, damped: F32Array) -> F32Array:
+        """Improve the codes of some columns; give how much their errors changed."""
+        near = gradient[outer].copy()
+        changes = np.empty_like(near)
+        n_near = len(near)
+        for first in range(0, n_near, _INNER_COLUMNS):
+            part = slice(first, min(first + _INNER_COLUMNS, n_near))
+            here = slice(outer.start + part.start, outer.start + part.stop)
+            changes[part] = self._improve(here, near[part], damped[here, here])
+            if part.stop < n_near:
+                near[part.stop :] += damped[here.stop : outer.stop, here] @ changes[part]
+        return changes
 
     def _improve(self, here: slice, gradient: F32Array, damped: F32Array) -> F32Array:
         """Improve the codes of some columns of one block, in order.
