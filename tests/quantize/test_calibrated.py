@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -405,3 +406,18 @@ def test_importance_without_a_text_needs_no_second_run(source, tmp_path):
     assert model.get("embed").sha256() == plain.get("embed").sha256()
     model.close()
     plain.close()
+
+
+def test_memory_does_not_grow_with_the_layers(tmp_path):
+    peaks = []
+    for n_layers in (2, 6):
+        folder = write_tiny_checkpoint(
+            tmp_path / str(n_layers), "llama", num_hidden_layers=n_layers
+        )
+        source = open_model(folder)
+        tracemalloc.start()
+        made_by(source, tmp_path / f"layers{n_layers}", text=TEXT[:4])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        source.close()
+    assert peaks[1] < 1.1 * peaks[0]
