@@ -33,6 +33,9 @@ from edgekit.scheme import Scheme
 from edgekit.text.view import TextView
 
 ALL_FORMATS = tuple(Format)
+LAYERS_NAME = ".edgekit-layers"
+"""Folder beside the artifacts: layers that calibrated exports have finished so far. What was
+stopped goes on with the same command; what is finished removes what it used."""
 
 
 def export(
@@ -112,6 +115,7 @@ def export(
                 store_dir,
                 method=chosen,
                 fold=fold,
+                layers_dir=parent / LAYERS_NAME,
                 n_threads=os.cpu_count() or 1,
                 progress=progress,
             )
@@ -120,7 +124,9 @@ def export(
                 for exporter in exporters
             }
             n_threads = os.cpu_count() or 1
-            return write_artifacts(folders, quantized, options, progress, n_threads=n_threads)
+            artifacts = write_artifacts(folders, quantized, options, progress, n_threads=n_threads)
+            quantized.discard_layers()
+            return artifacts
     finally:
         source.close()
 
