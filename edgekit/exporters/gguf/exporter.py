@@ -1,0 +1,207 @@
+"""The GGUF exporter: a quantized model as the one file that llama.cpp and Ollama open.
+
+The codes and scales are those of the other formats (blocks.py). Which architecture the file names,
+and which keys say what it computes, is in graphs.py; the tokenizer is in tokenizer.py, and
+Ollama's Modelfile in modelfile.py.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from edgekit.artifact import Artifact, Format, TensorEntry
+from edgekit.decision import Accepted, Decision, Rejected
+from edgekit.errors import ExportError
+from edgekit.exporters.base import ExportOptions, SizeEstimate, Written
+from edgekit.exporters.context import ContextRange
+from edgekit.exporters.gguf.blocks import encode
+from edgekit.exporters.gguf.graphs import ChosenGraph, choose_graph, why_shorter
+from edgekit.exporters.gguf.layout import TensorLayout, plan_tensors
+from edgekit.exporters.gguf.modelfile import MODELFILE_NAME, make_modelfile
+from edgekit.exporters.gguf.recover import recover_tensors
+from edgekit.exporters.gguf.tokenizer import text_metadata
+from edgekit.families.spec import DecoderSpec
+from edgekit.formats.gguf_writer import FileLayout, GgufWriter, Value, plan_file
+from edgekit.progress import Progress
+from edgekit.quantize.memory_estimate import largest_handled_bytes
+from edgekit.quantize.model import FloatTensor, ModelOutline, ModelTensor, QuantizedModel
+from edgekit.scheme import Scheme
+from edgekit.text.files import TextFiles
+
+FILE_NAME: Final = "model.gguf"
+# llama.cpp's numbers of "mostly this type" (include/llama.h, llama_ftype).
+_FILE_TYPES: Final[Mapping[str, int]] = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7}
+_QUANTIZATION_VERSION: Final = 2
+# A token with its type, and a merge; measured on vocabularies of 49 to 152 thousand tokens.
+_TOKEN_BYTES: Final = 36
+
+
+class GgufExporter:
+    """Writes ``model.gguf``, the files of the tokenizer, and a ``Modelfile`` for Ollama."""
+
+    format = Format.GGUF
+
+    def supports(self, spec: DecoderSpec, scheme: Scheme) -> Decision:
+        """Tell whether an architecture of llama.cpp computes this decoder.
+
+        Args:
+            spec: The decoder.
+            scheme: Any; blocks of 64 and 128 values are several blocks with the same scale.
+        """
+        del scheme
+        chosen = choose_graph(spec)
+        return chosen if isinstance(chosen, Rejected) else Accepted(chosen.notes)
+
+    def positions(self, spec: DecoderSpec) -> ContextRange:
+        """Tell how many positions an artifact can hold; llama.cpp's cache is as long as asked."""
+        chosen = _chosen_graph(spec)
+        reason = ""
+        if chosen.n_positions < spec.context_length:
+            reason = f"llama.cpp is wrong beyond: {why_shorter(spec, chosen.graph)}"
+        return ContextRange(chosen.n_positions, chosen.n_positions, reason)
+
+    def predict(self, model: ModelOutline, options: ExportOptions) -> SizeEstimate:
+        """Estimate the size of what ``write`` writes; reads no tensor.
+
+        Exact but for the vocabulary, whose texts an outline does not have.
+
+        Raises:
+            ExportError: llama.cpp does not compute the decoder, or keeps in one tensor what has
+                different schemes.
+        """
+        del options
+        graph = _chosen_graph(model.spec).graph
+        planned = plan_tensors(graph, model.spec, model.entries)
+        keys = graph.metadata(model.spec, model.spec.context_length)
+        n_vocabulary = _TOKEN_BYTES * model.spec.vocab_size
+        return SizeEstimate(
+            plan_file(keys, planned.headers).n_bytes + n_vocabulary,
+            # The blocks and the codes that they are made of.
+            2 * largest_handled_bytes(model.entries),
+        )
+
+    def layout(
+        self, model: QuantizedModel, options: ExportOptions
+    ) -> tuple[TensorLayout, FileLayout, tuple[str, ...]]:
+        """Lay out the file before any weight is read: its header and the place of each tensor.
+
+        Returns:
+            The tensors, the file, and notes about its text.
+
+        Raises:
+            ExportError: llama.cpp does not compute the decoder, keeps in one tensor what has
+                different schemes, or would read text as other tokens.
+            UsageError: More positions than the artifact can hold.
+        """
+        spec = model.spec
+        graph = _chosen_graph(spec).graph
+        n_positions = self.positions(spec).choose(options.context_length, self.format.value)
+        planned = plan_tensors(graph, spec, model.entries)
+        text = text_metadata(_text_files(model), spec)
+        metadata: dict[str, Value] = {
+            "general.architecture": graph.name,
+            "general.type": "model",
+            "general.name": model.source.name,
+            "general.file_type": _file_type(planned, model.entries),
+            "general.quantization_version": _QUANTIZATION_VERSION,
+            **graph.metadata(spec, n_positions),
+            **text.metadata,
+        }
+        return planned, plan_file(metadata, planned.headers), text.notes
+
+    def write(
+        self, model: QuantizedModel, folder: Path, options: ExportOptions, progress: Progress
+    ) -> Written:
+        """Write all files of the artifact except the manifest; one weight is in memory at a time.
+
+        Raises:
+            ExportError: See ``layout``; or a scale is not exact in fp16.
+            UsageError: More positions than the artifact can hold.
+            OSError: A file cannot be written.
+        """
+        spec = model.spec
+        chosen = _chosen_graph(spec)
+        n_positions = self.positions(spec).choose(options.context_length, self.format.value)
+        missing = sorted(set(spec.weight_shapes()) - {entry.name for entry in model.entries})
+        if missing:
+            raise ExportError("the model lacks tensors", got=", ".join(missing))
+        planned, layout, notes = self.layout(model, options)
+        for name, source in model.assets.items():
+            shutil.copyfile(source, folder / name)
+        modelfile = make_modelfile(_text_files(model), spec, FILE_NAME, n_positions)
+        (folder / MODELFILE_NAME).write_text(modelfile.text, encoding="utf-8")
+        with GgufWriter(folder / FILE_NAME, layout) as writer:
+            for name, table in chosen.graph.tables(spec).items():
+                writer.put(name, table)
+            for index, entry in enumerate(model.entries):
+                progress("gguf weights", index, len(model.entries))
+                put_weight(writer, planned, model.get(entry.name))
+        progress("gguf weights", len(model.entries), len(model.entries))
+        return Written(
+            context_length=n_positions,
+            tool_versions={"numpy": np.__version__},
+            settings={
+                "architecture": chosen.graph.name,
+                "types": dict(sorted(Counter(h.kind.name for h in planned.headers).items())),
+                "template_for_ollama": modelfile.has_template,
+            },
+            notes=(*notes, *modelfile.notes),
+        )
+
+    def recover(self, artifact: Artifact) -> Iterator[ModelTensor]:
+        """Re-read every tensor with the ``gguf`` package, in the order of the manifest.
+
+        Exact: integer tensors come back with the codes and scales that were written.
+
+        Raises:
+            FormatError: The file is not what this exporter writes.
+        """
+        return recover_tensors(artifact, artifact.path / FILE_NAME)
+
+
+def put_weight(writer: GgufWriter, planned: TensorLayout, tensor: ModelTensor) -> None:
+    """Write a weight at its place in the file; weights may come in any order.
+
+    Raises:
+        ExportError: A scale is not exact in fp16.
+        FormatError: The layout has no such weight.
+    """
+    weight = planned.weights[tensor.name]
+    if weight.shift and isinstance(tensor, FloatTensor):
+        values = tensor.values + np.float32(weight.shift)
+        tensor = FloatTensor(tensor.name, tensor.scheme, values)
+    data = encode(tensor)
+    order = weight.order()
+    if order is not None:
+        data = data[order]
+    is_vector = data.ndim == 1
+    writer.put(weight.tensor, data, 0 if is_vector else weight.first_row)
+
+
+def _chosen_graph(spec: DecoderSpec) -> ChosenGraph:
+    chosen = choose_graph(spec)
+    if isinstance(chosen, Rejected):
+        raise ExportError("GGUF cannot hold this model", got=chosen.reason)
+    return chosen
+
+
+def _text_files(model: QuantizedModel) -> TextFiles:
+    contents = {name: path.read_bytes() for name, path in model.assets.items()}
+    where = next(iter(model.assets.values()), Path(model.source.name)).parent
+    return TextFiles.of_contents(where, contents)
+
+
+def _file_type(planned: TensorLayout, entries: tuple[TensorEntry, ...]) -> int:
+    """Give the number of the type that most values have."""
+    sizes: Counter[str] = Counter()
+    kinds = {header.name: header.kind.name for header in planned.headers}
+    for entry in entries:
+        sizes[kinds[planned.weights[entry.name].tensor]] += prod(entry.shape)
+    return _FILE_TYPES[sizes.most_common(1)[0][0]]
