@@ -14,6 +14,7 @@ from edgekit.families.spec import DecoderSpec
 from edgekit.progress import Progress
 from edgekit.quantize.model import ModelOutline, ModelTensor, QuantizedModel
 from edgekit.scheme import Scheme
+from edgekit.text.files import TextFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,15 @@ class Exporter(Protocol):
 
     def supports(self, spec: DecoderSpec, scheme: Scheme) -> Decision:
         """Tell whether this format can hold the model, before any work."""
+        ...
+
+    def supports_text(self, files: TextFiles, spec: DecoderSpec) -> Decision:
+        """Tell whether this format can hold the tokenizer of a model, before any work.
+
+        Args:
+            files: The text files as an artifact holds them.
+            spec: The decoder, with all its end tokens.
+        """
         ...
 
     def positions(self, spec: DecoderSpec) -> ContextRange:

@@ -39,6 +39,7 @@ from edgekit.progress import Progress
 from edgekit.quantize.memory_estimate import largest_handled_bytes
 from edgekit.quantize.model import ModelOutline, ModelTensor, QuantizedModel, combine_hashes
 from edgekit.scheme import FP32, Scheme
+from edgekit.text.files import TextFiles
 
 _GRAPH_LAYER_BYTES: Final = 20 << 10
 # Source: huggingface/swift-transformers issue 136.
@@ -92,6 +93,11 @@ class CoremlExporter:
                 f"positions: {_LONGER}"
             )
         return Accepted(tuple(notes))
+
+    def supports_text(self, files: TextFiles, spec: DecoderSpec) -> Decision:
+        """Tell that the format holds any tokenizer: its files lie beside the weights."""
+        del files, spec
+        return Accepted()
 
     def positions(self, spec: DecoderSpec) -> ContextRange:
         """Tell how many positions a package can hold."""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from edgekit.exporters.gguf.graphs import ChosenGraph, choose_graph, why_shorter
 from edgekit.exporters.gguf.layout import TensorLayout, plan_tensors
 from edgekit.exporters.gguf.modelfile import MODELFILE_NAME, make_modelfile
 from edgekit.exporters.gguf.recover import recover_tensors
-from edgekit.exporters.gguf.tokenizer import text_metadata
+from edgekit.exporters.gguf.tokenizer import TextKeys, text_metadata
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.gguf_writer import FileLayout, GgufWriter, Value, plan_file
 from edgekit.progress import Progress
@@ -58,6 +58,13 @@ class GgufExporter:
         del scheme
         chosen = choose_graph(spec)
         return chosen if isinstance(chosen, Rejected) else Accepted(chosen.notes)
+
+    def supports_text(self, files: TextFiles, spec: DecoderSpec) -> Decision:
+        """Tell whether llama.cpp reads text as the same tokens."""
+        try:
+            return Accepted(text_metadata(files, spec).notes)
+        except ExportError as error:
+            return Rejected(f"{error.what}: {error.got}")
 
     def positions(self, spec: DecoderSpec) -> ContextRange:
         """Tell how many positions an artifact can hold; llama.cpp's cache is as long as asked."""
@@ -105,15 +112,7 @@ class GgufExporter:
         n_positions = self.positions(spec).choose(options.context_length, self.format.value)
         planned = plan_tensors(graph, spec, model.entries)
         text = text_metadata(_text_files(model), spec)
-        metadata: dict[str, Value] = {
-            "general.architecture": graph.name,
-            "general.type": "model",
-            "general.name": model.source.name,
-            "general.file_type": _file_type(planned, model.entries),
-            "general.quantization_version": _QUANTIZATION_VERSION,
-            **graph.metadata(spec, n_positions),
-            **text.metadata,
-        }
+        metadata = file_metadata(model.source.name, spec, model.entries, text, n_positions)
         return planned, plan_file(metadata, planned.headers), text.notes
 
     def write(
@@ -148,8 +147,7 @@ class GgufExporter:
             context_length=n_positions,
             tool_versions={"numpy": np.__version__},
             settings={
-                "architecture": chosen.graph.name,
-                "types": dict(sorted(Counter(h.kind.name for h in planned.headers).items())),
+                **file_settings(spec, model.entries),
                 "template_for_ollama": modelfile.has_template,
             },
             notes=(*notes, *modelfile.notes),
@@ -164,6 +162,51 @@ class GgufExporter:
             FormatError: The file is not what this exporter writes.
         """
         return recover_tensors(artifact, artifact.path / FILE_NAME)
+
+
+def file_metadata(
+    name: str,
+    spec: DecoderSpec,
+    entries: tuple[TensorEntry, ...],
+    text: TextKeys,
+    n_positions: int,
+) -> dict[str, Value]:
+    """Give all metadata of a file, in its order.
+
+    Args:
+        name: Display name of the model.
+        spec: The decoder.
+        entries: Its weights with their schemes.
+        text: What the file says about text.
+        n_positions: Positions of the artifact.
+
+    Raises:
+        ExportError: llama.cpp does not compute the decoder.
+    """
+    graph = _chosen_graph(spec).graph
+    planned = plan_tensors(graph, spec, entries)
+    keys: dict[str, Value] = {
+        "general.architecture": graph.name,
+        "general.type": "model",
+        "general.name": name,
+        "general.file_type": _file_type(planned, entries),
+        "general.quantization_version": _QUANTIZATION_VERSION,
+        **graph.metadata(spec, n_positions),
+        **text.metadata,
+    }
+    # Rounded as the file holds them.
+    return {k: float(np.float32(v)) if isinstance(v, float) else v for k, v in keys.items()}
+
+
+def file_settings(spec: DecoderSpec, entries: tuple[TensorEntry, ...]) -> dict[str, Any]:
+    """Give what the manifest says about a file: its architecture, and how many tensors of a type.
+
+    Raises:
+        ExportError: llama.cpp does not compute the decoder.
+    """
+    graph = _chosen_graph(spec).graph
+    kinds = Counter(header.kind.name for header in plan_tensors(graph, spec, entries).headers)
+    return {"architecture": graph.name, "types": dict(sorted(kinds.items()))}
 
 
 def put_weight(writer: GgufWriter, planned: TensorLayout, tensor: ModelTensor) -> None:

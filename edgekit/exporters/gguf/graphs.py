@@ -221,14 +221,15 @@ class Graph:
         without = set(spec.no_rope_layers)
         every = set(range(spec.n_layers))
         slides = any(spec.attention(layer).window for layer in every)
-        possible = {
+        by_kind: dict[NoRope, list[set[int]]] = {
             NoRope.NONE: [set()],
             NoRope.ALL: [set(), every],
             NoRope.EVERY_FOURTH: [set(range(_NO_ROPE_STEP - 1, spec.n_layers, _NO_ROPE_STEP))],
             NoRope.GLOBAL: [
                 {layer for layer in every if slides and spec.attention(layer).window is None}
             ],
-        }[self.no_rope]
+        }
+        possible = by_kind[self.no_rope]
         if without not in possible:
             wanted = " or ".join(_listed(layers) for layers in possible)
             yield f"layers without position encoding: {wanted}, not {_listed(without)}"
@@ -430,10 +431,10 @@ GRAPHS: Final[Mapping[str, Graph]] = {
 }
 """By name; of several that compute a decoder, the first is used unless its own does too."""
 _OWN: Final[Mapping[str, str]] = {
-    architecture.model_type: name
-    for name, architecture in reversed(ARCHITECTURES.items())
-    if name in GRAPHS
-} | {"granitemoehybrid": "granite", "olmo3": "olmo2"}
+    **{ARCHITECTURES[name].model_type: name for name in GRAPHS},
+    "granitemoehybrid": "granite",
+    "olmo3": "olmo2",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -275,7 +275,8 @@ def _sentencepiece(
         -float(rank[text]) if text in rank and kind == TokenType.NORMAL else _UNMERGED
         for text, kind in zip(vocabulary.texts, vocabulary.types, strict=True)
     ]
-    adds, notes = has_prefix, ()
+    adds = has_prefix
+    notes: tuple[str, ...] = ()
     if has_prefix and _adds_space_once(parsed) and _begins_with_token(tokenizer, template):
         # llama.cpp would put a space after every control token too.
         adds = False

@@ -51,6 +51,7 @@ from edgekit.quantize.memory_estimate import largest_handled_bytes
 from edgekit.quantize.model import FloatTensor, ModelOutline, ModelTensor, QuantizedModel
 from edgekit.quantize.row_blocks import row_blocks
 from edgekit.scheme import Scheme
+from edgekit.text.files import TextFiles
 
 WEIGHTS_NAME: Final = "model.safetensors"
 _METADATA: Final = {"format": "mlx"}
@@ -70,6 +71,11 @@ class MlxExporter:
         """
         chosen = choose_file(spec, scheme)
         return chosen if isinstance(chosen, Rejected) else Accepted(chosen.notes)
+
+    def supports_text(self, files: TextFiles, spec: DecoderSpec) -> Decision:
+        """Tell that the format holds any tokenizer: its files lie beside the weights."""
+        del files, spec
+        return Accepted()
 
     def positions(self, spec: DecoderSpec) -> ContextRange:
         """Tell how many positions an artifact can hold; mlx-lm's cache grows with the text."""

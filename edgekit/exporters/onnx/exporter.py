@@ -44,6 +44,7 @@ from edgekit.progress import Progress
 from edgekit.quantize.memory_estimate import largest_handled_bytes
 from edgekit.quantize.model import ModelOutline, ModelTensor, QuantizedModel
 from edgekit.scheme import Scheme
+from edgekit.text.files import TextFiles
 
 _GRAPH_LAYER_BYTES: Final = 4 << 10
 
@@ -64,6 +65,11 @@ class OnnxExporter:
                 f"GroupQueryAttention needs a head width that is a multiple of {HEAD_STEP}, "
                 f"not {spec.head_width}"
             )
+        return Accepted()
+
+    def supports_text(self, files: TextFiles, spec: DecoderSpec) -> Decision:
+        """Tell that the format holds any tokenizer: its files lie beside the weights."""
+        del files, spec
         return Accepted()
 
     def positions(self, spec: DecoderSpec) -> ContextRange:
