@@ -35,7 +35,14 @@ class NextToken:
 class LlamaCpp:
     """A GGUF file as llama.cpp reads it, on one thread."""
 
-    def __init__(self, path: Path, context: int = 2048) -> None:
+    def __init__(self, path: Path, context: int = 2048, *, is_float: bool = False) -> None:
+        """Load a file.
+
+        Args:
+            path: The file.
+            context: Positions of the cache, rounded up to a multiple of 256.
+            is_float: Keep keys and values in float32, as the weights of a float32 file are.
+        """
         import xllamacpp
 
         params = xllamacpp.CommonParams()
@@ -44,6 +51,9 @@ class LlamaCpp:
         params.warmup = False
         params.verbosity = 0
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+        if is_float:
+            params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+            params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.version: str = xllamacpp.__version__
         self._server: Any = xllamacpp.Server(params)
         self._host: str = self._server.listening_address.removeprefix("http://")

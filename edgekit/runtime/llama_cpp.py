@@ -18,14 +18,22 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
 
 from edgekit.artifact import Artifact, Format
+from edgekit.devices.profile import OPTIONAL_ENGINES
 from edgekit.dtypes import F32Array
-from edgekit.errors import EngineCrashError, EngineLoadError, FormatError, UsageError
+from edgekit.errors import (
+    EngineCrashError,
+    EngineLoadError,
+    FormatError,
+    MissingExtraError,
+    UsageError,
+)
 from edgekit.formats.gguf import GgufFile
 from edgekit.formats.gguf_widen import widen_file
 from edgekit.lazy import require
@@ -105,7 +113,7 @@ class LlamaCppDecoder:
             raise
         info = EngineInfo(
             engine="llama_cpp",
-            version=f"{PACKAGE} {require('llama_cpp', package=PACKAGE).__version__}",
+            version=f"{PACKAGE} {version(PACKAGE)}",
             model=artifact.name,
             n_threads=n_threads,
             settings={
@@ -193,7 +201,14 @@ class LlamaCppDecoder:
 
 def _library() -> Any:
     """Give llama.cpp's functions, with its log kept and not printed."""
-    library = require("llama_cpp.llama_cpp", package=PACKAGE)
+    try:
+        library = require("llama_cpp.llama_cpp", package=PACKAGE)
+    except (MissingExtraError, OSError, RuntimeError) as error:  # or its compiled part is missing
+        raise MissingExtraError(
+            f"engine llama_cpp needs {PACKAGE}: {error}",
+            package=PACKAGE,
+            do=f"Run: {OPTIONAL_ENGINES['llama_cpp']}, which compiles llama.cpp.",
+        ) from error
     if not _callbacks:
         _callbacks.append(library.llama_log_callback(_keep_complaint))
         library.llama_log_set(_callbacks[0], ctypes.c_void_p(0))

@@ -40,6 +40,7 @@ _SAME: Final = 1e-6  # float32
 _USUAL_BETAS: Final = (32.0, 1.0)
 _NO_ROPE_STEP: Final = 4
 _EXAONE4_LAYERS: Final = 64
+_CACHE_STEP: Final = 256  # llama.cpp rounds the positions of its cache up to a multiple of it
 
 
 class Windows(Enum):
@@ -143,9 +144,10 @@ class Graph:
         if self.windows is Windows.IGNORED:
             windows = (spec.attention(layer).window for layer in range(spec.n_layers))
             limits += [window for window in windows if window is not None]
-        # llama.cpp chooses one of LongRoPE's two sets by the size of its cache, not by the text.
+        # llama.cpp chooses one of LongRoPE's two sets by the positions of its cache, not by those
+        # of the text.
         limits += [
-            rope.scaling.original_context_length
+            rope.scaling.original_context_length // _CACHE_STEP * _CACHE_STEP
             for rope in spec.ropes
             if isinstance(rope.scaling, LongRopeScaling)
         ]
@@ -244,6 +246,8 @@ class Graph:
             yield f"there is one scaling of positions, not {scaling.kind} and linear together"
         if not isinstance(scaling, self.ropes):
             yield f"rope scaling of type {scaling.kind} is not computed"
+        if isinstance(scaling, LongRopeScaling) and self.n_positions(spec) < _CACHE_STEP:
+            yield f"LongRoPE's first length is at least {_CACHE_STEP}, the smallest cache"
         if isinstance(scaling, YarnScaling):
             if not scaling.is_truncated:
                 yield "YaRN's ramp is rounded to whole channels"

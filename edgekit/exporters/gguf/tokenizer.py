@@ -345,6 +345,20 @@ def _templates(template: ChatTemplate) -> dict[str, Value]:
     return found
 
 
+def ends_in_llama_cpp(files: TextFiles, spec: DecoderSpec) -> tuple[int, ...]:
+    """Give the tokens that end an answer in llama.cpp: the model's, and some known by name.
+
+    Raises:
+        CheckpointError: A file is damaged.
+    """
+    if not has_tokenizer(files):
+        return ()
+    tokenizer = Tokenizer.open(files)
+    parsed = json.loads(tokenizer.file_text)
+    is_pieces = bool((parsed.get("model") or {}).get("byte_fallback"))
+    return end_ids(_make_vocabulary(tokenizer, parsed, spec, is_pieces=is_pieces))
+
+
 def _end_notes(tokenizer: Tokenizer, vocabulary: Vocabulary, spec: DecoderSpec) -> Iterator[str]:
     """Name the tokens that end an answer in llama.cpp only, or in edgekit only."""
     theirs, ours = set(end_ids(vocabulary)), set(spec.eos_token_ids)
