@@ -108,7 +108,8 @@ class LlamaCpp:
             "prompt": list(ids), "n_predict": n_tokens, "temperature": 0, "n_probs": n_likeliest,
             "cache_prompt": False,
         }  # fmt: skip
-        steps = self._ask("/completion", question)["completion_probabilities"]
+        # The server leaves out tokens that are parts of a character.
+        steps = self._ask("/completion", question).get("completion_probabilities", ())
         return [
             NextToken(
                 int(step["id"]),
