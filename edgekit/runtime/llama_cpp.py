@@ -27,6 +27,7 @@ import numpy as np
 from edgekit.artifact import Artifact, Format
 from edgekit.devices.profile import OPTIONAL_ENGINES
 from edgekit.dtypes import F32Array
+from edgekit.encoding import FP16
 from edgekit.errors import (
     EngineCrashError,
     EngineLoadError,
@@ -282,8 +283,8 @@ def _make_context(
 
 
 def _arithmetic(artifact: Artifact) -> str:
-    """Name the number type of the activations that the matrices are multiplied with."""
-    scheme = artifact.scheme
-    if scheme.is_quantized:
+    """Name the number type of the activations that most matrices are multiplied with."""
+    if artifact.is_quantized:
         return "int8"
-    return "fp16" if scheme.bits == 16 else "fp32"
+    encodings = {entry.encoding for entry in artifact.manifest.tensors if len(entry.shape) > 1}
+    return "fp16" if str(FP16) in encodings else "fp32"

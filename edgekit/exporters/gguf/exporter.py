@@ -18,6 +18,7 @@ import numpy as np
 
 from edgekit.artifact import Artifact, Format, TensorEntry
 from edgekit.decision import Accepted, Decision, Rejected
+from edgekit.encoding import Encoding
 from edgekit.errors import ExportError
 from edgekit.exporters.base import ExportOptions, SizeEstimate, Written
 from edgekit.exporters.context import ContextRange
@@ -32,7 +33,6 @@ from edgekit.formats.gguf_writer import FileLayout, GgufWriter, Value, plan_file
 from edgekit.progress import Progress
 from edgekit.quantize.memory_estimate import largest_handled_bytes
 from edgekit.quantize.model import FloatTensor, ModelOutline, ModelTensor, QuantizedModel
-from edgekit.scheme import Scheme
 from edgekit.text.files import TextFiles
 
 FILE_NAME: Final = "model.gguf"
@@ -48,16 +48,23 @@ class GgufExporter:
 
     format = Format.GGUF
 
-    def supports(self, spec: DecoderSpec, scheme: Scheme) -> Decision:
-        """Tell whether an architecture of llama.cpp computes this decoder.
+    def supports(self, spec: DecoderSpec, encodings: Mapping[str, Encoding]) -> Decision:
+        """Tell whether an architecture of llama.cpp computes this decoder, and GGUF has its blocks.
 
         Args:
             spec: The decoder.
-            scheme: Any; blocks of 64 and 128 values are several blocks with the same scale.
+            encodings: Blocks of 64 and 128 values are several blocks with the same scale.
         """
-        del scheme
         chosen = choose_graph(spec)
-        return chosen if isinstance(chosen, Rejected) else Accepted(chosen.notes)
+        if isinstance(chosen, Rejected):
+            return chosen
+        shapes = spec.weight_shapes()
+        entries = [TensorEntry(n, shapes[n], str(e), "", None) for n, e in encodings.items()]
+        try:
+            plan_tensors(chosen.graph, spec, entries)
+        except ExportError as error:
+            return Rejected(f"{error.what}: {error.got}")
+        return Accepted(chosen.notes)
 
     def supports_text(self, files: TextFiles, spec: DecoderSpec) -> Decision:
         """Tell whether llama.cpp reads text as the same tokens."""
@@ -176,7 +183,7 @@ def file_metadata(
     Args:
         name: Display name of the model.
         spec: The decoder.
-        entries: Its weights with their schemes.
+        entries: Its weights with their encodings.
         text: What the file says about text.
         n_positions: Positions of the artifact.
 
@@ -219,7 +226,7 @@ def put_weight(writer: GgufWriter, planned: TensorLayout, tensor: ModelTensor) -
     weight = planned.weights[tensor.name]
     if weight.shift and isinstance(tensor, FloatTensor):
         values = tensor.values + np.float32(weight.shift)
-        tensor = FloatTensor(tensor.name, tensor.scheme, values)
+        tensor = FloatTensor(tensor.name, tensor.encoding, values)
     data = encode(tensor)
     order = weight.order()
     if order is not None:

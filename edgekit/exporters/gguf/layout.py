@@ -13,12 +13,12 @@ import numpy as np
 from edgekit.artifact import TensorEntry
 from edgekit.checkpoint.gguf.weights import stored_rows
 from edgekit.dtypes import I64Array
+from edgekit.encoding import Encoding
 from edgekit.errors import ExportError
 from edgekit.exporters.gguf.blocks import type_of
 from edgekit.exporters.gguf.graphs import Graph
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.gguf_writer import TensorHeader, block_type
-from edgekit.scheme import Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ class StoredWeight:
     shift: float
 
     @property
-    def scheme(self) -> Scheme:
+    def encoding(self) -> Encoding:
         """How it is stored."""
-        return Scheme.parse(self.entry.scheme)
+        return Encoding.parse(self.entry.encoding)
 
     def order(self) -> I64Array | None:
         """Give for each row of the tensor the weight's row that lies there; None: its own."""
@@ -80,10 +80,11 @@ def plan_tensors(graph: Graph, spec: DecoderSpec, entries: Iterable[TensorEntry]
     Args:
         graph: The architecture that names them.
         spec: The decoder.
-        entries: Its weights with their schemes.
+        entries: Its weights with their encodings.
 
     Raises:
-        ExportError: Weights that llama.cpp keeps in one tensor have different schemes.
+        ExportError: A weight whose encoding GGUF has no blocks for, or weights of different types
+            that llama.cpp keeps in one tensor.
         FormatError: A weight that the architecture does not have.
     """
     parts: dict[str, list[TensorEntry]] = {}
@@ -93,19 +94,27 @@ def plan_tensors(graph: Graph, spec: DecoderSpec, entries: Iterable[TensorEntry]
     headers: list[TensorHeader] = []
     for name, held in parts.items():
         held.sort(key=lambda entry: len(graph.names.parts_above(entry.name)))
-        kinds = {type_of(Scheme.parse(e.scheme), e.shape) for e in held}
-        if len(kinds) > 1:
+        kinds = {type_of(Encoding.parse(e.encoding), e.shape) for e in held}
+        kind = kinds.pop()
+        if kinds:
             raise ExportError(
                 f"llama.cpp's {graph.name} holds {_named(held)} in one tensor of one type",
-                got=", ".join(entry.scheme for entry in held),
-                wanted="one scheme for them",
-                do="Export with one scheme for these, or leave GGUF out.",
+                got=", ".join(entry.encoding for entry in held),
+                wanted="one encoding for them",
+                do="Export with one encoding for these, or leave GGUF out.",
+            )
+        if kind is None:
+            raise ExportError(
+                f"GGUF has no blocks for {held[0].encoding}",
+                got=_named(held),
+                wanted="int4, uint4, int8 or floats",
+                do="Export with another scheme, or leave GGUF out.",
             )
         first_row = 0
         for entry in held:
             weights[entry.name] = _place(graph, spec, entry, name, first_row)
             first_row += entry.shape[0]
-        headers.append(TensorHeader(name, (first_row, *held[0].shape[1:]), kinds.pop()))
+        headers.append(TensorHeader(name, (first_row, *held[0].shape[1:]), kind))
     tables = [
         TensorHeader(name, table.shape, block_type("F32"))
         for name, table in graph.tables(spec).items()

@@ -7,7 +7,6 @@ must be the weights that edgekit makes of the codes and scales it reads.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from edgekit.families.spec import DecoderSpec
 from edgekit.formats.gguf import GgufFile
 from edgekit.formats.gguf_writer import TensorHeader
 from edgekit.lazy import require
-from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor
+from edgekit.quantize.model import EncodedTensor, FloatTensor, ModelTensor
 from edgekit.quantize.row_blocks import row_blocks
 
 
@@ -91,14 +90,14 @@ def _recover(weight: StoredWeight, tensors: dict[str, Any], path: Path) -> Model
     places = weight.places()
     if entry.sha256 is not None:
         blocks: U8Array = raw if places is None else raw[places]
-        tensor = decode(blocks, entry.name, weight.scheme, str(path))
+        tensor = decode(blocks, entry.name, weight.encoding, str(path))
         _check_with_gguf(tensor, blocks, stored, path)
         return tensor
     values = _values(stored)[rows]
     values = values if places is None else values[places]
     if weight.shift:
         values = values - np.float32(weight.shift)
-    return FloatTensor(entry.name, weight.scheme, np.ascontiguousarray(values))
+    return FloatTensor(entry.name, weight.encoding, np.ascontiguousarray(values))
 
 
 def _values(stored: Any) -> F32Array:
@@ -106,12 +105,12 @@ def _values(stored: Any) -> F32Array:
     return values
 
 
-def _check_with_gguf(tensor: QuantizedTensor, blocks: U8Array, stored: Any, path: Path) -> None:
+def _check_with_gguf(tensor: EncodedTensor, blocks: U8Array, stored: Any, path: Path) -> None:
     """Refuse codes that the package turns into other weights than we do."""
     quants = require("gguf").quants
     for rows in row_blocks(tensor.shape):
         theirs = quants.dequantize(np.ascontiguousarray(blocks[rows]), stored.tensor_type)
-        ours = replace(tensor, codes=tensor.codes[rows], scales=tensor.scales[rows]).dequantize()
+        ours = tensor.rows(rows).dequantize()
         if not np.array_equal(theirs, ours):
             raise FormatError(
                 f"{path}: {tensor.name}: gguf.quants.dequantize",

@@ -13,7 +13,8 @@ import pytest
 
 import edgekit
 from edgekit.artifact import Artifact, Format
-from edgekit.decision import Accepted, Rejected
+from edgekit.decision import Rejected
+from edgekit.encoding import FP32
 from edgekit.errors import ExportError, FormatError, UsageError
 from edgekit.exporters.base import ExportOptions
 from edgekit.exporters.gguf.exporter import GgufExporter, put_weight
@@ -24,12 +25,11 @@ from edgekit.families.rope_spec import Llama3Scaling, LongRopeScaling, RopeSpec,
 from edgekit.families.spec import QkNorm, QueryScaling
 from edgekit.formats.gguf_writer import GgufWriter
 from edgekit.pipeline.agreement import reference_decoder
-from edgekit.quantize.model import QuantizedTensor
+from edgekit.quantize.model import EncodedTensor
 from edgekit.runtime.reference import ReferenceDecoder
-from edgekit.scheme import FP32, Scheme
 from edgekit.text.tokenizer import Tokenizer
 from tests.builders import write_tiny_checkpoint
-from tests.exporters.memory_model import memory_model, tiny_spec
+from tests.exporters.memory_model import memory_model, stored_as, tiny_spec
 from tests.tiny_families import TINY_CONFIGS
 
 YARN = YarnScaling(4.0, 32.0, 1.0, 64, 1.1386294361119891)
@@ -62,7 +62,7 @@ def test_mlx_loads_the_same_codes(llama):
     for name, ours in (("ffn_gate", "gate"), ("ffn_down", "down"), ("attn_v", "v")):
         tensor = model.tensors[f"layers.1.{ours}"]
         blocks = [arrays[f"blk.1.{name}.{part}"] for part in ("weight", "scales", "biases")]
-        assert blocks[0].size * 8 == tensor.codes.size
+        assert blocks[0].size * 8 == tensor.codes().size
         wide = [blocks[0], *(block.astype(mx.float32) for block in blocks[1:])]
         theirs = np.array(mx.dequantize(*wide, group_size=32, bits=4))
         np.testing.assert_array_equal(theirs, tensor.dequantize())
@@ -106,12 +106,12 @@ def test_edgekit_reads_the_same_model_from_its_own_file(member, tmp_path):
     assert again.spec.context_length == n_positions
     recovered = {tensor.name: tensor for tensor in GgufExporter().recover(artifact)}
     for name, tensor in recovered.items():
-        is_codes = isinstance(tensor, QuantizedTensor)
+        is_codes = isinstance(tensor, EncodedTensor)
         values = tensor.dequantize() if is_codes else tensor.values
         np.testing.assert_array_equal(again.tensor(name).read(), values, err_msg=name)
         if is_codes and again.tensor(name).prequantized is not None:
             codes = again.tensor(name).prequantized.codes(0, tensor.shape[0])
-            np.testing.assert_array_equal(codes, tensor.codes, err_msg=name)
+            np.testing.assert_array_equal(codes, tensor.codes(), err_msg=name)
     ids = [(7 * i * i + 3 * i) % 380 for i in range(min(n_positions, 80))]
     wanted, got = (
         decoder.forward(ids, n_past=0, n_logits=len(ids))
@@ -180,7 +180,7 @@ REFUSALS = {
 @pytest.mark.parametrize("change", REFUSALS.values(), ids=REFUSALS)
 def test_what_no_architecture_computes_is_refused_before_any_work(change):
     exporter, spec = GgufExporter(), tiny_spec(**change)
-    decision = exporter.supports(spec, FP32)
+    decision = exporter.supports(spec, stored_as(spec, FP32))
     assert isinstance(decision, Rejected)
     assert decision.reason.startswith("llama.cpp's llama: ")
     for act in (
@@ -198,7 +198,7 @@ def test_longrope_holds_the_positions_of_its_first_factors():
     held = exporter.positions(spec)
     assert (held.default, held.longest) == (4096, 4096)
     assert "by the size of its cache" in held.reason
-    assert "4096 of 131072" in exporter.supports(spec, FP32).notes[0]
+    assert "4096 of 131072" in exporter.supports(spec, stored_as(spec, FP32)).notes[0]
 
 
 def test_the_keys_of_a_decoder_are_those_that_llama_cpp_reads(tmp_path):
@@ -253,7 +253,7 @@ def test_the_size_is_predicted(tmp_path, scheme):
 def test_recover_refuses_a_file_of_another_decoder(llama, tmp_path):
     _, artifact = llama
     other = replace(artifact.manifest, decoder=tiny_spec(n_kv_heads=4).as_dict())
-    entries = [replace(e, scheme="int8-g32") for e in artifact.manifest.tensors if e.sha256]
+    entries = [replace(e, encoding="int8-g32") for e in artifact.manifest.tensors if e.sha256]
     for manifest, match in (
         (replace(artifact.manifest, tensors=tuple(entries)), "tensor blk.0.attn_q.weight"),
         (replace(other, decoder={}), "decoder in the manifest"),
@@ -277,5 +277,4 @@ def test_a_modelfile_names_the_file_and_the_ends(tmp_path):
     text = (artifact.path / "Modelfile").read_text(encoding="utf-8")
     assert text.splitlines()[:2] == ["FROM ./model.gguf", "PARAMETER num_ctx 256"]
     assert 'PARAMETER stop "</s>"' in text.splitlines()
-    assert isinstance(GgufExporter().supports(open_model(source).spec, Scheme("fp16")), Accepted)
     assert json.loads((artifact.path / "manifest.json").read_text())["settings"]["types"]["Q8_0"]

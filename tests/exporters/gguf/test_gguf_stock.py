@@ -14,7 +14,6 @@ import edgekit
 from edgekit.artifact import Artifact
 from edgekit.paths import models_dir
 from edgekit.pipeline.agreement import read_spec, reference_decoder
-from edgekit.runtime.reference import ReferenceDecoder
 from edgekit.runtime.stock import ask_llama_cpp
 from edgekit.text.chat import ChatTemplate
 from edgekit.text.tokenizer import Tokenizer
@@ -144,13 +143,3 @@ def test_stock_llama_cpp_gives_the_ids_of_sentencepiece_merges(prefix, tmp_path)
         for text in texts:
             wanted = tokenizer.encode(text, allow_special=True)
             assert llama.encode(text, allow_special=True) == wanted, text
-
-
-def test_a_model_without_a_tokenizer_opens_too(tmp_path):
-    source = write_tiny_checkpoint(tmp_path / "m", "llama", dtype="fp32")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (source / name).unlink()
-    (artifact,) = edgekit.export(source, "gguf", "fp32", tmp_path / "out")
-    assert isinstance(reference_decoder(artifact), ReferenceDecoder)
-    with LlamaCpp(artifact.path / "model.gguf", context=64):
-        pass
