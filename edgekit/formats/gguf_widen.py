@@ -28,9 +28,13 @@ def widen_file(source: Path, target: Path) -> None:
         headers = [TensorHeader(t.name, t.shape, wide) for t in file.tensors.values()]
         with GgufWriter(target, plan_file(metadata, headers)) as writer:
             for name, tensor in file.tensors.items():
-                for rows in row_blocks((tensor.n_rows, tensor.shape[-1])):
-                    values = dequantize(tensor.kind, tensor.raw_rows(rows.start, rows.stop))
-                    writer.put(name, values, rows.start)
+                if len(tensor.shape) == 1:
+                    writer.put(name, dequantize(tensor.kind, tensor.raw()))
+                    continue
+                n_inner = tensor.n_rows // tensor.shape[0]  # 1 for a matrix
+                for rows in row_blocks(tensor.shape):
+                    raw = tensor.raw_rows(rows.start * n_inner, rows.stop * n_inner)
+                    writer.put(name, dequantize(tensor.kind, raw), rows.start)
 
 
 def _value(file: GgufFile, key: str) -> Value:

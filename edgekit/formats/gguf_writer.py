@@ -11,6 +11,7 @@ Source:
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from edgekit.errors import FormatError
 from edgekit.formats.gguf_blocks import BLOCK_TYPES, BlockType
+from edgekit.formats.output_file import OutputFile
 
 VERSION: Final = 3
 ALIGNMENT: Final = 32
@@ -48,13 +50,14 @@ class TensorHeader:
 
     @property
     def n_row_bytes(self) -> int:
-        """Size of one row: values along the last axis."""
-        return self.shape[-1] // self.kind.n_values * self.kind.n_bytes
+        """Size of one row, along all axes but the first; of a vector, of one value."""
+        n_row_values = prod(self.shape[1:])
+        return n_row_values // self.kind.n_values * self.kind.n_bytes
 
     @property
     def n_bytes(self) -> int:
         """Size as stored."""
-        return prod(self.shape[:-1]) * self.n_row_bytes
+        return self.shape[0] * self.n_row_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +69,14 @@ class FileLayout:
         tensors: Name to tensor.
         offsets: Name to where the tensor begins in the file.
         n_bytes: Size of the file.
+        n_padding: Bytes behind the last tensor.
     """
 
     header: bytes
     tensors: Mapping[str, TensorHeader]
     offsets: Mapping[str, int]
     n_bytes: int
+    n_padding: int
 
 
 def plan_file(metadata: Mapping[str, Value], tensors: Iterable[TensorHeader]) -> FileLayout:
@@ -89,7 +94,7 @@ def plan_file(metadata: Mapping[str, Value], tensors: Iterable[TensorHeader]) ->
     for key, value in metadata.items():
         parts += [_text(key), _value(key, value)]
     relative: dict[str, int] = {}
-    end = 0
+    end = n_padding = 0
     for tensor in listed:
         if tensor.shape[-1] % tensor.kind.n_values:
             raise FormatError(
@@ -104,15 +109,19 @@ def plan_file(metadata: Mapping[str, Value], tensors: Iterable[TensorHeader]) ->
             struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes),
             struct.pack("<IQ", _NUMBERS[tensor.kind.name], end),
         ]
-        end += _padded(tensor.n_bytes)
+        n_padding = _padded(tensor.n_bytes) - tensor.n_bytes
+        end += tensor.n_bytes + n_padding
     header = b"".join(parts)
     header += bytes(_padded(len(header)) - len(header))
     offsets = {name: len(header) + offset for name, offset in relative.items()}
-    return FileLayout(header, by_name, offsets, len(header) + end)
+    return FileLayout(header, by_name, offsets, len(header) + end, n_padding)
 
 
 class GgufWriter:
-    """Writes a file to a layout; a context manager that removes a file left unfinished."""
+    """Writes a file to a layout; a context manager that removes a file left unfinished.
+
+    Threads may write different rows at the same time.
+    """
 
     def __init__(self, path: str | Path, layout: FileLayout) -> None:
         """Make the file, with its header.
@@ -123,12 +132,12 @@ class GgufWriter:
         self.path = Path(path)
         self._layout = layout
         self._n_left = {name: tensor.n_bytes for name, tensor in layout.tensors.items()}
-        self._file = self.path.open("xb")
+        self._lock = threading.Lock()
+        self._file = OutputFile(self.path)
         try:
-            self._file.write(layout.header)
-            self._file.truncate(layout.n_bytes)
-        except BaseException:
-            self._discard()
+            self._file.write_at(layout.header, 0)
+        except OSError:
+            self.discard()
             raise
 
     def put(self, name: str, data: NDArray[Any], first_row: int = 0) -> None:
@@ -136,7 +145,8 @@ class GgufWriter:
 
         Args:
             name: The tensor.
-            data: The bytes of whole rows, as the type of the tensor stores them.
+            data: The bytes of whole rows, as the type of the tensor stores them. The values of a
+                vector are its rows.
             first_row: The row that the first of them is.
 
         Raises:
@@ -153,29 +163,37 @@ class GgufWriter:
                 got=f"{data.nbytes} bytes from row {first_row} on",
                 wanted=f"whole rows of {n_row} bytes, {tensor.n_bytes} in all",
             )
-        self._file.seek(self._layout.offsets[name] + begin)
-        self._file.write(np.ascontiguousarray(data).data)
-        self._n_left[name] -= data.nbytes
+        if data.nbytes:
+            self._file.write_at(np.ascontiguousarray(data).data, self._layout.offsets[name] + begin)
+            with self._lock:
+                self._n_left[name] -= data.nbytes
 
     def close(self) -> None:
         """Finish the file.
 
         Raises:
-            FormatError: Parts of tensors were not written, or were written twice.
+            FormatError: Rows are missing, or were put twice; the file is removed.
+            OSError: The file cannot be written; it is removed.
         """
         odd = [name for name, n_left in self._n_left.items() if n_left]
         if odd:
-            self._discard()
+            self.discard()
             raise FormatError(
                 f"{self.path}: tensors not written whole, once",
                 got=", ".join(odd[:5]),
                 wanted=f"all {len(self._n_left)}",
             )
-        self._file.close()
+        try:
+            n_padding = self._layout.n_padding  # behind the last tensor
+            self._file.write_at(bytes(n_padding), self._layout.n_bytes - n_padding)
+            self._file.close()
+        except OSError:
+            self.discard()
+            raise
 
-    def _discard(self) -> None:
-        self._file.close()
-        self.path.unlink(missing_ok=True)
+    def discard(self) -> None:
+        """Remove the file."""
+        self._file.discard()
 
     def __enter__(self) -> Self:
         return self
@@ -189,7 +207,7 @@ class GgufWriter:
         if kind is None:
             self.close()
         else:
-            self._discard()
+            self.discard()
 
 
 def block_type(name: str) -> BlockType:

@@ -19,8 +19,8 @@ import numpy as np
 from edgekit.artifact import Artifact, Format, TensorEntry
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.encoding import Encoding
-from edgekit.errors import ExportError
-from edgekit.exporters.base import ExportOptions, SizeEstimate, Written
+from edgekit.errors import ExportError, FormatError
+from edgekit.exporters.base import ExportOptions, Sink, SizeEstimate, Written
 from edgekit.exporters.context import ContextRange
 from edgekit.exporters.gguf.blocks import encode
 from edgekit.exporters.gguf.graphs import ChosenGraph, choose_graph, why_shorter
@@ -29,8 +29,7 @@ from edgekit.exporters.gguf.modelfile import MODELFILE_NAME, make_modelfile
 from edgekit.exporters.gguf.recover import recover_tensors
 from edgekit.exporters.gguf.tokenizer import TextKeys, text_metadata
 from edgekit.families.spec import DecoderSpec
-from edgekit.formats.gguf_writer import FileLayout, GgufWriter, Value, plan_file
-from edgekit.progress import Progress
+from edgekit.formats.gguf_writer import GgufWriter, Value, plan_file
 from edgekit.quantize.memory_estimate import largest_handled_bytes
 from edgekit.quantize.model import FloatTensor, ModelOutline, ModelTensor, QuantizedModel
 from edgekit.text.files import TextFiles
@@ -82,7 +81,7 @@ class GgufExporter:
         return ContextRange(chosen.n_positions, chosen.n_positions, reason)
 
     def predict(self, model: ModelOutline, options: ExportOptions) -> SizeEstimate:
-        """Estimate the size of what ``write`` writes; reads no tensor.
+        """Estimate the size of an artifact; reads no tensor.
 
         Exact but for the vocabulary, whose texts an outline does not have.
 
@@ -101,64 +100,20 @@ class GgufExporter:
             2 * largest_handled_bytes(model.entries),
         )
 
-    def layout(
-        self, model: QuantizedModel, options: ExportOptions
-    ) -> tuple[TensorLayout, FileLayout, tuple[str, ...]]:
-        """Lay out the file before any weight is read: its header and the place of each tensor.
-
-        Returns:
-            The tensors, the file, and notes about its text.
+    def open(self, model: QuantizedModel, folder: Path, options: ExportOptions) -> Sink:
+        """Begin an artifact.
 
         Raises:
             ExportError: llama.cpp does not compute the decoder, keeps in one tensor what has
-                different schemes, or would read text as other tokens.
-            UsageError: More positions than the artifact can hold.
-        """
-        spec = model.spec
-        graph = _chosen_graph(spec).graph
-        n_positions = self.positions(spec).choose(options.context_length, self.format.value)
-        planned = plan_tensors(graph, spec, model.entries)
-        text = text_metadata(_text_files(model), spec)
-        metadata = file_metadata(model.source.name, spec, model.entries, text, n_positions)
-        return planned, plan_file(metadata, planned.headers), text.notes
-
-    def write(
-        self, model: QuantizedModel, folder: Path, options: ExportOptions, progress: Progress
-    ) -> Written:
-        """Write all files of the artifact except the manifest; one weight is in memory at a time.
-
-        Raises:
-            ExportError: See ``layout``; or a scale is not exact in fp16.
+                different types, or would read text as other tokens.
             UsageError: More positions than the artifact can hold.
             OSError: A file cannot be written.
         """
-        spec = model.spec
-        chosen = _chosen_graph(spec)
-        n_positions = self.positions(spec).choose(options.context_length, self.format.value)
-        missing = sorted(set(spec.weight_shapes()) - {entry.name for entry in model.entries})
+        n_positions = self.positions(model.spec).choose(options.context_length, self.format.value)
+        missing = sorted(set(model.spec.weight_shapes()) - {entry.name for entry in model.entries})
         if missing:
             raise ExportError("the model lacks tensors", got=", ".join(missing))
-        planned, layout, notes = self.layout(model, options)
-        for name, source in model.assets.items():
-            shutil.copyfile(source, folder / name)
-        modelfile = make_modelfile(_text_files(model), spec, FILE_NAME, n_positions)
-        (folder / MODELFILE_NAME).write_text(modelfile.text, encoding="utf-8")
-        with GgufWriter(folder / FILE_NAME, layout) as writer:
-            for name, table in chosen.graph.tables(spec).items():
-                writer.put(name, table)
-            for index, entry in enumerate(model.entries):
-                progress("gguf weights", index, len(model.entries))
-                put_weight(writer, planned, model.get(entry.name))
-        progress("gguf weights", len(model.entries), len(model.entries))
-        return Written(
-            context_length=n_positions,
-            tool_versions={"numpy": np.__version__},
-            settings={
-                **file_settings(spec, model.entries),
-                "template_for_ollama": modelfile.has_template,
-            },
-            notes=(*notes, *modelfile.notes),
-        )
+        return _GgufSink(model, folder, n_positions)
 
     def recover(self, artifact: Artifact) -> Iterator[ModelTensor]:
         """Re-read every tensor with the ``gguf`` package, in the order of the manifest.
@@ -216,23 +171,77 @@ def file_settings(spec: DecoderSpec, entries: tuple[TensorEntry, ...]) -> dict[s
     return {"architecture": graph.name, "types": dict(sorted(kinds.items()))}
 
 
-def put_weight(writer: GgufWriter, planned: TensorLayout, tensor: ModelTensor) -> None:
-    """Write a weight at its place in the file; weights may come in any order.
+class _GgufSink:
+    """A GGUF artifact that is being written; satisfies ``Sink``."""
 
-    Raises:
-        ExportError: A scale is not exact in fp16.
-        FormatError: The layout has no such weight.
-    """
-    weight = planned.weights[tensor.name]
-    if weight.shift and isinstance(tensor, FloatTensor):
-        values = tensor.values + np.float32(weight.shift)
-        tensor = FloatTensor(tensor.name, tensor.encoding, values)
-    data = encode(tensor)
-    order = weight.order()
-    if order is not None:
-        data = data[order]
-    is_vector = data.ndim == 1
-    writer.put(weight.tensor, data, 0 if is_vector else weight.first_row)
+    def __init__(self, model: QuantizedModel, folder: Path, n_positions: int) -> None:
+        spec, files = model.spec, _text_files(model)
+        graph = _chosen_graph(spec).graph
+        text = text_metadata(files, spec)
+        metadata = file_metadata(model.source.name, spec, model.entries, text, n_positions)
+        self._planned = plan_tensors(graph, spec, model.entries)
+        self._modelfile = make_modelfile(files, spec, FILE_NAME, n_positions)
+        self._written = Written(
+            context_length=n_positions,
+            tool_versions={"numpy": np.__version__},
+            settings={
+                **file_settings(spec, model.entries),
+                "template_for_ollama": self._modelfile.has_template,
+            },
+            notes=(*text.notes, *self._modelfile.notes),
+        )
+        for name, source in model.assets.items():
+            shutil.copyfile(source, folder / name)
+        (folder / MODELFILE_NAME).write_text(self._modelfile.text, encoding="utf-8")
+        self._writer = GgufWriter(folder / FILE_NAME, plan_file(metadata, self._planned.headers))
+        try:
+            for name, table in graph.tables(spec).items():
+                self._writer.put(name, table)
+        except BaseException:
+            self._writer.discard()
+            raise
+
+    def put(self, tensor: ModelTensor, first_row: int = 0) -> None:
+        """Write rows of a tensor; rows of q and k go where llama.cpp rotates neighbours."""
+        weight = self._planned.weights.get(tensor.name)
+        if weight is None:
+            raise _not_as_planned(tensor)
+        if weight.shift and isinstance(tensor, FloatTensor):
+            values = tensor.values + np.float32(weight.shift)
+            tensor = FloatTensor(tensor.name, tensor.encoding, values)
+        is_planned = tensor.shape[1:] == weight.entry.shape[1:]
+        if not is_planned or tensor.encoding != weight.encoding:
+            raise _not_as_planned(tensor)
+        rows = encode(tensor)
+        try:
+            for part, place in weight.pieces(rows, first_row):
+                self._writer.put(weight.tensor, part, place)
+        except FormatError as error:
+            raise _not_as_planned(tensor) from error
+
+    def finish(self) -> Written:
+        """Close the file."""
+        try:
+            self._writer.close()
+        except FormatError as error:
+            raise ExportError(
+                "the model is not what its entries say",
+                got=f"tensors {error.got} not put whole, once",
+                do="Quantize the checkpoint again.",
+            ) from error
+        return self._written
+
+    def discard(self) -> None:
+        """Close what is open; the caller removes the folder."""
+        self._writer.discard()
+
+
+def _not_as_planned(tensor: ModelTensor) -> ExportError:
+    return ExportError(
+        f"{tensor.name} is stored as {tensor.encoding} {list(tensor.shape)}",
+        wanted="what the model's entries say",
+        do="Quantize the checkpoint again.",
+    )
 
 
 def _chosen_graph(spec: DecoderSpec) -> ChosenGraph:

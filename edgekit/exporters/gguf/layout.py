@@ -5,10 +5,12 @@ Nothing is read here: names, shapes and sizes follow from the plan of the weight
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.artifact import TensorEntry
 from edgekit.checkpoint.gguf.weights import stored_rows
@@ -45,17 +47,30 @@ class StoredWeight:
         """How it is stored."""
         return Encoding.parse(self.entry.encoding)
 
-    def order(self) -> I64Array | None:
-        """Give for each row of the tensor the weight's row that lies there; None: its own."""
+    def pieces(self, rows: NDArray[Any], first_row: int) -> Iterator[tuple[NDArray[Any], int]]:
+        """Give rows of the weight as pieces of the tensor: rows, and where the first of them lies.
+
+        Rows of whole heads are one piece, others a piece each.
+
+        Args:
+            rows: As stored, from row ``first_row`` of the weight on.
+            first_row: The row of the weight that the first of them is.
+        """
+        begin = self.first_row + first_row
         if self.head_width is None:
-            return None
-        n_rows = self.entry.shape[0]
-        order = np.empty(n_rows, np.int64)
-        order[stored_rows(np.arange(n_rows), self.head_width)] = np.arange(n_rows)
-        return order
+            yield rows, begin
+            return
+        places = stored_rows(np.arange(first_row, first_row + len(rows)), self.head_width)
+        if first_row % self.head_width == 0 and len(rows) % self.head_width == 0:
+            moved = np.empty_like(rows)
+            moved[places - first_row] = rows
+            yield moved, begin
+            return
+        for row, place in zip(rows, places.tolist(), strict=True):
+            yield row, self.first_row + place
 
     def places(self) -> I64Array | None:
-        """Give for each row of the weight its row of the tensor; the inverse of ``order``."""
+        """Give for each row of the weight its row of the tensor; None: they are in place."""
         if self.head_width is None:
             return None
         return stored_rows(np.arange(self.entry.shape[0]), self.head_width)

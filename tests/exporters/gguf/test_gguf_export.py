@@ -17,15 +17,15 @@ from edgekit.decision import Rejected
 from edgekit.encoding import FP32
 from edgekit.errors import ExportError, FormatError, UsageError
 from edgekit.exporters.base import ExportOptions
-from edgekit.exporters.gguf.exporter import GgufExporter, put_weight
+from edgekit.exporters.gguf.exporter import GgufExporter
 from edgekit.exporters.gguf.graphs import GRAPHS, choose_graph
 from edgekit.exporters.staging import write_artifact
 from edgekit.families import open_model
 from edgekit.families.rope_spec import Llama3Scaling, LongRopeScaling, RopeSpec, YarnScaling
 from edgekit.families.spec import QkNorm, QueryScaling
-from edgekit.formats.gguf_writer import GgufWriter
 from edgekit.pipeline.agreement import reference_decoder
-from edgekit.quantize.model import EncodedTensor
+from edgekit.pipeline.claims import false_claims, recover_entries
+from edgekit.quantize.model import EncodedTensor, FloatTensor
 from edgekit.runtime.reference import ReferenceDecoder
 from edgekit.text.tokenizer import Tokenizer
 from tests.builders import write_tiny_checkpoint
@@ -83,16 +83,43 @@ def test_the_rows_of_q_and_k_are_where_llama_cpp_rotates_neighbours(llama):
         np.testing.assert_array_equal(theirs, moved)
 
 
-def test_weights_may_come_in_any_order(llama, tmp_path):
+@pytest.mark.parametrize("n_rows", [None, 2, 6, 16])
+def test_weights_may_come_in_any_order_and_by_rows(llama, tmp_path, n_rows):
     model, artifact = llama
-    planned, layout, _ = GgufExporter().layout(model, ExportOptions())
-    names = list(model.tensors)
-    random.Random(1).shuffle(names)
-    with GgufWriter(tmp_path / "m.gguf", layout) as writer:
-        for name in names:
-            put_weight(writer, planned, model.tensors[name])
-    assert (tmp_path / "m.gguf").read_bytes() == (artifact.path / "model.gguf").read_bytes()
-    assert layout.n_bytes == (artifact.path / "model.gguf").stat().st_size
+    pieces = [
+        (name, first)
+        for name, tensor in model.tensors.items()
+        for first in range(0, tensor.shape[0], n_rows or tensor.shape[0])
+    ]
+    random.Random(1).shuffle(pieces)
+    sink = GgufExporter().open(model, tmp_path, ExportOptions())
+    for name, first in pieces:
+        tensor = model.tensors[name]
+        part = slice(first, first + (n_rows or tensor.shape[0]))
+        if isinstance(tensor, EncodedTensor):
+            sink.put(tensor.rows(part), first)
+        else:
+            sink.put(replace(tensor, values=tensor.values[part]), first)
+    sink.finish()
+    wanted = (artifact.path / "model.gguf").read_bytes()
+    assert (tmp_path / "model.gguf").read_bytes() == wanted
+
+
+def test_a_tensor_that_was_not_planned_is_refused(llama, tmp_path):
+    model, _ = llama
+    gate = model.tensors["layers.0.gate"]
+    sink = GgufExporter().open(model, tmp_path, ExportOptions())
+    for odd in (
+        replace(gate, name="layers.7.gate"),
+        FloatTensor("layers.0.gate", FP32, gate.dequantize()),
+    ):
+        with pytest.raises(ExportError, match="wanted what the model's entries say"):
+            sink.put(odd)
+    with pytest.raises(ExportError, match="wanted what the model's entries say"):
+        sink.put(gate, 2)
+    with pytest.raises(ExportError, match="the model is not what its entries say"):
+        sink.finish()
+    assert not (tmp_path / "model.gguf").exists()
 
 
 @pytest.mark.parametrize("member", MEMBERS)
@@ -250,6 +277,13 @@ def test_the_size_is_predicted(tmp_path, scheme):
     assert said - 36 * 512 == pytest.approx(real, abs=512)  # this model has no vocabulary
 
 
+def test_a_model_without_a_tokenizer_says_so_to_llama_cpp(llama):
+    _, artifact = llama
+    fields = gguf.GGUFReader(artifact.path / "model.gguf").fields
+    assert fields["tokenizer.ggml.model"].contents() == "none"
+    assert fields["llama.vocab_size"].contents() == 96
+
+
 def test_recover_refuses_a_file_of_another_decoder(llama, tmp_path):
     _, artifact = llama
     other = replace(artifact.manifest, decoder=tiny_spec(n_kv_heads=4).as_dict())
@@ -278,3 +312,32 @@ def test_a_modelfile_names_the_file_and_the_ends(tmp_path):
     assert text.splitlines()[:2] == ["FROM ./model.gguf", "PARAMETER num_ctx 256"]
     assert 'PARAMETER stop "</s>"' in text.splitlines()
     assert json.loads((artifact.path / "manifest.json").read_text())["settings"]["types"]["Q8_0"]
+
+
+LIES = {
+    "architecture": lambda m: replace(m, settings={**m.settings, "architecture": "qwen2"}),
+    "types": lambda m: replace(m, settings={**m.settings, "types": {"F32": 1}}),
+    "general.name": lambda m: replace(m, model_name="another"),
+    "context_length": lambda m: replace(m, context_length=m.context_length - 1),
+    "general.file_type": lambda m: replace(
+        m, tensors=tuple(replace(e, encoding="int4-g32") for e in m.tensors)
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_manifest_that_says_otherwise_than_the_file_is_found(lie, tmp_path):
+    source = write_tiny_checkpoint(tmp_path / "m", "llama")
+    (artifact,) = edgekit.export(source, "gguf", "int8", tmp_path / "out")
+    entries = recover_entries(artifact)
+    assert false_claims(artifact, entries) == []
+    lying = Artifact(artifact.path, LIES[lie](artifact.manifest))
+    assert any(lie in claim for claim in false_claims(lying, entries))
+
+
+def test_a_changed_modelfile_is_found(tmp_path):
+    source = write_tiny_checkpoint(tmp_path / "m", "llama")
+    (artifact,) = edgekit.export(source, "gguf", "int8", tmp_path / "out")
+    (artifact.path / "Modelfile").write_text("FROM ./other.gguf\n")
+    (claim,) = false_claims(artifact, recover_entries(artifact))
+    assert claim.startswith("Modelfile: the manifest says FROM ./model.gguf")
