@@ -76,7 +76,7 @@ def command(
     ignore_config_keys: IgnoreKeysOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Quantize a model once and write it as ONNX, MLX, Core ML and GGUF.
+    """Quantize a model once and write it in one or more formats.
 
     Example:
       edgekit export pocket --format all --scheme int4 --out artifacts

@@ -415,9 +415,8 @@ def _about_gguf(artifact: Artifact, spec: DecoderSpec) -> Iterator[str]:
     modelfile = make_modelfile(files, spec, GGUF_NAME, manifest.context_length)
     path = artifact.listed_path(MODELFILE_NAME)
     found = "" if path is None else path.read_text(encoding="utf-8")
-    yield from _differs(MODELFILE_NAME, modelfile.text, found)
-    facts = file_settings(spec, manifest.tensors)
-    yield from _about_settings(manifest, {**facts, "template_for_ollama": modelfile.has_template})
+    yield from _differs(MODELFILE_NAME, modelfile, found)
+    yield from _about_settings(manifest, file_settings(spec, manifest.tensors))
 
 
 _OF_FORMAT: Final[Mapping[Format, Callable[[Artifact, DecoderSpec], Iterator[str]]]] = {

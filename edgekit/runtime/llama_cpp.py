@@ -206,7 +206,7 @@ def _library() -> Any:
         library = require("llama_cpp.llama_cpp", package=PACKAGE)
     except (MissingExtraError, OSError, RuntimeError) as error:  # or its compiled part is missing
         raise MissingExtraError(
-            f"engine llama_cpp needs {PACKAGE}: {error}",
+            f"engine llama_cpp needs {PACKAGE}: {getattr(error, 'what', error)}",
             package=PACKAGE,
             do=f"Run: {OPTIONAL_ENGINES['llama_cpp']}, which compiles llama.cpp.",
         ) from error

@@ -180,19 +180,16 @@ class _GgufSink:
         text = text_metadata(files, spec)
         metadata = file_metadata(model.source.name, spec, model.entries, text, n_positions)
         self._planned = plan_tensors(graph, spec, model.entries)
-        self._modelfile = make_modelfile(files, spec, FILE_NAME, n_positions)
         self._written = Written(
             context_length=n_positions,
             tool_versions={"numpy": np.__version__},
-            settings={
-                **file_settings(spec, model.entries),
-                "template_for_ollama": self._modelfile.has_template,
-            },
-            notes=(*text.notes, *self._modelfile.notes),
+            settings=file_settings(spec, model.entries),
+            notes=text.notes,
         )
         for name, source in model.assets.items():
             shutil.copyfile(source, folder / name)
-        (folder / MODELFILE_NAME).write_text(self._modelfile.text, encoding="utf-8")
+        modelfile = make_modelfile(files, spec, FILE_NAME, n_positions)
+        (folder / MODELFILE_NAME).write_text(modelfile, encoding="utf-8")
         self._writer = GgufWriter(folder / FILE_NAME, plan_file(metadata, self._planned.headers))
         try:
             for name, table in graph.tables(spec).items():

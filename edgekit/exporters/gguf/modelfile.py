@@ -1,8 +1,8 @@
 """Ollama's Modelfile for an artifact.
 
-Ollama reads the tokenizer and the chat template from the GGUF file. It knows the templates of
-many published models by their text; of any other it needs a translation to its own template
-language, ``TEMPLATE``, which is written only where it is exact.
+Ollama reads tokenizer and chat template from the GGUF file. It knows the templates of many
+published models by their text. A translation of the template to Ollama's own language is not
+written: nothing here could tell whether it gives the same prompts.
 
 Source: https://docs.ollama.com/modelfile (instructions and parameters).
 """
@@ -10,7 +10,6 @@ Source: https://docs.ollama.com/modelfile (instructions and parameters).
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Final
 
 from edgekit.families.spec import DecoderSpec
@@ -19,28 +18,11 @@ from edgekit.text.tokenizer import Tokenizer
 from edgekit.text.tokenizer_file import has_tokenizer
 
 MODELFILE_NAME: Final = "Modelfile"
-_MAX_CONTEXT: Final = 8192
+_MAX_CONTEXT: Final = 8192  # Ollama reserves its cache for all of them
 
 
-@dataclass(frozen=True, slots=True)
-class Modelfile:
-    """The text of a Modelfile.
-
-    Attributes:
-        text: The whole file.
-        has_template: Whether it has a translation of the chat template.
-        notes: What a user should know, one sentence each.
-    """
-
-    text: str
-    has_template: bool
-    notes: tuple[str, ...] = ()
-
-
-def make_modelfile(
-    files: TextFiles, spec: DecoderSpec, file_name: str, n_positions: int
-) -> Modelfile:
-    """Write a Modelfile.
+def make_modelfile(files: TextFiles, spec: DecoderSpec, file_name: str, n_positions: int) -> str:
+    """Give the text of a Modelfile.
 
     Args:
         files: The text files of the artifact.
@@ -53,4 +35,4 @@ def make_modelfile(
         tokenizer = Tokenizer.open(files)
         ends = [tokenizer.token_text(i) for i in spec.eos_token_ids]
         lines += [f"PARAMETER stop {json.dumps(end, ensure_ascii=False)}" for end in ends if end]
-    return Modelfile("\n".join(lines) + "\n", has_template=False)
+    return "\n".join(lines) + "\n"

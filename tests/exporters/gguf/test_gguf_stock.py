@@ -1,6 +1,6 @@
 """Claims about stock llama.cpp: it opens the file as it is and computes what edgekit computes.
 
-llama.cpp is that of the package xllamacpp, asked over its own server (scripts/llama_cpp.py).
+llama.cpp is that of the package xllamacpp, asked over its own server (scripts/llama_server.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgekit.runtime.stock import ask_llama_cpp
 from edgekit.text.chat import ChatTemplate
 from edgekit.text.tokenizer import Tokenizer
 from scripts.gguf_texts import varied_texts
-from scripts.llama_cpp import LlamaCpp
+from scripts.llama_server import LlamaCpp
 from tests.builders import write_tiny_checkpoint
 from tests.checkpoint.gguf.vocab import sentencepiece_model
 
