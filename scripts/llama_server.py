@@ -57,6 +57,11 @@ class LlamaCpp:
         self.version: str = xllamacpp.__version__
         self._server: Any = xllamacpp.Server(params)
         self._host: str = self._server.listening_address.removeprefix("http://")
+        # A server that is closed before it has answered anything may never end.
+        connection = HTTPConnection(self._host, timeout=120)
+        connection.request("GET", "/health")
+        connection.getresponse().read()
+        connection.close()
 
     def __enter__(self) -> Self:
         return self
