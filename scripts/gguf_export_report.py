@@ -32,8 +32,9 @@ PAGE: Final = ROOT / "docs" / "gguf_export.md"
 FOUND: Final = ROOT / "docs" / "gguf_export.json"
 SCHEMES: Final = ("int4", "int8")
 N_PROMPTS: Final = 50
-N_NEW_TOKENS: Final = 24
-N_READ: Final = 512
+N_NEW_TOKENS: Final = 16
+N_READ: Final = 256
+_LONGEST: Final = 220  # tokens of a prompt
 QUESTIONS: Final = (
     "What is the capital of France?",
     "Name three primary colors.",
@@ -171,7 +172,7 @@ def _prompts(session: Session, items: list[Any]) -> list[tuple[list[dict[str, An
     made = [
         ([dict(m) for m in item.messages], session.encode_chat(item.messages)) for item in items
     ]
-    return [(m, ids) for m, ids in made if len(ids) < 400][:N_PROMPTS]
+    return [(m, ids) for m, ids in made if len(ids) < _LONGEST][:N_PROMPTS]
 
 
 def _answer(session: Session, ids: list[int]) -> list[int]:

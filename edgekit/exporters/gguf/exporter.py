@@ -30,7 +30,6 @@ from edgekit.exporters.gguf.recover import recover_tensors
 from edgekit.exporters.gguf.tokenizer import TextKeys, text_metadata
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.gguf_writer import GgufWriter, Value, plan_file
-from edgekit.quantize.memory_estimate import largest_handled_bytes
 from edgekit.quantize.model import FloatTensor, ModelOutline, ModelTensor, QuantizedModel
 from edgekit.text.files import TextFiles
 
@@ -96,8 +95,7 @@ class GgufExporter:
         n_vocabulary = _TOKEN_BYTES * model.spec.vocab_size
         return SizeEstimate(
             plan_file(keys, planned.headers).n_bytes + n_vocabulary,
-            # The blocks and the codes that they are made of.
-            2 * largest_handled_bytes(model.entries),
+            n_vocabulary,
         )
 
     def open(self, model: QuantizedModel, folder: Path, options: ExportOptions) -> Sink:
@@ -216,8 +214,9 @@ class _GgufSink:
         except FormatError as error:
             raise _not_as_planned(tensor) from error
 
-    def finish(self) -> Written:
+    def finish(self, entries: tuple[TensorEntry, ...]) -> Written:
         """Close the file."""
+        del entries
         try:
             self._writer.close()
         except FormatError as error:

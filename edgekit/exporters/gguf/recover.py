@@ -23,7 +23,7 @@ from edgekit.formats.gguf import GgufFile
 from edgekit.formats.gguf_writer import TensorHeader
 from edgekit.lazy import require
 from edgekit.quantize.model import EncodedTensor, FloatTensor, ModelTensor
-from edgekit.quantize.row_blocks import row_blocks
+from edgekit.tensors import row_blocks
 
 
 def recover_tensors(artifact: Artifact, path: Path) -> Iterator[ModelTensor]:

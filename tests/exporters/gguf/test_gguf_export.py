@@ -100,7 +100,7 @@ def test_weights_may_come_in_any_order_and_by_rows(llama, tmp_path, n_rows):
             sink.put(tensor.rows(part), first)
         else:
             sink.put(replace(tensor, values=tensor.values[part]), first)
-    sink.finish()
+    sink.finish(model.entries)
     wanted = (artifact.path / "model.gguf").read_bytes()
     assert (tmp_path / "model.gguf").read_bytes() == wanted
 
@@ -118,7 +118,7 @@ def test_a_tensor_that_was_not_planned_is_refused(llama, tmp_path):
     with pytest.raises(ExportError, match="wanted what the model's entries say"):
         sink.put(gate, 2)
     with pytest.raises(ExportError, match="the model is not what its entries say"):
-        sink.finish()
+        sink.finish(model.entries)
     assert not (tmp_path / "model.gguf").exists()
 
 
