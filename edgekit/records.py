@@ -487,7 +487,10 @@ class StockCheck:
 
 @dataclass(frozen=True, slots=True)
 class VerifyRecord:
-    """What was found about one artifact; a check that was not asked for is None."""
+    """What was found about one artifact; a check that was not asked for is None.
+
+    ``not_run`` says why the artifact was not run although that was asked for; empty otherwise.
+    """
 
     artifact: str
     format: str
@@ -496,6 +499,7 @@ class VerifyRecord:
     logits: LogitsCheck | None = None
     run: RunCheck | None = None
     stock: StockCheck | None = None
+    not_run: str = ""
 
     @property
     def is_met(self) -> bool:

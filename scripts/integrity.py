@@ -32,7 +32,8 @@ from edgekit.pipeline.claims import recover_entries, refuse_false_claims
 DOC: Final = Path(__file__).resolve().parent.parent / "docs" / "integrity.md"
 SEED: Final = 9
 N_FLIPS: Final = 500
-ALL: Final = tuple(Format)
+# Each is also loaded; the engine of GGUF is an optional package.
+ALL: Final = (Format.ONNX, Format.MLX, Format.COREML)
 ZEROS: Final = "0" * 64
 
 
@@ -392,7 +393,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         # The record of hashes is this script's own.
         os.environ["EDGEKIT_HOME"] = str(Path(place) / "home")
-        artifacts = edgekit.export(model, "all", "int4", Path(place) / "artifacts")
+        artifacts = edgekit.export(model, ALL, "int4", Path(place) / "artifacts")
         DOC.write_text(make_text(artifacts), encoding="utf-8")
 
 

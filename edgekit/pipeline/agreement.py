@@ -95,6 +95,7 @@ FLOAT_CHECKS: Final[Mapping[Format, FloatCheck]] = {
     Format.ONNX: FloatCheck("onnxruntime", {"activation": "fp32"}),
     Format.MLX: FloatCheck("mlx", {"activation": "fp32"}),
     Format.COREML: FloatCheck("mil", {"arithmetic": "fp32"}),
+    Format.GGUF: FloatCheck("llama_cpp", {"activation": "fp32"}),
 }
 _MLX_TYPES: Final = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 

@@ -78,6 +78,7 @@ class DemoSize:
 
 
 FULL: Final = DemoSize(100, DOCUMENTS_PER_SUITE, MAX_DOCUMENT_TOKENS, 4, 192, DEFAULT_WORKLOAD, 2)
+_FORMATS: Final = (Format.ONNX, Format.MLX, Format.COREML)
 SHORT: Final = DemoSize(12, 2, 320, 2, 32, Workload(64, 16, 3, 1), 10)
 
 
@@ -110,7 +111,7 @@ def run_demo(
     small = [
         artifact
         for scheme in SCHEMES
-        for artifact in export(model, "all", scheme, folder, progress=progress)
+        for artifact in export(model, _FORMATS, scheme, folder, progress=progress)
     ]
     (big,) = export(model, Format.ONNX, FLOAT_SCHEME, folder, progress=progress)
     for note in dict.fromkeys(big.manifest.notes):
