@@ -2,14 +2,15 @@
 
     python scripts/quantization_study.py MODEL --out FOLDER --data DATA
 
-MODEL is a float checkpoint, such as scripts/real_model.py writes or models/pocket. DATA holds GSM8K's
-test set (gsm8k.test.jsonl) and HumanEval (HumanEval.jsonl.gz); without it the model is compared on
-items of edgekit's own suites. Every row is a set of weights, dequantized, run through the same float
-forward on the same documents. FOLDER keeps what is computed once and the values of every token
-(npz); a row whose file is there is not made again. The page gets one table for each model.
+MODEL is a float checkpoint, such as scripts/real_model.py writes or models/pocket. DATA holds the
+test set of GSM8K (gsm8k.test.jsonl) and HumanEval (HumanEval.jsonl.gz); without it the model is
+compared on items of edgekit's own suites. Every row is a set of weights, dequantized, run through
+the same float forward on the same documents. FOLDER keeps what is computed once and the values of
+every token (npz); a row whose file is there is not made again. The page gets one table for each
+model.
 
-llama.cpp's rows need llama-cpp-python (its K-quants on padded rows: or xllamacpp), MLX's need mlx-lm,
-onnxruntime's need onnx_ir, and torch for HQQ. A row whose tool is missing says so.
+Rows of llama.cpp need llama-cpp-python (K-quants on padded rows: or xllamacpp), those of MLX need
+mlx-lm, those of onnxruntime need onnx_ir, and torch for HQQ. A row whose tool is missing says so.
 """
 
 from __future__ import annotations
@@ -17,13 +18,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fnmatch
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from edgekit.families import open_model
 from study import edgekit_rows, llama_rows, mlx_rows, onnx_rows, super_block_rows
 from study.measure import Reference, TokenValues, forward_logits
 from study.moments import Moments
@@ -31,6 +30,9 @@ from study.page import write_table
 from study.row import Model, NotInstalledError, Row
 from study.texts import calibration_documents, evaluation_documents
 from study.weights import read
+
+from edgekit.dtypes import F32Array
+from edgekit.families import open_model
 
 PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "quantization.md"
 
@@ -53,6 +55,8 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=10, help="of each kind")
     parser.add_argument("--tokens", type=int, default=256, help="most tokens of a document")
     parser.add_argument("--calibration-tokens", type=int, default=32768)
+    parser.add_argument("--again", action="store_true", help="make rows that are there anew")
+    parser.add_argument("--slow", action="store_true", help="rows that take hours, too")
     parser.add_argument("--list", action="store_true", help="name the rows and stop")
     arguments = parser.parse_args()
     rows = list(all_rows())
@@ -69,27 +73,36 @@ def main() -> None:
         )
         documents = [ids for found in kinds.values() for ids in found]
         calibration = calibration_documents(source, n_tokens=arguments.calibration_tokens)
-        moments = Moments(source, calibration, arguments.out / "moments")
+        moments = Moments(source, calibration, arguments.out)
         reference = Reference(source, documents, arguments.out)
         folder = arguments.out / f"rows-{reference.key}"
         folder.mkdir(exist_ok=True)
         model = Model(source, moments, arguments.out)
+        paths = {row.name: folder / _file_name(row, moments) for row in rows}
         missing: dict[str, str] = {}
         for row in rows:
-            path = folder / f"{row.name}.npz"
-            if fnmatch.fnmatchcase(row.name, arguments.only) and not path.is_file():
+            is_asked = fnmatch.fnmatchcase(row.name, arguments.only)
+            if paths[row.name].is_file() and not (is_asked and arguments.again):
+                continue
+            if row.is_slow and not (is_asked and arguments.slow):
+                missing[row.name] = "takes hours on a processor (--slow runs it)"
+            elif is_asked:
                 try:
                     values = make(row, model, reference)
                 except NotInstalledError as error:
                     missing[row.name] = str(error)
-                    print(f"{row.label}: not run: {error}", flush=True)
                     continue
-                values.save(path)
-                print(f"{row.label}: {values.kl_mean:.4f} in {values.about['seconds']} s of "
-                      f"processor time", flush=True)
-        found = [TokenValues.load(p) for r in rows if (p := folder / f"{r.name}.npz").is_file()]
+                values.save(paths[row.name])
+                seconds = values.about["seconds"]
+                print(f"{row.label}: KL {values.kl_mean:.4f}, made in {seconds} s", flush=True)
+        found = [TokenValues.load(path) for path in paths.values() if path.is_file()]
         n_of_kind = {kind: len(ids) for kind, ids in kinds.items()}
         write_table(PAGE, source.checkpoint.name, found, n_of_kind, moments.n_tokens, missing)
+
+
+def _file_name(row: Row, moments: Moments) -> str:
+    """Give the name of a row's values; that of a calibrated row says on which text."""
+    return f"{row.name}-{moments.key}.npz" if row.is_calibrated else f"{row.name}.npz"
 
 
 def make(row: Row, model: Model, reference: Reference) -> TokenValues:
@@ -103,7 +116,7 @@ def make(row: Row, model: Model, reference: Reference) -> TokenValues:
     seconds = time.process_time() - began
     spec, source = model.source.spec, model.source
 
-    def weights(name: str):  # noqa: ANN202
+    def weights(name: str) -> F32Array:
         kept = made.weights.tensors.get(name)
         return read(source, name) if kept is None else kept
 
@@ -120,4 +133,4 @@ def make(row: Row, model: Model, reference: Reference) -> TokenValues:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -113,11 +113,7 @@ def _version(package: str) -> str:
 
 def uses_more_bits(layer: int, n_layers: int) -> bool:
     """Tell whether llama.cpp gives a layer's v and down more bits: ends, and every third."""
-    return (
-        layer < n_layers // 8
-        or layer >= 7 * n_layers // 8
-        or (layer - n_layers // 8) % 3 == 2
-    )
+    return layer < n_layers // 8 or layer >= 7 * n_layers // 8 or (layer - n_layers // 8) % 3 == 2
 
 
 def kind_of(recipe: str, name: str, n_layers: int) -> str:

@@ -26,6 +26,7 @@ from study.texts import Document
 
 _N_RESAMPLES: Final = 2000
 _SEED: Final = 20260101
+_N_AT_ONCE: Final = 16  # tokens whose rows of the vocabulary stay in the processor's cache
 
 Logits = Callable[[Document], F32Array]
 """Token ids (T,) to the logits of every position, (T, V)."""
@@ -180,13 +181,17 @@ class Reference:
         kl, nll, is_same = [], [], []
         start = 0
         for ids in self.documents:
-            stop = start + len(ids) - 1
-            wanted = np.asarray(self._log_probs[start:stop], dtype=np.float64)
-            got = log_softmax(logits(ids)[:-1]).astype(np.float64)
-            kl.append((np.exp(wanted) * (wanted - got)).sum(axis=-1))
-            nll.append(-got[np.arange(len(got)), np.asarray(ids[1:])])
-            is_same.append(wanted.argmax(axis=-1) == got.argmax(axis=-1))
-            start = stop
+            found = logits(ids)
+            successors = np.asarray(ids[1:])
+            for first in range(0, len(successors), _N_AT_ONCE):
+                part = slice(first, min(first + _N_AT_ONCE, len(successors)))
+                rows = slice(start + part.start, start + part.stop)
+                wanted = np.asarray(self._log_probs[rows], dtype=np.float64)
+                got = log_softmax(found[part]).astype(np.float64)
+                kl.append((np.exp(wanted) * (wanted - got)).sum(axis=-1))
+                nll.append(-got[np.arange(len(got)), successors[part]])
+                is_same.append(wanted.argmax(axis=-1) == got.argmax(axis=-1))
+            start += len(successors)
         return TokenValues(
             np.maximum(np.concatenate(kl), 0.0),  # rounding pushes an exact zero a little below it
             np.concatenate(nll),

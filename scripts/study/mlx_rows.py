@@ -96,7 +96,8 @@ class GptqRow:
     @property
     def row(self) -> Row:
         """The row of the table."""
-        return Row(f"mlx-gptq-g{self.group}", f"mlx-lm GPTQ 4 bits g{self.group}", self._make)
+        name, label = f"mlx-gptq-g{self.group}", f"mlx-lm GPTQ 4 bits g{self.group}"
+        return Row(name, label, self._make, is_calibrated=True, is_slow=True)
 
     def _make(self, model: Model) -> Made:
         import mlx.core as mx

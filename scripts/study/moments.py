@@ -6,6 +6,7 @@ importance matrix; the whole is what GPTQ calls a Hessian.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -29,17 +30,21 @@ class Moments:
     Args:
         source: The float model.
         documents: The calibration text.
-        folder: Where the files lie.
+        folder: Where a folder of them lies.
 
     Attributes:
         documents: The calibration text.
         n_tokens: Its tokens.
+        key: A hash of model and text.
     """
 
     def __init__(self, source: SourceModel, documents: Sequence[Document], folder: Path) -> None:
         self._source = source
         self.documents = documents
-        self._folder = folder
+        digest = hashlib.sha256(repr([tuple(ids) for ids in documents]).encode())
+        digest.update(source.checkpoint.sha256().encode())
+        self.key: str = digest.hexdigest()[:8]
+        self._folder = folder / f"moments-{self.key}"
         self.n_tokens = sum(len(ids) for ids in documents)
 
     def of(self, name: str) -> F32Array:

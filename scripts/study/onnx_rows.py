@@ -32,7 +32,8 @@ def rows() -> Iterator[Row]:
         for block in (32, 128):
             yield NBitsRow(algorithm, block).row
     for algorithm in ("k-quant", "gptq"):
-        yield NBitsRow(algorithm, 32).row  # what the tool takes unless each node is named
+        # At 128, the tool cannot pack zero points of rows with an odd number of blocks.
+        yield NBitsRow(algorithm, 32).row
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,8 @@ class NBitsRow:
             "gptq": "GPTQ",
         }[self.algorithm]
         name = f"ort-{self.algorithm}-g{self.block}"
-        return Row(name, f"onnxruntime {words} g{self.block}", self._make)
+        label = f"onnxruntime {words} g{self.block}"
+        return Row(name, label, self._make, is_calibrated=self.algorithm == "gptq")
 
     def _make(self, model: Model) -> Made:
         quantizer = _import_tool()
@@ -62,8 +64,7 @@ class NBitsRow:
         for layer in range(model.source.spec.n_layers):
             graph = _layer_graph(model, layer)
             config = self._config(quantizer, model, layer)
-            options = {"algo_config": config}
-            tool = quantizer.MatMulNBitsQuantizer(graph, **options)
+            tool = quantizer.MatMulNBitsQuantizer(graph, block_size=self.block, algo_config=config)
             # The tool prints a progress bar.
             with contextlib.redirect_stdout(io.StringIO()):
                 tool.process()
@@ -184,5 +185,5 @@ def _import_tool() -> Any:
         from onnxruntime.quantization import matmul_nbits_quantizer
     except ImportError as error:
         raise NotInstalledError(f"onnxruntime's MatMulNBitsQuantizer: {error}") from error
-    logging.getLogger(matmul_nbits_quantizer.__name__).setLevel(logging.ERROR)
+    logging.disable(logging.INFO)  # a line for each matrix
     return matmul_nbits_quantizer

@@ -15,6 +15,7 @@ from study.measure import Logits
 from study.moments import Moments
 from study.weights import Weights, end_names
 
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
     """What rows are made from: the float model, its calibration, a folder for their files."""
@@ -47,11 +48,15 @@ class Row:
         name: Short, unique, stable: the name of its file.
         label: As the table says it.
         make: Makes the weights.
+        is_calibrated: Whether the calibration text matters.
+        is_slow: Whether that takes hours on a small machine; such rows run only when asked for.
     """
 
     name: str
     label: str
     make: Callable[[Model], Made]
+    is_calibrated: bool = False
+    is_slow: bool = False
 
 
 class NotInstalledError(Exception):

@@ -37,6 +37,7 @@ class SuperBlockRow:
             f"padded-{self.recipe.lower()}{ending}",
             f"ggml {self.recipe}{words}, rows padded",
             self._make,
+            is_calibrated=self.has_importance,
         )
 
     def _make(self, model: Model) -> Made:
