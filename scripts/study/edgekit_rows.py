@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgekit.quantize.methods import Method
-from edgekit.quantize.model import QuantizedTensor
+from edgekit.quantize.model import EncodedTensor
 from edgekit.quantize.store import quantize_model
 from edgekit.scheme import Scheme
 from study.row import Made, Model, Row, ends_int8
@@ -65,9 +65,9 @@ class EdgekitRow:
                 tensors, n_bytes = {}, {}
                 for entry in stored.entries:
                     tensor = stored.get(entry.name)
-                    if isinstance(tensor, QuantizedTensor):
+                    if isinstance(tensor, EncodedTensor):
                         tensors[entry.name] = tensor.dequantize()
-                        n_bytes[entry.name] = float(tensor.scheme.bytes_of(*tensor.shape))
+                        n_bytes[entry.name] = float(tensor.encoding.bytes_of(*tensor.shape))
                     else:
                         tensors[entry.name] = np.asarray(tensor.values, np.float32)
                 return Made(Weights(tensors, n_bytes), "edgekit")

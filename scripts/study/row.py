@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.encoding import Encoding
 from edgekit.families.base import SourceModel
-from edgekit.quantize.model import QuantizedTensor
+from edgekit.quantize.model import EncodedTensor
 from edgekit.quantize.plan import TensorPlan
 from edgekit.quantize.row_blocks import quantize_tensor
-from edgekit.scheme import Scheme
 from study.measure import Logits
 from study.moments import Moments
 from study.weights import Weights, end_names
@@ -65,11 +65,11 @@ class NotInstalledError(Exception):
 
 def ends_int8(model: Model) -> Weights:
     """Give the embedding and the head in int8, blocks of 32: the same for all that have no file."""
-    scheme = Scheme.parse("int8")
+    encoding = Encoding.parse("int8")
     tensors, n_bytes = {}, {}
     for name in end_names(model.source.spec):
         tensor = model.source.tensor(name)
-        made = quantize_tensor(tensor, TensorPlan(name, tensor.info.shape, scheme, ""))
-        tensors[name] = made.dequantize() if isinstance(made, QuantizedTensor) else made.values
-        n_bytes[name] = float(scheme.bytes_of(*tensor.info.shape))
+        made = quantize_tensor(tensor, TensorPlan(name, tensor.info.shape, encoding, ""))
+        tensors[name] = made.dequantize() if isinstance(made, EncodedTensor) else made.values
+        n_bytes[name] = float(encoding.bytes_of(*tensor.info.shape))
     return Weights(tensors, n_bytes)
