@@ -56,7 +56,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256, help="most tokens of a document")
     parser.add_argument("--calibration-tokens", type=int, default=32768)
     parser.add_argument("--again", action="store_true", help="make rows that are there anew")
-    parser.add_argument("--slow", action="store_true", help="rows that take hours, too")
     parser.add_argument("--list", action="store_true", help="name the rows and stop")
     arguments = parser.parse_args()
     rows = list(all_rows())
@@ -84,9 +83,7 @@ def main() -> None:
             is_asked = fnmatch.fnmatchcase(row.name, arguments.only)
             if paths[row.name].is_file() and not (is_asked and arguments.again):
                 continue
-            if row.is_slow and not (is_asked and arguments.slow):
-                missing[row.name] = "takes hours on a processor (--slow runs it)"
-            elif is_asked:
+            if is_asked:
                 try:
                     values = make(row, model, reference)
                 except NotInstalledError as error:

@@ -1,7 +1,8 @@
-"""Claims about the study of scripts/quantization_study.py: what is pure arithmetic in it."""
+"""Claims about the study of quantization and its scripts: what is pure arithmetic in them."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -295,6 +296,64 @@ def test_a_float_gguf_file_holds_the_model(source, tmp_path):
     for name, values, n_bytes in read_gguf(source.spec, path):
         np.testing.assert_array_equal(values, source.tensor(name).read())
         assert n_bytes == values.size * (4 if values.ndim == 1 else 2)
+
+
+# --- The real model, dithered --------------------------------------------------------------------
+
+
+def test_dithered_weights_round_to_the_codes_they_came_from():
+    from real_model import _dither, _steps_of_q4_1
+
+    rng = np.random.default_rng(2)
+    kind = gguf.GGMLQuantizationType.Q4_1
+    blocks = gguf.quants.quantize(rng.standard_normal((6, 64)).astype(np.float32), kind)
+    values = gguf.quants.dequantize(blocks, kind)
+    steps = _steps_of_q4_1(blocks)
+    assert steps.shape == (12, 1)
+    moved = _dither(values, steps, np.random.default_rng(3))
+    shares = (moved - values).reshape(-1, 32) / steps
+    assert np.abs(shares).max() <= 0.5 + 1e-5
+    assert np.abs(shares).mean() == pytest.approx(0.25, abs=0.03)
+    assert len(np.unique(moved.reshape(-1, 32)[0])) == 32
+
+
+# --- Export speed --------------------------------------------------------------------------------
+
+
+def test_a_table_of_exports_gives_medians_and_the_range_of_times():
+    from export_speed import Sample, table
+
+    samples = [
+        Sample("tiny", "edgekit onnx", seconds, 2_000_000, 3_000_000, 4_000_000, 1_000_000)
+        for seconds in (1.0, 3.0, 2.0)
+    ]
+    assert table(samples)[2] == "| tiny | edgekit onnx | 2.0 (1.0 to 3.0) | 2 | 3 | 4 | 1 |"
+
+
+def test_an_export_is_measured_in_a_process_of_its_own(tmp_path):
+    from export_speed import ExportFailedError, Tool, measure
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(bytes(1000))
+    writes = """
+import pathlib, sys, time
+held = bytearray(50_000_000)
+for i in range(0, len(held), 4096):
+    held[i] = 1
+time.sleep(0.2)
+pathlib.Path(sys.argv[2], "a").write_bytes(bytes(500))
+"""
+
+    def command(code):
+        return lambda model, out: [sys.executable, "-c", code, str(model), str(out)]
+
+    sample = measure(Tool("writer", (), command(writes)), "model", tmp_path)
+    assert (sample.shape, sample.what, sample.size_bytes) == ("model", "writer", 500)
+    assert 50_000_000 < sample.private_bytes < sample.resident_bytes < 200_000_000
+    assert sample.wall_s > 0.2
+    with pytest.raises(ExportFailedError, match=r"writer of model: exit status 3, no space"):
+        fails = "import sys; print('no space'); sys.exit(3)"
+        measure(Tool("writer", (), command(fails)), "model", tmp_path)
 
 
 # --- The page ------------------------------------------------------------------------------------

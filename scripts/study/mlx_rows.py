@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 
@@ -16,8 +20,7 @@ from study.weights import Weights, join, linear_names, read
 
 if TYPE_CHECKING:
     import mlx.core as mx
-
-_GPTQ_TOKENS = 512
+    import mlx.nn as nn
 
 
 def rows() -> Iterator[Row]:
@@ -89,7 +92,11 @@ def _tool() -> str:
 
 @dataclass(frozen=True, slots=True)
 class GptqRow:
-    """mlx-lm's GPTQ as published, on the study's calibration text."""
+    """mlx-lm's GPTQ, with the Hessians of the study's calibration text.
+
+    mlx-lm computes them by running the model, which takes hours on a processor. Here it gets those
+    that the study has anyway; all that follows is its own code.
+    """
 
     group: int
 
@@ -97,35 +104,63 @@ class GptqRow:
     def row(self) -> Row:
         """The row of the table."""
         name, label = f"mlx-gptq-g{self.group}", f"mlx-lm GPTQ 4 bits g{self.group}"
-        return Row(name, label, self._make, is_calibrated=True, is_slow=True)
+        return Row(name, label, self._make, is_calibrated=True)
 
     def _make(self, model: Model) -> Made:
         import mlx.core as mx
 
         gptq, load = _import_gptq()
-        checkpoint = model.source.checkpoint
-        mlx_model, *_ = load(checkpoint.origin)
-        mlx_model.set_dtype(mx.float32)  # its CPU kernels add up bfloat16 in bfloat16
-        documents = [ids[:_GPTQ_TOKENS] for ids in model.moments.documents]
-        whole = [ids for ids in documents if len(ids) == _GPTQ_TOKENS]
-        quantized, _ = gptq(mlx_model, mx.array(whole), 4, self.group, 8, 32, batch_size=4)
+        mx.disable_compile()  # on a processor, each compiled function is a run of a C++ compiler
+        names = {
+            model.source.tensor(name).stored.info.name.removesuffix(".weight"): name
+            for name in linear_names(model.source.spec)
+        }
+        mlx_model, *_ = load(model.source.checkpoint.origin)
+        mlx_model.set_dtype(mx.float32)
+        moments = {
+            id(module): partial(model.moments.of, names[theirs])
+            for theirs, module in mlx_model.named_modules()
+            if theirs in names
+        }
+        catcher = partial(_prepare, moments, model.moments.n_tokens)
+        # It draws a progress bar.
+        silent = contextlib.redirect_stderr(io.StringIO())
+        with mock.patch.object(gptq, "Catcher", catcher), silent:
+            quantized, _ = gptq.gptq_quantize(mlx_model, [], 4, self.group, 8, 32)
         modules = dict(quantized.named_modules())
         tensors, n_bytes = {}, {}
-        for name in linear_names(model.source.spec):
-            theirs = model.source.tensor(name).stored.info.name.removesuffix(".weight")
+        for theirs, name in names.items():
             module = modules[theirs]
-            tensors[name] = _floats(
-                (module.weight, module.scales, module.biases), self.group, module.bits
-            )
+            stored = (module.weight, module.scales, module.biases)
+            tensors[name] = _floats(stored, self.group, module.bits)
             # Scales and biases are float32 here and 16 bits in a file.
             n_bytes[name] = float(module.weight.nbytes + 4 * module.scales.size)
         return Made(join((ends_int8(model), Weights(tensors, n_bytes))), _tool())
 
 
-def _import_gptq() -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _prepare(
+    moments: Mapping[int, Callable[[], F32Array]], n_tokens: int, module: nn.Module
+) -> nn.Module:
+    """Give what mlx-lm's GPTQ holds a matrix in while it sums x x', with the sum set.
+
+    Args:
+        moments: ``id`` of a matrix to the mean of x x' over tokens.
+        n_tokens: Tokens of the mean.
+        module: The matrix.
+    """
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    holder = nn.Module()
+    holder.module = module
+    holder.H = mx.array(moments[id(module)]() * np.float32(n_tokens))
+    return holder
+
+
+def _import_gptq() -> tuple[Any, Any]:
     try:
         from mlx_lm import load
-        from mlx_lm.quant.gptq import gptq_quantize
+        from mlx_lm.quant import gptq
     except ImportError as error:
         raise NotInstalledError(f"mlx-lm's GPTQ cannot be imported: {error}") from error
-    return gptq_quantize, load
+    return gptq, load

@@ -49,14 +49,12 @@ class Row:
         label: As the table says it.
         make: Makes the weights.
         is_calibrated: Whether the calibration text matters.
-        is_slow: Whether that takes hours on a small machine; such rows run only when asked for.
     """
 
     name: str
     label: str
     make: Callable[[Model], Made]
     is_calibrated: bool = False
-    is_slow: bool = False
 
 
 class NotInstalledError(Exception):
