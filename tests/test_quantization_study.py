@@ -108,7 +108,7 @@ def test_padding_adds_zero_columns_to_the_next_multiple():
 
 
 def test_types_of_a_file_of_thirty_layers_are_llama_cpps():
-    """Read out of a Q4_K_M and a Q4_K_S file that llama-cpp-python 0.3.36 wrote (32 layers)."""
+    """As in the files that llama-cpp-python 0.3.36 writes: v and down of 30 layers, v of 6."""
     from study.ggml import kind_of, uses_more_bits
 
     more = [i for i in range(30) if uses_more_bits(i, 30)]
