@@ -80,43 +80,20 @@ class Forward:
         self, layer: int, residual: FloatArray, cache: LayerCache, n_past: int, *, is_long: bool
     ) -> FloatArray:
         """Run T tokens through one layer, (T, C) to (T, C), and extend its cache."""
-        spec, at = self._spec, f"layers.{layer}."
-        inner = self._maybe_norm(residual, at + "attn_norm")
-        output = self._attend(layer, inner, cache, n_past, is_long)
-        output = self._maybe_norm(output, at + "attn_post_norm")
-        residual = residual + self._scaled(output, spec.residual_scale)
-        inner = self._maybe_norm(residual, at + "ffn_norm")
-        output = self._maybe_norm(self._feed_forward(inner, at), at + "ffn_post_norm")
-        return residual + self._scaled(output, spec.residual_scale)
+        inner = self.attention_input(layer, residual)
+        mixed = self.mix(layer, inner, cache, n_past, is_long=is_long)
+        residual = self.add_attention(layer, residual, mixed)
+        gated = self.gate(layer, self.feed_forward_input(layer, residual))
+        return self.add_feed_forward(layer, residual, gated)
 
-    def finish(self, residual: FloatArray) -> FloatArray:
-        """Norm what the last layer gives, (T, C)."""
-        return self._norm(residual, "final_norm")
+    def attention_input(self, layer: int, residual: FloatArray) -> FloatArray:
+        """Give what q, k and v read, (T, C)."""
+        return self._maybe_norm(residual, f"layers.{layer}.attn_norm")
 
-    def head(self, finished: FloatArray) -> FloatArray:
-        """Give the logits of finished states, (T, C) to (T, V)."""
-        name = "embed" if self._spec.is_tied else "lm_head"
-        logits = self._scaled(self._matmul(finished, name), self._spec.logits_scale)
-        return self._capped(logits, self._spec.logits_softcap)
-
-    def is_long(self, n_total: int) -> bool:
-        """Say whether LongRoPE's long angles hold for a call of that many positions."""
-        scalings = (rope.scaling for rope in self._spec.ropes)
-        return any(
-            isinstance(s, LongRopeScaling) and n_total > s.original_context_length for s in scalings
-        )
-
-    def _feed_forward(self, inner: FloatArray, at: str) -> FloatArray:
-        activate: Callable[[FloatArray], FloatArray] = (
-            _silu if self._spec.activation is Activation.SILU else _gelu_tanh
-        )
-        gated = activate(self._linear(inner, at + "gate")) * self._linear(inner, at + "up")
-        return self._linear(gated, at + "down")
-
-    def _attend(
-        self, layer: int, inner: FloatArray, cache: LayerCache, n_past: int, is_long: bool
+    def mix(
+        self, layer: int, inner: FloatArray, cache: LayerCache, n_past: int, *, is_long: bool
     ) -> FloatArray:
-        """Attend from T new positions to all the cache holds; (T, C) to (T, C)."""
+        """Attend from T new positions to all the cache holds; give what o reads, (T, H * D)."""
         spec, at, attention = self._spec, f"layers.{layer}.", self._spec.attention(layer)
         n_tokens, n_total = len(inner), n_past + len(inner)
         queries = self._heads(self._normed_linear(inner, at + "q"), spec.n_heads)  # (H, T, D)
@@ -140,8 +117,48 @@ class Forward:
         capped = self._capped(scores, spec.scores_softcap)
         scores = np.where(_is_seen(n_past, n_total, attention.window), capped, -np.inf)
         mixed = _softmax(scores) @ values[:, None]  # (K, H // K, T, D)
-        joined = mixed.reshape(spec.n_heads, n_tokens, -1).swapaxes(0, 1).reshape(n_tokens, -1)
-        return self._linear(joined, at + "o")
+        return mixed.reshape(spec.n_heads, n_tokens, -1).swapaxes(0, 1).reshape(n_tokens, -1)
+
+    def add_attention(self, layer: int, residual: FloatArray, mixed: FloatArray) -> FloatArray:
+        """Add what o makes of the attention's mix, (T, C)."""
+        at = f"layers.{layer}."
+        output = self._maybe_norm(self._linear(mixed, at + "o"), at + "attn_post_norm")
+        return residual + self._scaled(output, self._spec.residual_scale)
+
+    def feed_forward_input(self, layer: int, residual: FloatArray) -> FloatArray:
+        """Give what gate and up read, (T, C)."""
+        return self._maybe_norm(residual, f"layers.{layer}.ffn_norm")
+
+    def gate(self, layer: int, inner: FloatArray) -> FloatArray:
+        """Give what down reads: the product of up with the activated gate, (T, F)."""
+        activate: Callable[[FloatArray], FloatArray] = (
+            _silu if self._spec.activation is Activation.SILU else _gelu_tanh
+        )
+        at = f"layers.{layer}."
+        return activate(self._linear(inner, at + "gate")) * self._linear(inner, at + "up")
+
+    def add_feed_forward(self, layer: int, residual: FloatArray, gated: FloatArray) -> FloatArray:
+        """Add what down makes of its input, (T, C)."""
+        at = f"layers.{layer}."
+        output = self._maybe_norm(self._linear(gated, at + "down"), at + "ffn_post_norm")
+        return residual + self._scaled(output, self._spec.residual_scale)
+
+    def finish(self, residual: FloatArray) -> FloatArray:
+        """Norm what the last layer gives, (T, C)."""
+        return self._norm(residual, "final_norm")
+
+    def head(self, finished: FloatArray) -> FloatArray:
+        """Give the logits of finished states, (T, C) to (T, V)."""
+        name = "embed" if self._spec.is_tied else "lm_head"
+        logits = self._scaled(self._matmul(finished, name), self._spec.logits_scale)
+        return self._capped(logits, self._spec.logits_softcap)
+
+    def is_long(self, n_total: int) -> bool:
+        """Say whether LongRoPE's long angles hold for a call of that many positions."""
+        scalings = (rope.scaling for rope in self._spec.ropes)
+        return any(
+            isinstance(s, LongRopeScaling) and n_total > s.original_context_length for s in scalings
+        )
 
     def _normed_linear(self, inner: FloatArray, name: str) -> FloatArray:
         """Project to queries or keys and norm them if before rope, (T, C) to (T, heads * D)."""
