@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -16,15 +17,22 @@ from edgekit.scheme import Scheme
 from study.row import Made, Model, Row, ends_int8
 from study.weights import Weights
 
+_SCHEMES: Final = ("int4-g32", "int4-g64", "int4-g128", "uint4-g32", "uint4-g64", "uint4-g128")
+
 
 def rows() -> Iterator[Row]:
     """Give the rows of edgekit."""
     yield Row("ends-int8", "embedding int8, all else float", _ends)
-    yield EdgekitRow("int8", "search", fold=True).row
-    for fold in (False, True):
-        for scheme in ("int4-g32", "int4-g64", "int4-g128"):
-            for method in ("rtn", "search"):
-                yield EdgekitRow(scheme, method, fold).row
+    yield EdgekitRow("int8", "search").row
+    for scheme in ("int4-g32", "int4-g128"):
+        for method in ("rtn", "search"):
+            yield EdgekitRow(scheme, method, fold=False).row
+    for method in ("importance", "gptq"):
+        yield EdgekitRow("int4-g32", method, fold=False).row
+    for method in ("search", "importance", "gptq"):
+        for scheme in _SCHEMES:
+            yield EdgekitRow(scheme, method).row
+    yield EdgekitRow("uint4-g128", "auto").row
 
 
 def _ends(model: Model) -> Made:
@@ -43,22 +51,25 @@ class EdgekitRow:
 
     scheme: str
     method: str
-    fold: bool
+    fold: bool = True
 
     @property
     def row(self) -> Row:
         """The row of the table."""
-        ending = "" if self.fold else "-nofold"
-        words = f"edgekit {self.scheme} {self.method}{', fold' if self.fold else ''}"
-        return Row(f"edgekit-{self.scheme}-{self.method}{ending}", words, self._make)
+        words, name = f"edgekit {self.scheme} {self.method}", f"edgekit-{self.scheme}-{self.method}"
+        if not self.fold:
+            name, words = f"{name}-nofold", f"{words}, no fold"
+        return Row(name, words, self._make, is_calibrated=Method(self.method).reads_text)
 
     def _make(self, model: Model) -> Made:
+        method = Method(self.method)
         with tempfile.TemporaryDirectory(dir=model.folder) as folder:
             stored = quantize_model(
                 model.source,
                 Scheme.parse(self.scheme),
                 folder,
-                method=Method(self.method),
+                method=method,
+                text=model.moments.documents if method.reads_text else None,
                 fold=self.fold,
             )
             with closing(stored):
