@@ -1,18 +1,17 @@
-"""Rows of edgekit: what `edgekit export` writes, read back from its store."""
+"""Rows of edgekit: the weights that `edgekit export` puts into every format."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
+from edgekit.quantize.encoded_model import quantize_model
 from edgekit.quantize.methods import Method
 from edgekit.quantize.model import EncodedTensor
-from edgekit.quantize.store import quantize_model
 from edgekit.scheme import Scheme
 from study.row import Made, Model, Row, ends_int8
 from study.weights import Weights
@@ -64,7 +63,7 @@ class EdgekitRow:
     def _make(self, model: Model) -> Made:
         method = Method(self.method)
         with tempfile.TemporaryDirectory(dir=model.folder) as folder:
-            stored = quantize_model(
+            encoded = quantize_model(
                 model.source,
                 Scheme.parse(self.scheme),
                 folder,
@@ -72,13 +71,12 @@ class EdgekitRow:
                 text=model.moments.documents if method.reads_text else None,
                 fold=self.fold,
             )
-            with closing(stored):
-                tensors, n_bytes = {}, {}
-                for entry in stored.entries:
-                    tensor = stored.get(entry.name)
-                    if isinstance(tensor, EncodedTensor):
-                        tensors[entry.name] = tensor.dequantize()
-                        n_bytes[entry.name] = float(tensor.encoding.bytes_of(*tensor.shape))
-                    else:
-                        tensors[entry.name] = np.asarray(tensor.values, np.float32)
-                return Made(Weights(tensors, n_bytes), "edgekit")
+            tensors, n_bytes = {}, {}
+            for entry in encoded.entries:
+                tensor = encoded.get(entry.name)
+                if isinstance(tensor, EncodedTensor):
+                    tensors[entry.name] = tensor.dequantize()
+                    n_bytes[entry.name] = float(tensor.encoding.bytes_of(*tensor.shape))
+                else:
+                    tensors[entry.name] = np.asarray(tensor.values, np.float32)
+            return Made(Weights(tensors, n_bytes), "edgekit")

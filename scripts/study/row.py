@@ -8,9 +8,9 @@ from pathlib import Path
 
 from edgekit.encoding import Encoding
 from edgekit.families.base import SourceModel
+from edgekit.quantize.encoded_model import encode_rows
 from edgekit.quantize.model import EncodedTensor
 from edgekit.quantize.plan import TensorPlan
-from edgekit.quantize.row_blocks import quantize_tensor
 from study.measure import Logits
 from study.moments import Moments
 from study.weights import Weights, end_names
@@ -67,7 +67,8 @@ def ends_int8(model: Model) -> Weights:
     tensors, n_bytes = {}, {}
     for name in end_names(model.source.spec):
         tensor = model.source.tensor(name)
-        made = quantize_tensor(tensor, TensorPlan(name, tensor.info.shape, encoding, ""))
+        plan = TensorPlan(name, tensor.info.shape, encoding, "")
+        made = encode_rows(tensor, plan, slice(0, plan.shape[0]))
         tensors[name] = made.dequantize() if isinstance(made, EncodedTensor) else made.values
         n_bytes[name] = float(encoding.bytes_of(*tensor.info.shape))
     return Weights(tensors, n_bytes)
