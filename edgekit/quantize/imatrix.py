@@ -173,4 +173,5 @@ def _mean_squares(where: str, entry: ImatrixEntry, n_cols: int) -> F64Array:
             wanted="at least 1",
             do="Make the file again with a longer text.",
         )
-    return entry.mean_squares[0]
+    means: F64Array = entry.mean_squares[0]
+    return means

@@ -80,14 +80,84 @@ class Forward:
         self, layer: int, residual: FloatArray, cache: LayerCache, n_past: int, *, is_long: bool
     ) -> FloatArray:
         """Run T tokens through one layer, (T, C) to (T, C), and extend its cache."""
-        spec, at = self._spec, f"layers.{layer}."
-        inner = self._maybe_norm(residual, at + "attn_norm")
-        output = self._attend(layer, inner, cache, n_past, is_long)
-        output = self._maybe_norm(output, at + "attn_post_norm")
-        residual = residual + self._scaled(output, spec.residual_scale)
-        inner = self._maybe_norm(residual, at + "ffn_norm")
-        output = self._maybe_norm(self._feed_forward(inner, at), at + "ffn_post_norm")
-        return residual + self._scaled(output, spec.residual_scale)
+        inner = self.attention_input(layer, residual)
+        mixed = self.mix(layer, inner, cache, n_past, is_long=is_long)
+        residual = self.add_attention(layer, residual, mixed)
+        gated = self.gate(layer, self.feed_forward_input(layer, residual))
+        return self.add_feed_forward(layer, residual, gated)
+
+    def attention_input(self, layer: int, residual: FloatArray) -> FloatArray:
+        """Give what q, k and v read, (T, C)."""
+        return self._maybe_norm(residual, f"layers.{layer}.attn_norm")
+
+    def mix(
+        self, layer: int, inner: FloatArray, cache: LayerCache, n_past: int, *, is_long: bool
+    ) -> FloatArray:
+        """Attend from T new positions to all the cache holds; give what o reads, (T, H * D)."""
+        n_total = n_past + len(inner)
+        positions = np.arange(n_past, n_total)
+        queries, keys, values = self._project(layer, inner, positions, is_long)
+        cache.keys[:, n_past:n_total], cache.values[:, n_past:n_total] = keys, values
+        return self._attend(layer, queries, cache, n_past)
+
+    def _project(
+        self, layer: int, inner: FloatArray, positions: NDArray[np.int64], is_long: bool
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Give queries (H, T, D), keys and values (K, T, D) of tokens at these positions, (T,)."""
+        spec, at, rope = self._spec, f"layers.{layer}.", self._spec.attention(layer).rope
+        queries = self._heads(self._normed_linear(inner, at + "q"), spec.n_heads)
+        keys = self._heads(self._normed_linear(inner, at + "k"), spec.n_kv_heads)
+        if rope is not None:
+            queries = self._rotate(queries, positions, rope, is_long)
+            keys = self._rotate(keys, positions, rope, is_long)
+        if spec.qk_norm is QkNorm.HEAD_AFTER_ROPE:
+            queries, keys = self._norm(queries, at + "q_norm"), self._norm(keys, at + "k_norm")
+        if spec.query_scaling is not None:
+            temperatures = attention_temperatures(spec.query_scaling, int(positions.max()) + 1)
+            factors: FloatArray = np.asarray(temperatures, dtype=self._dtype)
+            queries *= factors[positions, None]
+        return queries, keys, self._heads(self._linear(inner, at + "v"), spec.n_kv_heads)
+
+    def _attend(
+        self, layer: int, queries: FloatArray, cache: LayerCache, n_past: int
+    ) -> FloatArray:
+        """Mix the values of what the cache holds; queries (H, T, D) to (T, H * D)."""
+        spec, n_tokens = self._spec, queries.shape[1]
+        n_total = n_past + n_tokens
+        keys, values = cache.keys[:, :n_total], cache.values[:, :n_total]
+        # Query head h reads kv head h // (H / K): consecutive query heads share one.
+        grouped = queries.reshape(spec.n_kv_heads, -1, n_tokens, spec.head_width)
+        scores = grouped @ keys[:, None].swapaxes(-1, -2) * self._dtype(spec.score_scale)
+        capped = self._capped(scores, spec.scores_softcap)
+        window = spec.attention(layer).window
+        scores = np.where(_is_seen(n_past, n_total, window), capped, -np.inf)
+        mixed = _softmax(scores) @ values[:, None]  # (K, H // K, T, D)
+        heads: FloatArray = mixed.reshape(spec.n_heads, n_tokens, -1)
+        return heads.swapaxes(0, 1).reshape(n_tokens, -1)
+
+    def add_attention(self, layer: int, residual: FloatArray, mixed: FloatArray) -> FloatArray:
+        """Add what o makes of the attention's mix, (T, C)."""
+        at = f"layers.{layer}."
+        output = self._maybe_norm(self._linear(mixed, at + "o"), at + "attn_post_norm")
+        return residual + self._scaled(output, self._spec.residual_scale)
+
+    def feed_forward_input(self, layer: int, residual: FloatArray) -> FloatArray:
+        """Give what gate and up read, (T, C)."""
+        return self._maybe_norm(residual, f"layers.{layer}.ffn_norm")
+
+    def gate(self, layer: int, inner: FloatArray) -> FloatArray:
+        """Give what down reads: the product of up with the activated gate, (T, F)."""
+        activate: Callable[[FloatArray], FloatArray] = (
+            _silu if self._spec.activation is Activation.SILU else _gelu_tanh
+        )
+        at = f"layers.{layer}."
+        return activate(self._linear(inner, at + "gate")) * self._linear(inner, at + "up")
+
+    def add_feed_forward(self, layer: int, residual: FloatArray, gated: FloatArray) -> FloatArray:
+        """Add what down makes of its input, (T, C)."""
+        at = f"layers.{layer}."
+        output = self._maybe_norm(self._linear(gated, at + "down"), at + "ffn_post_norm")
+        return residual + self._scaled(output, self._spec.residual_scale)
 
     def finish(self, residual: FloatArray) -> FloatArray:
         """Norm what the last layer gives, (T, C)."""
@@ -106,43 +176,6 @@ class Forward:
             isinstance(s, LongRopeScaling) and n_total > s.original_context_length for s in scalings
         )
 
-    def _feed_forward(self, inner: FloatArray, at: str) -> FloatArray:
-        activate: Callable[[FloatArray], FloatArray] = (
-            _silu if self._spec.activation is Activation.SILU else _gelu_tanh
-        )
-        gated = activate(self._linear(inner, at + "gate")) * self._linear(inner, at + "up")
-        return self._linear(gated, at + "down")
-
-    def _attend(
-        self, layer: int, inner: FloatArray, cache: LayerCache, n_past: int, is_long: bool
-    ) -> FloatArray:
-        """Attend from T new positions to all the cache holds; (T, C) to (T, C)."""
-        spec, at, attention = self._spec, f"layers.{layer}.", self._spec.attention(layer)
-        n_tokens, n_total = len(inner), n_past + len(inner)
-        queries = self._heads(self._normed_linear(inner, at + "q"), spec.n_heads)  # (H, T, D)
-        keys = self._heads(self._normed_linear(inner, at + "k"), spec.n_kv_heads)
-        if attention.rope is not None:
-            queries = self._rotate(queries, n_past, attention.rope, is_long)
-            keys = self._rotate(keys, n_past, attention.rope, is_long)
-        if spec.qk_norm is QkNorm.HEAD_AFTER_ROPE:
-            queries, keys = self._norm(queries, at + "q_norm"), self._norm(keys, at + "k_norm")
-        if spec.query_scaling is not None:
-            temperatures = attention_temperatures(spec.query_scaling, n_total)
-            factors: FloatArray = np.asarray(temperatures, dtype=self._dtype)
-            queries *= factors[n_past:, None]
-        new = slice(n_past, n_total)
-        cache.keys[:, new] = keys
-        cache.values[:, new] = self._heads(self._linear(inner, at + "v"), spec.n_kv_heads)
-        keys, values = cache.keys[:, :n_total], cache.values[:, :n_total]
-        # Query head h reads kv head h // (H / K): consecutive query heads share one.
-        grouped = queries.reshape(spec.n_kv_heads, -1, n_tokens, spec.head_width)
-        scores = grouped @ keys[:, None].swapaxes(-1, -2) * self._dtype(spec.score_scale)
-        capped = self._capped(scores, spec.scores_softcap)
-        scores = np.where(_is_seen(n_past, n_total, attention.window), capped, -np.inf)
-        mixed = _softmax(scores) @ values[:, None]  # (K, H // K, T, D)
-        joined = mixed.reshape(spec.n_heads, n_tokens, -1).swapaxes(0, 1).reshape(n_tokens, -1)
-        return self._linear(joined, at + "o")
-
     def _normed_linear(self, inner: FloatArray, name: str) -> FloatArray:
         """Project to queries or keys and norm them if before rope, (T, C) to (T, heads * D)."""
         projected = self._linear(inner, name)
@@ -159,10 +192,11 @@ class Forward:
         """Split: (T, heads * D) to (heads, T, D)."""
         return projected.reshape(len(projected), n_heads, self._spec.head_width).swapaxes(0, 1)
 
-    def _rotate(self, heads: FloatArray, n_past: int, rope: RopeSpec, is_long: bool) -> FloatArray:
+    def _rotate(
+        self, heads: FloatArray, positions: NDArray[np.int64], rope: RopeSpec, is_long: bool
+    ) -> FloatArray:
         """Apply RoPE in the rotate-half form to the first channels; (heads, T, D)."""
-        part = slice(n_past, n_past + heads.shape[1])
-        cos, sin = (table[part] for table in self._rope(rope, is_long))
+        cos, sin = (table[positions] for table in self._rope(rope, is_long))
         half = cos.shape[1]
         first, second, rest = np.split(heads, [half, 2 * half], axis=-1)
         rotated = [first * cos - second * sin, second * cos + first * sin, rest]
