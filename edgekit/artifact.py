@@ -16,16 +16,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from edgekit.encoding import Encoding
 from edgekit.errors import ArtifactError, FormatError, UsageError
 from edgekit.file_hashes import hash_file, hash_files
 from edgekit.files import file_kind, read_inside
 from edgekit.model_files import TEMPLATES_FOLDER, TEXT_NAMES
-from edgekit.scheme import Scheme
 from edgekit.strict_json import parse_object
 from edgekit.typed_values import from_plain
 
 MANIFEST_NAME: Final = "manifest.json"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 MAX_MANIFEST_BYTES: Final = 16 << 20
 OPTIMUM_GRAPH: Final = "optimum"
 """``settings["graph"]`` of an ONNX artifact whose graph optimum wrote; absent: edgekit's own."""
@@ -92,7 +92,7 @@ class TensorEntry:
 
     name: str
     shape: tuple[int, ...]
-    scheme: str
+    encoding: str
     reason: str
     sha256: str | None
     imported: str | None = None
@@ -226,9 +226,9 @@ class Artifact:
         return self.manifest.format
 
     @property
-    def scheme(self) -> Scheme:
-        """How the weights are stored."""
-        return Scheme.parse(self.manifest.scheme)
+    def is_quantized(self) -> bool:
+        """True when a matrix is stored as codes."""
+        return any(entry.sha256 is not None for entry in self.manifest.tensors)
 
     @property
     def name(self) -> str:
@@ -435,7 +435,12 @@ def _check_texts(data: Any) -> None:
 
 def _check_values(manifest: Manifest) -> None:
     """Refuse values that would break later code; a manifest is untrusted input."""
-    names = (manifest.model_name, manifest.model_type, *(t.name for t in manifest.tensors))
+    names = (
+        manifest.model_name,
+        manifest.model_type,
+        manifest.scheme,
+        *(t.name for t in manifest.tensors),
+    )
     wrong = [
         f"name {name[:40]!r} of {len(name)} characters"
         for name in names
@@ -457,8 +462,7 @@ def _check_values(manifest: Manifest) -> None:
     for tensor in manifest.tensors:
         if any(n < 0 for n in tensor.shape):
             wrong.append(f"tensors entry {tensor.name!r}: shape {tensor.shape}")
-        Scheme.parse(tensor.scheme)
-    Scheme.parse(manifest.scheme)
+        Encoding.parse(tensor.encoding)
     if wrong:
         raise ValueError(", ".join(wrong[:5]))
 

@@ -550,7 +550,7 @@ def measure_answers(path: Path) -> list[dict[str, str]]:
             *edgekit.export(path, "all", "int8", out),
         ]
         for artifact in artifacts:
-            name = f"{artifact.format.value} {artifact.scheme}"
+            name = f"{artifact.format.value} {artifact.manifest.scheme}"
             with edgekit.load(artifact) as session:
                 for question in QUESTIONS:
                     messages = [{"role": "user", "content": question}]

@@ -23,6 +23,7 @@ from edgekit.exporters import open_exporter
 from edgekit.families import open_model
 from edgekit.pipeline.agreement import open_float_decoder
 from edgekit.pipeline.export import export
+from edgekit.quantize.plan import plan_tensors
 from edgekit.scheme import Scheme
 from tests.builders import write_tiny_checkpoint
 from tests.golden.tokens import CHUNKS, N_TOKENS, ROWS, golden_ids
@@ -61,7 +62,9 @@ def compare(name: str, folder: Path) -> list[dict[str, Any]]:
     rows = []
     for form, scheme in SCHEMES.items():
         row: dict[str, Any] = {"member": name, "family": spec.model_type, "format": form.value}
-        decision = open_exporter(form).supports(spec, Scheme.parse(scheme))
+        plans = plan_tensors(spec, Scheme.parse(scheme))
+        encodings = {item.name: item.encoding for item in plans}
+        decision = open_exporter(form).supports(spec, encodings)
         if isinstance(decision, Rejected):
             row["refused"] = decision.reason
         else:

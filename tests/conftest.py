@@ -123,7 +123,7 @@ def moe_artifact(moe_model, optimum_environment, tmp_path_factory) -> Artifact:
 
 
 def _by_name(artifacts: Iterator[Artifact]) -> dict[str, Artifact]:
-    return {f"{a.format.value}-{a.scheme.kind}": a for a in artifacts}
+    return {f"{a.format.value}-{a.manifest.scheme.partition('-')[0]}": a for a in artifacts}
 
 
 @pytest.fixture

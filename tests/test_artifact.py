@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,6 @@ from hypothesis import strategies as st
 from edgekit import file_hashes
 from edgekit.artifact import MANIFEST_NAME, Artifact, Manifest
 from edgekit.errors import ArtifactError
-from edgekit.scheme import Scheme
 
 
 @pytest.fixture
@@ -39,7 +39,12 @@ def test_a_manifest_is_its_json_and_back(tiny_artifacts):
 def test_an_artifact_says_what_it_is(tiny_artifacts):
     artifact = tiny_artifacts["onnx-int4"]
     assert artifact.name == "tiny onnx int4-g32"
-    assert artifact.scheme == Scheme("int4", 32)
+    assert artifact.is_quantized
+    floats = replace(
+        artifact.manifest,
+        tensors=tuple(replace(t, sha256=None) for t in artifact.manifest.tensors),
+    )
+    assert not Artifact(artifact.path, floats).is_quantized
     on_disk = [p for p in artifact.path.rglob("*") if p.is_file() and p.name != MANIFEST_NAME]
     assert artifact.n_bytes == sum(path.stat().st_size for path in on_disk)
     artifact.check_files()
@@ -67,8 +72,8 @@ def test_a_folder_without_a_manifest_says_how_to_make_one(tmp_path):
 
 
 def test_a_manifest_of_a_later_version_is_refused_by_number(copy):
-    edit(copy, lambda data: data.update(schema_version=2))
-    with pytest.raises(ArtifactError, match=r"manifest version; got 2; wanted 1"):
+    edit(copy, lambda data: data.update(schema_version=3))
+    with pytest.raises(ArtifactError, match=r"manifest version; got 3; wanted 2"):
         Artifact.open(copy)
 
 
@@ -92,7 +97,7 @@ def test_a_file_outside_the_folder_is_refused(copy, path):
             "files[0].n_bytes: got str '9', wanted a whole number",
         ),
         (lambda d: d["files"][0].update(colour="red"), "files[0].colour: got an unknown key"),
-        (lambda d: d.update(scheme="int3"), "int3"),
+        (lambda d: d.update(scheme="int4\x1b[2J"), "name 'int4"),
         (lambda d: d.update(scheme=4), "scheme: got int 4"),
         (lambda d: d.update(decoder=[]), "decoder: got list []"),
         (lambda d: d.update(context_length=-1), "a count of -1"),
@@ -100,7 +105,7 @@ def test_a_file_outside_the_folder_is_refused(copy, path):
         (lambda d: d.update(source_sha256=None), "source_sha256: got null"),
         (lambda d: d["tensors"][0].update(shape=[1.5]), "tensors[0].shape[0]: got float 1.5"),
         (lambda d: d["tensors"][0].update(shape=7), "tensors[0].shape: got int 7, wanted a list"),
-        (lambda d: d["tensors"][0].update(scheme="fp9"), "fp9"),
+        (lambda d: d["tensors"][0].update(encoding="fp9"), "fp9"),
         (lambda d: d.update(format="gguf"), "format: got str 'gguf', wanted onnx | mlx | coreml"),
         (lambda d: d.pop("files"), "files: got nothing"),
         (lambda d: d.update(extra=1), "extra: got an unknown key"),

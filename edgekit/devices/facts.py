@@ -10,8 +10,8 @@ from math import prod
 from typing import Any, Final
 
 from edgekit.artifact import Artifact, Format, Manifest
+from edgekit.encoding import Encoding
 from edgekit.errors import ArtifactError
-from edgekit.scheme import Scheme
 
 KV_ELEMENT_BYTES: Final[dict[Format, int]] = {
     Format.ONNX: 4,  # fp32 activations, so an fp32 cache
@@ -57,7 +57,7 @@ def facts_of(artifact: Artifact) -> ArtifactFacts:
     decoder = manifest.decoder
     try:
         weights = {entry.name: entry for entry in manifest.tensors}
-        stored = {name: _stored_bytes(entry.shape, entry.scheme) for name, entry in weights.items()}
+        stored = {name: _stored_bytes(e.shape, e.encoding) for name, e in weights.items()}
         is_tied = decoder["is_tied"]
         embed_rows, embed_width = weights["embed"].shape
         kv_elements = 2 * decoder["n_layers"] * decoder["n_kv_heads"] * decoder["head_width"]
@@ -84,9 +84,9 @@ def facts_of(artifact: Artifact) -> ArtifactFacts:
     )
 
 
-def _stored_bytes(shape: tuple[int, ...], scheme: str) -> int:
+def _stored_bytes(shape: tuple[int, ...], encoding: str) -> int:
     n_rows, n_cols = shape if len(shape) == 2 else (1, prod(shape))
-    return Scheme.parse(scheme).bytes_of(n_rows, n_cols)
+    return Encoding.parse(encoding).bytes_of(n_rows, n_cols)
 
 
 def _kv_width(manifest: Manifest) -> int:

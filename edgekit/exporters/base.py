@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 from edgekit.artifact import Artifact, Format
 from edgekit.decision import Decision
+from edgekit.encoding import Encoding
 from edgekit.exporters.context import ContextRange
 from edgekit.families.spec import DecoderSpec
 from edgekit.progress import Progress
 from edgekit.quantize.model import ModelOutline, ModelTensor, QuantizedModel
-from edgekit.scheme import Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,13 @@ class Exporter(Protocol):
 
     format: Format
 
-    def supports(self, spec: DecoderSpec, scheme: Scheme) -> Decision:
-        """Tell whether this format can hold the model, before any work."""
+    def supports(self, spec: DecoderSpec, encodings: Mapping[str, Encoding]) -> Decision:
+        """Tell whether this format can hold the model, before any work.
+
+        Args:
+            spec: The decoder.
+            encodings: How each canonical tensor is to be stored.
+        """
         ...
 
     def positions(self, spec: DecoderSpec) -> ContextRange:

@@ -25,7 +25,7 @@ from edgekit.exporters.base import Exporter, ExportOptions
 from edgekit.exporters.work_folder import EARLIER, PARTIAL_PREFIX, sweep, work_folder
 from edgekit.file_hashes import hash_file
 from edgekit.progress import Progress, ignore_progress
-from edgekit.quantize.model import QuantizedModel, combine_hashes
+from edgekit.quantize.model import QuantizedModel, combine_hashes, encodings_of
 from edgekit.units import format_bytes
 
 _NEW: Final = "new"
@@ -48,7 +48,7 @@ def write_artifact(
         ExportError: The format refuses the model, ``folder`` holds something that is not an
             artifact, or a file cannot be written. The folder is then as it was before.
     """
-    decision = exporter.supports(model.spec, model.scheme)
+    decision = exporter.supports(model.spec, encodings_of(model.entries))
     if isinstance(decision, Rejected):
         raise ExportError(
             f"{exporter.format.value} cannot hold {model.source.name} as {model.scheme}",

@@ -23,10 +23,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.dtypes import Bits, F32Array, U8Array
+from edgekit.dtypes import F32Array, U8Array
 from edgekit.errors import FormatError
 from edgekit.files import open_plain
-from edgekit.formats.packing import pack_codes, unpack_codes
+from edgekit.formats.packing import unpack_codes
 
 ALIGNMENT: Final = 64
 MAGIC: Final = 0xDEADBEEF
@@ -99,19 +99,19 @@ class BlobWriter:
             blob_type, values, lambda rows: np.ascontiguousarray(rows, dtype=dtype).view(np.uint8)
         )
 
-    def write_codes(self, codes: U8Array, bits: Bits) -> int:
-        """Append unsigned codes, zero point in the middle, as int4 or int8.
+    def write_codes(self, packed: U8Array, blob_type: BlobType) -> int:
+        """Append packed unsigned codes; as int4 and int8 with the zero point in the middle.
 
         Args:
-            codes: uint8, shape (N, M), values 0 .. 2**bits - 1; M even for 4 bits.
-            bits: 4 or 8.
+            packed: uint8, low bits first, of any shape in C order.
+            blob_type: INT4, INT8, UINT4 or UINT8.
 
         Returns:
             The offset of the record.
         """
         # Toggling the top bit turns a code into code - zero point in two's complement.
-        blob_type, sign = (BlobType.INT4, 0x88) if bits == 4 else (BlobType.INT8, 0x80)
-        return self._append(blob_type, codes, lambda rows: pack_codes(rows, bits) ^ np.uint8(sign))
+        sign = np.uint8({BlobType.INT4: 0x88, BlobType.INT8: 0x80}.get(blob_type, 0))
+        return self._append(blob_type, packed, lambda rows: rows ^ sign, packed.size)
 
     def write_fp16(self, values: F32Array) -> int:
         """Append floats as fp16; give the offset of the record.
@@ -142,14 +142,19 @@ class BlobWriter:
             self._stream.close()
 
     def _append(
-        self, blob_type: BlobType, values: NDArray[Any], encode: Callable[[Any], U8Array]
+        self,
+        blob_type: BlobType,
+        values: NDArray[Any],
+        encode: Callable[[Any], U8Array],
+        n_bytes: int | None = None,
     ) -> int:
         """Write a record and its data, some rows at a time, so that no copy is as large."""
         # Padding comes before a record and never after the last blob, as in coremltools.
         self._stream.write(bytes(-self._stream.tell() % ALIGNMENT))
         offset = self._stream.tell()
         data_offset = offset + _RECORD.size
-        n_bytes = _n_bytes(blob_type, values.size)
+        if n_bytes is None:
+            n_bytes = values.size * np.dtype(_NUMPY[blob_type]).itemsize
         self._stream.write(_RECORD.pack(MAGIC, blob_type, n_bytes, data_offset, 0, *(0,) * 4))
         rows = values.reshape(values.shape[0] if values.ndim else 1, -1)
         step = max(1, _BLOCK_VALUES // max(1, rows.shape[1]))
@@ -157,12 +162,6 @@ class BlobWriter:
             self._stream.write(np.ascontiguousarray(encode(rows[start : start + step])).data)
         self._n_blobs += 1
         return offset
-
-
-def _n_bytes(blob_type: BlobType, n_values: int) -> int:
-    if blob_type in _NIBBLES:
-        return (n_values + 1) // 2
-    return n_values * np.dtype(_NUMPY[blob_type]).itemsize
 
 
 def _exact_fp16(values: F32Array) -> U8Array:

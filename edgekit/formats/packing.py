@@ -35,6 +35,13 @@ def pack_codes(codes: U8Array, bits: Bits) -> U8Array:
     return packed
 
 
+def pack_rows(codes: U8Array, bits: Bits) -> U8Array:
+    """Pack as ``pack_codes`` does; a row that ends within a byte is filled with zeros."""
+    if bits == 4 and codes.shape[-1] % 2:
+        codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], 1), np.uint8)], axis=-1)
+    return pack_codes(codes, bits)
+
+
 def unpack_codes(packed: U8Array, bits: Bits) -> U8Array:
     """Undo ``pack_codes``: (N, B) bytes to (N, B * 8 // bits) codes."""
     if bits == 8:

@@ -21,6 +21,7 @@ from typing import Any, Final
 from edgekit.artifact import MANIFEST_NAME, OPTIMUM_GRAPH, Artifact, Format, Manifest
 from edgekit.checkpoint.assets import copy_assets, read_text
 from edgekit.checkpoint.base import Checkpoint
+from edgekit.encoding import FP16, FP32, Encoding
 from edgekit.errors import CheckpointError, ExportError, UsageError
 from edgekit.exporters.base import ExportOptions
 from edgekit.exporters.context import ContextRange
@@ -42,7 +43,6 @@ from edgekit.optimum.model import (
 from edgekit.paths import cache_dir
 from edgekit.progress import Progress
 from edgekit.quantize.model import Source
-from edgekit.scheme import FP16, FP32, Scheme
 from edgekit.text.view import TextView
 
 DEFAULT_CONTEXT: Final = 4096
@@ -53,7 +53,7 @@ _GRAPH: Final = "optimum's graph"
 _CHECK_TOKENS: Final = 192
 _CLI: Final = "optimum.commands.optimum_cli"
 # Largest logit error against transformers, as a multiple of the logits' standard deviation.
-_TOLERANCES: Final[Mapping[Scheme, float]] = {
+_TOLERANCES: Final[Mapping[Encoding, float]] = {
     FP32: 2e-4,  # float32 sums in another order, as pipeline/verify.py has it
     FP16: 5e-2,  # half the digits in weights, activations and cache
 }
@@ -88,17 +88,17 @@ class Comparison:
         return self.max_error / self.std if self.std else float("inf")
 
 
-def check_request(checkpoint: Checkpoint, scheme: Scheme, options: ExportOptions) -> None:
+def check_request(checkpoint: Checkpoint, dtype: Encoding, options: ExportOptions) -> None:
     """Refuse, before any work or download, what optimum cannot do.
 
     Raises:
         UsageError: The scheme, the context length or a quantized source.
         UnsupportedArchError: The model_type, or an encoding that its config cannot express.
     """
-    if scheme not in _TOLERANCES:
+    if dtype not in _TOLERANCES:
         raise UsageError(
             "--via optimum cannot write this scheme",
-            got=str(scheme),
+            got=str(dtype),
             wanted=" or ".join(map(str, _TOLERANCES)),
             do="optimum writes float weights; edgekit quantizes only graphs of its own, for "
             "families it knows (leave --via out).",
@@ -113,7 +113,7 @@ def write_optimum_artifact(
     checkpoint: Checkpoint,
     source: Source,
     environment: OptimumEnvironment,
-    scheme: Scheme,
+    dtype: Encoding,
     folder: Path,
     options: ExportOptions,
     progress: Progress,
@@ -126,7 +126,7 @@ def write_optimum_artifact(
             model, or a file cannot be written. The folder is then as it was before.
         CheckpointError: Weights that the model needs are not in the checkpoint.
     """
-    check_request(checkpoint, scheme, options)
+    check_request(checkpoint, dtype, options)
     n_parameters = sum(tensor.info.n_elements for tensor in checkpoint.tensors.values())
     # The tracer writes tensors one by one and then joins them.
     refuse_small_disk(
@@ -143,17 +143,26 @@ def write_optimum_artifact(
         notes = [text for text in (positions.reason, cut) if text]
         view = read_text(checkpoint, read_rows(config))
         with _log(checkpoint.name) as log:
-            _trace(environment, given, traced, scheme, log, progress)
+            _trace(environment, given, traced, dtype, log, progress)
             facts = read_facts(traced / GRAPH_NAME)
             progress("compare with the model", _N_STEPS - 1, _N_STEPS)
             n_tokens = min(_CHECK_TOKENS, n_positions)
             found = _compare(environment, given, traced, scratch, n_tokens, log)
-            _refuse_difference(found, scheme, checkpoint)
+            _refuse_difference(found, dtype, checkpoint)
         _move_graph(traced, staging)
         copy_assets(view, staging)
         checkpoint.refuse_changed(None)
         manifest = _manifest(
-            checkpoint, source, environment, scheme, facts, found, n_positions, notes, view, staging
+            checkpoint,
+            source,
+            environment,
+            dtype,
+            facts,
+            found,
+            n_positions,
+            notes,
+            view,
+            staging,
         )
         (staging / MANIFEST_NAME).write_bytes(manifest.to_json().encode("utf-8"))
     progress("done", _N_STEPS, _N_STEPS)
@@ -164,7 +173,7 @@ def _trace(
     environment: OptimumEnvironment,
     given: Path,
     traced: Path,
-    scheme: Scheme,
+    dtype: Encoding,
     log: Path,
     progress: Progress,
 ) -> None:
@@ -180,7 +189,7 @@ def _trace(
                 return
 
     arguments = ["export", "onnx", "--model", str(given), "--task", "text-generation-with-past"]
-    arguments += ["--dtype", str(scheme), "--device", "cpu", "--framework", "pt", str(traced)]
+    arguments += ["--dtype", str(dtype), "--device", "cpu", "--framework", "pt", str(traced)]
     code, lines = run_python(
         environment.python,
         _CLI,
@@ -190,7 +199,7 @@ def _trace(
         on_line=on_line,
     )
     if code or not (traced / GRAPH_NAME).is_file():
-        hint = "Try --scheme fp32, which it can for more architectures. " if scheme == FP16 else ""
+        hint = "Try --scheme fp32, which it can for more architectures. " if dtype == FP16 else ""
         killed = "; ended by the system, perhaps because memory ran out" if code < 0 else ""
         raise ExportError(
             f"optimum-cli export failed with exit code {code}{killed}",
@@ -237,15 +246,15 @@ def _compare(
     )
 
 
-def _refuse_difference(found: Comparison, scheme: Scheme, checkpoint: Checkpoint) -> None:
-    if not found.relative_error <= _TOLERANCES[scheme]:
+def _refuse_difference(found: Comparison, dtype: Encoding, checkpoint: Checkpoint) -> None:
+    if not found.relative_error <= _TOLERANCES[dtype]:
         raise ExportError(
             f"optimum's graph of {checkpoint.name} does not give the logits of the model",
             got=f"an error of {found.relative_error:.1e} standard deviations over "
             f"{found.n_tokens} tokens",
-            wanted=f"at most {_TOLERANCES[scheme]:.0e}",
+            wanted=f"at most {_TOLERANCES[dtype]:.0e}",
             do="Half precision moves this model too far; use --scheme fp32."
-            if scheme == FP16
+            if dtype == FP16
             else "The tracer lost a part of the model; it cannot be exported through optimum.",
         )
 
@@ -254,7 +263,7 @@ def _manifest(
     checkpoint: Checkpoint,
     source: Source,
     environment: OptimumEnvironment,
-    scheme: Scheme,
+    dtype: Encoding,
     facts: GraphFacts,
     found: Comparison,
     n_positions: int,
@@ -271,7 +280,7 @@ def _manifest(
         )
     return Manifest(
         format=Format.ONNX,
-        scheme=str(scheme),
+        scheme=str(dtype),
         model_name=source.name,
         model_type=model_type,
         source=source.origin,
@@ -294,7 +303,7 @@ def _manifest(
         },
         settings={
             "graph": OPTIMUM_GRAPH,
-            "activations": str(scheme),
+            "activations": str(dtype),
             "cache_type": facts.cache_type,
             "opset": facts.opset,
             "checked_against_transformers": {

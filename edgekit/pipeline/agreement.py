@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +23,7 @@ from edgekit.progress import Progress
 from edgekit.quality.divergence import token_divergence
 from edgekit.quality.evaluate import SuitePlan
 from edgekit.quality.suites import Item
-from edgekit.quantize.model import ModelTensor, QuantizedTensor
+from edgekit.quantize.model import EncodedTensor, ModelTensor
 from edgekit.records import AnswerDifference, Answered, EngineInfo, LogitsCheck, RunCheck
 from edgekit.runtime import open_decoder
 from edgekit.runtime.base import Decoder, Finish, GenerateOptions
@@ -168,14 +169,14 @@ def reference_decoder(artifact: Artifact) -> ReferenceDecoder:
 
     def weights(name: str) -> F32Array:
         tensor = tensors.pop(name) if is_kept else tensors[name]
-        return tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor.values
+        return tensor.dequantize() if isinstance(tensor, EncodedTensor) else tensor.values
 
     spec = read_spec(artifact)
     return ReferenceDecoder(spec, weights, model=artifact.name, keeps_weights=is_kept)
 
 
 def _n_values(tensor: ModelTensor) -> int:
-    return tensor.codes.size if isinstance(tensor, QuantizedTensor) else tensor.values.size
+    return prod(tensor.shape) if isinstance(tensor, EncodedTensor) else tensor.values.size
 
 
 def compare_logits(

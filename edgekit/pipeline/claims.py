@@ -21,6 +21,7 @@ from edgekit.checkpoint.assets import read_end_ids
 from edgekit.checkpoint.config import RawConfig
 from edgekit.decision import Rejected
 from edgekit.dtypes import DTYPES
+from edgekit.encoding import Encoding
 from edgekit.errors import ArtifactError, EdgekitError, QuantError, UsageError
 from edgekit.exporters import open_exporter
 from edgekit.exporters.coreml.lint import lint_package
@@ -41,7 +42,7 @@ from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.lazy import load_object
 from edgekit.model_files import GENERATION_NAME
 from edgekit.quantize.fold import ChannelScales, Site, explain, find_sites
-from edgekit.quantize.model import QuantizedTensor, combine_hashes
+from edgekit.quantize.model import EncodedTensor, combine_hashes, encodings_of
 from edgekit.quantize.plan import TensorPlan, plan_tensors
 from edgekit.quantize.prequantized import CHANGES_OF_CODES, CODES_KEPT
 from edgekit.scheme import Scheme
@@ -65,7 +66,7 @@ def false_claims(artifact: Artifact, entries: Sequence[TensorEntry]) -> list[str
 
     Args:
         artifact: An artifact whose files are those that the manifest lists, with these hashes.
-        entries: Its tensors as they were read back from the files: name, shape, scheme, and the
+        entries: Its tensors as they were read back from the files: name, shape, encoding, and the
             hash of the codes; None for floats. ``reason`` and ``imported`` are not looked at.
 
     Returns:
@@ -109,7 +110,7 @@ def _differs(what: str, said: object, found: object) -> Iterator[str]:
 
 
 def _shown(value: object) -> str:
-    text = str(value) if isinstance(value, str | int | Scheme) else repr(value)
+    text = str(value) if isinstance(value, str | int) else repr(value)
     return (text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}...") or "nothing"
 
 
@@ -139,7 +140,7 @@ def _about_tensors(manifest: Manifest, entries: Sequence[TensorEntry]) -> Iterat
     for name in claimed.keys() & stored.keys():
         ours, theirs = claimed[name], stored[name]
         yield from _differs(f"shape of {name}", list(ours.shape), list(theirs.shape))
-        yield from _differs(f"scheme of {name}", ours.scheme, theirs.scheme)
+        yield from _differs(f"encoding of {name}", ours.encoding, theirs.encoding)
         yield from _differs(f"sha256 of {name}", ours.sha256, theirs.sha256)
     yield from _differs("weights_sha256", manifest.weights_sha256, combine_hashes(entries))
     n_parameters = sum(prod(entry.shape) for entry in entries)
@@ -167,7 +168,7 @@ def _about_decoder(
 
 
 def _about_plan(artifact: Artifact, spec: DecoderSpec) -> Iterator[str]:
-    """Judge the scheme, and the scheme and reason of each tensor, by the recipe for them.
+    """Judge the scheme, and the encoding and reason of each tensor, by the recipe for them.
 
     Codes of a source that was quantized already may have another group, and as many bits as were
     asked for where the recipe has more.
@@ -194,7 +195,7 @@ def _about_plan(artifact: Artifact, spec: DecoderSpec) -> Iterator[str]:
         elif entry.imported is not None and entry.reason != _IMPORTED + entry.imported:
             yield f"reason of {entry.name}: {_shown(entry.reason)}, of imported codes"
         was_coded = entry.imported is not None or entry.reason.startswith(CHANGES_OF_CODES)
-        if not was_coded or not _may_be_imported(Scheme.parse(entry.scheme), item, asked):
+        if not was_coded or not _may_be_imported(Encoding.parse(entry.encoding), item, asked):
             yield from _differs_from_plan(entry, item)
         elif not entry.reason.endswith(after):
             yield f"reason of {entry.name}: {_shown(entry.reason)}, which ends in {_shown(after)}"
@@ -217,7 +218,7 @@ def _moved_scales(manifest: Manifest, spec: DecoderSpec) -> _Moved:
     same.
     """
     plans = [
-        TensorPlan(entry.name, entry.shape, Scheme.parse(entry.scheme), "", entry.keeps_codes)
+        TensorPlan(entry.name, entry.shape, Encoding.parse(entry.encoding), "", entry.keeps_codes)
         for entry in manifest.tensors
     ]
     sites = find_sites(spec, plans) if manifest.settings.get(_SCALES) else ()
@@ -231,16 +232,20 @@ def _about_scales(manifest: Manifest, moved: _Moved) -> Iterator[str]:
     yield from _differs(f"settings.{_SCALES}", said, wanted)
 
 
-def _may_be_imported(scheme: Scheme, item: TensorPlan, asked: Scheme) -> bool:
+def _may_be_imported(encoding: Encoding, item: TensorPlan, asked: Scheme) -> bool:
     """Tell whether a source's own codes may be stored so, where the recipe says otherwise."""
-    if scheme.group is None or item.scheme.group is None:
-        return scheme == item.scheme
-    return scheme.bits in (asked.bits, item.scheme.bits) and scheme.group >= item.scheme.group
+    if encoding.block is None or item.encoding.block is None:
+        return encoding == item.encoding
+    is_kept = encoding.bits in (asked.encoding.bits, item.encoding.bits)
+    return is_kept and encoding.block >= item.encoding.block
 
 
 def _differs_from_plan(entry: TensorEntry, item: TensorPlan) -> Iterator[str]:
-    if entry.scheme != str(item.scheme):
-        yield f"scheme of {entry.name}: {entry.scheme}, which is {item.scheme} in such an artifact"
+    if entry.encoding != str(item.encoding):
+        yield (
+            f"encoding of {entry.name}: {entry.encoding}, "
+            f"which is {item.encoding} in such an artifact"
+        )
     if entry.reason != item.reason:
         yield f"reason of {entry.name}: {_shown(entry.reason)}, which is {_shown(item.reason)}"
 
@@ -322,10 +327,10 @@ def _about_onnx(artifact: Artifact, spec: DecoderSpec) -> Iterator[str]:
         "ir_version": graph.ir_version,
         "weights_file": ONNX_WEIGHTS,
     }
-    schemes = {entry.name: Scheme.parse(entry.scheme) for entry in manifest.tensors}
-    if schemes.keys() >= spec.weight_shapes().keys():
+    encodings = encodings_of(manifest.tensors)
+    if encodings.keys() >= spec.weight_shapes().keys():
         precision = plan_precision(spec, manifest.tensors)
-        linears = plan_linears(spec, schemes, terms_of(precision))
+        linears = plan_linears(spec, encodings, terms_of(precision))
         facts["matmuls"] = describe_precision(precision, linears)
     yield from _about_settings(manifest, facts)
     levels = {a.i for node in graph.graph.node for a in node.attribute if a.name == _LEVEL}
@@ -346,9 +351,8 @@ def _about_mlx(artifact: Artifact, spec: DecoderSpec) -> Iterator[str]:
         yield f"settings.float_dtype: {_shown(name)} is none of {', '.join(TORCH_DTYPES)}"
         return
     dtype = TORCH_DTYPES[name]
-    scheme = Scheme.parse(manifest.scheme)
     yield from _about_json(
-        artifact.path / CONFIG_NAME, make_config(choice, spec, scheme, manifest.tensors, dtype)
+        artifact.path / CONFIG_NAME, make_config(choice, spec, manifest.tensors, dtype)
     )
     with SafetensorsFile(artifact.path / MLX_WEIGHTS) as weights:
         stored = {tensor.info.dtype for tensor in weights.tensors.values()}
@@ -383,8 +387,8 @@ def _about_coreml(artifact: Artifact, spec: DecoderSpec) -> Iterator[str]:
     yield from _about_settings(
         manifest, {"specification_version": model.specificationVersion, "cache_type": "fp16"}
     )
-    schemes = {entry.name: Scheme.parse(entry.scheme) for entry in manifest.tensors}
-    lint_package(package, schemes, manifest.context_length)
+    encodings = encodings_of(manifest.tensors)
+    lint_package(package, encodings, manifest.context_length)
 
 
 _OF_FORMAT: Final[Mapping[Format, Callable[[Artifact, DecoderSpec], Iterator[str]]]] = {
@@ -429,9 +433,9 @@ def recover_entries(artifact: Artifact) -> list[TensorEntry]:
         TensorEntry(
             tensor.name,
             tensor.shape,
-            str(tensor.scheme),
+            str(tensor.encoding),
             "",
-            tensor.sha256() if isinstance(tensor, QuantizedTensor) else None,
+            tensor.sha256() if isinstance(tensor, EncodedTensor) else None,
         )
         for tensor in open_exporter(artifact.format).recover(artifact)
     ]

@@ -136,9 +136,11 @@ def run_float_model(
         if adapter is not None or tuple(ignore_config_keys):
             raise _only_with_checkpoint(adapter, f"the artifact {reference}")
         artifact = Artifact.open(reference)
-        if artifact.scheme.is_quantized:
+        if artifact.is_quantized:
             raise UsageError(
-                f"{reference} is not a float model", got=artifact.scheme, wanted="fp32 or fp16"
+                f"{reference} is not a float model",
+                got=artifact.manifest.scheme,
+                wanted="fp32 or fp16",
             )
         decoder = open_decoder(artifact, n_threads=n_threads)
     else:

@@ -28,7 +28,7 @@ from edgekit.pipeline.preflight import check_room, join_predictions, predict_exp
 from edgekit.pipeline.rates import known_rates
 from edgekit.progress import Progress, ignore_progress
 from edgekit.quantize.methods import Method
-from edgekit.quantize.prequantized import CHANGES_OF_CODES
+from edgekit.quantize.prequantized import CHANGES_OF_CODES, expected_plan
 from edgekit.quantize.store import quantize_model
 from edgekit.scheme import Scheme
 from edgekit.text.view import TextView
@@ -229,7 +229,8 @@ def _refuse_early(
         ExportError: Formats that cannot hold the model.
         UsageError: Positions that a format cannot hold.
     """
-    decisions = {e.format.value: e.supports(source.spec, scheme) for e in exporters}
+    encodings = {item.name: item.encoding for item in expected_plan(source, scheme)}
+    decisions = {e.format.value: e.supports(source.spec, encodings) for e in exporters}
     refused = {name: d.reason for name, d in decisions.items() if isinstance(d, Rejected)}
     if refused:
         raise ExportError(

@@ -164,9 +164,9 @@ def export_via_optimum(
     options = ExportOptions(context_length)
     if needs_download(model):
         with open_headers(model) as headers:
-            check_request(headers, parsed, options)
+            check_request(headers, parsed.encoding, options)
     with open_checkpoint(model, progress) as checkpoint:
-        check_request(checkpoint, parsed, options)
+        check_request(checkpoint, parsed.encoding, options)
         rows = read_rows(translate_config(checkpoint.config, str(checkpoint.folder)))
         check_text(read_text(checkpoint, rows), checkpoint.origin)
         environment = open_environment(tell, progress)
@@ -176,7 +176,7 @@ def export_via_optimum(
             checkpoint,
             Source(checkpoint.name, checkpoint.origin, checkpoint.sha256()),
             environment,
-            parsed,
+            parsed.encoding,
             Path(out) / f"{name}-{Format.ONNX.value}-{parsed}-{SUFFIX}",
             options,
             progress,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.artifact import Format
-from edgekit.decision import Accepted, Decision
+from edgekit.decision import Accepted, Decision, Rejected
+from edgekit.encoding import Encoding
 from edgekit.errors import QuantError
 from edgekit.exporters import open_exporter
 from edgekit.exporters.context import ContextRange
@@ -17,6 +17,8 @@ from edgekit.families.base import SourceModel
 from edgekit.families.inspect import SCHEMES, ModelSummary, summarize
 from edgekit.pipeline.preflight import ExportPrediction, accepting_formats, predict_export
 from edgekit.pipeline.rates import Rates
+from edgekit.quantize.prequantized import expected_plan
+from edgekit.scheme import Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,14 @@ def inspect(
     )
     try:
         summary, spec = summarize(source), source.spec
+        plans = {str(scheme): _encodings(source, scheme) for scheme in SCHEMES}
         support = {
-            form: {str(scheme): open_exporter(form).supports(spec, scheme) for scheme in SCHEMES}
+            form: {
+                name: plan
+                if isinstance(plan, Rejected)
+                else open_exporter(form).supports(spec, plan)
+                for name, plan in plans.items()
+            }
             for form in Format
         }
         positions = {
@@ -79,13 +87,19 @@ def inspect(
     return Inspection(summary, support, positions, predictions)
 
 
+def _encodings(source: SourceModel, scheme: Scheme) -> Mapping[str, Encoding] | Rejected:
+    """Give the encoding of each tensor, or why the scheme cannot hold the model in any format."""
+    try:
+        return {item.name: item.encoding for item in expected_plan(source, scheme)}
+    except QuantError as error:
+        return Rejected(f"{error.what} ({error.got})")
+
+
 def _predictions(source: SourceModel, rates: Rates | None) -> Iterator[ExportPrediction]:
     for scheme in SCHEMES:
         formats = accepting_formats(source, scheme)
-        # Skip a scheme if none of its groups divides the rows of some matrix: no format can use it.
-        with contextlib.suppress(QuantError):
-            if formats:
-                yield predict_export(source, scheme, formats, rates=rates)
+        if formats:
+            yield predict_export(source, scheme, formats, rates=rates)
 
 
 def describe_support(by_scheme: Mapping[str, Decision]) -> list[str]:

@@ -20,6 +20,7 @@ import numpy as np
 from edgekit.artifact import Artifact
 from edgekit.checkpoint.reader import open_checkpoint
 from edgekit.dtypes import DType, F32Array
+from edgekit.encoding import FP32
 from edgekit.errors import ArtifactError, CheckpointError, ExportError, UsageError
 from edgekit.exporters import open_exporter
 from edgekit.exporters.base import ExportOptions
@@ -42,10 +43,9 @@ from edgekit.pipeline.agreement import (
     refuse_traced,
 )
 from edgekit.progress import Progress, ignore_progress
-from edgekit.quantize.model import QuantizedTensor, Source
+from edgekit.quantize.model import EncodedTensor, Source
 from edgekit.records import OracleRecord
 from edgekit.runtime import open_decoder
-from edgekit.scheme import FP32
 from edgekit.tensors import TensorInfo
 from edgekit.text.view import NO_TOKENIZER
 
@@ -262,7 +262,7 @@ def _stacked_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 def _float_weights(artifact: Artifact) -> dict[str, F32Array]:
     return {
-        tensor.name: tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor.values
+        tensor.name: tensor.dequantize() if isinstance(tensor, EncodedTensor) else tensor.values
         for tensor in open_exporter(artifact.format).recover(artifact)
     }
 

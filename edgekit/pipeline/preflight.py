@@ -1,6 +1,6 @@
 """Prediction of an export's disk, memory and time, before it starts.
 
-Sizes and memory follow from shapes and schemes. Times, and the memory of the process itself,
+Sizes and memory follow from shapes and encodings. Times, and the memory of the process itself,
 follow from the rates of this machine. Everything here is computed; nothing was measured on the
 model.
 """
@@ -18,7 +18,8 @@ from typing import Final
 from edgekit.artifact import Format
 from edgekit.decision import Accepted
 from edgekit.devices.probe import available_memory, probe_host
-from edgekit.errors import ExportError
+from edgekit.encoding import Encoding
+from edgekit.errors import ExportError, QuantError
 from edgekit.exporters import open_exporter
 from edgekit.exporters.base import ExportOptions
 from edgekit.exporters.staging import existing_parent
@@ -88,7 +89,7 @@ def predict_export(
     """
     checkpoint = source.checkpoint
     plans = expected_plan(source, scheme)
-    entries = tuple(item.entry("" if item.scheme.is_quantized else None) for item in plans)
+    entries = tuple(item.entry("" if item.encoding.is_quantized else None) for item in plans)
     config = checkpoint.text_files.read_object(CONFIG_NAME)
     model = PlannedModel(source.spec, scheme, entries, config)
     extra = checkpoint.assets_bytes + _ENTRY_BYTES * len(model.entries)
@@ -97,7 +98,7 @@ def predict_export(
         form: open_exporter(form).predict(model, options or ExportOptions()) for form in wanted
     }
     sizes = {form: estimate.disk_bytes + extra for form, estimate in estimates.items()}
-    store_bytes = sum(_stored_bytes(e.shape, Scheme.parse(e.scheme)) for e in model.entries)
+    store_bytes = sum(_stored_bytes(e.shape, Encoding.parse(e.encoding)) for e in model.entries)
     held = [largest_handled_bytes(model.entries), *(f.memory_bytes for f in estimates.values())]
     return ExportPrediction(
         scheme=str(scheme),
@@ -127,10 +128,14 @@ def join_predictions(predictions: Sequence[ExportPrediction]) -> ExportPredictio
 
 def accepting_formats(source: SourceModel, scheme: Scheme) -> list[Format]:
     """Give the formats that can hold a model in a scheme."""
+    try:
+        encodings = {item.name: item.encoding for item in expected_plan(source, scheme)}
+    except QuantError:
+        return []  # no block divides the rows of some matrix
     return [
         form
         for form in Format
-        if isinstance(open_exporter(form).supports(source.spec, scheme), Accepted)
+        if isinstance(open_exporter(form).supports(source.spec, encodings), Accepted)
     ]
 
 
@@ -178,8 +183,8 @@ def check_room(
     return []
 
 
-def _stored_bytes(shape: tuple[int, ...], scheme: Scheme) -> int:
-    return scheme.bytes_of(*shape) if len(shape) == 2 else prod(shape) * scheme.bits // 8
+def _stored_bytes(shape: tuple[int, ...], encoding: Encoding) -> int:
+    return encoding.bytes_of(*shape) if len(shape) == 2 else prod(shape) * encoding.bits // 8
 
 
 def _process_bytes(formats: list[Format], rates: Rates | None) -> int:
@@ -197,7 +202,7 @@ def _time_s(
 ) -> float:
     counts: Counter[str] = Counter()
     for entry in model.entries:
-        counts[Scheme.parse(entry.scheme).kind] += prod(entry.shape)
+        counts[Encoding.parse(entry.encoding).kind] += prod(entry.shape)
     time_s = rates.start_s + rates.hash_s * source.checkpoint.weights_bytes
     time_s += sum(rates.quantize_s[kind] * n for kind, n in counts.items())
     if find_sites(source.spec, plans):
@@ -207,5 +212,5 @@ def _time_s(
     for form, n_bytes in sizes.items():
         name = form.value
         time_s += rates.library_s[name] + rates.layer_s[name] * source.spec.n_layers
-        time_s += rates.write_s[name][model.scheme.kind] * n_bytes
+        time_s += rates.write_s[name][model.scheme.encoding.kind] * n_bytes
     return time_s * _WHOLE_OVER_STAGES

@@ -23,6 +23,7 @@ import numpy as np
 from edgekit.artifact import Format
 from edgekit.decision import Accepted
 from edgekit.dtypes import DType
+from edgekit.encoding import Encoding
 from edgekit.exporters import open_exporter
 from edgekit.exporters.staging import write_artifact
 from edgekit.families import open_model
@@ -31,6 +32,7 @@ from edgekit.formats.floats import to_bf16
 from edgekit.formats.safetensors import SafetensorsWriter
 from edgekit.lazy import require
 from edgekit.quantize.memory_estimate import handled_bytes
+from edgekit.quantize.model import encodings_of
 from edgekit.quantize.prequantized import plan_source
 from edgekit.quantize.store import StoredModel, find_scales, quantize_model
 from edgekit.scheme import Scheme
@@ -107,8 +109,8 @@ class _Bench:
     def first_run(self, model: Path, kind: str) -> tuple[dict[Format, float], dict[Format, int]]:
         """Export in every format; give the seconds of each, and the process's memory after it."""
         store = self._quantize(model, kind, is_kept=False)
-        schemes = [(entry, Scheme.parse(entry.scheme)) for entry in store.entries]
-        largest = max(handled_bytes(entry.shape, scheme) for entry, scheme in schemes)
+        encodings = [(entry, Encoding.parse(entry.encoding)) for entry in store.entries]
+        largest = max(handled_bytes(entry.shape, encoding) for entry, encoding in encodings)
         times: dict[Format, float] = {}
         sizes: dict[Format, int] = {}
         for form in Format:
@@ -148,14 +150,16 @@ class _Bench:
             self._stores[kind].append(max(0.0, quantize_s))
             self._n_weights[kind] = Counter()
             for entry in store.entries:
-                self._n_weights[kind][Scheme.parse(entry.scheme).kind] += prod(entry.shape)
+                self._n_weights[kind][Encoding.parse(entry.encoding).kind] += prod(entry.shape)
         return store
 
     def run(self, model: Path, kind: str) -> None:
         """Quantize to one kind and write every format that accepts it."""
         store = self._quantize(model, kind)
         for form in Format:
-            if isinstance(open_exporter(form).supports(store.spec, store.scheme), Accepted):
+            if isinstance(
+                open_exporter(form).supports(store.spec, encodings_of(store.entries)), Accepted
+            ):
                 self._writes.setdefault((form, kind), []).append(self._write(store, form))
         store.close()
 

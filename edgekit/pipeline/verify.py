@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from math import prod
 from typing import Final
 
 import numpy as np
@@ -35,7 +36,7 @@ from edgekit.pipeline.claims import recover_entries, refuse_false_claims
 from edgekit.pipeline.stock import check_stock
 from edgekit.progress import Progress, ignore_progress
 from edgekit.quality.evaluate import SuitePlan
-from edgekit.quantize.model import QuantizedTensor, combine_hashes
+from edgekit.quantize.model import EncodedTensor, combine_hashes
 from edgekit.records import LogitsCheck, VerifyRecord, WeightsCheck
 from edgekit.text.chat import ChatTemplate
 from edgekit.text.tokenizer import Tokenizer, spread_ids
@@ -249,15 +250,18 @@ def _count_differences(first: Artifact, second: Artifact, names: set[str]) -> tu
     n_codes = n_scales = 0
     ours = _collect(first, names)
     for name, theirs in _collect(second, names).items():
-        if theirs.codes.shape != ours[name].codes.shape or theirs.scheme != ours[name].scheme:
-            n_codes += theirs.codes.size
+        if theirs.shape != ours[name].shape or theirs.encoding != ours[name].encoding:
+            n_codes += prod(theirs.shape)
             n_scales += theirs.scales.size
             continue
-        n_codes += int((theirs.codes != ours[name].codes).sum())
-        n_scales += int((theirs.scales != ours[name].scales).sum())
+        n_codes += int((theirs.codes() != ours[name].codes()).sum())
+        differs = theirs.scales != ours[name].scales
+        if theirs.zero_points is not None:
+            differs |= theirs.zero_points != ours[name].zero_points
+        n_scales += int(differs.sum())
     return n_codes, n_scales
 
 
-def _collect(artifact: Artifact, names: set[str]) -> dict[str, QuantizedTensor]:
+def _collect(artifact: Artifact, names: set[str]) -> dict[str, EncodedTensor]:
     recovered = open_exporter(artifact.format).recover(artifact)
-    return {t.name: t for t in recovered if isinstance(t, QuantizedTensor) and t.name in names}
+    return {t.name: t for t in recovered if isinstance(t, EncodedTensor) and t.name in names}

@@ -134,9 +134,9 @@ def find_sites(spec: DecoderSpec, plans: Iterable[TensorPlan]) -> tuple[Site, ..
         plans: What becomes of each tensor.
     """
     bits = {
-        item.name: item.scheme.bits
+        item.name: item.encoding.bits
         for item in plans
-        if item.scheme.is_quantized and not item.keeps_codes
+        if item.encoding.is_quantized and not item.keeps_codes
     }
     n_sharing = spec.n_heads // spec.n_kv_heads
     pairs: list[tuple[str, tuple[str, ...], int]] = []

@@ -13,33 +13,35 @@ from math import prod
 from typing import Any, Final
 
 from edgekit.artifact import TensorEntry
+from edgekit.encoding import Encoding
 from edgekit.families.spec import DecoderSpec
 from edgekit.scheme import Scheme
 
 # A scale is in memory as float32, and also as the fp16 that is written or was read.
 _SCALE_BYTES: Final = 4 + 2
-# 4-bit codes are in memory three times: unpacked, packed, and half packed.
-_BYTES_OF_A_VALUE: Final[Mapping[str, float]] = {"int4": 2, "int8": 1, "fp16": 4 + 2, "fp32": 4}
+_BYTES_OF_A_FLOAT: Final[Mapping[str, float]] = {"fp16": 4 + 2, "fp32": 4}
 
 
 def handled_bytes(
-    shape: tuple[int, ...], scheme: Scheme, *, scale_bytes: int = _SCALE_BYTES
+    shape: tuple[int, ...], encoding: Encoding, *, scale_bytes: int = _SCALE_BYTES
 ) -> int:
     """Give the memory of one weight while it is quantized, read or written.
 
     Args:
         shape: (N, M), or (N,).
-        scheme: How it is stored.
+        encoding: How it is stored.
         scale_bytes: What a scale takes at the worst moment.
     """
     n_values = prod(shape)
-    n_scales = 0 if scheme.group is None else n_values // scheme.group
-    return int(n_values * _BYTES_OF_A_VALUE[scheme.kind]) + n_scales * scale_bytes
+    if encoding.block is None:
+        return int(n_values * _BYTES_OF_A_FLOAT[encoding.kind])
+    block_bytes = scale_bytes + (1 if encoding.has_zero_points else 0)
+    return n_values * encoding.bits // 8 + n_values // encoding.block * block_bytes
 
 
 def largest_handled_bytes(weights: Iterable[TensorEntry], **more: int) -> int:
     """Give ``handled_bytes`` of the weight that takes most."""
-    sizes = (handled_bytes(w.shape, Scheme.parse(w.scheme), **more) for w in weights)
+    sizes = (handled_bytes(w.shape, Encoding.parse(w.encoding), **more) for w in weights)
     return max(sizes, default=0)
 
 

@@ -19,9 +19,9 @@ from typing import Final, cast
 import numpy as np
 
 from edgekit.dtypes import Bits, F32Array, U8Array, zero_point
+from edgekit.encoding import Encoding
 from edgekit.errors import QuantError
 from edgekit.quantize.grid import LARGEST_WEIGHT, ROUNDER, round_scales
-from edgekit.scheme import Scheme
 
 # The step of the largest weight, counted from zero, when rounding to nearest.
 _NEAREST_CLIP_LEVEL: Final[dict[Bits, float]] = {4: 8.0, 8: 127.0}
@@ -39,13 +39,13 @@ class Method(enum.Enum):
 
 
 def quantize_rows(
-    rows: F32Array, scheme: Scheme, method: Method, *, name: str, first_row: int = 0
+    rows: F32Array, encoding: Encoding, method: Method, *, name: str, first_row: int = 0
 ) -> tuple[U8Array, F32Array]:
     """Quantize rows of a matrix; each row is independent of all others.
 
     Args:
         rows: float32, shape (N, M).
-        scheme: int4 or int8 with its group G.
+        encoding: int4 or int8 with its group G.
         method: How scales are chosen.
         name: Canonical tensor name, for errors.
         first_row: Index of ``rows[0]`` in the whole matrix, for errors.
@@ -57,16 +57,16 @@ def quantize_rows(
     Raises:
         QuantError: M is not a multiple of G, or a weight is NaN, infinite or beyond +-65280.
     """
-    if scheme.group is None:
-        raise QuantError(f"{name}: scheme {scheme} has no codes", wanted="int4 or int8")
-    bits, group = cast(Bits, scheme.bits), scheme.group
+    if encoding.block is None or encoding.has_zero_points:
+        raise QuantError(f"{name}: encoding {encoding}", wanted="int4 or int8")
+    bits, group = cast(Bits, encoding.bits), encoding.block
     n_rows, n_cols = rows.shape
     if n_cols == 0 or n_cols % group:
         raise QuantError(
             f"{name}: row length",
             got=n_cols,
-            wanted=f"a multiple of group {group}",
-            do="Use a smaller group (32) or scheme fp16.",
+            wanted=f"a multiple of block {group}",
+            do="Use a smaller block (32) or scheme fp16.",
         )
     codes = np.empty((n_rows, n_cols), dtype=np.uint8)
     scales = np.empty((n_rows, n_cols // group), dtype=np.float32)
@@ -85,27 +85,29 @@ def quantize_rows(
     return codes, scales
 
 
-def round_floats(values: F32Array, scheme: Scheme, *, name: str, first_row: int = 0) -> F32Array:
-    """Round values to the nearest ones that a float scheme holds.
+def round_floats(
+    values: F32Array, encoding: Encoding, *, name: str, first_row: int = 0
+) -> F32Array:
+    """Round values to the nearest ones that a float encoding holds.
 
     Args:
         values: float32, any shape with at least one axis.
-        scheme: fp32 or fp16.
+        encoding: fp32 or fp16.
         name: Canonical tensor name, for errors.
         first_row: Index of ``values[0]`` in the whole tensor, for errors.
 
     Returns:
-        float32, same shape; every value exact in ``scheme``.
+        float32, same shape; every value exact in ``encoding``.
 
     Raises:
         QuantError: A value is NaN or infinite, or too large for fp16.
     """
     limit = float(np.finfo(np.float32).max)
-    if scheme.kind == "fp16":
+    if encoding.kind == "fp16":
         limit = float(np.finfo(np.float16).max)
     if values.size and not np.abs(values).max() <= limit:
         raise _unusable(values, limit, name, first_row)
-    return values.astype(np.float16).astype(np.float32) if scheme.kind == "fp16" else values
+    return values.astype(np.float16).astype(np.float32) if encoding.kind == "fp16" else values
 
 
 def _choose_scales(weights: F32Array, extreme: F32Array, bits: Bits, method: Method) -> F32Array:

@@ -8,81 +8,115 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from edgekit.artifact import EndToken, TensorEntry
-from edgekit.dtypes import Bits, F32Array, U8Array, zero_point
+from edgekit.dtypes import F32Array, U8Array, zero_point
+from edgekit.encoding import Encoding
+from edgekit.errors import QuantError
 from edgekit.families.spec import DecoderSpec
-from edgekit.formats.packing import pack_codes
+from edgekit.formats.packing import pack_codes, unpack_codes
 from edgekit.scheme import Scheme
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class QuantizedTensor:
-    """An (N, M) matrix on the common grid: ``w = (codes - zero_point) * scale``.
+class EncodedTensor:
+    """An (N, M) matrix on the common grid: ``w = (code - zero_point) * scale``.
 
     Attributes:
         name: Canonical name (families/spec.py).
-        bits: 4 or 8.
-        group: Values along M that share a scale.
-        codes: uint8, shape (N, M), values 0 .. 2**bits - 1.
-        scales: float32, shape (N, M // group); each is exact in fp16 and has at most 8
+        encoding: How the codes are stored.
+        packed: The codes, low bits first along M: uint8, shape (N, M * bits // 8).
+        scales: float32, shape (N, M // block); each is exact in fp16 and has at most 8
             significant bits, so it is exact in bf16 too. A 4-bit scale may be negative.
+        zero_points: The code that stands for 0.0 in each block: uint8, shaped like the scales;
+            None where it is in the middle (8 or 128). Zero point times scale is exact in fp16 and
+            in bf16.
     """
 
     name: str
-    bits: Bits
-    group: int
-    codes: U8Array
+    encoding: Encoding
+    packed: U8Array
     scales: F32Array
+    zero_points: U8Array | None = None
+
+    def __post_init__(self) -> None:
+        if (self.zero_points is not None) != self.encoding.has_zero_points:
+            raise QuantError(
+                f"{self.name}: zero points",
+                got="none" if self.zero_points is None else "some",
+                wanted=f"what {self.encoding} stores",
+            )
+
+    @classmethod
+    def of_codes(
+        cls,
+        name: str,
+        encoding: Encoding,
+        codes: U8Array,
+        scales: F32Array,
+        zero_points: U8Array | None = None,
+    ) -> EncodedTensor:
+        """Pack codes, uint8 of shape (N, M) with values 0 .. 2**bits - 1."""
+        packed = pack_codes(codes, encoding.code_bits)
+        return cls(name, encoding, packed, scales, zero_points)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(N, M)."""
-        return (int(self.codes.shape[0]), int(self.codes.shape[1]))
+        n_rows, n_bytes = self.packed.shape
+        return (int(n_rows), int(n_bytes) * 8 // self.encoding.bits)
 
-    @property
-    def zero_point(self) -> int:
-        """The code that stands for 0.0: 8 or 128."""
-        return zero_point(self.bits)
+    def codes(self) -> U8Array:
+        """Unpack the codes, uint8 of shape (N, M)."""
+        return unpack_codes(self.packed, self.encoding.code_bits)
 
-    @property
-    def scheme(self) -> Scheme:
-        """The scheme of this tensor."""
-        return Scheme(f"int{self.bits}", self.group)
+    def rows(self, part: slice) -> EncodedTensor:
+        """Give some of the rows; they share memory with the whole."""
+        zeros = None if self.zero_points is None else self.zero_points[part]
+        return replace(self, packed=self.packed[part], scales=self.scales[part], zero_points=zeros)
 
-    def packed(self) -> U8Array:
-        """Codes as bytes, low bits first along M, shape (N, M * bits // 8)."""
-        return pack_codes(self.codes, self.bits)
+    def biases(self) -> F32Array:
+        """Give what code 0 stands for, ``-zero_point * scale``: float32, shaped like the scales."""
+        if self.zero_points is None:
+            return np.float32(-zero_point(self.encoding.code_bits)) * self.scales
+        return -self.zero_points.astype(np.float32) * self.scales
 
     def dequantize(self) -> F32Array:
         """Give the float32 matrix, shape (N, M). Exact: the product needs 8 + 8 bits."""
         n_rows, n_cols = self.shape
-        signed = self.codes.astype(np.float32) - np.float32(self.zero_point)
-        grouped = signed.reshape(n_rows, n_cols // self.group, self.group)
-        return (grouped * self.scales[:, :, None]).reshape(n_rows, n_cols)
+        block = n_cols // self.scales.shape[1]
+        values = self.codes().astype(np.float32).reshape(n_rows, -1, block)
+        if self.zero_points is None:
+            values -= np.float32(zero_point(self.encoding.code_bits))
+        else:
+            values -= self.zero_points[:, :, None].astype(np.float32)
+        values *= self.scales[:, :, None]
+        return values.reshape(n_rows, n_cols)
 
     def sha256(self) -> str:
-        """Hash name, shape, scheme, packed codes and float32 scales: equal in every format."""
-        digest = hashlib.sha256(f"{self.name} {self.shape} {self.scheme}\n".encode())
-        digest.update(np.ascontiguousarray(self.packed()).data)
+        """Hash name, shape, encoding, codes, scales and zero points: equal in every format."""
+        digest = hashlib.sha256(f"{self.name} {self.shape} {self.encoding}\n".encode())
+        digest.update(np.ascontiguousarray(self.packed).data)
         digest.update(np.ascontiguousarray(self.scales, dtype="<f4").data)
+        if self.zero_points is not None:
+            digest.update(np.ascontiguousarray(self.zero_points).data)
         return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FloatTensor:
-    """A tensor kept as floats: norms, biases, and every matrix of fp32 and fp16 schemes.
+    """A tensor kept as floats: norms, biases, and every matrix of fp32 and fp16 encodings.
 
-    ``values`` is float32 of any shape, already rounded to ``scheme`` (fp16 or fp32).
+    ``values`` is float32 of any shape, already rounded to ``encoding`` (fp16 or fp32).
     """
 
     name: str
-    scheme: Scheme
+    encoding: Encoding
     values: F32Array
 
     @property
@@ -91,7 +125,7 @@ class FloatTensor:
         return tuple(int(n) for n in self.values.shape)
 
 
-ModelTensor: TypeAlias = QuantizedTensor | FloatTensor
+ModelTensor: TypeAlias = EncodedTensor | FloatTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +171,7 @@ class ModelOutline(Protocol):
 
     @property
     def entries(self) -> tuple[TensorEntry, ...]:
-        """Every tensor in file order, with its scheme, the reason, and its hash if it is known."""
+        """Every tensor in file order: its encoding, the reason, and its hash if it is known."""
         ...
 
     @property
@@ -174,3 +208,8 @@ def combine_hashes(entries: Iterable[TensorEntry]) -> str:
     if not lines:
         return ""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def encodings_of(entries: Iterable[TensorEntry]) -> dict[str, Encoding]:
+    """Give the encoding of each tensor, by canonical name."""
+    return {entry.name: Encoding.parse(entry.encoding) for entry in entries}

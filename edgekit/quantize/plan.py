@@ -1,26 +1,23 @@
-"""The quantization plan: which tensor gets which scheme, and why.
+"""The quantization plan: which tensor gets which encoding, and why.
 
-Matrices get the scheme asked for. The embedding and ``lm_head`` keep 8 bits when the rest gets
-4: their error goes straight into the first activation or the logits, and no later layer can
-average it away. Norms and biases stay fp32: they are small and affect every activation.
+Matrices get what the scheme says of them. Norms and biases stay fp32:
+they are small and affect every activation.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 from edgekit.artifact import TensorEntry
+from edgekit.encoding import BLOCKS, FP32, Encoding
 from edgekit.errors import QuantError
 from edgekit.families.spec import DecoderSpec
-from edgekit.scheme import FP32, GROUPS, Scheme
-
-_EDGE_TENSORS: Final = ("embed", "lm_head")
+from edgekit.scheme import Scheme
 
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """The plan for one tensor: canonical name, shape, scheme, and the reason in words.
+    """The plan for one tensor: canonical name, shape, encoding, and the reason in words.
 
     ``keeps_codes``: the source's own codes go in; ``imported``: and its scales, unchanged, from
     this format.
@@ -28,21 +25,21 @@ class TensorPlan:
 
     name: str
     shape: tuple[int, ...]
-    scheme: Scheme
+    encoding: Encoding
     reason: str
     keeps_codes: bool = False
     imported: str | None = None
 
     def entry(self, sha256: str | None) -> TensorEntry:
         """Give the manifest's entry of the tensor, once the hash of its codes is known."""
-        scheme = str(self.scheme)
+        encoding = str(self.encoding)
         return TensorEntry(
-            self.name, self.shape, scheme, self.reason, sha256, self.imported, self.keeps_codes
+            self.name, self.shape, encoding, self.reason, sha256, self.imported, self.keeps_codes
         )
 
 
 def plan_tensors(spec: DecoderSpec, scheme: Scheme) -> tuple[TensorPlan, ...]:
-    """Decide the scheme of every tensor of a decoder, in file order.
+    """Decide the encoding of every tensor of a decoder, in file order.
 
     Args:
         spec: The decoder.
@@ -52,7 +49,7 @@ def plan_tensors(spec: DecoderSpec, scheme: Scheme) -> tuple[TensorPlan, ...]:
         One plan per canonical weight.
 
     Raises:
-        QuantError: No allowed group divides the input width of some matrices; all are named.
+        QuantError: No allowed block divides the input width of some matrices; all are named.
     """
     plans: list[TensorPlan] = []
     misfits: list[str] = []
@@ -60,36 +57,29 @@ def plan_tensors(spec: DecoderSpec, scheme: Scheme) -> tuple[TensorPlan, ...]:
         if len(shape) == 1:
             reason = "bias stays float" if name.endswith(".bias") else "norm stays float"
             plans.append(TensorPlan(name, shape, FP32, reason))
-        elif scheme.group is None:
-            plans.append(TensorPlan(name, shape, scheme, "as asked"))
-        elif (group := _fitting_group(shape[1], scheme.group)) is None:
-            misfits.append(f"{name} ({shape[1]})")
-        else:
-            plans.append(_plan_codes(name, shape, scheme, group, is_tied=spec.is_tied))
+            continue
+        rule = scheme.rule_of(name)
+        encoding = scheme.encoding if rule is None else rule.encoding
+        reasons = [] if rule is None else [rule.reason]
+        if encoding.block is not None:
+            block = _fitting_block(shape[1], encoding.block)
+            if block is None:
+                misfits.append(f"{name} ({shape[1]})")
+                continue
+            if block != encoding.block:
+                reasons.append(f"blocks of {block}: {encoding.block} does not divide {shape[1]}")
+                encoding = Encoding(encoding.kind, block)
+        plans.append(TensorPlan(name, shape, encoding, "; ".join(reasons) or "as asked"))
     if misfits:
         raise QuantError(
-            f"scheme {scheme}: row lengths that no group divides",
+            f"scheme {scheme}: row lengths that no block divides",
             got=", ".join(misfits),
-            wanted=f"multiples of {min(GROUPS)}",
+            wanted=f"multiples of {min(BLOCKS)}",
             do="Export this model with scheme fp16.",
         )
     return tuple(plans)
 
 
-def _plan_codes(
-    name: str, shape: tuple[int, ...], scheme: Scheme, group: int, *, is_tied: bool
-) -> TensorPlan:
-    kind, reasons = scheme.kind, []
-    if kind == "int4" and name in _EDGE_TENSORS:
-        kind = "int8"
-        reaches = ["first activation"] if name == "embed" else []
-        reaches += ["logits"] if name == "lm_head" or is_tied else []
-        reasons.append(f"8 bits: its error goes straight into the {' and the '.join(reaches)}")
-    if group != scheme.group:
-        reasons.append(f"group {group}: {scheme.group} does not divide {shape[1]}")
-    return TensorPlan(name, shape, Scheme(kind, group), "; ".join(reasons) or "as asked")
-
-
-def _fitting_group(n_cols: int, wanted: int) -> int | None:
-    """Give the largest allowed group, at most ``wanted``, that divides the row length."""
-    return max((g for g in GROUPS if g <= wanted and n_cols % g == 0), default=None)
+def _fitting_block(n_cols: int, wanted: int) -> int | None:
+    """Give the largest allowed block, at most ``wanted``, that divides the row length."""
+    return max((block for block in BLOCKS if block <= wanted and n_cols % block == 0), default=None)

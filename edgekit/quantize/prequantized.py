@@ -18,7 +18,7 @@ import numpy as np
 from edgekit.checkpoint.prequantized.tensor import PrequantizedTensor
 from edgekit.families.base import SourceModel
 from edgekit.quantize.grid import N_SIGNIFICANT_BITS, round_scales
-from edgekit.quantize.model import QuantizedTensor
+from edgekit.quantize.model import EncodedTensor
 from edgekit.quantize.plan import TensorPlan, plan_tensors
 from edgekit.scheme import Scheme
 
@@ -40,7 +40,7 @@ class _Misfit:
 
 
 def plan_source(source: SourceModel, scheme: Scheme) -> tuple[TensorPlan, ...]:
-    """Decide the scheme of every tensor, and which codes of the source are kept.
+    """Decide the encoding of every tensor, and which codes of the source are kept.
 
     Reads the scales of matrices that are codes already; a float source is planned as
     ``plan_tensors`` does.
@@ -72,7 +72,7 @@ def expected_plan(source: SourceModel, scheme: Scheme) -> tuple[TensorPlan, ...]
         QuantError: No allowed group divides the input width of some matrices.
     """
     return tuple(
-        replace(item, scheme=prequantized.scheme, keeps_codes=True)
+        replace(item, encoding=prequantized.encoding, keeps_codes=True)
         if (prequantized := source.tensor(item.name).prequantized) is not None
         and _may_keep(item, prequantized, scheme)
         else item
@@ -86,13 +86,13 @@ def _plan_decoded(source: SourceModel, scheme: Scheme) -> Iterator[TensorPlan]:
         decoded = source.tensor(item.name).decoded
         if decoded is None:
             yield item
-        elif item.scheme.group is None:
+        elif item.encoding.block is None:
             yield replace(item, reason=_say_dequantized(decoded.label, scheme))
         else:
             yield _requantize(item, f"{decoded.reason} ({decoded.label})")
 
 
-def import_codes(prequantized: PrequantizedTensor, item: TensorPlan) -> QuantizedTensor:
+def import_codes(prequantized: PrequantizedTensor, item: TensorPlan) -> EncodedTensor:
     """Import the codes of a source, with its scales rounded to the grid.
 
     Args:
@@ -101,39 +101,39 @@ def import_codes(prequantized: PrequantizedTensor, item: TensorPlan) -> Quantize
     """
     n_rows = prequantized.info.shape[0]
     scales = round_scales(prequantized.scales(0, n_rows), prequantized.bits)
-    return QuantizedTensor(
-        item.name, prequantized.bits, prequantized.group, prequantized.codes(0, n_rows), scales
+    return EncodedTensor.of_codes(
+        item.name, prequantized.encoding, prequantized.codes(0, n_rows), scales
     )
 
 
 def _decide(item: TensorPlan, prequantized: PrequantizedTensor, asked: Scheme) -> TensorPlan:
-    if item.scheme.group is None:
+    if item.encoding.block is None:
         return replace(item, reason=_say_dequantized(prequantized.label, asked))
     if not _may_keep(item, prequantized, asked):
-        return _requantize(item, f"{item.scheme} instead of {prequantized.label}")
+        return _requantize(item, f"{item.encoding} instead of {prequantized.label}")
     misfit = _find_misfit(prequantized)
     if misfit is None:
         return replace(
             item,
-            scheme=prequantized.scheme,
+            encoding=prequantized.encoding,
             reason=f"imported from {prequantized.label}",
             keeps_codes=True,
             imported=prequantized.label,
         )
     if misfit.keeps_codes:
         reason = f"{_REQUANTIZED}: {misfit.reason} ({prequantized.label}); {CODES_KEPT}"
-        return replace(item, scheme=prequantized.scheme, reason=reason, keeps_codes=True)
+        return replace(item, encoding=prequantized.encoding, reason=reason, keeps_codes=True)
     return _requantize(item, f"{misfit.reason} ({prequantized.label})")
 
 
 def _may_keep(item: TensorPlan, prequantized: PrequantizedTensor, asked: Scheme) -> bool:
     """Tell whether codes with the source's bits and group could be kept."""
-    if item.scheme.group is None:
+    if item.encoding.block is None:
         return False
     # An embedding of 4-bit codes gains nothing from the 8 bits that the plan gives to floats.
     return (
-        prequantized.bits in (asked.bits, item.scheme.bits)
-        and prequantized.group >= item.scheme.group
+        prequantized.bits in (asked.encoding.bits, item.encoding.bits)
+        and prequantized.group >= item.encoding.block
     )
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, cast
+from typing import Final
 
 import numpy as np
 
-from edgekit.dtypes import Bits, F32Array
+from edgekit.dtypes import F32Array
 from edgekit.errors import QuantError
+from edgekit.formats.packing import pack_codes
 from edgekit.quantize.methods import Method, quantize_rows, round_floats
-from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor
+from edgekit.quantize.model import EncodedTensor, FloatTensor, ModelTensor
 from edgekit.quantize.plan import TensorPlan
 from edgekit.tensors import LazyTensor
 
@@ -30,38 +31,39 @@ def quantize_tensor(
     n_threads: int = 1,
     n_block_elements: int = BLOCK_ELEMENTS,
 ) -> ModelTensor:
-    """Read a tensor and convert it to its planned scheme.
+    """Read a tensor and convert it to its planned encoding.
 
     Args:
         source: Float tensor of shape ``plan.shape``.
-        plan: Name, shape and scheme.
+        plan: Name, shape and encoding.
         method: How scales are chosen.
         n_threads: Row blocks in work at the same time, at least 1.
         n_block_elements: Values of a row block; one row at least.
 
     Returns:
-        Codes and scales for an integer scheme, else rounded floats.
+        Codes and scales for an integer encoding, else rounded floats.
 
     Raises:
         QuantError: The shape is not the planned one, or a weight cannot be held (methods.py).
     """
     if source.info.shape != plan.shape:
         raise QuantError(f"{plan.name}: shape", got=source.info.shape, wanted=plan.shape)
-    if not plan.scheme.is_quantized:
+    if not plan.encoding.is_quantized:
         return _round_tensor(source, plan, n_threads, n_block_elements)
     n_rows, n_cols = plan.shape
-    group = cast(int, plan.scheme.group)
-    codes = np.empty((n_rows, n_cols), dtype=np.uint8)
-    scales = np.empty((n_rows, n_cols // group), dtype=np.float32)
+    bits, n_blocks = plan.encoding.code_bits, plan.encoding.n_blocks(n_cols)
+    packed = np.empty((n_rows, n_cols * bits // 8), dtype=np.uint8)
+    scales = np.empty((n_rows, n_blocks), dtype=np.float32)
 
     def fill(part: slice) -> None:
         rows = source.read_rows(part.start, part.stop)
-        codes[part], scales[part] = quantize_rows(
-            rows, plan.scheme, method, name=plan.name, first_row=part.start
+        codes, scales[part] = quantize_rows(
+            rows, plan.encoding, method, name=plan.name, first_row=part.start
         )
+        packed[part] = pack_codes(codes, bits)
 
     _run_all(fill, row_blocks(plan.shape, n_block_elements), n_threads)
-    return QuantizedTensor(plan.name, cast(Bits, plan.scheme.bits), group, codes, scales)
+    return EncodedTensor(plan.name, plan.encoding, packed, scales)
 
 
 def row_blocks(shape: tuple[int, ...], n_block_elements: int = BLOCK_ELEMENTS) -> Iterator[slice]:
@@ -79,10 +81,10 @@ def _round_tensor(
 
     def fill(part: slice) -> None:
         rows = source.read_rows(part.start, part.stop)
-        values[part] = round_floats(rows, plan.scheme, name=plan.name, first_row=part.start)
+        values[part] = round_floats(rows, plan.encoding, name=plan.name, first_row=part.start)
 
     _run_all(fill, row_blocks(plan.shape, n_block_elements), n_threads)
-    return FloatTensor(plan.name, plan.scheme, values)
+    return FloatTensor(plan.name, plan.encoding, values)
 
 
 def _run_all(work: Callable[[slice], None], parts: Iterator[slice], n_threads: int) -> None:

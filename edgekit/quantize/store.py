@@ -1,8 +1,8 @@
 """The store: a temporary folder with a quantized model, written once and read by every exporter.
 
 ``weights.safetensors`` holds ``{name}.codes`` (packed, uint8) with ``{name}.scales`` (fp16,
-exact), or ``{name}`` itself for floats; ``assets/`` holds tokenizer and config files. Nothing in
-it depends on the export format.
+exact) and, where the encoding has them, ``{name}.zero_points`` (uint8), or ``{name}`` itself for
+floats; ``assets/`` holds tokenizer and config files. Nothing in it depends on the export format.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from edgekit.artifact import TensorEntry
 from edgekit.checkpoint.assets import copy_assets
-from edgekit.dtypes import Bits, DType
+from edgekit.dtypes import DType
+from edgekit.encoding import Encoding
 from edgekit.errors import ExportError, QuantError
 from edgekit.families.base import SourceModel
 from edgekit.families.spec import DecoderSpec
-from edgekit.formats.packing import unpack_codes
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from edgekit.model_files import CONFIG_NAME
 from edgekit.progress import Progress, ignore_progress
@@ -33,7 +33,7 @@ from edgekit.quantize.fold import (
     float_names,
 )
 from edgekit.quantize.methods import Method
-from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor, Source
+from edgekit.quantize.model import EncodedTensor, FloatTensor, ModelTensor, Source
 from edgekit.quantize.plan import TensorPlan
 from edgekit.quantize.prequantized import import_codes, plan_source
 from edgekit.quantize.row_blocks import quantize_tensor
@@ -73,13 +73,13 @@ class StoredModel:
         entry = next((entry for entry in self.entries if entry.name == name), None)
         if entry is None:
             raise QuantError("no such tensor", got=name, wanted=f"one of {len(self.entries)}")
-        scheme = Scheme.parse(entry.scheme)
+        encoding = Encoding.parse(entry.encoding)
         tensors = self._weights.tensors
-        if scheme.group is None:
-            return FloatTensor(name, scheme, tensors[name].read())
-        bits = cast(Bits, scheme.bits)
-        codes = unpack_codes(tensors[f"{name}.codes"].raw(), bits)
-        return QuantizedTensor(name, bits, scheme.group, codes, tensors[f"{name}.scales"].read())
+        if encoding.block is None:
+            return FloatTensor(name, encoding, tensors[name].read())
+        scales = tensors[f"{name}.scales"].read()
+        zeros = tensors[f"{name}.zero_points"].raw() if encoding.has_zero_points else None
+        return EncodedTensor(name, encoding, tensors[f"{name}.codes"].raw(), scales, zeros)
 
     def close(self) -> None:
         """Close the weights file; safe to call twice."""
@@ -142,7 +142,7 @@ def quantize_model(
         assets = _copy_assets(view, folder)
         entries: list[TensorEntry] = []
         infos = [
-            info for item in plans for info in _stored_infos(item.name, item.shape, item.scheme)
+            info for item in plans for info in _stored_infos(item.name, item.shape, item.encoding)
         ]
         with SafetensorsWriter(folder / WEIGHTS_NAME, infos, alignment=4096) as writer:
             for n_done, item in enumerate(plans, start=1):
@@ -190,24 +190,30 @@ def find_scales(
     return replace(choose_scales(spec, sites, inputs, floats), measured_on=what)
 
 
-def _stored_infos(name: str, shape: tuple[int, ...], scheme: Scheme) -> list[TensorInfo]:
+def _stored_infos(name: str, shape: tuple[int, ...], encoding: Encoding) -> list[TensorInfo]:
     """Give the tensors of the file that hold one tensor of the model."""
-    if scheme.group is None:
-        return [TensorInfo(name, shape, _FLOAT_DTYPES[scheme.kind])]
+    if encoding.block is None:
+        return [TensorInfo(name, shape, _FLOAT_DTYPES[encoding.kind])]
     n_rows, n_cols = shape
-    return [
-        TensorInfo(f"{name}.codes", (n_rows, n_cols * scheme.bits // 8), DType.UINT8),
-        TensorInfo(f"{name}.scales", (n_rows, n_cols // scheme.group), DType.FP16),
+    per_block = (n_rows, encoding.n_blocks(n_cols))
+    infos = [
+        TensorInfo(f"{name}.codes", (n_rows, n_cols * encoding.bits // 8), DType.UINT8),
+        TensorInfo(f"{name}.scales", per_block, DType.FP16),
     ]
+    if encoding.has_zero_points:
+        infos.append(TensorInfo(f"{name}.zero_points", per_block, DType.UINT8))
+    return infos
 
 
 def _append(writer: SafetensorsWriter, tensor: ModelTensor) -> None:
     if isinstance(tensor, FloatTensor):
-        stored = "<f2" if tensor.scheme.kind == "fp16" else "<f4"
+        stored = "<f2" if tensor.encoding.kind == "fp16" else "<f4"
         writer.append(tensor.name, tensor.values.astype(stored, copy=False))
         return
-    writer.append(f"{tensor.name}.codes", tensor.packed())
+    writer.append(f"{tensor.name}.codes", tensor.packed)
     writer.append(f"{tensor.name}.scales", tensor.scales.astype("<f2"))
+    if tensor.zero_points is not None:
+        writer.append(f"{tensor.name}.zero_points", tensor.zero_points)
 
 
 def _sha256(tensor: ModelTensor) -> str | None:

@@ -131,7 +131,7 @@ class OnnxruntimeDecoder:
                 n_threads=n_threads,
                 settings={
                     "provider": PROVIDER,
-                    "activation": chosen.activation if artifact.scheme.is_quantized else "fp32",
+                    "activation": chosen.activation if artifact.is_quantized else "fp32",
                     "chunk": chosen.chunk,
                 },
             )

@@ -12,7 +12,7 @@ from edgekit.dtypes import F32Array
 from edgekit.errors import EngineCrashError, UsageError
 from edgekit.families.base import SourceModel
 from edgekit.families.spec import DecoderSpec
-from edgekit.quantize.model import QuantizedModel, QuantizedTensor
+from edgekit.quantize.model import EncodedTensor, QuantizedModel
 from edgekit.records import EngineInfo
 from edgekit.reference.forward import FloatArray, FloatType, Forward
 from edgekit.runtime.base import check_forward
@@ -63,7 +63,7 @@ class ReferenceDecoder:
 
         def read(name: str) -> F32Array:
             tensor = model.get(name)
-            return tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor.values
+            return tensor.dequantize() if isinstance(tensor, EncodedTensor) else tensor.values
 
         return cls(model.spec, read, dtype=dtype, model=f"{model.source.name} {model.scheme}")
 

@@ -18,10 +18,9 @@ from edgekit.exporters.staging import write_artifact
 from edgekit.families.rope_spec import Llama3Scaling, RopeSpec
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.safetensors import SafetensorsWriter
-from edgekit.quantize.model import QuantizedTensor, combine_hashes
-from edgekit.scheme import Scheme
+from edgekit.quantize.model import EncodedTensor, combine_hashes, encodings_of
 from tests.builders import write_tiny_tokenizer
-from tests.exporters.memory_model import MemoryModel, memory_model, tiny_spec
+from tests.exporters.memory_model import MemoryModel, memory_model, stored_as, tiny_spec
 
 SCHEMES = ["fp32", "fp16", "int8", "int8-g64", "int4", "int4-g64"]
 VARIANTS = {
@@ -59,9 +58,9 @@ def assert_recovers_exactly(artifact: Artifact, model: MemoryModel) -> None:
     for name, wanted in model.tensors.items():
         got = recovered[name]
         assert type(got) is type(wanted), name
-        if isinstance(wanted, QuantizedTensor):
-            assert (got.bits, got.group) == (wanted.bits, wanted.group), name
-            np.testing.assert_array_equal(got.codes, wanted.codes, err_msg=name)
+        if isinstance(wanted, EncodedTensor):
+            assert got.encoding == wanted.encoding, name
+            np.testing.assert_array_equal(got.codes(), wanted.codes(), err_msg=name)
             np.testing.assert_array_equal(got.scales, wanted.scales, err_msg=name)
             assert got.sha256() == wanted.sha256(), name
         else:
@@ -71,7 +70,7 @@ def assert_recovers_exactly(artifact: Artifact, model: MemoryModel) -> None:
 def export_or_refuse(artifact_format: Format, model: MemoryModel, out) -> Artifact | None:
     """Export; where the format says no, check that it refuses cleanly and give None."""
     exporter = open_exporter(artifact_format)
-    decision = exporter.supports(model.spec, model.scheme)
+    decision = exporter.supports(model.spec, encodings_of(model.entries))
     if isinstance(decision, Accepted):
         return write_artifact(exporter, model, out / "a")
     assert isinstance(decision, Rejected)
@@ -97,7 +96,7 @@ def test_what_is_written_is_what_is_read_back_or_the_scheme_is_refused(
 @each_format
 @pytest.mark.parametrize("scheme", ["fp16", "int8", "int4"])
 def test_the_main_schemes_are_accepted_everywhere(artifact_format, scheme):
-    decision = open_exporter(artifact_format).supports(tiny_spec(), Scheme.parse(scheme))
+    decision = open_exporter(artifact_format).supports(tiny_spec(), stored_as(tiny_spec(), scheme))
     assert isinstance(decision, Accepted)
 
 
@@ -182,7 +181,7 @@ def test_progress_goes_from_nothing_to_all(tmp_path, artifact_format):
 def test_one_flipped_code_does_not_pass_unseen(tmp_path, artifact_format):
     model = make_model("int4")
     artifact = write_artifact(open_exporter(artifact_format), model, tmp_path / "a")
-    packed = model.tensors["layers.0.gate"].packed().tobytes()
+    packed = model.tensors["layers.0.gate"].packed.tobytes()
     signed = bytes(byte ^ 0x88 for byte in packed)  # Core ML's int4 is the same bits, signed
     for entry in artifact.manifest.files:
         path = artifact.path / entry.path
@@ -198,7 +197,8 @@ def test_one_flipped_code_does_not_pass_unseen(tmp_path, artifact_format):
         artifact.check_files()
     recovered = {t.name: t for t in open_exporter(artifact_format).recover(artifact)}
     assert (
-        int((recovered["layers.0.gate"].codes != model.tensors["layers.0.gate"].codes).sum()) == 1
+        int((recovered["layers.0.gate"].codes() != model.tensors["layers.0.gate"].codes()).sum())
+        == 1
     )
 
 

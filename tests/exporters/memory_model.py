@@ -11,19 +11,20 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from edgekit.artifact import TensorEntry
-from edgekit.dtypes import Bits, F32Array
+from edgekit.dtypes import F32Array
+from edgekit.encoding import FP16, FP32, Encoding
 from edgekit.errors import QuantError
 from edgekit.families.llama_form import NAMES
 from edgekit.families.rope_spec import RopeSpec
 from edgekit.families.spec import DecoderSpec
-from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor, Source
-from edgekit.scheme import FP16, FP32, Scheme
+from edgekit.quantize.model import EncodedTensor, FloatTensor, ModelTensor, Source
+from edgekit.scheme import Scheme
 
 TINY_SPEC = DecoderSpec(
     model_type="mistral",
@@ -79,31 +80,37 @@ class MemoryModel:
         return self.tensors[name]
 
 
+def stored_as(spec: DecoderSpec, encoding: Encoding | str) -> dict[str, Encoding]:
+    """Give the encodings of a decoder whose matrices are all stored alike."""
+    own = Encoding.parse(str(encoding))
+    return {n: own if len(shape) == 2 else FP32 for n, shape in spec.weight_shapes().items()}
+
+
 def entry_of(tensor: ModelTensor) -> TensorEntry:
     """Give the manifest line of a tensor."""
-    sha256 = tensor.sha256() if isinstance(tensor, QuantizedTensor) else None
-    return TensorEntry(tensor.name, tensor.shape, str(tensor.scheme), "test", sha256)
+    sha256 = tensor.sha256() if isinstance(tensor, EncodedTensor) else None
+    return TensorEntry(tensor.name, tensor.shape, str(tensor.encoding), "test", sha256)
 
 
 def memory_model(
     spec: DecoderSpec = TINY_SPEC,
-    scheme: Scheme | str = "int4",
+    scheme: Encoding | str = "int4",
     seed: int = 0,
     *,
-    schemes: Mapping[str, Scheme | str] | None = None,
+    schemes: Mapping[str, Encoding | str] | None = None,
     assets: Mapping[str, Path] | None = None,
 ) -> MemoryModel:
     """Make a model with random weights.
 
     Args:
         spec: The decoder.
-        scheme: Scheme of every matrix; a group that does not divide M is halved until it does.
+        scheme: Encoding of every matrix; a block that does not divide M is halved until it does.
         seed: Of the random numbers.
-        schemes: Other schemes for single matrices, by canonical name.
+        schemes: Other encodings for single matrices, by canonical name.
         assets: Files to carry along.
     """
     rng = np.random.default_rng(seed)
-    wanted = Scheme.parse(str(scheme))
+    wanted = Encoding.parse(str(scheme))
     tensors: dict[str, ModelTensor] = {}
     for name, shape in spec.weight_shapes().items():
         if len(shape) == 1:
@@ -113,15 +120,15 @@ def memory_model(
                 name, FP32 if wanted == FP32 else FP16, values.astype(np.float32)
             )
         else:
-            own = Scheme.parse(str((schemes or {}).get(name, wanted)))
+            own = Encoding.parse(str((schemes or {}).get(name, wanted)))
             tensors[name] = _matrix(name, (shape[0], shape[1]), own, rng)
-    return MemoryModel(spec, wanted, tensors, assets or {})
+    return MemoryModel(spec, Scheme(str(wanted), wanted), tensors, assets or {})
 
 
 def float_weights(model: MemoryModel) -> dict[str, F32Array]:
     """Give every tensor of a model as float32."""
     return {
-        name: tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor.values
+        name: tensor.dequantize() if isinstance(tensor, EncodedTensor) else tensor.values
         for name, tensor in model.tensors.items()
     }
 
@@ -157,22 +164,28 @@ def write_float_checkpoint(folder: Path, model: MemoryModel) -> Path:
 
 
 def _matrix(
-    name: str, shape: tuple[int, int], scheme: Scheme, rng: np.random.Generator
+    name: str, shape: tuple[int, int], encoding: Encoding, rng: np.random.Generator
 ) -> ModelTensor:
     n_out, n_in = shape
     spread = n_in**-0.5
-    if scheme.group is None:
+    if encoding.block is None:
         values = (spread * rng.standard_normal(shape)).astype(np.float32)
-        kept = values.astype(np.float16).astype(np.float32) if scheme == FP16 else values
-        return FloatTensor(name, scheme, kept)
-    group = scheme.group
-    while n_in % group:
-        group //= 2
-    bits = cast(Bits, scheme.bits)
+        kept = values.astype(np.float16).astype(np.float32) if encoding == FP16 else values
+        return FloatTensor(name, encoding, kept)
+    block, bits = encoding.block, encoding.code_bits
+    while n_in % block:
+        block //= 2
     codes = rng.integers(0, 1 << bits, shape, dtype=np.uint8)
     # 128..255 times a power of two: eight significant bits, either sign as RTN gives them.
     exponent = np.floor(np.log2(spread / (1 << (bits - 1)))) - 7
-    significand = rng.integers(128, 256, (n_out, n_in // group)).astype(np.float32)
+    significand = rng.integers(128, 256, (n_out, n_in // block)).astype(np.float32)
     sign = np.where(rng.random(significand.shape) < 0.5, -1.0, 1.0)
     scales = (sign * significand * 2.0**exponent).astype(np.float32)
-    return QuantizedTensor(name, bits, group, codes, scales)
+    zeros = None
+    if encoding.has_zero_points:
+        zeros = rng.integers(0, 1 << bits, scales.shape, dtype=np.uint8)
+        # With an odd zero point of k bits, 8 - k bits of the scale keep their product exact.
+        odd = np.where(zeros == 0, 1, zeros // np.maximum(zeros & -zeros.astype(np.int16), 1))
+        scales = np.floor(np.abs(scales) / 2.0**exponent / 128 * (255 // odd))
+        scales = (np.maximum(scales, 1) * 2.0**exponent).astype(np.float32)
+    return EncodedTensor.of_codes(name, Encoding(encoding.kind, block), codes, scales, zeros)

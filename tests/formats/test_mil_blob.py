@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 from edgekit.errors import FormatError
 from edgekit.formats.mil_blob import BlobReader, BlobType, BlobWriter
 from edgekit.formats.mlpackage import require_coremltools
+from edgekit.formats.packing import pack_codes
 
 
 def write_sample(path: Path) -> tuple[int, int, int, int]:
     """One blob of each type that an artifact holds."""
     with BlobWriter(path) as blobs:
         return (
-            blobs.write_codes(np.array([[0, 15, 8, 1]], np.uint8), 4),
-            blobs.write_codes(np.array([[0, 255, 128]], np.uint8), 8),
+            blobs.write_codes(np.array([[0xF0, 0x18]], np.uint8), BlobType.INT4),
+            blobs.write_codes(np.array([[0, 255, 128]], np.uint8), BlobType.INT8),
             blobs.write_fp16(np.array([1.0, -2.5], np.float32)),
             blobs.write(np.array([0.1, 3.0], np.float32)),
         )
@@ -54,8 +55,10 @@ def test_file_equals_that_of_coremltools(tmp_path: Path) -> None:
     words = rng.integers(-9, 9, 21, np.int32)
     with BlobWriter(ours) as blobs:
         offsets = [
-            blobs.write_codes(codes4, 4),
-            blobs.write_codes(codes8, 8),
+            blobs.write_codes(pack_codes(codes4, 4), BlobType.INT4),
+            blobs.write_codes(codes8, BlobType.INT8),
+            blobs.write_codes(pack_codes(codes4, 4), BlobType.UINT4),
+            blobs.write_codes(codes8, BlobType.UINT8),
             blobs.write_fp16(halves.astype(np.float32)),
             blobs.write(floats),
             blobs.write(words),
@@ -66,6 +69,8 @@ def test_file_equals_that_of_coremltools(tmp_path: Path) -> None:
     assert offsets == [
         writer.write_int4_data((codes4.astype(np.int8) - 8).astype(int4).ravel()),
         writer.write_int8_data((codes8.astype(np.int16) - 128).astype(np.int8).ravel()),
+        writer.write_uint4_data(codes4.astype(types.nptype_from_builtin(types.uint4)).ravel()),
+        writer.write_uint8_data(codes8.ravel()),
         writer.write_fp16_data(halves.view(np.uint16)),
         writer.write_float_data(floats.ravel()),
         writer.write_int32_data(words),
@@ -93,9 +98,9 @@ def test_codes_come_back(
     seed = random.getrandbits(32)  # type: ignore[attr-defined]
     codes = np.random.default_rng(seed).integers(0, 1 << bits, shape, np.uint8)
     path = tmp_path_factory.mktemp("blob") / "weight.bin"
-    with BlobWriter(path) as blobs:
-        offset = blobs.write_codes(codes, 4 if bits == 4 else 8)
     kind = BlobType.INT4 if bits == 4 else BlobType.INT8
+    with BlobWriter(path) as blobs:
+        offset = blobs.write_codes(pack_codes(codes, bits), kind)
     signed = BlobReader(path).read(offset, kind, shape)
     np.testing.assert_array_equal(signed.astype(np.int16) + (1 << (bits - 1)), codes)
 
@@ -106,10 +111,10 @@ def test_large_arrays_are_written_in_blocks_of_rows(
     codes = np.random.default_rng(1).integers(0, 16, (37, 64), np.uint8)
     whole, blocks = tmp_path / "whole.bin", tmp_path / "blocks.bin"
     with BlobWriter(whole) as blobs:
-        blobs.write_codes(codes, 4)
+        blobs.write_codes(pack_codes(codes, 4), BlobType.INT4)
     monkeypatch.setattr("edgekit.formats.mil_blob._BLOCK_VALUES", 150)
     with BlobWriter(blocks) as blobs:
-        blobs.write_codes(codes, 4)
+        blobs.write_codes(pack_codes(codes, 4), BlobType.INT4)
     assert whole.read_bytes() == blocks.read_bytes()
 
 

@@ -40,7 +40,7 @@ def test_every_format_holds_the_imported_codes(coded_embedding, tmp_path, form):
     (artifact,) = export(folder, form, "int4", tmp_path)
     entries = {entry.name: entry for entry in artifact.manifest.tensors}
     assert {e.imported for e in entries.values() if len(e.shape) == 2} == {"mlx int4-g64"}
-    assert entries["embed"].scheme == entries["lm_head"].scheme == "int4-g64"
+    assert entries["embed"].encoding == entries["lm_head"].encoding == "int4-g64"
     recovered = {tensor.name: tensor for tensor in open_exporter(Format(form)).recover(artifact)}
     theirs = {"embed": "model.embed_tokens", "lm_head": "lm_head"}
     theirs["layers.1.down"] = "model.layers.1.mlp.down_proj"

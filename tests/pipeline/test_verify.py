@@ -21,7 +21,7 @@ from edgekit.file_hashes import hash_file
 from edgekit.formats.mlpackage import PACKAGE_NAME, main_block, read_spec, spec_path
 from edgekit.pipeline.agreement import FLOAT_FACTOR, reference_decoder
 from edgekit.pipeline.verify import VerifyPlan, usual_plan, verification_tokens, verify
-from edgekit.quantize.model import QuantizedTensor, combine_hashes
+from edgekit.quantize.model import EncodedTensor, combine_hashes
 from tests.builders import write_tiny_checkpoint
 
 WEIGHTS = "model.safetensors"
@@ -40,7 +40,7 @@ def repair(folder: Path, *, tensors: bool) -> Artifact:
         found = {t.name: t for t in open_exporter(manifest.format).recover(artifact)}
         entries = tuple(
             replace(entry, sha256=tensor.sha256())
-            if isinstance(tensor := found[entry.name], QuantizedTensor)
+            if isinstance(tensor := found[entry.name], EncodedTensor)
             else entry
             for entry in manifest.tensors
         )
@@ -303,7 +303,7 @@ def test_weights_are_those_at_the_offsets_of_the_file(form, kind, tiny_artifacts
     changed = repair(folder, tensors=True)
     first, second = verify([whole, changed], SHORT)
     tensors = {t.name: t for t in open_exporter(whole.format).recover(whole)}
-    n_other = int((tensors["layers.0.gate"].codes != tensors["layers.0.up"].codes).sum())
+    n_other = int((tensors["layers.0.gate"].codes() != tensors["layers.0.up"].codes()).sum())
     assert second.weights.n_codes_differing == moved * n_other
     assert second.weights.n_scales_differing == 0
     assert first.is_met
@@ -435,13 +435,13 @@ def test_a_model_without_a_tokenizer_is_checked_on_ids(tmp_path):
 
 def test_the_reference_keeps_weights_only_where_there_is_room(tiny_artifacts, monkeypatch):
     artifact, ids, made = tiny_artifacts["onnx-int4"], [1, 5, 9, 7], []
-    dequantize = QuantizedTensor.dequantize
+    dequantize = EncodedTensor.dequantize
 
     def noted(tensor):
         made.append(tensor.name)
         return dequantize(tensor)
 
-    monkeypatch.setattr(QuantizedTensor, "dequantize", noted)
+    monkeypatch.setattr(EncodedTensor, "dequantize", noted)
     logits = []
     for n_bytes, n_times in ((2 << 30, 1), (1000, 2)):
         monkeypatch.setattr("edgekit.pipeline.agreement._KEPT_BYTES", n_bytes)

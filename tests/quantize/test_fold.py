@@ -29,7 +29,7 @@ from tests.builders import write_tiny_checkpoint
 from tests.checkpoint.prequantized.folders import Grid, write_compressed
 from tests.tiny_families import TINY_CONFIGS
 
-INT8 = Scheme("int8", 32)
+INT8 = Scheme.parse("int8-g32")
 IDS = [(37 * i + 5) % 384 for i in range(48)]
 
 
@@ -113,7 +113,7 @@ def test_floats_are_left_alone(source, scheme):
 def test_bits_decide_the_exponent(source):
     bits = {
         site.writer: site.bits
-        for site in find_sites(source.spec, plan_tensors(source.spec, Scheme("int4", 32)))
+        for site in find_sites(source.spec, plan_tensors(source.spec, Scheme.parse("int4-g32")))
     }
     assert bits["layers.0.attn_norm"] == bits["layers.0.up"] == 4
     assert bits["final_norm"] == 8
@@ -274,13 +274,13 @@ def test_a_loud_channel_is_divided_more_than_its_neighbours(source):
 def test_codes_of_a_source_are_never_touched(tmp_path, bits):
     folder, made = write_compressed(tmp_path / "m", Grid(bits, 32))
     source = open_model(folder)
-    with_fold = quantize_model(source, Scheme(f"int{bits}", 32), tmp_path / "a")
-    without = quantize_model(source, Scheme(f"int{bits}", 32), tmp_path / "b", fold=False)
+    with_fold = quantize_model(source, Scheme.parse(f"int{bits}-g32"), tmp_path / "a")
+    without = quantize_model(source, Scheme.parse(f"int{bits}-g32"), tmp_path / "b", fold=False)
     assert with_fold.source.channel_scales == {}
     assert [entry.sha256 for entry in with_fold.entries] == [e.sha256 for e in without.entries]
     kept = {entry.name for entry in with_fold.entries if entry.keeps_codes}
     assert len(kept) == 7 * source.spec.n_layers
-    codes = with_fold.get("layers.0.q").codes
+    codes = with_fold.get("layers.0.q").codes()
     np.testing.assert_array_equal(codes, made["model.layers.0.self_attn.q_proj.weight"].codes)
 
 

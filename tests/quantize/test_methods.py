@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnxruntime.capi._pybind_state import quantize_matmul_4bits
 
+from edgekit.encoding import FP16, FP32, Encoding
 from edgekit.errors import QuantError
 from edgekit.quantize import methods
 from edgekit.quantize.grid import LARGEST_WEIGHT, round_scales
 from edgekit.quantize.methods import Method, quantize_rows, round_floats
-from edgekit.scheme import FP16, FP32, Scheme
 from tests.quantize.whole_matrix import nearest_codes, quantize_matrix
 
-INT4, INT8 = Scheme("int4", 32), Scheme("int8", 32)
+INT4, INT8 = Encoding("int4", 32), Encoding("int8", 32)
 RMS_TOLERANCE = 0.01  # sampling noise of 1 M weights, and the distance to the published method
 # Relative RMS: (distribution, scheme, method), measured before this code existed
 # (4 bits: numpy RTN and search of 8 scales with one refit; 8 bits: 8-bit scales).
@@ -37,16 +37,16 @@ def draw(distribution: str, shape: tuple[int, int], seed: int = 0) -> np.ndarray
     return (0.02 * values).astype(np.float32)
 
 
-def group_errors(matrix: np.ndarray, scheme: Scheme, method: Method) -> np.ndarray:
+def group_errors(matrix: np.ndarray, scheme: Encoding, method: Method) -> np.ndarray:
     error = quantize_matrix("w", matrix, scheme, method).dequantize().astype(np.float64) - matrix
-    return np.square(error).reshape(-1, scheme.group).sum(axis=1)
+    return np.square(error).reshape(-1, scheme.block).sum(axis=1)
 
 
 @pytest.mark.parametrize(("distribution", "scheme", "method"), KNOWN_RMS)
 def test_error_is_that_of_the_measured_table(distribution, scheme, method):
     matrix = draw(distribution, (1024, 1024))
     relative = np.sqrt(
-        group_errors(matrix, Scheme.parse(scheme), method).sum()
+        group_errors(matrix, Encoding.parse(scheme), method).sum()
         / np.square(matrix.astype(np.float64)).sum()
     )
     assert relative == pytest.approx(KNOWN_RMS[distribution, scheme, method], rel=RMS_TOLERANCE)
@@ -57,11 +57,11 @@ def test_a_group_worked_by_hand():
     group = np.array([-4.0, 3.9, 0.6, -0.2] + [0.0] * 28, np.float32)
     tensor = quantize_matrix("w", group[None, :], INT4, Method.RTN)
     np.testing.assert_array_equal(tensor.scales, [[0.5]])
-    np.testing.assert_array_equal(tensor.codes[0, :5], [0, 15, 9, 8, 8])
+    np.testing.assert_array_equal(tensor.codes()[0, :5], [0, 15, 9, 8, 8])
     # Mirrored weights take the negative scale and the same codes.
     mirrored = quantize_matrix("w", -group[None, :], INT4, Method.RTN)
     np.testing.assert_array_equal(mirrored.scales, [[-0.5]])
-    np.testing.assert_array_equal(mirrored.codes, tensor.codes)
+    np.testing.assert_array_equal(mirrored.codes(), tensor.codes())
 
 
 def test_8_bit_scales_are_positive_and_use_127_steps():
@@ -69,7 +69,7 @@ def test_8_bit_scales_are_positive_and_use_127_steps():
     tensor = quantize_matrix("w", np.stack([group, -group]), INT8)
     np.testing.assert_array_equal(tensor.scales, [[1.0], [1.0]])
     np.testing.assert_array_equal(
-        tensor.codes[:, :5], [[255, 2, 129, 127, 128], [1, 254, 127, 129, 128]]
+        tensor.codes()[:, :5], [[255, 2, 129, 127, 128], [1, 254, 127, 129, 128]]
     )
 
 
@@ -89,7 +89,7 @@ def test_rtn_is_onnxruntimes_own_quantizer_where_scales_need_no_rounding():
     )
     tensor = quantize_matrix("w", matrix, INT4, Method.RTN)
     np.testing.assert_array_equal(tensor.scales, scales.reshape(n_rows, 8))
-    np.testing.assert_array_equal(tensor.packed(), packed.reshape(n_rows, -1))
+    np.testing.assert_array_equal(tensor.packed, packed.reshape(n_rows, -1))
 
 
 @settings(max_examples=50)
@@ -104,19 +104,24 @@ def test_rtn_is_onnxruntimes_own_quantizer_where_scales_need_no_rounding():
     st.sampled_from(Method),
 )
 def test_any_weights_give_grid_scales_and_their_nearest_codes(matrix, scheme, method):
-    tensor = quantize_matrix("w", matrix, Scheme.parse(scheme), method)
-    np.testing.assert_array_equal(round_scales(tensor.scales, tensor.bits), tensor.scales)
-    np.testing.assert_array_equal(nearest_codes(matrix, tensor), tensor.codes)
-    zero_groups = (matrix.reshape(-1, tensor.group) == 0).all(axis=1)
+    tensor = quantize_matrix("w", matrix, Encoding.parse(scheme), method)
+    np.testing.assert_array_equal(
+        round_scales(tensor.scales, tensor.encoding.code_bits), tensor.scales
+    )
+    np.testing.assert_array_equal(nearest_codes(matrix, tensor), tensor.codes())
+    zero_groups = (matrix.reshape(-1, tensor.encoding.block) == 0).all(axis=1)
     assert (tensor.scales.reshape(-1)[zero_groups] == 1).all()
-    assert (tensor.codes.reshape(-1, tensor.group)[zero_groups] == tensor.zero_point).all()
+    assert (
+        tensor.codes().reshape(-1, tensor.encoding.block)[zero_groups]
+        == 1 << (tensor.encoding.bits - 1)
+    ).all()
 
 
 @pytest.mark.parametrize("distribution", ["gauss", "t4"])
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_search_is_never_worse_than_rtn_in_any_group(distribution, group):
     matrix = draw(distribution, (256, 512), seed=5)
-    scheme = Scheme("int4", group)
+    scheme = Encoding("int4", group)
     searched, nearest = (group_errors(matrix, scheme, m) for m in (Method.SEARCH, Method.RTN))
     # The search compares float32 sums; the errors here are float64.
     assert (searched <= nearest * (1 + 1e-5)).all()
@@ -150,12 +155,12 @@ def test_a_row_that_no_group_divides_is_refused_with_advice(n_cols):
     with pytest.raises(QuantError) as caught:
         quantize_matrix("layers.0.q", np.ones((2, n_cols), np.float32), INT4)
     assert caught.value.got == str(n_cols)
-    assert caught.value.wanted == "a multiple of group 32"
+    assert caught.value.wanted == "a multiple of block 32"
     assert "fp16" in caught.value.do
 
 
 def test_a_float_scheme_has_no_codes():
-    with pytest.raises(QuantError, match="fp16 has no codes"):
+    with pytest.raises(QuantError, match="encoding fp16; wanted int4 or int8"):
         quantize_matrix("w", np.ones((2, 32), np.float32), FP16)
 
 

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from edgekit.encoding import Encoding
 from edgekit.errors import QuantError
 from edgekit.families.rope_spec import RopeSpec
 from edgekit.families.spec import DecoderSpec
 from edgekit.quantize.plan import plan_tensors
-from edgekit.scheme import FP16, FP32, Scheme
+from edgekit.scheme import Scheme
 
 SPEC = DecoderSpec(
     model_type="llama", n_layers=2, hidden_width=256, n_heads=4, n_kv_heads=2, head_width=64,
@@ -27,7 +28,7 @@ NORMS = {
 
 
 def schemes(spec: DecoderSpec, scheme: str) -> dict[str, str]:
-    return {item.name: str(item.scheme) for item in plan_tensors(spec, Scheme.parse(scheme))}
+    return {item.name: str(item.encoding) for item in plan_tensors(spec, Scheme.parse(scheme))}
 
 
 @pytest.mark.parametrize("scheme", ["fp32", "fp16", "int8", "int4", "int4-g64", "int8-g128"])
@@ -47,37 +48,38 @@ def test_norms_and_biases_stay_fp32(scheme):
 
 
 def test_int4_keeps_embedding_and_head_at_8_bits():
-    found = {item.name: item for item in plan_tensors(SPEC, Scheme("int4", 64))}
-    assert found["embed"].scheme == found["lm_head"].scheme == Scheme("int8", 64)
+    found = {item.name: item for item in plan_tensors(SPEC, Scheme.parse("int4-g64"))}
+    assert found["embed"].encoding == found["lm_head"].encoding == Encoding.parse("int8-g64")
     assert "first activation" in found["embed"].reason
     assert "logits" in found["lm_head"].reason
-    assert found["layers.1.down"].scheme == Scheme("int4", 64)
-    tied = {
-        item.name: item for item in plan_tensors(replace(SPEC, is_tied=True), Scheme("int4", 32))
-    }
-    assert tied["embed"].reason.endswith("first activation and the logits")
+    assert found["layers.1.down"].encoding == Encoding.parse("int4-g64")
+    tied = {item.name for item in plan_tensors(replace(SPEC, is_tied=True), Scheme.parse("int4"))}
     assert "lm_head" not in tied
 
 
-@pytest.mark.parametrize("scheme", [FP32, FP16, Scheme("int8", 32)])
+@pytest.mark.parametrize("scheme", ["fp32", "fp16", "int8-g32"])
 def test_other_schemes_are_the_same_for_every_matrix(scheme):
-    matrices = {(i.scheme, i.reason) for i in plan_tensors(SPEC, scheme) if len(i.shape) == 2}
+    matrices = {
+        (str(i.encoding), i.reason)
+        for i in plan_tensors(SPEC, Scheme.parse(scheme))
+        if len(i.shape) == 2
+    }
     assert matrices == {(scheme, "as asked")}
 
 
 def test_a_group_that_does_not_divide_gives_way_to_the_next_smaller():
     spec = replace(SPEC, ffn_width=704)  # 704 = 11 * 64
-    found = {item.name: item for item in plan_tensors(spec, Scheme("int4", 128))}
-    assert found["layers.0.gate"].scheme == Scheme("int4", 128)
-    assert found["layers.0.down"].scheme == Scheme("int4", 64)
-    assert found["layers.0.down"].reason == "group 64: 128 does not divide 704"
+    found = {item.name: item for item in plan_tensors(spec, Scheme.parse("int4-g128"))}
+    assert found["layers.0.gate"].encoding == Encoding.parse("int4-g128")
+    assert found["layers.0.down"].encoding == Encoding.parse("int4-g64")
+    assert found["layers.0.down"].reason == "blocks of 64: 128 does not divide 704"
     assert schemes(spec, "int4-g32")["layers.0.down"] == "int4-g32"
 
 
 def test_widths_that_no_group_divides_are_refused_by_name():
     spec = replace(SPEC, n_layers=1, ffn_width=650)
     with pytest.raises(QuantError) as caught:
-        plan_tensors(spec, Scheme("int8", 64))
+        plan_tensors(spec, Scheme.parse("int8-g64"))
     assert caught.value.got == "layers.0.down (650)"
     assert caught.value.do == "Export this model with scheme fp16."
     assert schemes(spec, "fp16")["layers.0.down"] == "fp16"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgekit.encoding import Encoding
 from edgekit.errors import CheckpointError
 from edgekit.families import open_model
 from edgekit.quantize.grid import round_scales
-from edgekit.quantize.model import QuantizedTensor
+from edgekit.quantize.model import EncodedTensor
 from edgekit.quantize.plan import plan_tensors
 from edgekit.quantize.store import quantize_model
 from edgekit.scheme import Scheme
@@ -67,11 +68,13 @@ def test_codes_on_the_grid_go_in_as_they_are(tmp_path, write, grid, scheme, orig
     for name in imported:
         entry, tensor, wanted = entries[name], model.get(name), made[theirs(name)]
         assert (entry.imported, entry.reason) == (label, f"imported from {label}")
-        assert entry.scheme == f"int{grid.bits}-g{grid.group}"
-        np.testing.assert_array_equal(tensor.codes, wanted.codes)
+        assert entry.encoding == f"int{grid.bits}-g{grid.group}"
+        np.testing.assert_array_equal(tensor.codes(), wanted.codes)
         np.testing.assert_array_equal(tensor.scales, wanted.scales)
         np.testing.assert_array_equal(tensor.dequantize(), wanted.values)
-        alone = QuantizedTensor(name, grid.bits, grid.group, wanted.codes, wanted.scales)
+        alone = EncodedTensor.of_codes(
+            name, Encoding(f"int{grid.bits}", grid.group), wanted.codes, wanted.scales
+        )
         assert entry.sha256 == alone.sha256()
 
 
@@ -86,7 +89,7 @@ def test_scales_with_more_digits_are_rounded_and_said_so(tmp_path):
         f"requantized: {n_off} of 512 groups have a scale of more than 8 significant bits "
         "(gptq int4-g32); codes kept, scales rounded"
     )
-    np.testing.assert_array_equal(tensor.codes, wanted.codes)
+    np.testing.assert_array_equal(tensor.codes(), wanted.codes)
     np.testing.assert_array_equal(tensor.scales, round_scales(wanted.scales, 4))
     assert np.abs(tensor.scales / wanted.scales - 1).max() <= 2.0**-8
     assert np.abs(tensor.dequantize() - wanted.values).max() <= np.abs(wanted.values).max() / 256
@@ -127,7 +130,7 @@ def test_another_scheme_is_made_from_the_floats_and_said_so(tmp_path, grid, sche
     folder, _ = write_compressed(tmp_path / "m", grid)
     _, entries, source = quantize(folder, scheme, tmp_path / "q")
     assert entries["layers.0.q"].imported is None
-    assert entries["layers.0.q"].scheme == str(Scheme.parse(scheme))
+    assert entries["layers.0.q"].encoding == str(Scheme.parse(scheme))
     # No code of this layer is kept, so its channel scales move.
     assert entries["layers.0.q"].reason == f"{reason}; its input scales are in attn_norm"
     check_made_from_floats(source, scheme, "layers.0.q", tmp_path / "again")
@@ -149,11 +152,13 @@ def test_a_coded_embedding_keeps_its_four_bits(tmp_path):
         tmp_path / "m", Grid(), is_coded=lambda name: "_proj" in name or "embed" in name
     )
     model, entries, _ = quantize(folder, "int4", tmp_path / "q")
-    assert (entries["embed"].scheme, entries["embed"].imported) == (
+    assert (entries["embed"].encoding, entries["embed"].imported) == (
         "int4-g32",
         "compressed-tensors int4-g32",
     )
-    np.testing.assert_array_equal(model.get("embed").codes, made["model.embed_tokens.weight"].codes)
+    np.testing.assert_array_equal(
+        model.get("embed").codes(), made["model.embed_tokens.weight"].codes
+    )
 
 
 def test_a_coded_embedding_of_eight_bits_fits_int4_too(tmp_path):

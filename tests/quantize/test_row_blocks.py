@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from edgekit.dtypes import DType
+from edgekit.encoding import FP16, FP32, Encoding
 from edgekit.errors import QuantError
 from edgekit.quantize.model import FloatTensor
 from edgekit.quantize.plan import TensorPlan
 from edgekit.quantize.row_blocks import quantize_tensor, row_blocks
-from edgekit.scheme import FP16, FP32, Scheme
 from edgekit.tensors import TensorInfo
 
-INT4 = Scheme("int4", 32)
+INT4 = Encoding("int4", 32)
 
 
 @dataclass
@@ -37,7 +37,7 @@ class ArrayTensor:
         return self.values[start:stop].copy()
 
 
-def planned(values: np.ndarray, scheme: Scheme) -> TensorPlan:
+def planned(values: np.ndarray, scheme: Encoding) -> TensorPlan:
     return TensorPlan("w", values.shape, scheme, "test")
 
 
@@ -49,7 +49,7 @@ def matrix() -> np.ndarray:
 @pytest.mark.parametrize("scheme", ["int4-g32", "int8-g32"])
 @pytest.mark.parametrize(("n_threads", "n_block"), [(1, 1), (1, 96 * 7), (4, 96), (3, 96 * 20)])
 def test_codes_do_not_depend_on_row_blocks_or_threads(matrix, scheme, n_threads, n_block):
-    plan = planned(matrix, Scheme.parse(scheme))
+    plan = planned(matrix, Encoding.parse(scheme))
     whole = quantize_tensor(ArrayTensor(matrix), plan)
     source = ArrayTensor(matrix)
     cut = quantize_tensor(source, plan, n_threads=n_threads, n_block_elements=n_block)

@@ -15,7 +15,7 @@ from edgekit.errors import CheckpointError, ExportError, QuantError
 from edgekit.families import open_model
 from edgekit.formats.packing import unpack_codes
 from edgekit.quantize.methods import Method
-from edgekit.quantize.model import FloatTensor, QuantizedTensor, combine_hashes
+from edgekit.quantize.model import EncodedTensor, FloatTensor, combine_hashes
 from edgekit.quantize.store import quantize_model
 from edgekit.scheme import Scheme
 from tests.builders import write_tiny_checkpoint
@@ -48,40 +48,40 @@ def test_each_tensor_comes_back_as_quantizing_it_alone_gives_it(source, tmp_path
     assert model.scheme == Scheme.parse(scheme)
     for entry in model.entries:
         tensor, weights = model.get(entry.name), source.tensor(entry.name).read()
-        assert str(tensor.scheme) == entry.scheme
-        if isinstance(tensor, QuantizedTensor):
+        assert str(tensor.encoding) == entry.encoding
+        if isinstance(tensor, EncodedTensor):
             assert entry.sha256 == tensor.sha256()
-            assert entry.sha256 == quantize_matrix(entry.name, weights, tensor.scheme).sha256()
+            assert entry.sha256 == quantize_matrix(entry.name, weights, tensor.encoding).sha256()
         else:
             assert entry.sha256 is None
             half = weights.astype(np.float16).astype(np.float32)
             np.testing.assert_array_equal(
-                tensor.values, half if entry.scheme == "fp16" else weights
+                tensor.values, half if entry.encoding == "fp16" else weights
             )
 
 
 def test_a_store_says_where_its_weights_came_from(source, tmp_path):
-    made = quantize_model(source, Scheme("int4", 32), tmp_path, method=Method.RTN)
+    made = quantize_model(source, Scheme.parse("int4-g32"), tmp_path, method=Method.RTN)
     assert (made.spec, made.source.name) == (source.spec, "tiny")
     assert made.source.sha256 == source.checkpoint.sha256()
 
 
 def test_the_safetensors_library_reads_codes_and_exact_scales(source, tmp_path):
-    model = quantize_model(source, Scheme("int4", 64), tmp_path)
+    model = quantize_model(source, Scheme.parse("int4-g64"), tmp_path)
     stored = load_file(tmp_path / "weights.safetensors")
     for entry in model.entries:
         tensor = model.get(entry.name)
         if isinstance(tensor, FloatTensor):
             np.testing.assert_array_equal(stored.pop(entry.name), tensor.values)
             continue
-        codes = unpack_codes(stored.pop(f"{entry.name}.codes"), tensor.bits)
-        np.testing.assert_array_equal(codes, tensor.codes)
+        codes = unpack_codes(stored.pop(f"{entry.name}.codes"), tensor.encoding.code_bits)
+        np.testing.assert_array_equal(codes, tensor.codes())
         np.testing.assert_array_equal(stored.pop(f"{entry.name}.scales"), tensor.scales)
     assert stored == {}
 
 
 def test_assets_are_carried_along(source, tmp_path):
-    model = quantize_model(source, Scheme("int8", 32), tmp_path)
+    model = quantize_model(source, Scheme.parse("int8-g32"), tmp_path)
     assert set(model.assets) == set(source.checkpoint.assets)
     assert "tokenizer.json" in model.assets
     for name, path in model.assets.items():
@@ -100,11 +100,11 @@ def test_method_scheme_and_weights_each_change_the_hash(source, tmp_path):
     other = write_tiny_checkpoint(
         tmp_path / "other", "llama", seed=1, tie_word_embeddings=False, attention_bias=True
     )
-    int4 = Scheme("int4", 32)
+    int4 = Scheme.parse("int4-g32")
     runs = [
         quantize_model(source, int4, tmp_path / "search"),
         quantize_model(source, int4, tmp_path / "rtn", method=Method.RTN),
-        quantize_model(source, Scheme("int4", 64), tmp_path / "g64"),
+        quantize_model(source, Scheme.parse("int4-g64"), tmp_path / "g64"),
         quantize_model(open_model(other), int4, tmp_path / "seed"),
     ]
     assert len({combine_hashes(model.entries) for model in runs}) == len(runs)
@@ -113,7 +113,7 @@ def test_method_scheme_and_weights_each_change_the_hash(source, tmp_path):
 def test_progress_counts_every_tensor(source, tmp_path):
     calls: list[tuple[str, int, int]] = []
     model = quantize_model(
-        source, Scheme("int4", 32), tmp_path, progress=lambda *call: calls.append(call)
+        source, Scheme.parse("int4-g32"), tmp_path, progress=lambda *call: calls.append(call)
     )
     n_total, n_layers = len(model.entries), model.spec.n_layers
     assert calls == [
@@ -123,28 +123,28 @@ def test_progress_counts_every_tensor(source, tmp_path):
 
 
 def test_a_second_run_replaces_the_first(source, tmp_path):
-    quantize_model(source, Scheme("int8", 32), tmp_path / "store")
-    quantize_model(source, Scheme("int4", 32), tmp_path / "store")
-    quantize_model(source, Scheme("int4", 32), tmp_path / "fresh")
+    quantize_model(source, Scheme.parse("int8-g32"), tmp_path / "store")
+    quantize_model(source, Scheme.parse("int4-g32"), tmp_path / "store")
+    quantize_model(source, Scheme.parse("int4-g32"), tmp_path / "fresh")
     assert hashes(tmp_path / "store") == hashes(tmp_path / "fresh")
 
 
 def test_an_unknown_tensor_is_named(source, tmp_path):
-    model = quantize_model(source, Scheme("int4", 32), tmp_path)
+    model = quantize_model(source, Scheme.parse("int4-g32"), tmp_path)
     with pytest.raises(QuantError) as caught:
         model.get("layers.9.q")
     assert caught.value.got == "layers.9.q"
 
 
 def test_a_failed_run_leaves_no_store(source, tmp_path):
-    quantize_model(source, Scheme("int8", 32), tmp_path / "store")
+    quantize_model(source, Scheme.parse("int8-g32"), tmp_path / "store")
     damaged = write_tiny_checkpoint(tmp_path / "damaged", dtype="fp32")
     weights = damaged / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-4:] = np.float32(np.nan).tobytes()
     weights.write_bytes(content)
     with pytest.raises(CheckpointError, match="not finite"):
-        quantize_model(open_model(damaged), Scheme("int4", 32), tmp_path / "store")
+        quantize_model(open_model(damaged), Scheme.parse("int4-g32"), tmp_path / "store")
     assert not (tmp_path / "store" / "weights.safetensors").exists()
 
 
@@ -165,7 +165,7 @@ def test_a_weight_too_large_for_fp16_is_named(tmp_path):
 def test_widths_that_no_group_divides_leave_nothing_behind(tmp_path):
     folder = write_tiny_checkpoint(tmp_path / "odd", intermediate_size=200)
     with pytest.raises(QuantError, match=r"layers.0.down \(200\)"):
-        quantize_model(open_model(folder), Scheme("int4", 32), tmp_path / "store")
+        quantize_model(open_model(folder), Scheme.parse("int4-g32"), tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
 
@@ -180,7 +180,7 @@ from edgekit.scheme import Scheme
 source = open_model(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 try:
-    quantize_model(source, Scheme("int4", 32), sys.argv[2])
+    quantize_model(source, Scheme.parse("int4-g32"), sys.argv[2])
 except ExportError as error:
     print(error)
 """
@@ -194,4 +194,4 @@ except ExportError as error:
 def test_a_path_that_is_a_file_is_an_export_error(source, tmp_path):
     (tmp_path / "store").write_text("in the way")
     with pytest.raises(ExportError, match="cannot write"):
-        quantize_model(source, Scheme("int4", 32), tmp_path / "store")
+        quantize_model(source, Scheme.parse("int4-g32"), tmp_path / "store")

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgekit.encoding import Encoding
 from edgekit.quantize.methods import Method, quantize_rows
-from edgekit.quantize.model import QuantizedTensor
-from edgekit.scheme import Scheme
+from edgekit.quantize.model import EncodedTensor
 
 
 def quantize_matrix(
-    name: str, matrix: np.ndarray, scheme: Scheme, method: Method = Method.SEARCH
-) -> QuantizedTensor:
-    codes, scales = quantize_rows(matrix, scheme, method, name=name)
-    return QuantizedTensor(name, scheme.bits, scheme.group, codes, scales)
+    name: str, matrix: np.ndarray, encoding: Encoding, method: Method = Method.SEARCH
+) -> EncodedTensor:
+    codes, scales = quantize_rows(matrix, encoding, method, name=name)
+    return EncodedTensor.of_codes(name, encoding, codes, scales)
 
 
-def nearest_codes(matrix: np.ndarray, tensor: QuantizedTensor) -> np.ndarray:
+def nearest_codes(matrix: np.ndarray, tensor: EncodedTensor) -> np.ndarray:
     """Round to the nearest step of the tensor's own scales, half to even, and clip."""
-    steps = matrix * np.repeat(np.float32(1) / tensor.scales, tensor.group, axis=1)
-    codes = np.rint(steps) + tensor.zero_point
-    return np.clip(codes, 0, 2 * tensor.zero_point - 1).astype(np.uint8)
+    steps = matrix * np.repeat(np.float32(1) / tensor.scales, tensor.encoding.block, axis=1)
+    n_codes = 1 << tensor.encoding.bits
+    return np.clip(np.rint(steps) + n_codes // 2, 0, n_codes - 1).astype(np.uint8)

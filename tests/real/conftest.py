@@ -65,7 +65,7 @@ def real_artifacts(real_folder, tmp_path_factory) -> Iterator[dict[str, Artifact
     out = tmp_path_factory.mktemp("real-artifacts")
     wanted = (("all", "int8"), ("all", "int4"), ("onnx", "fp32"))
     yield {
-        f"{artifact.format.value}-{artifact.scheme.kind}": artifact
+        f"{artifact.format.value}-{artifact.manifest.scheme.partition('-')[0]}": artifact
         for formats, scheme in wanted
         for artifact in edgekit.export(real_folder, formats, scheme, out)
     }

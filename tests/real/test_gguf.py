@@ -74,7 +74,7 @@ def test_artifacts_of_every_format_tokenize_and_end_alike(artifacts):
 
 
 def test_logits_of_the_float_export_are_those_of_transformers_reading(artifacts):
-    (artifact,) = [a for a in artifacts if a.scheme.kind == "fp32"]
+    (artifact,) = [a for a in artifacts if a.manifest.scheme == "fp32"]
     decoder = open_decoder(artifact)
     for text in TRANSFORMERS["golden_logits"]:
         logits = decoder.forward(text["ids"], n_past=0, n_logits=len(text["ids"]))

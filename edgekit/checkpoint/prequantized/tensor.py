@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.dtypes import DTYPES, Bits, F32Array, I64Array, U8Array, zero_point
+from edgekit.encoding import BLOCKS, Encoding
 from edgekit.errors import CheckpointError
 from edgekit.formats.packing import unpack_codes
 from edgekit.formats.safetensors import SafetensorsTensor
-from edgekit.scheme import GROUPS, Scheme
 from edgekit.tensors import LazyTensor, TensorInfo
 
 DOWNLOAD_AGAIN: Final = "Download the model again."
@@ -168,12 +168,12 @@ class PrequantizedTensor:
     @property
     def group(self) -> int:
         """The largest of edgekit's groups that divides the source's."""
-        return max(group for group in GROUPS if self.source_group % group == 0)
+        return max(group for group in BLOCKS if self.source_group % group == 0)
 
     @property
-    def scheme(self) -> Scheme:
-        """The scheme that holds these codes."""
-        return Scheme(f"int{self.bits}", self.group)
+    def encoding(self) -> Encoding:
+        """The encoding that holds these codes."""
+        return Encoding(f"int{self.bits}", self.group)
 
     @property
     def label(self) -> str:
@@ -249,7 +249,7 @@ def why_not_kept(bits: int, group: int) -> str | None:
     """Say why no grid of edgekit has codes of these bits and groups; None if one does."""
     if bits not in (4, 8):
         return f"{bits} bits"
-    if group < 1 or group % min(GROUPS):
+    if group < 1 or group % min(BLOCKS):
         return f"groups of {group} weights"
     return None
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from edgekit.artifact import Artifact, Format, TensorEntry
 from edgekit.decision import Accepted, Decision, Rejected
+from edgekit.encoding import FP32, Encoding
 from edgekit.errors import ExportError
 from edgekit.exporters.base import ExportOptions, SizeEstimate, Written
 from edgekit.exporters.context import ContextRange, usual_length
@@ -37,8 +38,13 @@ from edgekit.formats.mlpackage import (
 )
 from edgekit.progress import Progress
 from edgekit.quantize.memory_estimate import largest_handled_bytes
-from edgekit.quantize.model import ModelOutline, ModelTensor, QuantizedModel, combine_hashes
-from edgekit.scheme import FP32, Scheme
+from edgekit.quantize.model import (
+    ModelOutline,
+    ModelTensor,
+    QuantizedModel,
+    combine_hashes,
+    encodings_of,
+)
 
 _GRAPH_LAYER_BYTES: Final = 20 << 10
 # Source: huggingface/swift-transformers issue 136.
@@ -70,9 +76,10 @@ class CoremlExporter:
 
     format = Format.COREML
 
-    def supports(self, spec: DecoderSpec, scheme: Scheme) -> Decision:
+    def supports(self, spec: DecoderSpec, encodings: Mapping[str, Encoding]) -> Decision:
         """Tell whether Core ML can hold the model, before any work."""
-        if scheme == FP32:
+        matrices = [name for name, shape in spec.weight_shapes().items() if len(shape) == 2]
+        if any(encodings.get(name) == FP32 for name in matrices):
             return Rejected(
                 "Core ML keeps the key/value cache and the logits in fp16, so fp32 weights "
                 "would double the size without being more exact; use fp16"
@@ -84,7 +91,7 @@ class CoremlExporter:
                     f"RoPE rotates pairs of channels, so their number is even, not {width}"
                 )
         notes = []
-        if scheme.bits == 4:
+        if any(encodings[name].bits == 4 for name in matrices if name in encodings):
             notes.append("int4 blocks are made for the GPU; the Neural Engine is slower")
         if spec.context_length > MAX_CONTEXT_LENGTH:
             notes.append(
@@ -119,11 +126,11 @@ class CoremlExporter:
         """
         spec, package = model.spec, folder / PACKAGE_NAME
         context_length = self._n_positions(spec, options)
-        schemes = _schemes(model)
-        graph = build_graph(spec, schemes, context_length)
+        encodings = _encodings(model)
+        graph = build_graph(spec, encodings, context_length)
         metadata = _metadata(model, context_length)
         write_package(package, graph, model, metadata, _FEATURES, progress)
-        lint_package(package, schemes, context_length)
+        lint_package(package, encodings, context_length)
         _write_assets(model.assets, folder)
         return Written(
             context_length=context_length,
@@ -150,9 +157,9 @@ class CoremlExporter:
         return self.positions(spec).choose(options.context_length, "Core ML")
 
 
-def _schemes(model: QuantizedModel) -> dict[str, Scheme]:
+def _encodings(model: QuantizedModel) -> dict[str, Encoding]:
     """Give how each tensor is stored, checked against what the decoder needs."""
-    schemes = {entry.name: Scheme.parse(entry.scheme) for entry in model.entries}
+    encodings = encodings_of(model.entries)
     shapes = {entry.name: entry.shape for entry in model.entries}
     wanted = model.spec.weight_shapes()
     if shapes != wanted:
@@ -162,19 +169,19 @@ def _schemes(model: QuantizedModel) -> dict[str, Scheme]:
             got={n: shapes.get(n) for n in wrong},
             wanted={n: wanted.get(n) for n in wrong},
         )
-    wide = [n for n, shape in wanted.items() if len(shape) == 2 and schemes[n] == FP32]
+    wide = [n for n, shape in wanted.items() if len(shape) == 2 and encodings[n] == FP32]
     if wide:
         raise ExportError(
             "Core ML holds no fp32 matrix", got=", ".join(wide), do="Quantize these to fp16."
         )
-    return schemes
+    return encodings
 
 
 def _stored_bytes(entry: TensorEntry) -> int:
     """Give the bytes of a weight in the blob file, its records left out."""
     if len(entry.shape) == 2:
-        return Scheme.parse(entry.scheme).bytes_of(*entry.shape)
-    return prod(entry.shape) * Scheme.parse(entry.scheme).bits // 8
+        return Encoding.parse(entry.encoding).bytes_of(*entry.shape)
+    return prod(entry.shape) * Encoding.parse(entry.encoding).bits // 8
 
 
 def _metadata(model: QuantizedModel, context_length: int) -> dict[str, str]:

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from edgekit.encoding import Encoding
 from edgekit.exporters.coreml.attention import Attention, Call, softcap
 from edgekit.exporters.coreml.weights import Slot, Weights
 from edgekit.families.spec import Activation, DecoderSpec, NormPlacement
@@ -29,7 +30,6 @@ from edgekit.formats.mlpackage import (
     VALUE_CACHE,
     require_coremltools,
 )
-from edgekit.scheme import Scheme
 
 # If a norm follows the block, training does not limit the size of its inside, and gate times up can
 # exceed fp16. The factor is a power of two, so it changes only the exponent and rounds nothing.
@@ -44,12 +44,12 @@ class Graph:
     slots: Mapping[str, Slot]
 
 
-def build_graph(spec: DecoderSpec, schemes: Mapping[str, Scheme], context_length: int) -> Graph:
+def build_graph(spec: DecoderSpec, encodings: Mapping[str, Encoding], context_length: int) -> Graph:
     """Build the program of a decoder.
 
     Args:
         spec: The decoder.
-        schemes: How each canonical tensor is stored.
+        encodings: How each canonical tensor is stored.
         context_length: CTX, the positions that the cache holds.
     """
     ct = require_coremltools()
@@ -65,7 +65,7 @@ def build_graph(spec: DecoderSpec, schemes: Mapping[str, Scheme], context_length
         VALUE_CACHE: mb.StateTensorSpec(cache, dtype=types.fp16),
     }
     program = mil.Program()
-    weights = Weights(mb, types, spec, schemes)
+    weights = Weights(mb, types, spec, encodings)
     # coremltools names helper constants by a counter of the whole process.
     counts = dict(mb.name_count)
     mb.name_count.clear()

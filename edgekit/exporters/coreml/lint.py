@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from edgekit.encoding import Encoding
 from edgekit.errors import ExportError, FormatError
 from edgekit.exporters.coreml.weights import identifier
 from edgekit.formats.mil_blob import BlobReader
@@ -25,7 +26,6 @@ from edgekit.formats.mlpackage import (
     type_name,
     weights_path,
 )
-from edgekit.scheme import Scheme
 
 _CONSTEXPR: Final = "constexpr_blockwise_shift_scale"
 # Ops that must compute in fp16: one of them in fp32 halves the speed and leaves the GPU path.
@@ -35,10 +35,9 @@ _NARROW_OPS: Final = frozenset(
         _CONSTEXPR,
     }
 )  # fmt: skip
-_N_KINDS: Final = {4: "INT4", 8: "INT8"}
 
 
-def lint_package(package: Path, schemes: Mapping[str, Scheme], context_length: int) -> None:
+def lint_package(package: Path, encodings: Mapping[str, Encoding], context_length: int) -> None:
     """Check a package that was just written.
 
     Raises:
@@ -53,7 +52,7 @@ def lint_package(package: Path, schemes: Mapping[str, Scheme], context_length: i
         *_interface(spec, context_length),
         *_states(main_block(spec)),
         *_values(main_block(spec), blobs),
-        *_weights(main_block(spec), schemes),
+        *_weights(main_block(spec), encodings),
     ]
     if findings:
         raise ExportError(
@@ -142,18 +141,18 @@ def _values(block: Any, blobs: BlobReader) -> Iterator[str]:
                 yield f"{op.outputs[0].name}: {error}"
 
 
-def _weights(block: Any, schemes: Mapping[str, Scheme]) -> Iterator[str]:
+def _weights(block: Any, encodings: Mapping[str, Encoding]) -> Iterator[str]:
     """Check that integer matrices are stored as such: nothing else reports int4 stored as int8."""
     ops = {output.name: op for op in block.operations for output in op.outputs}
-    for name, scheme in schemes.items():
+    for name, encoding in encodings.items():
         op = ops.get(identifier(name))
         if op is None:
             yield f"{name} is not in the program"
-        elif scheme.is_quantized:
+        elif encoding.is_quantized:
             data = op.inputs["data"].arguments[0].value if op.type == _CONSTEXPR else None
             kind = "none" if data is None else type_name(data.type)
-            if kind != _N_KINDS[scheme.bits]:
-                yield f"{name}: stored as {kind}, wanted {_N_KINDS[scheme.bits]}"
+            if kind != encoding.kind.upper():
+                yield f"{name}: stored as {kind}, wanted {encoding.kind.upper()}"
 
 
 def _stored(op: Any) -> Iterator[Any]:

@@ -17,7 +17,7 @@ from edgekit.dtypes import F32Array
 from edgekit.errors import ExportError, FormatError
 from edgekit.exporters.coreml.graph import Graph
 from edgekit.exporters.coreml.weights import Slot
-from edgekit.formats.mil_blob import BlobWriter
+from edgekit.formats.mil_blob import BlobType, BlobWriter
 from edgekit.formats.mlpackage import (
     BLOB_FILE_NAME,
     create_package,
@@ -25,8 +25,9 @@ from edgekit.formats.mlpackage import (
     spec_path,
     weights_path,
 )
+from edgekit.formats.packing import pack_rows
 from edgekit.progress import Progress
-from edgekit.quantize.model import ModelTensor, QuantizedModel, QuantizedTensor
+from edgekit.quantize.model import EncodedTensor, ModelTensor, QuantizedModel
 
 SPECIFICATION_VERSION: Final = 9  # iOS 18, macOS 15
 
@@ -106,10 +107,15 @@ class _WeightFile:
         if slot is None:
             return self._blobs.write(value)
         tensor = self._read(slot.name)
-        if isinstance(tensor, QuantizedTensor):
-            _check(slot, tensor.codes.shape if slot.part == "codes" else tensor.scales.shape, value)
+        if isinstance(tensor, EncodedTensor):
+            _check(slot, tensor.shape if slot.part == "codes" else tensor.scales.shape, value)
+            blob_type = BlobType[tensor.encoding.kind.upper()]
             if slot.part == "codes":
-                return self._blobs.write_codes(tensor.codes, tensor.bits)
+                return self._blobs.write_codes(tensor.packed, blob_type)
+            if slot.part == "zero_points" and tensor.zero_points is not None:
+                flat = tensor.zero_points.reshape(1, -1)  # packed over the whole tensor
+                packed = pack_rows(flat, tensor.encoding.code_bits)
+                return self._blobs.write_codes(packed, blob_type)
             return self._write_fp16(slot, tensor.scales)
         _check(slot, tensor.shape, value)
         if value.dtype == np.float32:

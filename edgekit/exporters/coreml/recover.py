@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.artifact import Artifact
+from edgekit.dtypes import U8Array
+from edgekit.encoding import FP16, FP32, Encoding
 from edgekit.errors import FormatError, UsageError
 from edgekit.exporters.coreml.weights import identifier
 from edgekit.families.spec import DecoderSpec
@@ -25,13 +27,14 @@ from edgekit.formats.mlpackage import (
     stored_at,
     weights_path,
 )
-from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor
-from edgekit.scheme import FP16, FP32, Scheme
+from edgekit.quantize.model import EncodedTensor, FloatTensor, ModelTensor
 
 # Which method of coremltools' reader gives which type; fp16 is given as its bits.
 _READERS: Final[dict[BlobType, tuple[str, str]]] = {
     BlobType.INT4: ("read_int4_data", "i1"),
     BlobType.INT8: ("read_int8_data", "i1"),
+    BlobType.UINT4: ("read_uint4_data", "u1"),
+    BlobType.UINT8: ("read_uint8_data", "u1"),
     BlobType.FP16: ("read_fp16_data", "<f2"),
     BlobType.FP32: ("read_float_data", "<f4"),
 }
@@ -46,7 +49,9 @@ def recover_tensors(artifact: Artifact) -> Iterator[ModelTensor]:
     package = artifact.path / PACKAGE_NAME
     try:
         shapes = DecoderSpec.from_dict(artifact.manifest.decoder).weight_shapes()
-        schemes = {entry.name: Scheme.parse(entry.scheme) for entry in artifact.manifest.tensors}
+        encodings = {
+            entry.name: Encoding.parse(entry.encoding) for entry in artifact.manifest.tensors
+        }
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise FormatError(f"{artifact.path}: manifest of the decoder", got=error) from error
     ops = {
@@ -58,9 +63,9 @@ def recover_tensors(artifact: Artifact) -> Iterator[ModelTensor]:
         if op is None:
             raise FormatError(f"{package}: no tensor", wanted=name, do="Export the model again.")
         tensor = _quantized(name, op, blobs) if op.type != "const" else _float(name, op, blobs)
-        kept = schemes.get(name)
+        kept = encodings.get(name)
         if isinstance(tensor, FloatTensor) and kept in (FP16, FP32):
-            # Norms are stored wider than their scheme says; the values are the same.
+            # Norms are stored wider than their encoding says; the values are the same.
             tensor = FloatTensor(name, kept, tensor.values)
         if tensor.shape != shape:
             raise FormatError(f"{package}: shape of {name}", got=tensor.shape, wanted=shape)
@@ -93,20 +98,27 @@ class _Blobs:
         return array
 
 
-def _quantized(name: str, op: Any, blobs: _Blobs) -> QuantizedTensor:
-    if op.type != "constexpr_blockwise_shift_scale" or "offset" in op.inputs:
-        raise FormatError(
-            f"{name}: stored by {op.type}", wanted="constexpr_blockwise_shift_scale, no offset"
-        )
-    data, scale = (op.inputs[key].arguments[0].value for key in ("data", "scale"))
-    signed = blobs.read(name, data)
-    scales = blobs.read(f"{name}: scales", scale).astype(np.float32)
-    is_int4 = stored_at(data)[1] is BlobType.INT4
-    if signed.dtype != np.int8 or signed.ndim != 2 or scales.shape[:1] != signed.shape[:1]:
-        raise FormatError(f"{name}: codes and scales", got=f"{signed.shape} and {scales.shape}")
-    codes = signed.view(np.uint8) + np.uint8(8 if is_int4 else 128)  # wraps to 0 .. 2**bits - 1
-    group = signed.shape[1] // scales.shape[1]
-    return QuantizedTensor(name, 4 if is_int4 else 8, group, codes, scales)
+def _quantized(name: str, op: Any, blobs: _Blobs) -> EncodedTensor:
+    if op.type != "constexpr_blockwise_shift_scale":
+        raise FormatError(f"{name}: stored by {op.type}", wanted="constexpr_blockwise_shift_scale")
+    values = {key: argument.arguments[0].value for key, argument in op.inputs.items()}
+    stored = blobs.read(name, values["data"])
+    scales = blobs.read(f"{name}: scales", values["scale"]).astype(np.float32)
+    kind = stored_at(values["data"])[1].name.lower()
+    if stored.ndim != 2 or scales.ndim != 2 or not scales.size or stored.shape[1] % 2:
+        raise FormatError(f"{name}: codes and scales", got=f"{stored.shape} and {scales.shape}")
+    encoding = Encoding(kind, stored.shape[1] // scales.shape[1])
+    zeros: U8Array | None = None
+    if "offset" in values:
+        zeros = blobs.read(f"{name}: zero points", values["offset"]).view(np.uint8)
+    # Signed codes wrap to 0 .. 2**bits - 1.
+    middle = np.uint8(0 if encoding.has_zero_points else 2 ** (encoding.bits - 1))
+    codes = stored.view(np.uint8) + middle
+    tensor = EncodedTensor.of_codes(name, encoding, codes, scales, zeros)
+    n_blocks = encoding.n_blocks(stored.shape[1])
+    if {scales.shape, *([] if zeros is None else [zeros.shape])} != {(len(codes), n_blocks)}:
+        raise FormatError(f"{name}: codes and scales", got=f"{stored.shape} and {scales.shape}")
+    return tensor
 
 
 def _float(name: str, op: Any, blobs: _Blobs) -> FloatTensor:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.encoding import Encoding
 from edgekit.families.spec import DecoderSpec
-from edgekit.scheme import Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Slot:
     """A constant whose bytes come from the model: tensor ``name``, and which part of it."""
 
     name: str
-    part: str  # "codes", "scales" or "values"
+    part: str  # "codes", "scales", "zero_points" or "values"
 
 
 def identifier(name: str) -> str:
@@ -36,17 +36,17 @@ class Weights:
         mb: coremltools' builder.
         types: coremltools' types.
         spec: The decoder.
-        schemes: How each canonical tensor is stored.
+        encodings: How each canonical tensor is stored.
     """
 
     def __init__(
-        self, mb: Any, types: Any, spec: DecoderSpec, schemes: Mapping[str, Scheme]
+        self, mb: Any, types: Any, spec: DecoderSpec, encodings: Mapping[str, Encoding]
     ) -> None:
         self.slots: dict[str, Slot] = {}
         self._mb = mb
         self._types = types
         self._spec = spec
-        self._schemes = schemes
+        self._encodings = encodings
         self._shapes = spec.weight_shapes()
         self._matrices: dict[str, Any] = {}
         self._no_bias: dict[int, Any] = {}
@@ -82,7 +82,7 @@ class Weights:
         weight = self.matrix(name)
         n_out = int(weight.shape[0])
         bias_name = f"{name}.bias"
-        kind = self._schemes[bias_name].kind if bias_name in self._schemes else ""
+        kind = self._encodings[bias_name].kind if bias_name in self._encodings else ""
         if kind and factor != 1.0:
             kind = "fp32"
         if kind == "fp16":
@@ -106,18 +106,21 @@ class Weights:
     def matrix(self, name: str) -> Any:
         """Give the matrix as an fp16 value; the second use (tied head) shares the first."""
         if name not in self._matrices:
-            mb, types, scheme = self._mb, self._types, self._schemes[name]
+            mb, types, encoding = self._mb, self._types, self._encodings[name]
             n_out, n_in = self._shapes[name]
-            if scheme.group is None:
+            if encoding.block is None:
                 self._matrices[name] = self._placeholder(name, "values", types.fp16, (n_out, n_in))
             else:
-                code_type = types.int4 if scheme.bits == 4 else types.int8
+                code_type = getattr(types, encoding.kind)  # int4, int8, uint4 or uint8
+                per_block = (n_out, encoding.n_blocks(n_in))
+                zeros = {}
+                if encoding.has_zero_points:
+                    zeros["offset"] = self._placeholder(name, "zero_points", code_type, per_block)
                 self._matrices[name] = mb.constexpr_blockwise_shift_scale(
                     data=self._placeholder(name, "codes", code_type, (n_out, n_in)),
-                    scale=self._placeholder(
-                        name, "scales", types.fp16, (n_out, n_in // scheme.group)
-                    ),
+                    scale=self._placeholder(name, "scales", types.fp16, per_block),
                     name=identifier(name),
+                    **zeros,
                 )
         return self._matrices[name]
 

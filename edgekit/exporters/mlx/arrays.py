@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
@@ -17,16 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.artifact import TensorEntry
-from edgekit.dtypes import DTYPES, Bits, DType, F32Array
+from edgekit.dtypes import DTYPES, DType, F32Array, U8Array
+from edgekit.encoding import Encoding
 from edgekit.errors import ExportError, FormatError
 from edgekit.exporters.mlx.config import CONFIG_NAME, quantization_of
 from edgekit.exporters.mlx.models import AttentionBias, ModelFile
 from edgekit.formats.floats import to_bf16, to_float32
-from edgekit.formats.packing import unpack_codes
 from edgekit.lazy import require
-from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor
+from edgekit.quantize.model import EncodedTensor, FloatTensor, ModelTensor
 from edgekit.quantize.row_blocks import row_blocks
-from edgekit.scheme import Scheme
 from edgekit.tensors import TensorInfo
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
@@ -60,18 +59,18 @@ class Slot:
     parts: tuple[TensorEntry, ...]
 
     @property
-    def scheme(self) -> Scheme | None:
-        """The scheme of a matrix of codes, None for floats."""
+    def encoding(self) -> Encoding | None:
+        """The encoding of a matrix of codes, None for floats."""
         first = self.parts[0] if self.parts else None
-        return None if first is None or first.sha256 is None else Scheme.parse(first.scheme)
+        return None if first is None or first.sha256 is None else Encoding.parse(first.encoding)
 
     def declare(self, dtype: DType) -> list[TensorInfo]:
         """Name, shape and type of every array."""
-        if self.scheme is None:
+        if self.encoding is None:
             return [TensorInfo(f"{self.module}.{self.kind}", self.shape, dtype)]
         n_out, n_in = self.shape
-        per_group = (n_out, n_in // (self.scheme.group or n_in))
-        words = (n_out, n_in * self.scheme.bits // 32)
+        per_group = (n_out, n_in // (self.encoding.block or n_in))
+        words = (n_out, n_in * self.encoding.bits // 32)
         return [
             TensorInfo(f"{self.module}.weight", words, DType.UINT32),
             TensorInfo(f"{self.module}.scales", per_group, dtype),
@@ -83,24 +82,24 @@ class Slot:
 
         Raises:
             ExportError: A scale or bias is not exact in ``dtype``, a float is beyond its range,
-                or the parts of one module have different schemes.
+                or the parts of one module have different encodings.
         """
         if not self.parts:
             return [narrow(np.zeros(self.shape, np.float32), dtype)]
-        codes = [tensor for tensor in tensors if isinstance(tensor, QuantizedTensor)]
+        codes = [tensor for tensor in tensors if isinstance(tensor, EncodedTensor)]
         floats = [tensor for tensor in tensors if isinstance(tensor, FloatTensor)]
-        if (codes and floats) or len({tensor.scheme for tensor in codes}) > 1:
+        if (codes and floats) or len({tensor.encoding for tensor in codes}) > 1:
             raise ExportError(
-                f"{self.module} holds {', '.join(t.name for t in tensors)} in one scheme",
-                got=", ".join(str(t.scheme) for t in tensors),
-                do="Export with one scheme for these.",
+                f"{self.module} holds {', '.join(t.name for t in tensors)} in one encoding",
+                got=", ".join(str(t.encoding) for t in tensors),
+                do="Export with a scheme that gives them one encoding.",
             )
         if floats:
             return [_stack([_narrow_finite(tensor, dtype) for tensor in floats])]
         return [
-            _stack([tensor.packed().view("<u4") for tensor in codes]),
-            _stack([_narrow_exactly(tensor, 1, dtype) for tensor in codes]),
-            _stack([_narrow_exactly(tensor, -tensor.zero_point, dtype) for tensor in codes]),
+            _stack([tensor.packed.view("<u4") for tensor in codes]),
+            _stack([_narrow_exactly(tensor, tensor.scales, dtype) for tensor in codes]),
+            _stack([_narrow_exactly(tensor, tensor.biases(), dtype) for tensor in codes]),
         ]
 
     def decode(
@@ -116,20 +115,20 @@ class Slot:
             if taken[0].any():
                 raise FormatError(f"{where}: {self.module}.{self.kind}", wanted="zeros")
             return
-        said = None if self.scheme is None else quantization_of(config, self.module)
+        said = None if self.encoding is None else quantization_of(config, self.module)
         first = 0
         for part in self.parts:
             rows = slice(first, first + part.shape[0])
             first = rows.stop
-            scheme = Scheme.parse(part.scheme)
+            encoding = Encoding.parse(part.encoding)
             if part.sha256 is None:
-                yield FloatTensor(part.name, scheme, taken[0][rows].astype(np.float32))
-            elif said != scheme:
+                yield FloatTensor(part.name, encoding, taken[0][rows].astype(np.float32))
+            elif said != (encoding.bits, encoding.block):
                 raise FormatError(
-                    f"{where}: {part.name}: {CONFIG_NAME} quantization", got=said, wanted=scheme
+                    f"{where}: {part.name}: {CONFIG_NAME} quantization", got=said, wanted=encoding
                 )
             else:
-                yield _decode_codes(part, scheme, [array[rows] for array in taken], where)
+                yield _decode_codes(part, encoding, [array[rows] for array in taken], where)
 
 
 def plan_slots(file: ModelFile, entries: Iterable[TensorEntry]) -> tuple[Slot, ...]:
@@ -179,7 +178,7 @@ def _slot(module: str, kind: str, parts: tuple[TensorEntry, ...]) -> Slot:
     if not is_sound:
         raise FormatError(
             f"{module}.{kind}: weights that do not form one matrix or vector",
-            got=", ".join(f"{part.name} {part.shape} {part.scheme}" for part in parts),
+            got=", ".join(f"{part.name} {part.shape} {part.encoding}" for part in parts),
         )
     n_rows = sum(part.shape[0] for part in parts)
     return Slot(module, kind, (n_rows, *parts[0].shape[1:]), parts)
@@ -217,21 +216,20 @@ def _narrow_finite(tensor: FloatTensor, dtype: DType) -> NDArray[Any]:
     return narrow(tensor.values, dtype)
 
 
-def _narrow_exactly(tensor: QuantizedTensor, factor: int, dtype: DType) -> NDArray[Any]:
-    """Give scales times ``factor`` in the artifact's float type.
+def _narrow_exactly(tensor: EncodedTensor, values: F32Array, dtype: DType) -> NDArray[Any]:
+    """Give scales or biases in the artifact's float type.
 
     Raises:
         ExportError: One of them is not exact in it.
     """
-    values = np.float32(factor) * tensor.scales
     bits = narrow(values, dtype)
     if not all(
         np.array_equal(to_float32(bits[part], dtype), values[part])
         for part in row_blocks(values.shape)
     ):
         raise ExportError(
-            f"{tensor.name}: a scale is not exact in {dtype.value}",
-            wanted=f"eight significant bits, {tensor.zero_point} times within its range",
+            f"{tensor.name}: a scale or a bias is not exact in {dtype.value}",
+            wanted="eight significant bits, within its range",
             do="Export with scheme fp16 or another format.",
         )
     return bits
@@ -251,30 +249,33 @@ def _take(arrays: dict[str, Any], info: TensorInfo, where: str) -> NDArray[Any]:
 
 
 def _decode_codes(
-    entry: TensorEntry, scheme: Scheme, arrays: Sequence[NDArray[Any]], where: str
-) -> QuantizedTensor:
+    entry: TensorEntry, encoding: Encoding, arrays: Sequence[NDArray[Any]], where: str
+) -> EncodedTensor:
     words, scales, biases = arrays
     if words.dtype != np.uint32:
         raise FormatError(f"{where}: {entry.name}: codes", got=words.dtype, wanted="uint32")
-    bits: Bits = 4 if scheme.bits == 4 else 8
-    codes = unpack_codes(words.view(np.uint8), bits)
-    tensor = QuantizedTensor(entry.name, bits, scheme.group or 0, codes, scales)
-    if not np.array_equal(biases, -tensor.zero_point * scales):
+    zeros: U8Array | None = None
+    if encoding.has_zero_points:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = np.rint(-biases / scales)
+        zeros = np.where((ratios >= 0) & (ratios < 2**encoding.bits), ratios, 0).astype(np.uint8)
+    tensor = EncodedTensor(entry.name, encoding, words.view(np.uint8), scales, zeros)
+    if not np.array_equal(biases, tensor.biases()):
         raise FormatError(
             f"{where}: {entry.name}: biases",
-            wanted=f"-{tensor.zero_point} times the scales (symmetric codes)",
+            wanted="the scales times the zero points, negative",
         )
     _check_with_mlx(tensor, arrays, where)
     return tensor
 
 
-def _check_with_mlx(tensor: QuantizedTensor, arrays: Sequence[NDArray[Any]], where: str) -> None:
+def _check_with_mlx(tensor: EncodedTensor, arrays: Sequence[NDArray[Any]], where: str) -> None:
     """Refuse codes that mlx's own ``dequantize`` turns into other weights than we do."""
     mx = require("mlx.core", package="mlx")
     for rows in row_blocks(tensor.shape):
         words, scales, biases = (mx.array(array[rows]) for array in arrays)
-        theirs = mx.dequantize(words, scales, biases, tensor.group, tensor.bits)
-        ours = replace(tensor, codes=tensor.codes[rows], scales=tensor.scales[rows]).dequantize()
+        theirs = mx.dequantize(words, scales, biases, tensor.encoding.block, tensor.encoding.bits)
+        ours = tensor.rows(rows).dequantize()
         if not np.array_equal(np.array(theirs), ours):
             raise FormatError(
                 f"{where}: {tensor.name}: mlx.core.dequantize", got="other weights than our reading"

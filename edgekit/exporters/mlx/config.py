@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.dtypes import DType
+from edgekit.encoding import Encoding
 from edgekit.errors import FormatError, UsageError
 from edgekit.families.rope_spec import Llama3Scaling, LongRopeScaling, RopeSpec, YarnScaling
 from edgekit.families.spec import DecoderSpec
 from edgekit.files import read_inside
-from edgekit.scheme import Scheme
 from edgekit.strict_json import MAX_OBJECT_BYTES, parse_object
 
 Keys = dict[str, Any]
@@ -272,11 +272,11 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
 
 
-def quantization_of(config: Mapping[str, Any], module: str) -> Scheme | None:
-    """Give the scheme in which mlx-lm reads a module: its own entry, else the common one.
+def quantization_of(config: Mapping[str, Any], module: str) -> tuple[int, int] | None:
+    """Give bits and block in which mlx-lm reads a module: its own entry, else the common one.
 
     Raises:
-        FormatError: The config states a scheme that edgekit does not write.
+        FormatError: The config states what edgekit does not write.
     """
     common = config.get("quantization")
     if not isinstance(common, dict):
@@ -285,16 +285,19 @@ def quantization_of(config: Mapping[str, Any], module: str) -> Scheme | None:
     try:
         if own.get("mode", "affine") != "affine":
             raise FormatError(f"{CONFIG_NAME}: {module}: mode", got=own["mode"], wanted="affine")
-        return Scheme(f"int{own['bits']}", own["group_size"])
+        encoding = Encoding(f"int{own['bits']}", own["group_size"])
+        return encoding.bits, int(own["group_size"])
     except (KeyError, AttributeError, TypeError, UsageError) as error:
         raise FormatError(f"{CONFIG_NAME}: quantization of {module}", got=own) from error
 
 
-def quantization_keys(scheme: Scheme, schemes: Mapping[str, Scheme]) -> Keys:
-    """Give the common quantization, and an entry for each module that has another one."""
-    others = {module: _grid_keys(own) for module, own in schemes.items() if own != scheme}
-    return {**_grid_keys(scheme), **others}
+def quantization_keys(encodings: Mapping[str, Encoding]) -> Keys:
+    """Give the most frequent quantization, and an entry for each module that has another one."""
+    keys = {module: _grid_keys(encoding) for module, encoding in encodings.items()}
+    grids = list(keys.values())
+    common = max(grids, key=grids.count)
+    return {**common, **{module: own for module, own in keys.items() if own != common}}
 
 
-def _grid_keys(scheme: Scheme) -> Keys:
-    return {"group_size": scheme.group, "bits": scheme.bits, "mode": "affine"}
+def _grid_keys(encoding: Encoding) -> Keys:
+    return {"group_size": encoding.block, "bits": encoding.bits, "mode": "affine"}

@@ -1,10 +1,10 @@
 """The MLX exporter: a quantized model as the folder that stock mlx-lm opens.
 
 Number types: mlx computes in the type of scales and norms, so all floats of an artifact have one
-type. It is the type of the scheme (fp32, fp16), and for integer schemes that of the source
+type. It is the type of the encoding (fp32, fp16), and for integer encodings that of the source
 (``torch_dtype``), as in ``mlx_lm.convert``. Scales on the common grid and their biases
 (-8 s, -128 s) are exact in each of them: eight significant bits within the range of fp16. If
-a float is beyond the range of fp16, an artifact of an integer scheme has bf16, with a note.
+a float is beyond the range of fp16, an artifact of an integer encoding has bf16, with a note.
 
 Source:
     mlx-lm 0.32 utils.py (load_model), models/llama.py; mlx 0.32 ops.cpp (affine, LSB first).
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from edgekit.artifact import Artifact, Format
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.dtypes import DType
+from edgekit.encoding import FP16, Encoding
 from edgekit.errors import ExportError, FormatError
 from edgekit.exporters.base import ExportOptions, SizeEstimate, Written
 from edgekit.exporters.context import ContextRange
@@ -48,9 +49,14 @@ from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter, file
 from edgekit.lazy import require
 from edgekit.progress import Progress
 from edgekit.quantize.memory_estimate import largest_handled_bytes
-from edgekit.quantize.model import FloatTensor, ModelOutline, ModelTensor, QuantizedModel
+from edgekit.quantize.model import (
+    FloatTensor,
+    ModelOutline,
+    ModelTensor,
+    QuantizedModel,
+    encodings_of,
+)
 from edgekit.quantize.row_blocks import row_blocks
-from edgekit.scheme import Scheme
 
 WEIGHTS_NAME: Final = "model.safetensors"
 _METADATA: Final = {"format": "mlx"}
@@ -61,14 +67,14 @@ class MlxExporter:
 
     format: Final = Format.MLX
 
-    def supports(self, spec: DecoderSpec, scheme: Scheme) -> Decision:
+    def supports(self, spec: DecoderSpec, encodings: Mapping[str, Encoding]) -> Decision:
         """Tell whether mlx-lm's own model code computes this decoder, and up to which length.
 
         Args:
             spec: The decoder.
-            scheme: Any; mlx holds 4 and 8 bits at groups 32, 64, 128, and every float.
+            encodings: Any; mlx holds 4 and 8 bits in blocks of 32, 64, 128, and every float.
         """
-        chosen = choose_file(spec, scheme)
+        chosen = choose_file(spec, encodings.get("embed"))
         return chosen if isinstance(chosen, Rejected) else Accepted(chosen.notes)
 
     def positions(self, spec: DecoderSpec) -> ContextRange:
@@ -109,7 +115,7 @@ class MlxExporter:
         positions = self.positions(model.spec)
         context_length = positions.choose(options.context_length, self.format.value)
         dtype, notes = _dtype_that_holds(model)
-        write_config(folder, make_config(chosen, model.spec, model.scheme, model.entries, dtype))
+        write_config(folder, make_config(chosen, model.spec, model.entries, dtype))
         for name, path in model.assets.items():
             if name != CONFIG_NAME:
                 shutil.copyfile(path, folder / name)
@@ -126,7 +132,7 @@ class MlxExporter:
                 arrays = slot.encode(tensors, dtype)
                 for info, array in zip(slot.declare(dtype), arrays, strict=True):
                     writer.append(info.name, array)
-                if slot.scheme is None:
+                if slot.encoding is None:
                     n_rounded += _count_rounded(tensors, arrays[0], dtype)
         progress("mlx weights", len(model.entries), len(model.entries))
         settings = {
@@ -173,8 +179,9 @@ def _file_of(config: Mapping[str, Any], folder: Path) -> ModelFile:
 
 def _float_dtype(model: ModelOutline) -> DType:
     """Choose the one float type of the artifact."""
-    if not model.scheme.is_quantized:
-        return DType.FP32 if model.scheme.bits == 32 else DType.FP16
+    if not _has_codes(model):
+        kinds = encodings_of(model.entries).values()
+        return DType.FP16 if FP16 in kinds else DType.FP32
     config = model.config
     # Absent means float32 in Hugging Face's own reading; transformers 5 renamed the key.
     inner = config.get("text_config")
@@ -186,6 +193,10 @@ def _float_dtype(model: ModelOutline) -> DType:
     return TORCH_DTYPES[name]
 
 
+def _has_codes(model: ModelOutline) -> bool:
+    return any(entry.sha256 is not None for entry in model.entries)
+
+
 def _dtype_that_holds(model: QuantizedModel) -> tuple[DType, tuple[str, ...]]:
     """Choose the one float type of the artifact by its values too, and say if they decided.
 
@@ -194,7 +205,7 @@ def _dtype_that_holds(model: QuantizedModel) -> tuple[DType, tuple[str, ...]]:
     of fp32, and holds every scale exactly.
     """
     dtype = _float_dtype(model)
-    if dtype is DType.FP16 and model.scheme.is_quantized:
+    if dtype is DType.FP16 and _has_codes(model):
         for entry in model.entries:
             tensor = model.get(entry.name) if entry.sha256 is None else None
             if isinstance(tensor, FloatTensor) and not is_within(tensor.values, dtype):

@@ -22,11 +22,11 @@ import numpy as np
 from edgekit.artifact import TensorEntry
 from edgekit.decision import Rejected
 from edgekit.dtypes import DType
+from edgekit.encoding import FP32, Encoding
 from edgekit.errors import FormatError
 from edgekit.exporters.mlx import config as mlx_config
 from edgekit.families.rope_spec import Llama3Scaling, LongRopeScaling, RopeSpec, YarnScaling
 from edgekit.families.spec import Activation, DecoderSpec, LayerAttention, NormPlacement, QkNorm
-from edgekit.scheme import FP32, Scheme
 
 _TOP: Final = {"embed": "model.embed_tokens", "final_norm": "model.norm", "lm_head": "lm_head"}
 _SPLIT: Final = {
@@ -176,19 +176,19 @@ class ModelFile:
         except (KeyError, ValueError) as error:
             raise FormatError(f"mlx-lm's {self.path} has no weight", got=name) from error
 
-    def embed_scale(self, spec: DecoderSpec, scheme: Scheme | None = None) -> float:
-        """Give the factor of the embedding in an artifact of that scheme; None: an integer one."""
+    def embed_scale(self, spec: DecoderSpec, encoding: Encoding | None = None) -> float:
+        """Give the factor of an embedding that is stored so; None: as codes."""
         root = spec.hidden_width**0.5
         if self.embed_factor is EmbedScale.ONE:
             return 1.0
         if self.embed_factor is EmbedScale.ROOT_BF16:
             fraction, exponent = math.frexp(root)
             return math.ldexp(round(fraction * 256) / 256, exponent)
-        if scheme is None or scheme.is_quantized:
+        if encoding is None or encoding.is_quantized:
             # Its floats have the type of the model's weights, to which the model rounds it as well.
             is_root = math.isclose(spec.embed_scale, root, rel_tol=_BF16_ROUNDING)
             return spec.embed_scale if is_root else root
-        return float(np.float32(root) if scheme == FP32 else np.float16(root))
+        return float(np.float32(root) if encoding == FP32 else np.float16(root))
 
     def n_positions(self, spec: DecoderSpec) -> int:
         """Give the length up to which the file computes the decoder correctly."""
@@ -481,12 +481,12 @@ class ChosenFile:
     notes: tuple[str, ...]
 
 
-def choose_file(spec: DecoderSpec, scheme: Scheme | None = None) -> ChosenFile | Rejected:
+def choose_file(spec: DecoderSpec, encoding: Encoding | None = None) -> ChosenFile | Rejected:
     """Choose the model file that computes the decoder at the most positions, its own first.
 
     Args:
         spec: The decoder.
-        scheme: Scheme of the artifact, for the notes; None: an integer one.
+        encoding: Encoding of the embedding, for the notes; None: codes.
     """
     own = MODEL_FILES.get(spec.model_type, _LLAMA)
     others = [file for file in MODEL_FILES.values() if file is not own]
@@ -495,13 +495,12 @@ def choose_file(spec: DecoderSpec, scheme: Scheme | None = None) -> ChosenFile |
         return Rejected(f"mlx-lm's {own.path}: {'; '.join(own.faults(spec))}")
     file = max(fitting, key=lambda file: file.n_positions(spec))
     n_positions = file.n_positions(spec)
-    return ChosenFile(file, n_positions, tuple(_notes(spec, scheme, own, file, n_positions)))
+    return ChosenFile(file, n_positions, tuple(_notes(spec, encoding, own, file, n_positions)))
 
 
 def make_config(
     chosen: ChosenFile,
     spec: DecoderSpec,
-    scheme: Scheme,
     entries: tuple[TensorEntry, ...],
     dtype: DType,
 ) -> dict[str, Any]:
@@ -514,13 +513,13 @@ def make_config(
         "torch_dtype": mlx_config.TORCH_NAMES[dtype],
         **file.keys(spec, chosen.n_positions),
     }
-    if scheme.is_quantized:
-        schemes = {
-            file.module_of(entry.name): Scheme.parse(entry.scheme)
-            for entry in entries
-            if entry.sha256 is not None
-        }
-        config["quantization"] = mlx_config.quantization_keys(scheme, schemes)
+    encodings = {
+        file.module_of(entry.name): Encoding.parse(entry.encoding)
+        for entry in entries
+        if entry.sha256 is not None
+    }
+    if encodings:
+        config["quantization"] = mlx_config.quantization_keys(encodings)
     return config
 
 
@@ -553,7 +552,7 @@ def _has_su_factor(scaling: LongRopeScaling) -> bool:
 
 
 def _notes(
-    spec: DecoderSpec, scheme: Scheme | None, own: ModelFile, file: ModelFile, n_positions: int
+    spec: DecoderSpec, encoding: Encoding | None, own: ModelFile, file: ModelFile, n_positions: int
 ) -> Iterator[str]:
     if file is not own:
         yield (
@@ -571,10 +570,10 @@ def _notes(
             f"holds {n_positions} of {spec.context_length} positions; mlx-lm does not stop there "
             f"and would be wrong beyond: {reason}"
         )
-    factor, is_bf16 = file.embed_scale(spec, scheme), file.embed_factor is EmbedScale.ROOT_BF16
+    factor, is_bf16 = file.embed_scale(spec, encoding), file.embed_factor is EmbedScale.ROOT_BF16
     is_own = file.embed_factor is not EmbedScale.ONE
     if is_own and not math.isclose(factor, spec.embed_scale, rel_tol=_SAME):
-        kind = "bf16" if is_bf16 else f"{scheme}"
+        kind = "bf16" if is_bf16 else f"{encoding}"
         yield (
             f"mlx-lm's {file.path} multiplies embeddings by {factor:g}, "
             f"sqrt({spec.hidden_width}) rounded to {kind}, not by {spec.embed_scale:g}"

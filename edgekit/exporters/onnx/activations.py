@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from edgekit.artifact import TensorEntry
+from edgekit.encoding import Encoding
 from edgekit.exporters.onnx.weights import Linear
 from edgekit.families.spec import DecoderSpec
-from edgekit.scheme import Scheme
 
 ACCURACY_LEVEL: Final = 4
 _ONE: Final = "one int8 term: fast, and its error is small beside that of the codes"
@@ -47,13 +47,13 @@ def plan_precision(spec: DecoderSpec, entries: Iterable[TensorEntry]) -> dict[st
     """
     found = {}
     for entry in entries:
-        scheme = Scheme.parse(entry.scheme)
+        encoding = Encoding.parse(entry.encoding)
         name = "lm_head" if entry.name == "embed" and spec.is_tied else entry.name
-        if scheme.group is None or name == "embed":
+        if encoding.block is None or name == "embed":
             continue
         if name == "lm_head":
             found[name] = Precision(2, _HEAD)
-        elif entry.keeps_codes and scheme.bits == 8:
+        elif entry.keeps_codes and encoding.bits == 8:
             found[name] = Precision(2, _KEPT)
         else:
             found[name] = Precision(1, _ONE)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from edgekit.artifact import Artifact, Format
 from edgekit.decision import Accepted, Decision, Rejected
+from edgekit.encoding import Encoding
 from edgekit.errors import ExportError
 from edgekit.exporters.base import ExportOptions, SizeEstimate, Written
 from edgekit.exporters.context import ContextRange, usual_length
@@ -42,8 +43,7 @@ from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.lazy import require
 from edgekit.progress import Progress
 from edgekit.quantize.memory_estimate import largest_handled_bytes
-from edgekit.quantize.model import ModelOutline, ModelTensor, QuantizedModel
-from edgekit.scheme import Scheme
+from edgekit.quantize.model import ModelOutline, ModelTensor, QuantizedModel, encodings_of
 
 _GRAPH_LAYER_BYTES: Final = 4 << 10
 
@@ -53,8 +53,9 @@ class OnnxExporter:
 
     format = Format.ONNX
 
-    def supports(self, spec: DecoderSpec, scheme: Scheme) -> Decision:
+    def supports(self, spec: DecoderSpec, encodings: Mapping[str, Encoding]) -> Decision:
         """Tell whether this format can hold the model, before any work."""
+        del encodings
         if spec.n_heads % spec.n_kv_heads:
             return Rejected(
                 f"{spec.n_heads} query heads do not divide among {spec.n_kv_heads} key heads"
@@ -73,8 +74,8 @@ class OnnxExporter:
     def predict(self, model: ModelOutline, options: ExportOptions) -> SizeEstimate:
         """Estimate the size of what ``write`` writes; reads no tensor."""
         spec = model.spec
-        schemes = {entry.name: Scheme.parse(entry.scheme) for entry in model.entries}
-        arrays = plan_arrays(spec, schemes, self._n_positions(spec, options))
+        encodings = encodings_of(model.entries)
+        arrays = plan_arrays(spec, encodings, self._n_positions(spec, options))
         tables = sum(stored.info.n_bytes for stored in arrays if not stored.sources)
         return SizeEstimate(
             weight_file_bytes(arrays) + spec.n_layers * _GRAPH_LAYER_BYTES,
@@ -91,22 +92,22 @@ class OnnxExporter:
             OSError: A file cannot be written.
         """
         spec = model.spec
-        decision = self.supports(spec, model.scheme)
+        encodings = encodings_of(model.entries)
+        decision = self.supports(spec, encodings)
         if isinstance(decision, Rejected):
             raise ExportError("ONNX cannot hold this model", got=decision.reason)
         n_positions = self._n_positions(spec, options)
-        schemes = {entry.name: Scheme.parse(entry.scheme) for entry in model.entries}
-        missing = sorted(set(spec.weight_shapes()) - set(schemes))
+        missing = sorted(set(spec.weight_shapes()) - set(encodings))
         if missing:
             raise ExportError("the model lacks tensors", got=", ".join(missing))
-        arrays = plan_arrays(spec, schemes, n_positions)
+        arrays = plan_arrays(spec, encodings, n_positions)
         tables = make_tables(spec, n_positions)
         write_weights(folder / WEIGHTS_NAME, arrays, model, tables, progress)
         with SafetensorsFile(folder / WEIGHTS_NAME) as weights:
             offsets = read_offsets(weights, arrays)
         precision = plan_precision(spec, model.entries)
         terms = terms_of(precision)
-        graph = GraphBuilder(spec, schemes, arrays, offsets, n_positions, terms).build()
+        graph = GraphBuilder(spec, encodings, arrays, offsets, n_positions, terms).build()
         config = genai_config(spec, GRAPH_NAME, n_positions)
         for name, source in model.assets.items():
             shutil.copyfile(source, folder / name)
@@ -121,7 +122,7 @@ class OnnxExporter:
                 "ir_version": IR_VERSION,
                 "accuracy_level": ACCURACY_LEVEL,
                 "activations": "fp32",
-                "matmuls": describe_precision(precision, plan_linears(spec, schemes, terms)),
+                "matmuls": describe_precision(precision, plan_linears(spec, encodings, terms)),
                 "weights_file": WEIGHTS_NAME,
             },
         )

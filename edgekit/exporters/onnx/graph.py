@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from edgekit.encoding import FP16, Encoding
 from edgekit.exporters.onnx.attention import AttentionBuilder
 from edgekit.exporters.onnx.ops import MICROSOFT, GraphWriter, Matmuls, Norms
 from edgekit.exporters.onnx.weights import Content, Stored, plan_linears
 from edgekit.families.spec import Activation, DecoderSpec, NormPlacement
 from edgekit.formats.onnx_io import INPUT_IDS, LOGITS, LOGITS_START, GraphPorts
 from edgekit.lazy import require
-from edgekit.scheme import FP16, Scheme
 
 OPSET: Final = 21
 IR_VERSION: Final = 10
@@ -28,7 +28,7 @@ class GraphBuilder:
 
     Args:
         spec: The decoder.
-        schemes: Scheme of every canonical name.
+        encodings: Encoding of every canonical name.
         arrays: What the weight file holds.
         offsets: First byte of each array in it.
         n_positions: Positions the artifact holds; a window at least as long is no window.
@@ -38,16 +38,16 @@ class GraphBuilder:
     def __init__(
         self,
         spec: DecoderSpec,
-        schemes: Mapping[str, Scheme],
+        encodings: Mapping[str, Encoding],
         arrays: Sequence[Stored],
         offsets: Mapping[str, int],
         n_positions: int,
         n_terms: Mapping[str, int],
     ) -> None:
         self._spec = spec
-        self._embed_scheme = schemes["embed"]
+        self._embed_encoding = encodings["embed"]
         self._parts = GraphWriter(arrays, offsets)
-        self._matmuls = Matmuls(self._parts, plan_linears(spec, schemes, n_terms))
+        self._matmuls = Matmuls(self._parts, plan_linears(spec, encodings, n_terms))
         self._norms = Norms(self._parts, spec)
         self._n_positions = n_positions
 
@@ -93,20 +93,21 @@ class GraphBuilder:
         parts.node("Mul", [parts.node("Tanh", [shrunk], f"{name}.out"), name], LOGITS)
 
     def _add_embedding(self) -> str:
-        scheme, parts = self._embed_scheme, self._parts
-        if scheme.group is not None:
+        encoding, parts = self._embed_encoding, self._parts
+        if encoding.block is not None:
+            zeros = ["embed.zero_points"] if encoding.has_zero_points else []
             return parts.node(
                 "GatherBlockQuantized",
-                ["embed.codes", INPUT_IDS, "embed.scales"],
+                ["embed.codes", INPUT_IDS, "embed.scales", *zeros],
                 "embed.out",
                 domain=MICROSOFT,
-                bits=scheme.bits,
-                block_size=scheme.group,
+                bits=encoding.bits,
+                block_size=encoding.block,
                 gather_axis=0,
                 quantize_axis=1,
             )
         rows = parts.node("Gather", ["embed", INPUT_IDS], "embed.out", axis=0)
-        return parts.cast(rows, "FLOAT", "embed.out.float32") if scheme == FP16 else rows
+        return parts.cast(rows, "FLOAT", "embed.out.float32") if encoding == FP16 else rows
 
     def _add_ffn(self, at: str, inner: str) -> str:
         parts = self._parts

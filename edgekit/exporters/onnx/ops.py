@@ -14,12 +14,12 @@ from typing import Any, Final
 import numpy as np
 
 from edgekit.dtypes import DType
+from edgekit.encoding import FP16
 from edgekit.exporters.onnx.activations import ACCURACY_LEVEL
 from edgekit.exporters.onnx.weights import WEIGHTS_NAME, Linear, Stored
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.onnx_io import Port
 from edgekit.lazy import require
-from edgekit.scheme import FP16
 from edgekit.tensors import TensorInfo
 
 MICROSOFT: Final = "com.microsoft"
@@ -126,37 +126,40 @@ class Matmuls:
         linear = self._linears[name]
         output = output or f"{name}.out"
         bias = f"{name}.bias" if linear.has_bias else ""
-        if linear.scheme.group is not None:
-            return self._add_blocks(linear, linear.scheme.group, x, bias, output)
+        if linear.encoding.block is not None:
+            return self._add_blocks(linear, linear.encoding.block, x, bias, output)
         weight = linear.stored
-        if linear.scheme == FP16:
+        if linear.encoding == FP16:
             weight = self._parts.cast(weight, "FLOAT", f"{name}.float32")
         product = f"{name}.product" if bias else output
         # transB keeps (N, M) as in the checkpoint, so a tied embedding is one array.
         self._parts.node("FusedMatMul", [x, weight], product, name=name, domain=MICROSOFT, transB=1)
         return self._parts.node("Add", [product, bias], output) if bias else output
 
-    def _add_blocks(self, linear: Linear, group: int, x: str, bias: str, output: str) -> str:
-        bits = linear.scheme.bits
+    def _add_blocks(self, linear: Linear, block: int, x: str, bias: str, output: str) -> str:
+        bits = linear.encoding.bits
         # The matmul needs (N, M // G, bytes of a block). So a tied embedding has two names and two
         # shapes, with one offset in the weight file.
         codes = self._parts.array(
             f"{linear.name}.codes",
             self._parts.arrays[f"{linear.stored}.codes"].info,
-            (linear.n_out, linear.n_in // group, group * bits // 8),
+            (linear.n_out, linear.n_in // block, block * bits // 8),
         )
         is_split = linear.n_terms == 2
-        inputs = [self._in_two(x, group) if is_split else x, codes, f"{linear.stored}.scales"]
+        zeros = f"{linear.stored}.zero_points" if linear.encoding.has_zero_points else ""
+        inputs = [
+            self._in_two(x, block) if is_split else x, codes, f"{linear.stored}.scales", zeros
+        ]  # fmt: skip
         product = self._parts.node(
             "MatMulNBits",
-            [*inputs, "", "", bias] if bias and not is_split else inputs,
+            [*inputs, "", bias] if bias and not is_split else inputs if zeros else inputs[:3],
             f"{linear.name}.terms" if is_split else output,
             name=linear.name,
             domain=MICROSOFT,
             K=linear.n_in,
             N=linear.n_out,
             bits=bits,
-            block_size=group,
+            block_size=block,
             accuracy_level=ACCURACY_LEVEL,
         )
         if not is_split:
@@ -165,16 +168,16 @@ class Matmuls:
         self._parts.node("ReduceSum", [product, self._once("terms_axis", [2])], whole, keepdims=0)
         return self._parts.node("Add", [whole, bias], output) if bias else whole
 
-    def _in_two(self, x: str, group: int) -> str:
+    def _in_two(self, x: str, block: int) -> str:
         """Write (B, T, M) as the sum of two rows that int8 holds, (B, T, 2, M).
 
         The first row is what the kernel would round x to, which it then holds exactly; the second
         is the rest, 254 times smaller at least.
         """
-        if (x, group) in self._split:
-            return self._split[x, group]
-        node, at = self._parts.node, f"{x}.g{group}"
-        blocks = node("Reshape", [x, self._once(f"blocks.g{group}", [0, 0, -1, group])], f"{at}.in")
+        if (x, block) in self._split:
+            return self._split[x, block]
+        node, at = self._parts.node, f"{x}.g{block}"
+        blocks = node("Reshape", [x, self._once(f"blocks.g{block}", [0, 0, -1, block])], f"{at}.in")
         sizes = node("Abs", [blocks], f"{at}.sizes")
         largest = node("ReduceMax", [sizes, self._once("blocks_axis", [-1])], f"{at}.largest")
         step = node("Div", [largest, self._once("int8_steps", _INT8_STEPS)], f"{at}.exact_step")
@@ -184,8 +187,8 @@ class Matmuls:
         rest = node("Sub", [blocks, first], f"{at}.rest")
         row = self._once("row", [0, 0, 1, -1])
         rows = [node("Reshape", [part, row], f"{part}.row") for part in (first, rest)]
-        self._split[x, group] = node("Concat", rows, f"{at}.terms", axis=2)
-        return self._split[x, group]
+        self._split[x, block] = node("Concat", rows, f"{at}.terms", axis=2)
+        return self._split[x, block]
 
     def _once(self, name: str, value: float | list[int]) -> str:
         """Add a small constant if it is not there yet."""

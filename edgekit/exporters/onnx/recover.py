@@ -1,6 +1,6 @@
 """Reading the codes and scales of an ONNX artifact back from its files.
 
-``onnx.checker`` looks at the file first. The schemes are read from the nodes of the graph, which
+``onnx.checker`` looks at the file first. The encodings are read from the nodes of the graph, which
 must then be the graph that this exporter writes for them, node by node; only where the weights lie
 is the file's own word. They are read there, by onnx's own helper, as onnxruntime would: an entry
 that points elsewhere gives the weights of elsewhere. One array is in memory at a time.
@@ -11,13 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.artifact import Artifact
-from edgekit.dtypes import Bits
+from edgekit.dtypes import U8Array
+from edgekit.encoding import FP16, Encoding
 from edgekit.errors import FormatError, UsageError
 from edgekit.exporters.onnx.activations import plan_precision, terms_of
 from edgekit.exporters.onnx.graph import GraphBuilder
@@ -34,8 +35,7 @@ from edgekit.files import open_inside
 from edgekit.formats.onnx_io import GRAPH_NAME
 from edgekit.formats.packing import unpack_codes
 from edgekit.lazy import require
-from edgekit.quantize.model import FloatTensor, ModelTensor, QuantizedTensor
-from edgekit.scheme import FP16, Scheme
+from edgekit.quantize.model import EncodedTensor, FloatTensor, ModelTensor
 
 _MAX_GRAPH_BYTES: Final = 64 << 20
 _AGAIN: Final = "Export the model again."
@@ -59,12 +59,12 @@ def recover_tensors(artifact: Artifact) -> Iterator[ModelTensor]:
     n_positions = artifact.manifest.context_length
     try:
         spec = _read_spec(artifact)
-        schemes = _read_schemes(model.graph, spec, artifact, path)
-        arrays = plan_arrays(spec, schemes, n_positions)
+        encodings = _read_encodings(model.graph, spec, artifact, path)
+        arrays = plan_arrays(spec, encodings, n_positions)
         terms = terms_of(plan_precision(spec, artifact.manifest.tensors))
-        linears = plan_linears(spec, schemes, terms)
+        linears = plan_linears(spec, encodings, terms)
         nowhere = dict.fromkeys((stored.info.name for stored in arrays), 0)
-        wanted = GraphBuilder(spec, schemes, arrays, nowhere, n_positions, terms).build()
+        wanted = GraphBuilder(spec, encodings, arrays, nowhere, n_positions, terms).build()
     except (KeyError, TypeError, ValueError) as error:
         # What is no number in the manifest shows where it is first used as one.
         raise FormatError(
@@ -79,7 +79,7 @@ def recover_tensors(artifact: Artifact) -> Iterator[ModelTensor]:
     _check_tables(weights, spec, n_positions)
     _check_aliases(weights, linears)
     for name in spec.weight_shapes():
-        yield _read_tensor(weights, arrays, name, schemes[name], spec)
+        yield _read_tensor(weights, arrays, name, encodings[name], spec)
 
 
 def read_graph(path: Path) -> Any:
@@ -118,17 +118,17 @@ def _read_spec(artifact: Artifact) -> DecoderSpec:
     return spec
 
 
-def _read_schemes(
+def _read_encodings(
     graph: Any, spec: DecoderSpec, artifact: Artifact, path: Path
-) -> dict[str, Scheme]:
-    """Give the scheme of every canonical name: matrices from the graph, the rest as listed."""
+) -> dict[str, Encoding]:
+    """Give the encoding of every canonical name: matrices from the graph, the rest as listed."""
     nodes = {node.name: node for node in graph.node}
     dtypes = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    listed = {entry.name: entry.scheme for entry in artifact.manifest.tensors}
-    schemes = {}
+    listed = {entry.name: entry.encoding for entry in artifact.manifest.tensors}
+    encodings = {}
     for name, shape in spec.weight_shapes().items():
         if len(shape) == 1:
-            schemes[name] = _scheme(listed.get(name, ""), name, path)
+            encodings[name] = _encoding(listed.get(name, ""), name, path)
             continue
         layer, _, part = name.rpartition(".")
         joined = f"{layer}.qkv" if part in ("q", "k", "v") else name
@@ -139,20 +139,21 @@ def _read_schemes(
             raise FormatError(f"{path}: no node {node_name}", wanted=f"one for {name}", do=_AGAIN)
         attributes = {a.name: a.i for a in node.attribute}
         if "block_size" in attributes:
-            text = f"int{attributes.get('bits')}-g{attributes['block_size']}"
+            kind = "uint" if len(node.input) > 3 and node.input[3] else "int"
+            text = f"{kind}{attributes.get('bits')}-g{attributes['block_size']}"
         else:
             types = require("onnx").TensorProto
             text = {types.FLOAT: "fp32", types.FLOAT16: "fp16"}.get(dtypes.get(stored), "absent")
-        schemes[name] = _scheme(text, name, path)
-    return schemes
+        encodings[name] = _encoding(text, name, path)
+    return encodings
 
 
-def _scheme(text: str, name: str, path: Path) -> Scheme:
+def _encoding(text: str, name: str, path: Path) -> Encoding:
     try:
-        return Scheme.parse(text)
+        return Encoding.parse(text)
     except UsageError as error:
         raise FormatError(
-            f"{path}: scheme of {name}", got=repr(text), wanted=error.wanted, do=_AGAIN
+            f"{path}: encoding of {name}", got=repr(text), wanted=error.wanted, do=_AGAIN
         ) from error
 
 
@@ -349,7 +350,7 @@ def _check_aliases(weights: _ExternalArrays, linears: tuple[Linear, ...]) -> Non
     """Refuse a tied output matrix whose codes are not those of the embedding."""
     for linear in linears:
         ours, theirs = f"{linear.name}.codes", f"{linear.stored}.codes"
-        if ours == theirs or linear.scheme.group is None:
+        if ours == theirs or linear.encoding.block is None:
             continue
         is_same = weights.place(ours) == weights.place(theirs) or np.array_equal(
             weights.read(ours).ravel(), weights.read(theirs).ravel()
@@ -364,7 +365,7 @@ def _read_tensor(
     weights: _ExternalArrays,
     arrays: tuple[Stored, ...],
     name: str,
-    scheme: Scheme,
+    encoding: Encoding,
     spec: DecoderSpec,
 ) -> ModelTensor:
     """Take the rows of one canonical tensor out of the arrays that hold it."""
@@ -376,16 +377,18 @@ def _read_tensor(
             start = sum(shapes[source][0] for source in before)
             whole = weights.read(stored.info.name).reshape(stored.info.shape)
             found[stored.content] = whole[start : start + shapes[name][0]]
-    if scheme.group is None:
-        return FloatTensor(name, scheme, _checked_floats(found[Content.VALUES], name, scheme))
-    bits = cast(Bits, scheme.bits)
-    codes = unpack_codes(found[Content.CODES], bits)
-    return QuantizedTensor(name, bits, scheme.group, codes, found[Content.SCALES])
+    if encoding.block is None:
+        return FloatTensor(name, encoding, _checked_floats(found[Content.VALUES], name, encoding))
+    zeros: U8Array | None = None
+    if encoding.has_zero_points:
+        n_blocks = encoding.n_blocks(shapes[name][1])
+        zeros = unpack_codes(found[Content.ZERO_POINTS], encoding.code_bits)[:, :n_blocks]
+    return EncodedTensor(name, encoding, found[Content.CODES], found[Content.SCALES], zeros)
 
 
-def _checked_floats(values: NDArray[Any], name: str, scheme: Scheme) -> NDArray[np.float32]:
+def _checked_floats(values: NDArray[Any], name: str, encoding: Encoding) -> NDArray[np.float32]:
     """Give float32; a small tensor listed as fp16 is stored as fp32 and must fit fp16."""
     wide = values.astype(np.float32)
-    if scheme == FP16 and not np.array_equal(wide.astype(np.float16).astype(np.float32), wide):
-        raise FormatError(f"{name}: values", got="more digits than fp16 has", wanted=scheme)
+    if encoding == FP16 and not np.array_equal(wide.astype(np.float16).astype(np.float32), wide):
+        raise FormatError(f"{name}: values", got="more digits than fp16 has", wanted=encoding)
     return wide

@@ -1,7 +1,7 @@
 """The weight file of an ONNX artifact: its arrays, and how they are written.
 
 The weight file is a valid safetensors file that onnxruntime maps as external data, so other
-runtimes can read the same bytes. Its content is planned from shapes and schemes before any weight
+runtimes can read the same bytes. Its content is planned from shapes and encodings before any weight
 is read; ``write_weights`` then holds one array at a time. This module knows nothing about graphs.
 
 Besides the weights it holds tables indexed by position: cosines and sines of every rotary encoding
@@ -22,14 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.dtypes import DTYPES, DType, F32Array
+from edgekit.encoding import FP16, FP32, Encoding
 from edgekit.errors import ExportError, FormatError
 from edgekit.families.rope import attention_temperatures, rope_tables
 from edgekit.families.rope_spec import LongRopeScaling, RopeSpec
 from edgekit.families.spec import DecoderSpec
+from edgekit.formats.packing import pack_rows
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter, file_bytes
 from edgekit.progress import Progress
-from edgekit.quantize.model import ModelTensor, QuantizedModel, QuantizedTensor
-from edgekit.scheme import FP16, FP32, Scheme
+from edgekit.quantize.model import EncodedTensor, ModelTensor, QuantizedModel
 from edgekit.tensors import TensorInfo
 
 WEIGHTS_NAME: Final = "weights.safetensors"
@@ -44,6 +45,7 @@ class Content(enum.Enum):
 
     CODES = "codes"
     SCALES = "scales"
+    ZERO_POINTS = "zero_points"
     VALUES = "values"
 
 
@@ -71,7 +73,7 @@ class Linear:
         parts: Canonical matrices whose rows it stacks, in order.
         n_rows: Rows of each part; N is their sum.
         n_in: M.
-        scheme: How all parts are stored.
+        encoding: How all parts are stored.
         has_bias: Whether every part has a bias.
         stored: Name under which the weights lie in the file; differs from ``name`` for a
             tied ``lm_head``, which lies there as ``embed``.
@@ -82,7 +84,7 @@ class Linear:
     parts: tuple[str, ...]
     n_rows: tuple[int, ...]
     n_in: int
-    scheme: Scheme
+    encoding: Encoding
     has_bias: bool
     stored: str
     n_terms: int = 1
@@ -94,7 +96,7 @@ class Linear:
 
 
 def plan_linears(
-    spec: DecoderSpec, schemes: Mapping[str, Scheme], n_terms: Mapping[str, int] = _NO_TERMS
+    spec: DecoderSpec, encodings: Mapping[str, Encoding], n_terms: Mapping[str, int] = _NO_TERMS
 ) -> tuple[Linear, ...]:
     """Say which matrix matmuls the graph has, in file order.
 
@@ -102,7 +104,7 @@ def plan_linears(
 
     Args:
         spec: The decoder.
-        schemes: Scheme of every canonical name.
+        encodings: Encoding of every canonical name.
         n_terms: Canonical name, or ``lm_head`` of a tied one, to the terms that its matmul takes
             its activations in; 1 where nothing is said.
     """
@@ -114,7 +116,7 @@ def plan_linears(
             parts=parts,
             n_rows=tuple(shapes[part][0] for part in parts),
             n_in=shapes[parts[0]][1],
-            scheme=schemes[parts[0]],
+            encoding=encodings[parts[0]],
             has_bias=f"{parts[0]}.bias" in shapes,
             stored=stored or name,
             n_terms=max(n_terms.get(part, 1) for part in (name, *parts)),
@@ -124,7 +126,7 @@ def plan_linears(
     for i in range(spec.n_layers):
         at = f"layers.{i}."
         qkv = (at + "q", at + "k", at + "v")
-        if len({schemes[part] for part in qkv}) == 1:
+        if len({encodings[part] for part in qkv}) == 1:
             linears.append(linear(at + "qkv", qkv))
         else:
             linears.extend(linear(part, (part,)) for part in qkv)
@@ -137,24 +139,24 @@ def plan_linears(
 
 
 def plan_arrays(
-    spec: DecoderSpec, schemes: Mapping[str, Scheme], n_positions: int
+    spec: DecoderSpec, encodings: Mapping[str, Encoding], n_positions: int
 ) -> tuple[Stored, ...]:
     """Plan the arrays of the weight file, in file order.
 
     Args:
         spec: The decoder.
-        schemes: Scheme of every canonical name.
+        encodings: Encoding of every canonical name.
         n_positions: Positions the artifact holds.
     """
     shapes = spec.weight_shapes()
-    arrays = list(_matrix("embed", ("embed",), shapes["embed"], schemes["embed"]))
+    arrays = list(_matrix("embed", ("embed",), shapes["embed"], encodings["embed"]))
     arrays += [
         _values(name, shape, (name,)) for name, shape in shapes.items() if name.endswith("norm")
     ]
-    for linear in plan_linears(spec, schemes):
+    for linear in plan_linears(spec, encodings):
         if linear.stored != "embed":
             shape = (linear.n_out, linear.n_in)
-            arrays += _matrix(linear.stored, linear.parts, shape, linear.scheme)
+            arrays += _matrix(linear.stored, linear.parts, shape, linear.encoding)
         if linear.has_bias:
             biases = tuple(f"{part}.bias" for part in linear.parts)
             arrays.append(_values(f"{linear.name}.bias", (linear.n_out,), biases))
@@ -238,32 +240,39 @@ def _joined(tensors: Mapping[str, ModelTensor], stored: Stored) -> NDArray[Any]:
 
 def _raw(tensor: ModelTensor, stored: Stored) -> NDArray[Any]:
     """Give what ``stored`` holds of a tensor, in the form in which the file holds it."""
-    if isinstance(tensor, QuantizedTensor):
+    if isinstance(tensor, EncodedTensor):
         if stored.content is Content.CODES:
-            return tensor.packed()
+            return tensor.packed
         if stored.content is Content.SCALES:
             return tensor.scales.astype("<f4", copy=False)
+        if stored.content is Content.ZERO_POINTS and tensor.zero_points is not None:
+            return pack_rows(tensor.zero_points, tensor.encoding.code_bits)
     elif stored.content is Content.VALUES:
         return tensor.values.astype(DTYPES[stored.info.dtype].numpy, copy=False)
     raise ExportError(
-        f"{tensor.name} is stored as {tensor.scheme}",
+        f"{tensor.name} is stored as {tensor.encoding}",
         wanted=f"{stored.content.value} for {stored.info.name}",
         do="Quantize the checkpoint again.",
     )
 
 
 def _matrix(
-    name: str, sources: tuple[str, ...], shape: tuple[int, ...], scheme: Scheme
+    name: str, sources: tuple[str, ...], shape: tuple[int, ...], encoding: Encoding
 ) -> Iterator[Stored]:
     n_out, n_in = shape
-    if scheme.group is None:
-        dtype = {FP32: DType.FP32, FP16: DType.FP16}[scheme]
+    if encoding.block is None:
+        dtype = {FP32: DType.FP32, FP16: DType.FP16}[encoding]
         yield _values(name, (n_out, n_in), sources, dtype)
         return
-    codes = TensorInfo(f"{name}.codes", (n_out, n_in * scheme.bits // 8), DType.UINT8)
-    scales = TensorInfo(f"{name}.scales", (n_out, n_in // scheme.group), DType.FP32)
+    codes = TensorInfo(f"{name}.codes", (n_out, n_in * encoding.bits // 8), DType.UINT8)
+    n_blocks = encoding.n_blocks(n_in)
+    scales = TensorInfo(f"{name}.scales", (n_out, n_blocks), DType.FP32)
     yield Stored(codes, Content.CODES, sources)
     yield Stored(scales, Content.SCALES, sources)
+    if encoding.has_zero_points:
+        shape = (n_out, -(-n_blocks * encoding.bits // 8))  # each row is packed by itself
+        zeros = TensorInfo(f"{name}.zero_points", shape, DType.UINT8)
+        yield Stored(zeros, Content.ZERO_POINTS, sources)
 
 
 def _values(

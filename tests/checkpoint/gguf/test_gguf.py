@@ -134,7 +134,7 @@ def test_weights_read_as_those_of_the_checkpoint(tmp_path, kind):
 @pytest.mark.parametrize(("kind", "bits"), [("Q4_0", 4), ("Q8_0", 8)])
 def test_codes_go_in_as_they_are(tmp_path, kind, bits):
     path, made, _ = write_gguf(tmp_path / "m", kind)
-    model = quantize_model(open_model(path), Scheme(f"int{bits}", 32), tmp_path / "q")
+    model = quantize_model(open_model(path), Scheme.parse(f"int{bits}-g32"), tmp_path / "q")
     entries = {entry.name: entry for entry in model.entries}
     for name in ("layers.0.q", "layers.1.k", "layers.1.v", "layers.0.down"):
         assert entries[name].imported == f"gguf {kind} int{bits}-g32"
@@ -144,7 +144,7 @@ def test_codes_go_in_as_they_are(tmp_path, kind, bits):
 
 def test_scales_of_eleven_bits_are_rounded_and_said_so(tmp_path):
     path, made, _ = write_gguf(tmp_path / "m", is_exact=False)
-    model = quantize_model(open_model(path), Scheme("int4", 32), tmp_path / "q")
+    model = quantize_model(open_model(path), Scheme.parse("int4-g32"), tmp_path / "q")
     entries = {entry.name: entry for entry in model.entries}
     wanted = made[THEIRS["layers.1.k"]]
     assert entries["layers.1.k"].reason.startswith("requantized: ")
@@ -446,7 +446,7 @@ def test_scales_that_are_no_numbers_are_refused(tmp_path):
 
     path, _, _ = write_gguf(tmp_path / "m", change=change)
     with pytest.raises(CheckpointError, match="1 of 256 are NaN or infinite"):
-        quantize_model(open_model(path), Scheme("int4", 32), tmp_path / "q")
+        quantize_model(open_model(path), Scheme.parse("int4-g32"), tmp_path / "q")
 
 
 def test_a_file_that_is_none_is_a_format_error(tmp_path):

@@ -102,7 +102,7 @@ def test_layouts_read_as_the_floats_they_stand_for(tmp_path, layout):
         tensor = source.tensor(f"layers.0.{ours}")
         np.testing.assert_array_equal(tensor.read(), values)
         np.testing.assert_array_equal(tensor.read_rows(3, 41), values[3:41])
-    model = quantize_model(source, Scheme("int4", 32), tmp_path / "q")
+    model = quantize_model(source, Scheme.parse("int4-g32"), tmp_path / "q")
     entry = next(entry for entry in model.entries if entry.name == "layers.0.up")
     assert entry.imported is None
     assert "zero point" in entry.reason
@@ -112,7 +112,7 @@ def test_layouts_read_as_the_floats_they_stand_for(tmp_path, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_symmetric_codes_are_kept(tmp_path, layout):
     folder, wanted = write_awq(tmp_path / "m", layout, middle=True)
-    model = quantize_model(open_model(folder), Scheme("int4", 32), tmp_path / "q")
+    model = quantize_model(open_model(folder), Scheme.parse("int4-g32"), tmp_path / "q")
     entry = next(entry for entry in model.entries if entry.name == "layers.0.up")
     assert entry.imported == "awq int4-g32"
     np.testing.assert_array_equal(model.get("layers.0.up").dequantize(), wanted[UP])

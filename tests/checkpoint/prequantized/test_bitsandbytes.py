@@ -113,7 +113,7 @@ def test_the_plan_says_what_became_of_them(tmp_path):
         "7 matrices are stored as bitsandbytes nf4 and read as floats, such as "
         "model.layers.0.mlp.down_proj.weight: a codebook of 16 values"
     )
-    model = quantize_model(source, Scheme("int8", 32), tmp_path / "q")
+    model = quantize_model(source, Scheme.parse("int8-g32"), tmp_path / "q")
     entry = next(entry for entry in model.entries if entry.name == "layers.0.q")
     assert entry.reason == (
         "requantized: a codebook of 16 values (bitsandbytes nf4); its input scales are in attn_norm"

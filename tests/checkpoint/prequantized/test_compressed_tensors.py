@@ -241,7 +241,7 @@ def test_zero_points_are_read_as_floats(tmp_path, bits, is_packed):
     taken = zeros[f"{UP}.weight_scale"].repeat(32, axis=1).astype(np.float32)
     wanted = (coded.codes.astype(np.float32) - taken) * coded.scales.repeat(32, axis=1)
     source = check_floats(folder, wanted, "zero points of their own (asymmetric)")
-    model = quantize_model(source, Scheme(f"int{bits}", 32), tmp_path / "q")
+    model = quantize_model(source, Scheme.parse(f"int{bits}-g32"), tmp_path / "q")
     reasons = {entry.name: entry.reason for entry in model.entries}
     assert reasons["layers.0.up"] == (
         f"requantized: zero points of their own (asymmetric) (compressed-tensors int{bits}-g32); "
@@ -312,7 +312,7 @@ def test_int8_weights_beside_scales_are_kept_and_activations_said(tmp_path):
     assert source.checkpoint.notes == [
         "the source quantizes activations while it runs; that is not kept"
     ]
-    model = quantize_model(source, Scheme("int8", 128), tmp_path / "q")
+    model = quantize_model(source, Scheme.parse("int8-g128"), tmp_path / "q")
     imported = {entry.name: entry.imported for entry in model.entries}
     assert imported["layers.0.up"] == "compressed-tensors int8-g128"
     np.testing.assert_array_equal(model.get("layers.0.up").dequantize(), wanted[UP])

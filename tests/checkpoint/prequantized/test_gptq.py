@@ -274,7 +274,7 @@ def test_moved_inputs_are_read_by_the_group_of_each(tmp_path):
     source = check_floats(folder, wanted, "gptq int4-g32", "inputs in another order (desc_act)")
     (note,) = source.checkpoint.notes
     assert note.startswith("14 matrices are stored as gptq int4-g32 and read as floats, such as ")
-    model = quantize_model(source, Scheme("int4", 32), tmp_path / "q")
+    model = quantize_model(source, Scheme.parse("int4-g32"), tmp_path / "q")
     entry = next(entry for entry in model.entries if entry.name == "layers.0.up")
     assert entry.imported is None
     assert entry.reason.startswith("requantized: inputs in another order (desc_act), zero points")
@@ -464,7 +464,7 @@ def test_rows_are_read_once_and_alone(tmp_path, monkeypatch):
 
 def test_fp16_from_codes_that_cannot_be_kept_says_so(tmp_path):
     folder, _ = write_any_gptq(tmp_path / "m", bits=3)
-    model = quantize_model(open_model(folder), Scheme("fp16"), tmp_path / "q")
+    model = quantize_model(open_model(folder), Scheme.parse("fp16"), tmp_path / "q")
     entries = {entry.name: entry for entry in model.entries}
     wanted = "dequantized from gptq int3-g32: fp16 was asked for"
     assert entries["layers.0.up"].reason == wanted

@@ -71,7 +71,7 @@ def test_weights_read_as_mlx_dequantizes_them(tmp_path, grid):
 def test_symmetric_codes_on_the_grid_go_in_as_they_are(tmp_path, grid):
     folder, made = write_mlx(tmp_path / "m", grid)
     source = open_model(folder)
-    model = quantize_model(source, Scheme(f"int{grid.bits}", 32), tmp_path / "q")
+    model = quantize_model(source, Scheme.parse(f"int{grid.bits}-g32"), tmp_path / "q")
     label = f"mlx int{grid.bits}-g{grid.group}"
     assert {e.imported for e in model.entries if len(e.shape) == 2} == {label}
     np.testing.assert_array_equal(
@@ -93,7 +93,7 @@ def test_a_zero_point_elsewhere_is_said_and_read_as_floats(tmp_path):
     np.testing.assert_array_equal(
         source.tensor("layers.0.up").read(), mlx_floats(folder, UP, Grid())
     )
-    model = quantize_model(source, Scheme("int4", 32), tmp_path / "q")
+    model = quantize_model(source, Scheme.parse("int4-g32"), tmp_path / "q")
     entries = {entry.name: entry for entry in model.entries}
     assert entries["layers.0.up"].imported is None
     assert entries["layers.0.up"].reason == (
@@ -117,7 +117,7 @@ def test_what_mlx_quantizes_itself_reads_as_mlx_dequantizes_it(tmp_path):
     source = open_model(folder)
     wanted = mlx_floats(folder, UP, Grid(4, 64))
     np.testing.assert_allclose(source.tensor("layers.0.up").read(), wanted, rtol=0, atol=1e-8)
-    model = quantize_model(source, Scheme("int4", 64), tmp_path / "q")
+    model = quantize_model(source, Scheme.parse("int4-g64"), tmp_path / "q")
     reasons = {e.name: e.reason for e in model.entries if len(e.shape) == 2}
     assert all("have their zero point elsewhere" in reason for reason in reasons.values())
 
@@ -191,7 +191,7 @@ def test_biases_that_are_no_numbers_are_refused(tmp_path):
 
     folder, _ = write_mlx(tmp_path / "m", change=change)
     with pytest.raises(CheckpointError, match=r"up_proj.weight: biases; got 1 of 1024"):
-        quantize_model(open_model(folder), Scheme("int4", 32), tmp_path / "q")
+        quantize_model(open_model(folder), Scheme.parse("int4-g32"), tmp_path / "q")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 
 from edgekit.artifact import Artifact
 from edgekit.decision import Accepted, Rejected
+from edgekit.encoding import FP32
 from edgekit.errors import ExportError, FormatError, UsageError
 from edgekit.exporters.coreml.exporter import CoremlExporter
 from edgekit.exporters.coreml.lint import lint_package
@@ -28,10 +29,9 @@ from edgekit.formats.mlpackage import (
     stored_at,
     weights_path,
 )
-from edgekit.quantize.model import FloatTensor, QuantizedTensor
-from edgekit.scheme import FP16, FP32, Scheme
+from edgekit.quantize.model import EncodedTensor, FloatTensor
 from tests.exporters.coreml.coreml_edit import copy, edited, export, find_op, merge_state_reads
-from tests.exporters.memory_model import TINY_SPEC, memory_model, tiny_spec
+from tests.exporters.memory_model import TINY_SPEC, memory_model, stored_as, tiny_spec
 
 FULL = {"has_qkv_bias": True, "has_o_bias": True, "has_mlp_bias": True, "is_tied": False}
 
@@ -41,7 +41,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return export(memory_model(), tmp_path_factory.mktemp("tiny"))
 
 
-TINY_SCHEMES = {name: tensor.scheme for name, tensor in memory_model().tensors.items()}
+TINY_SCHEMES = {name: tensor.encoding for name, tensor in memory_model().tensors.items()}
 
 
 def sizes(feature: Any) -> list[tuple[int, int]]:
@@ -101,10 +101,10 @@ def test_recover_gives_back_every_bit(
     assert [tensor.name for tensor in recovered] == list(spec.weight_shapes())
     for tensor in recovered:
         source = model.get(tensor.name)
-        assert tensor.scheme == source.scheme
-        if isinstance(source, QuantizedTensor):
-            assert isinstance(tensor, QuantizedTensor)
-            np.testing.assert_array_equal(tensor.codes, source.codes)
+        assert tensor.encoding == source.encoding
+        if isinstance(source, EncodedTensor):
+            assert isinstance(tensor, EncodedTensor)
+            np.testing.assert_array_equal(tensor.codes(), source.codes())
             np.testing.assert_array_equal(tensor.scales, source.scales)
             assert tensor.sha256() == source.sha256()
         else:
@@ -124,7 +124,7 @@ def test_fp32_norms_and_biases_stay_exact(tmp_path: Path) -> None:
     for tensor in CoremlExporter().recover(export(model, tmp_path)):
         if tensor.name in vectors:
             assert isinstance(tensor, FloatTensor)
-            assert tensor.scheme == FP32
+            assert tensor.encoding == FP32
             np.testing.assert_array_equal(tensor.values, vectors[tensor.name].values)
 
 
@@ -136,8 +136,8 @@ def test_both_blob_readers_see_the_same(tiny: Artifact) -> None:
     offset, kind, shape = stored_at(op.inputs["data"].arguments[0].value)
     embed = recovered["embed"]
     assert kind is BlobType.INT4
-    assert isinstance(embed, QuantizedTensor)
-    np.testing.assert_array_equal(blobs.read(offset, kind, shape) + np.int8(8), embed.codes)
+    assert isinstance(embed, EncodedTensor)
+    np.testing.assert_array_equal(blobs.read(offset, kind, shape) + np.int8(8), embed.codes())
 
 
 def test_every_tensor_is_read_once(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_int4_takes_half_a_byte(tiny: Artifact) -> None:
     model, package = memory_model(), tiny.path / PACKAGE_NAME
     kinds = [record.type for record in BlobReader(weights_path(package)).walk()]
     assert kinds.count(BlobType.INT4) == 15
-    n_codes = sum(t.codes.size for t in model.tensors.values() if isinstance(t, QuantizedTensor))
+    n_codes = sum(t.codes().size for t in model.tensors.values() if isinstance(t, EncodedTensor))
     stored = [r for r in BlobReader(weights_path(package)).walk() if r.type is BlobType.INT4]
     assert sum(record.n_bytes for record in stored) == n_codes // 2
 
@@ -217,12 +217,12 @@ def test_broken_tokenizer_config_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_supports_says_what_and_why() -> None:
     exporter = CoremlExporter()
-    refused = exporter.supports(TINY_SPEC, FP32)
+    refused = exporter.supports(TINY_SPEC, stored_as(TINY_SPEC, FP32))
     assert isinstance(refused, Rejected)
     assert "use fp16" in refused.reason
-    assert isinstance(exporter.supports(tiny_spec(head_width=15), FP16), Rejected)
+    assert isinstance(exporter.supports(tiny_spec(head_width=15), {}), Rejected)
     for text in ("fp16", "int8", "int4-g128"):
-        assert isinstance(exporter.supports(TINY_SPEC, Scheme.parse(text)), Accepted)
+        assert isinstance(exporter.supports(TINY_SPEC, stored_as(TINY_SPEC, text)), Accepted)
 
 
 @pytest.mark.parametrize("asked", [1, 65, 0])
@@ -244,7 +244,7 @@ def test_fp32_matrix_inside_another_scheme_is_refused(tmp_path: Path) -> None:
 def test_scale_that_fp16_rounds_is_refused(tmp_path: Path) -> None:
     model = memory_model()
     tensor = model.tensors["layers.0.q"]
-    assert isinstance(tensor, QuantizedTensor)
+    assert isinstance(tensor, EncodedTensor)
     rounded = replace(tensor, scales=tensor.scales * np.float32(1 + 2**-20))
     model = replace(model, tensors={**model.tensors, tensor.name: rounded})
     with pytest.raises(ExportError, match=r"layers\.0\.q: scales"):

@@ -14,6 +14,7 @@ import pytest
 from edgekit.artifact import Artifact
 from edgekit.decision import Rejected
 from edgekit.dtypes import F32Array
+from edgekit.encoding import FP32
 from edgekit.errors import EngineLoadError
 from edgekit.exporters.coreml.exporter import CoremlExporter
 from edgekit.families import open_model
@@ -26,7 +27,7 @@ from edgekit.formats.mlpackage import (
     require_coremltools,
     weights_path,
 )
-from edgekit.quantize.model import FloatTensor, QuantizedModel, QuantizedTensor
+from edgekit.quantize.model import EncodedTensor, FloatTensor, QuantizedModel
 from edgekit.quantize.store import quantize_model
 from edgekit.runtime.base import Decoder
 from edgekit.runtime.mil import MilDecoder
@@ -34,10 +35,10 @@ from edgekit.runtime.mil_machine import MilMachine
 from edgekit.runtime.mil_program import read_program
 from edgekit.runtime.mlpackage import CHUNK_TOKENS, long_rope_switches
 from edgekit.runtime.reference import ReferenceDecoder
-from edgekit.scheme import FP16, FP32, Scheme
+from edgekit.scheme import Scheme
 from tests.builders import write_tiny_checkpoint
 from tests.exporters.coreml.coreml_edit import export
-from tests.exporters.memory_model import MemoryModel, memory_model, tiny_spec
+from tests.exporters.memory_model import MemoryModel, memory_model, stored_as, tiny_spec
 from tests.tiny_families import TINY_CONFIGS
 
 FP32_TOLERANCE: Final = 5e-5
@@ -70,7 +71,7 @@ def member(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
     def get(name: str) -> Member:
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
-            model = quantized(name, FP16, folder)
+            model = quantized(name, "fp16", folder)
             made[name] = Member(model, export(model, folder))
         return made[name]
 
@@ -79,11 +80,11 @@ def member(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
         one.model.close()  # type: ignore[attr-defined]
 
 
-def quantized(name: str, scheme: Scheme, folder: Path, **config: Any) -> QuantizedModel:
+def quantized(name: str, scheme: str, folder: Path, **config: Any) -> QuantizedModel:
     checkpoint = write_tiny_checkpoint(folder / "model", name, dtype="fp32", **config)
     with_spec = open_model(checkpoint)
     try:
-        return quantize_model(with_spec, scheme, folder / "store")
+        return quantize_model(with_spec, Scheme.parse(scheme), folder / "store")
     finally:
         with_spec.close()
 
@@ -121,7 +122,7 @@ def test_every_member_is_accepted_unless_it_is_on_the_list(tmp_path: Path) -> No
     for name in TINY_CONFIGS:
         source = open_model(write_tiny_checkpoint(tmp_path / name, name))
         for scheme in ("fp16", "int8", "int4", "int4-g64"):
-            decision = CoremlExporter().supports(source.spec, Scheme.parse(scheme))
+            decision = CoremlExporter().supports(source.spec, stored_as(source.spec, scheme))
             if isinstance(decision, Rejected):
                 refused[name] = decision.reason
         source.close()
@@ -131,12 +132,12 @@ def test_every_member_is_accepted_unless_it_is_on_the_list(tmp_path: Path) -> No
 def test_only_an_odd_number_of_rotated_channels_is_refused() -> None:
     supports = CoremlExporter().supports
     odd = RopeSpec(1e4, rotary_width=5)
-    refused = supports(tiny_spec(local_rope=odd, sliding_window=8), FP16)
+    refused = supports(tiny_spec(local_rope=odd, sliding_window=8), {})
     assert isinstance(refused, Rejected)
     assert "pairs of channels" in refused.reason
-    assert not isinstance(supports(tiny_spec(local_rope=odd), FP16), Rejected)
+    assert not isinstance(supports(tiny_spec(local_rope=odd), {}), Rejected)
     unturned = tiny_spec(head_width=15, no_rope_layers=(0, 1))
-    assert not isinstance(supports(unturned, FP16), Rejected)
+    assert not isinstance(supports(unturned, {}), Rejected)
 
 
 @each_member
@@ -180,16 +181,16 @@ def test_masks_of_other_callers_behave(name: str, member: Callable[[str], Member
 
 @each_member
 def test_recover_gives_back_every_bit(name: str, tmp_path: Path) -> None:
-    model = quantized(name, Scheme.parse("int4"), tmp_path)
+    model = quantized(name, "int4", tmp_path)
     artifact = export(model, tmp_path)
     recovered = list(CoremlExporter().recover(artifact))
     assert [tensor.name for tensor in recovered] == list(model.spec.weight_shapes())
     for tensor in recovered:
         source = model.get(tensor.name)
-        assert tensor.scheme == source.scheme
-        if isinstance(source, QuantizedTensor):
-            assert isinstance(tensor, QuantizedTensor)
-            np.testing.assert_array_equal(tensor.codes, source.codes)
+        assert tensor.encoding == source.encoding
+        if isinstance(source, EncodedTensor):
+            assert isinstance(tensor, EncodedTensor)
+            np.testing.assert_array_equal(tensor.codes(), source.codes())
             np.testing.assert_array_equal(tensor.scales, source.scales)
             assert tensor.sha256() == source.sha256()
         else:
@@ -238,7 +239,7 @@ def test_biases_and_tables_are_shared_by_layers(member: Callable[[str], Member])
 
 
 def test_a_window_as_long_as_the_context_is_none(tmp_path: Path) -> None:
-    model = quantized("ministral", FP16, tmp_path)
+    model = quantized("ministral", "fp16", tmp_path)
     assert biases_of(export(model, tmp_path / "longer", context_length=25)) == 2
     assert biases_of(export(model, tmp_path / "as long", context_length=24)) == 1
     model.close()  # type: ignore[attr-defined]
@@ -266,8 +267,8 @@ def table_rows(artifact: Artifact, name: str) -> int | None:
 
 def test_tables_hold_what_the_context_can_reach(tmp_path: Path) -> None:
     """phi3: 64 short rows, then long ones. ministral3: queries grow from position 64 on."""
-    phi = quantized("phi3", FP16, tmp_path / "phi")
-    ministral = quantized("ministral3", FP16, tmp_path / "ministral")
+    phi = quantized("phi3", "fp16", tmp_path / "phi")
+    ministral = quantized("ministral3", "fp16", tmp_path / "ministral")
     found = {}
     for n_positions in (64, 65, 200):
         at = str(n_positions)
@@ -283,7 +284,7 @@ def test_tables_hold_what_the_context_can_reach(tmp_path: Path) -> None:
 def test_long_rope_sees_a_whole_call_though_it_is_cut(tmp_path: Path) -> None:
     n_switch, n_ids = CHUNK_TOKENS + 44, CHUNK_TOKENS + 144
     model = quantized(
-        "phi3", FP16, tmp_path,
+        "phi3", "fp16", tmp_path,
         max_position_embeddings=600, original_max_position_embeddings=n_switch,
     )  # fmt: skip
     artifact = export(model, tmp_path)

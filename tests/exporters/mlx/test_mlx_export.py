@@ -11,6 +11,7 @@ import pytest
 
 from edgekit.artifact import Artifact
 from edgekit.dtypes import DType
+from edgekit.encoding import FP16, FP32
 from edgekit.errors import ExportError, FormatError, UsageError
 from edgekit.exporters.base import ExportOptions
 from edgekit.exporters.mlx.arrays import narrow
@@ -18,8 +19,7 @@ from edgekit.exporters.mlx.exporter import MlxExporter
 from edgekit.exporters.mlx.models import MODEL_FILES, choose_file, make_config
 from edgekit.exporters.staging import write_artifact
 from edgekit.formats.floats import to_float32
-from edgekit.quantize.model import FloatTensor, QuantizedTensor
-from edgekit.scheme import FP16, FP32
+from edgekit.quantize.model import EncodedTensor, FloatTensor
 from tests.exporters.memory_model import memory_model
 
 SCHEMES = ["fp32", "fp16", "int8", "int8-g64", "int4", "int4-g64"]
@@ -49,9 +49,9 @@ def config_of(model, scheme=None) -> dict:
 
 def assert_same_tensor(got, wanted) -> None:
     assert type(got) is type(wanted)
-    assert (got.name, got.scheme, got.shape) == (wanted.name, wanted.scheme, wanted.shape)
-    if isinstance(wanted, QuantizedTensor):
-        np.testing.assert_array_equal(got.codes, wanted.codes)
+    assert (got.name, got.encoding, got.shape) == (wanted.name, wanted.encoding, wanted.shape)
+    if isinstance(wanted, EncodedTensor):
+        np.testing.assert_array_equal(got.codes(), wanted.codes())
         np.testing.assert_array_equal(got.scales, wanted.scales)
         assert got.sha256() == wanted.sha256()
     else:
@@ -62,7 +62,7 @@ def test_a_block_worked_out_by_hand(tmp_path):
     model = memory_model(schemes={"layers.0.q": "int4"})
     codes = np.tile(np.arange(16, dtype=np.uint8), (64, 4))
     scales = np.full((64, 2), 0.5, dtype=np.float32)
-    hand = QuantizedTensor("layers.0.q", 4, 32, codes, scales)
+    hand = EncodedTensor("layers.0.q", 4, 32, codes, scales)
     artifact = export(replace(model, tensors={**model.tensors, "layers.0.q": hand}), tmp_path / "a")
     arrays = mx.load(str(artifact.path / "model.safetensors"))
     module = "model.layers.0.self_attn.q_proj"
@@ -94,7 +94,7 @@ def test_codes_and_scales_come_back_exactly(tmp_path, source_config, scheme, tor
         wanted = model.tensors[tensor.name]
         # The norms of this model are exact in fp16; a bf16 artifact rounds them, and says so.
         if (
-            isinstance(wanted, QuantizedTensor)
+            isinstance(wanted, EncodedTensor)
             or artifact.manifest.settings["float_dtype"] != "bfloat16"
         ):
             assert_same_tensor(tensor, wanted)
@@ -109,12 +109,14 @@ def test_mlx_dequantizes_to_the_same_matrix_bit_for_bit(tmp_path):
         artifact = export(model, tmp_path / scheme)
         arrays = mx.load(str(artifact.path / "model.safetensors"))
         for name, tensor in model.tensors.items():
-            if isinstance(tensor, QuantizedTensor):
+            if isinstance(tensor, EncodedTensor):
                 parts = [
                     arrays[f"{MODEL_FILES['mistral'].module_of(name)}.{p}"]
                     for p in ("weight", "scales", "biases")
                 ]
-                values = mx.dequantize(*parts, group_size=tensor.group, bits=tensor.bits)
+                values = mx.dequantize(
+                    *parts, group_size=tensor.encoding.block, bits=tensor.encoding.bits
+                )
                 np.testing.assert_array_equal(np.array(values), tensor.dequantize())
 
 

@@ -13,6 +13,7 @@ from mlx_lm.utils import load_model
 
 from edgekit.artifact import Artifact
 from edgekit.decision import Accepted, Rejected
+from edgekit.encoding import FP32
 from edgekit.errors import ExportError, FormatError, UsageError
 from edgekit.exporters.base import ExportOptions
 from edgekit.exporters.mlx.exporter import MlxExporter
@@ -22,13 +23,13 @@ from edgekit.families import open_model
 from edgekit.families.rope_spec import Llama3Scaling, LongRopeScaling, RopeSpec, YarnScaling
 from edgekit.families.spec import Activation, DecoderSpec, QkNorm, QueryScaling
 from edgekit.quantize.methods import Method
-from edgekit.quantize.model import QuantizedTensor
+from edgekit.quantize.model import EncodedTensor
 from edgekit.quantize.store import quantize_model
 from edgekit.runtime.mlx import MlxDecoder
 from edgekit.runtime.reference import ReferenceDecoder
-from edgekit.scheme import FP32, Scheme
+from edgekit.scheme import Scheme
 from tests.builders import write_tiny_checkpoint
-from tests.exporters.memory_model import memory_model, tiny_spec
+from tests.exporters.memory_model import memory_model, stored_as, tiny_spec
 from tests.golden.tokens import golden_ids
 from tests.tiny_families import TINY_CONFIGS
 
@@ -97,7 +98,7 @@ def reference_of(model, artifact: Artifact) -> ReferenceDecoder:
 
     def read(name):
         tensor = model.get(name)
-        return tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor.values
+        return tensor.dequantize() if isinstance(tensor, EncodedTensor) else tensor.values
 
     return ReferenceDecoder(spec, read, context_length=artifact.manifest.context_length)
 
@@ -107,7 +108,9 @@ def config_of(artifact: Artifact) -> dict:
 
 
 def test_these_members_are_refused_or_held_shorter_and_no_others(specs):
-    decisions = {name: MlxExporter().supports(spec, FP32) for name, spec in specs.items()}
+    decisions = {
+        name: MlxExporter().supports(spec, stored_as(spec, FP32)) for name, spec in specs.items()
+    }
     assert {name for name, d in decisions.items() if isinstance(d, Rejected)} == REFUSED
     choices = {name: choose_file(specs[name]) for name in MEMBERS}
     shorter = {n: c.n_positions for n, c in choices.items() if c.n_positions < 256}
@@ -137,7 +140,7 @@ def test_models_that_transformers_lacks_are_what_mlx_lm_computes(tmp_path, name)
 @pytest.mark.parametrize("name", MEMBERS)
 def test_stock_mlx_lm_opens_every_member_and_gives_the_right_logits(tmp_path, name):
     source = open_model(write_tiny_checkpoint(tmp_path / "m", name, dtype="fp32"))
-    store = quantize_model(source, FP32, tmp_path / "q", method=Method.RTN)
+    store = quantize_model(source, Scheme.parse("fp32"), tmp_path / "q", method=Method.RTN)
     artifact = write_artifact(MlxExporter(), store, tmp_path / "a")
     length = artifact.manifest.context_length
     assert length == HELD_POSITIONS.get(name, 256)
@@ -165,10 +168,10 @@ def test_every_tensor_of_every_member_comes_back_bit_for_bit(tmp_path, specs, na
     assert [tensor.name for tensor in recovered] == list(specs[name].weight_shapes())
     for tensor in recovered:
         wanted = model.tensors[tensor.name]
-        if isinstance(wanted, QuantizedTensor):
+        if isinstance(wanted, EncodedTensor):
             assert tensor.sha256() == wanted.sha256()
         else:
-            assert tensor.scheme == wanted.scheme
+            assert tensor.encoding == wanted.encoding
             np.testing.assert_array_equal(tensor.values, wanted.values)
 
 
@@ -233,7 +236,7 @@ def test_every_feature_reaches_mlx_lm_in_codes(tmp_path, specs, name, change, wr
 
 def test_gemma_is_off_by_the_rounding_of_one_factor_and_says_so(tmp_path):
     source = open_model(write_tiny_checkpoint(tmp_path / "m", "gemma3_text", dtype="fp32"))
-    store = quantize_model(source, FP32, tmp_path / "q", method=Method.RTN)
+    store = quantize_model(source, Scheme.parse("fp32"), tmp_path / "q", method=Method.RTN)
     artifact = write_artifact(MlxExporter(), store, tmp_path / "a")
     got = logits(MlxDecoder.open(artifact), [60])
     off = error(got, logits(ReferenceDecoder.from_quantized(store), [60]))
@@ -264,7 +267,7 @@ def test_the_embedding_factor_is_that_of_mlx(specs, width, rounded):
 def test_gemma2_has_its_factor_in_the_type_of_the_artifact(specs, scheme, words):
     # Gemma 2 9B; sqrt(3584) is 59.75 in bf16, the type of its weights and of integer artifacts.
     spec = replace(specs["gemma2"], hidden_width=3584, embed_scale=59.75, sliding_window=None)
-    notes = MlxExporter().supports(spec, Scheme.parse(scheme)).notes
+    notes = MlxExporter().supports(spec, stored_as(spec, scheme)).notes
     assert [words] == [note.partition("embeddings ")[2] for note in notes] if words else not notes
 
 
@@ -326,7 +329,8 @@ ROPE_64 = Llama3Scaling(8.0, 1.0, 4.0, 64)
     ],
 )
 def test_what_no_model_file_computes_is_refused_with_its_name(specs, name, change, words):
-    decision = MlxExporter().supports(replace(specs[name], **change), FP32)
+    spec = replace(specs[name], **change)
+    decision = MlxExporter().supports(spec, stored_as(spec, FP32))
     assert isinstance(decision, Rejected)
     assert decision.reason.startswith("mlx-lm's ")
     assert words in decision.reason
@@ -352,7 +356,10 @@ def test_more_context_than_a_window_that_mlx_lm_ignores_is_refused(tmp_path):
     [{}, {"model_type": "llama"}, {"sliding_window": 64}, {"has_mlp_bias": True}],
 )
 def test_a_plain_decoder_needs_no_words(change):
-    assert MlxExporter().supports(tiny_spec(**change), FP32) == Accepted()
+    assert (
+        MlxExporter().supports(tiny_spec(**change), stored_as(tiny_spec(**change), FP32))
+        == Accepted()
+    )
 
 
 def test_a_plain_config_says_nothing_of_windows_and_other_families(tmp_path):

@@ -104,7 +104,7 @@ def test_a_block_of_zeros_is_no_division_by_zero(tmp_path):
                 return tensor
             return replace(tensor, values=np.where(np.arange(128) < 64, 0, tensor.values))
 
-    model = Silent(quantize_model(source, Scheme("int8", 32), tmp_path / "store"))
+    model = Silent(quantize_model(source, Scheme.parse("int8"), tmp_path / "store"))
     artifact = write_artifact(open_exporter(Format.ONNX), model, tmp_path / "artifact")
     assert np.isfinite(error_of(model, artifact))
 

@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from edgekit.artifact import Artifact
 from edgekit.decision import Accepted, Rejected
+from edgekit.encoding import FP32, Encoding
 from edgekit.errors import ExportError, UsageError
 from edgekit.exporters.base import ExportOptions
 from edgekit.exporters.onnx.exporter import OnnxExporter
@@ -22,8 +23,7 @@ from edgekit.exporters.onnx.weights import make_tables, plan_arrays, write_weigh
 from edgekit.exporters.staging import write_artifact
 from edgekit.families.rope import rope_tables
 from edgekit.progress import ignore_progress
-from edgekit.quantize.model import FloatTensor, QuantizedTensor
-from edgekit.scheme import FP32, Scheme
+from edgekit.quantize.model import EncodedTensor, FloatTensor
 from tests.exporters.memory_model import TINY_SPEC, MemoryModel, memory_model, tiny_spec
 
 SCHEMES = ["fp32", "fp16", "int8", "int8-g64", "int4", "int4-g64"]
@@ -48,7 +48,7 @@ def test_a_block_worked_out_by_hand(tmp_path):
     model = memory_model()
     codes = np.tile(np.arange(16, dtype=np.uint8), (64, 4))
     scales = np.full((64, 2), -0.5, dtype=np.float32)
-    hand = QuantizedTensor("layers.0.o", 4, 32, codes, scales)
+    hand = EncodedTensor.of_codes("layers.0.o", Encoding("int4", 32), codes, scales)
     model = replace(model, tensors={**model.tensors, "layers.0.o": hand})
     proto = onnx.load(export(model, tmp_path / "a").path / "model.onnx")
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
@@ -63,7 +63,7 @@ def test_query_key_and_value_rows_follow_each_other(tmp_path):
     proto = onnx.load(export(model, tmp_path / "a").path / "model.onnx")
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
     parts = [model.tensors[f"layers.1.{part}"] for part in "qkv"]
-    joined = np.concatenate([part.codes for part in parts])
+    joined = np.concatenate([part.codes() for part in parts])
     np.testing.assert_array_equal(arrays["layers.1.qkv.codes"].reshape(joined.shape), joined)
     biases = np.concatenate([model.tensors[f"layers.1.{part}.bias"].values for part in "qkv"])
     np.testing.assert_array_equal(arrays["layers.1.qkv.bias"], biases)
@@ -187,12 +187,12 @@ def test_an_impossible_context_is_refused(tmp_path, context_length):
 
 
 def test_what_the_attention_kernel_cannot_do_is_refused_before_any_work(tmp_path):
-    exporter, int4 = OnnxExporter(), Scheme.parse("int4")
-    assert exporter.supports(TINY_SPEC, int4) == Accepted()
-    narrow = exporter.supports(tiny_spec(head_width=12), int4)
+    exporter = OnnxExporter()
+    assert exporter.supports(TINY_SPEC, {}) == Accepted()
+    narrow = exporter.supports(tiny_spec(head_width=12), {})
     assert isinstance(narrow, Rejected)
     assert "GroupQueryAttention needs a head width that is a multiple of 8" in narrow.reason
-    assert isinstance(exporter.supports(tiny_spec(n_kv_heads=3), int4), Rejected)
+    assert isinstance(exporter.supports(tiny_spec(n_kv_heads=3), {}), Rejected)
     with pytest.raises(ExportError, match="multiple of 8"):
         exporter.write(
             memory_model(tiny_spec(head_width=12)), tmp_path, ExportOptions(), ignore_progress
@@ -231,7 +231,7 @@ class CountingModel(MemoryModel):
 
     def get(self, name):
         tensor = self.tensors[name]
-        part = "codes" if isinstance(tensor, QuantizedTensor) else "values"
+        part = "packed" if isinstance(tensor, EncodedTensor) else "values"
         array = getattr(tensor, part).copy()
         self.handed.append(weakref.finalize(array, int))
         gc.collect()
@@ -251,7 +251,7 @@ def test_a_tensor_that_is_not_what_its_entry_says_is_an_export_error(tmp_path):
     honest = memory_model(TINY_SPEC, "int4")
     wider = memory_model(tiny_spec(ffn_width=256), "int4").tensors["layers.0.up"]
     floats = FloatTensor("layers.0.up", FP32, np.zeros((128, 64), np.float32))
-    schemes = {entry.name: Scheme.parse(entry.scheme) for entry in honest.entries}
+    schemes = {entry.name: Encoding.parse(entry.encoding) for entry in honest.entries}
     arrays = plan_arrays(TINY_SPEC, schemes, 8)
     tables = make_tables(TINY_SPEC, 8)
     for wrong in (wider, floats):

@@ -19,7 +19,7 @@ from edgekit.errors import FormatError
 from edgekit.exporters.base import ExportOptions
 from edgekit.exporters.onnx.exporter import OnnxExporter
 from edgekit.exporters.staging import write_artifact
-from edgekit.quantize.model import QuantizedTensor
+from edgekit.quantize.model import EncodedTensor
 from tests.exporters.memory_model import TINY_SPEC, memory_model, tiny_spec
 
 SCHEMES = ["fp32", "fp16", "int8", "int8-g64", "int4", "int4-g64"]
@@ -53,9 +53,9 @@ def recover(artifact):
 
 def assert_same_tensor(got, wanted) -> None:
     assert type(got) is type(wanted)
-    assert (got.name, got.scheme, got.shape) == (wanted.name, wanted.scheme, wanted.shape)
-    if isinstance(wanted, QuantizedTensor):
-        np.testing.assert_array_equal(got.codes, wanted.codes)
+    assert (got.name, got.encoding, got.shape) == (wanted.name, wanted.encoding, wanted.shape)
+    if isinstance(wanted, EncodedTensor):
+        np.testing.assert_array_equal(got.codes(), wanted.codes())
         np.testing.assert_array_equal(got.scales, wanted.scales)
         assert got.sha256() == wanted.sha256()
     else:
@@ -211,7 +211,7 @@ def test_weights_are_read_where_the_graph_says(tmp_path):
     damage_graph(artifact, swap_places("layers.0.gate.codes", "layers.0.up.codes"))
     found = {tensor.name: tensor for tensor in recover(artifact)}
     for ours, theirs in (("layers.0.gate", "layers.0.up"), ("layers.0.up", "layers.0.gate")):
-        np.testing.assert_array_equal(found[ours].codes, model.tensors[theirs].codes)
+        np.testing.assert_array_equal(found[ours].codes(), model.tensors[theirs].codes())
         np.testing.assert_array_equal(found[ours].scales, model.tensors[ours].scales)
 
 
@@ -244,7 +244,7 @@ def test_flipped_bits_of_the_graph_are_format_errors_or_other_weights(tmp_path):
 
 
 def hashes(artifact):
-    return [t.sha256() if isinstance(t, QuantizedTensor) else t.values.tobytes()
+    return [t.sha256() if isinstance(t, EncodedTensor) else t.values.tobytes()
             for t in recover(artifact)]  # fmt: skip
 
 
