@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from edgekit.encoding import Encoding
 from edgekit.errors import QuantError
 from edgekit.units import format_bytes
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +21,13 @@ class Option:
     """One way to store a tensor.
 
     Attributes:
-        encoding: Its name, such as ``uint4-g128``.
+        encoding: How it is stored.
         damage: Expected KL divergence of the model from the float model, in nats per token, when
             this tensor alone is stored so.
         n_bytes: Bytes of the tensor by format; every option of every tensor has the same formats.
     """
 
-    encoding: str
+    encoding: Encoding
     damage: float
     n_bytes: Mapping[str, int]
 
@@ -91,9 +91,7 @@ def spend(options: Mapping[str, Sequence[Option]], limits: Mapping[str, int]) ->
     """
     ladders = {name: _ladder(choices) for name, choices in options.items()}
     places = dict.fromkeys(ladders, 0)
-    totals = {
-        fmt: sum(ladder[0].n_bytes[fmt] for ladder in ladders.values()) for fmt in limits
-    }
+    totals = {fmt: sum(ladder[0].n_bytes[fmt] for ladder in ladders.values()) for fmt in limits}
     _refuse_impossible(totals, limits)
     steps: list[Step] = []
     blocked: Step | None = None
