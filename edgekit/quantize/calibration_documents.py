@@ -257,18 +257,18 @@ def _sum(draw: Draw, number: int, where: str) -> Document:
 def _extraction(draw: Draw, number: int, where: str) -> Document:
     """Make a request to put a sentence into JSON."""
     name, (thing, price) = draw.pick(_NAMES), draw.pick(_GOODS)
-    order = {
+    city, n_ordered, is_express = draw.pick(_CITIES), draw.between(1, 40), draw.chance(40)
+    order: dict[str, Any] = {
         "order_id": f"{draw.pick('ABCDEFGH')}{draw.between(1000, 9999)}",
-        "customer": {"name": name, "city": draw.pick(_CITIES)},
-        "items": [{"product": thing, "quantity": draw.between(1, 40), "unit_price": price / 100}],
-        "express": draw.chance(40),
+        "customer": {"name": name, "city": city},
+        "items": [{"product": thing, "quantity": n_ordered, "unit_price": price / 100}],
+        "express": is_express,
         "deliver_on": f"20{draw.between(23, 27)}-{draw.between(1, 12):02}-{draw.between(1, 28):02}",
         "note": None,
     }
-    speed = "as fast as possible" if order["express"] else "by normal mail"
-    item = order["items"][0]
+    speed = "as fast as possible" if is_express else "by normal mail"
     sentence = (
-        f"{name} from {order['customer']['city']} orders {item['quantity']} {thing} at "
+        f"{name} from {city} orders {n_ordered} {thing} at "
         f"{_money(price)} each (order {order['order_id']}), {speed}, for {order['deliver_on']}."
     )
     indent = 2 if draw.chance(50) else None

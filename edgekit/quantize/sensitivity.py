@@ -180,9 +180,9 @@ def measure_sensitivity(
         for name, share in zip(trial.names, shares, strict=True):
             found = damages.setdefault(name, {})
             found[trial.encoding] = _rounded(damage * share)
-            tried = errors.get(name, {}).get(trial.encoding, 0.0)
+            error_of_trial = errors.get(name, {}).get(trial.encoding, 0.0)
             for encoding, error in errors.get(name, {}).items():
-                ratio = error / tried if tried > 0 else 1.0
+                ratio = error / error_of_trial if error_of_trial > 0 else 1.0
                 found[encoding] = _rounded(damage * share * ratio)
     return Sensitivity(
         damages, mean_squares, len(trials), n_layers_together, sum(map(len, sequences))
