@@ -9,6 +9,7 @@ processor adds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -101,17 +102,43 @@ def _conversation_ids(view: TextView) -> tuple[list[int], str]:
     return ids, "a conversation, in the model's chat form"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class MeasuredInput:
+    """What some matrices read, beside what they read it with; M channels.
+
+    Each token counts alike, however loud it is: some models are a thousand times louder on the
+    first token than on all others.
+
+    Attributes:
+        mean_squares: Mean square of each channel, float64 (M,), in shares of the mean square of the
+            token's whole input.
+        columns: Summed squares of the columns of all matrices, float64 (M,).
+    """
+
+    mean_squares: F64Array
+    columns: F64Array
+
+    @property
+    def ratio(self) -> F64Array:
+        """Mean squares over those of the columns, in shares of that of all columns, (M,).
+
+        A channel that meets only zeros counts as silent.
+        """
+        columns = self.columns
+        is_met = columns > 0
+        shares = np.divide(columns.mean(), columns, out=np.zeros_like(columns), where=is_met)
+        ratio: F64Array = self.mean_squares * shares
+        return ratio
+
+
 def measure_inputs(
     source: SourceModel,
     readers: Iterable[tuple[str, ...]],
     ids: Sequence[int],
     *,
     progress: Progress = ignore_progress,
-) -> Mapping[str, F64Array]:
-    """Compare the inputs of matrices with their columns while a model reads tokens.
-
-    Each token counts alike, however loud it is: some models are a thousand times louder on the
-    first token than on all others.
+) -> Mapping[str, MeasuredInput]:
+    """Measure the inputs of matrices, and their columns, while a model reads tokens.
 
     Args:
         source: The model.
@@ -120,9 +147,7 @@ def measure_inputs(
         progress: Called as ``progress("calibrate", n_done, n_total)`` after each layer.
 
     Returns:
-        First name of each tuple to float64 (M,): the mean square of each input channel, in shares
-        of the mean square of the token's whole input, over the mean square of its columns, in
-        shares of that of all columns. A channel that meets only zeros counts as silent.
+        First name of each tuple to what was measured.
     """
     spec = source.spec
     forward = _Measuring(source, readers)
@@ -136,7 +161,10 @@ def measure_inputs(
         progress("calibrate", layer + 1, spec.n_layers)
     if "lm_head" in forward.inputs:
         forward.measure_head(forward.finish(residual))
-    return {name: forward.ratio(name) for name in forward.inputs}
+    return {
+        name: MeasuredInput(squares, forward.columns[name])
+        for name, squares in forward.inputs.items()
+    }
 
 
 class _Measuring(Forward):
@@ -153,14 +181,6 @@ class _Measuring(Forward):
         self._first = {name: names[0] for names in readers for name in names}
         self.inputs: dict[str, F64Array] = dict.fromkeys(self._first.values(), np.zeros(0))
         self.columns: dict[str, F64Array] = {}
-
-    def ratio(self, name: str) -> F64Array:
-        """Give what ``measure_inputs`` returns for one tuple."""
-        columns = self.columns[name]
-        is_met = columns > 0
-        shares = np.divide(columns.mean(), columns, out=np.zeros_like(columns), where=is_met)
-        ratio: F64Array = self.inputs[name] * shares
-        return ratio
 
     def measure_head(self, finished: FloatArray) -> None:
         """Measure the output matrix without computing logits."""

@@ -84,6 +84,11 @@ class ChannelScales:
             return _ScaledTensor(tensor, self, name)
         return tensor
 
+    def squares_of(self, name: str) -> F64Array:
+        """Give what the mean squares of a matrix's inputs are divided by, (M,) or 1 for all."""
+        scales = self.columns.get(name)
+        return np.ones(1) if scales is None else np.square(scales.astype(np.float64))
+
     def describe(self) -> dict[str, Any]:
         """Give what a manifest says of them; empty where none were moved."""
         if not self.sites:
@@ -121,6 +126,24 @@ def explain(
     return tuple(
         replace(item, reason="; ".join((item.reason, *said.get(item.name, ())))) for item in plans
     )
+
+
+def input_groups(spec: DecoderSpec, plans: Iterable[TensorPlan]) -> list[tuple[str, ...]]:
+    """Group the matrices that are quantized here, and read an activation, by what they read.
+
+    Args:
+        spec: The decoder.
+        plans: What becomes of each tensor.
+    """
+    made = {item.name for item in plans if item.encoding.is_quantized and not item.keeps_codes}
+    groups = [
+        tuple(f"layers.{i}.{part}" for part in parts)
+        for i in range(spec.n_layers)
+        for parts in (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
+    ]
+    groups.append(("lm_head",))
+    kept = (tuple(name for name in group if name in made) for group in groups)
+    return [group for group in kept if group]
 
 
 def find_sites(spec: DecoderSpec, plans: Iterable[TensorPlan]) -> tuple[Site, ...]:

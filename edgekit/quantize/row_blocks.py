@@ -15,7 +15,9 @@ import numpy as np
 from edgekit.dtypes import F32Array
 from edgekit.errors import QuantError
 from edgekit.formats.packing import pack_codes
-from edgekit.quantize.methods import Method, quantize_rows, round_floats
+from edgekit.quantize.input_statistics import InputStatistics
+from edgekit.quantize.methods import Method, round_floats, row_quantizer
+from edgekit.quantize.methods.blocks import check_rows
 from edgekit.quantize.model import EncodedTensor, FloatTensor, ModelTensor
 from edgekit.quantize.plan import TensorPlan
 from edgekit.tensors import LazyTensor
@@ -27,6 +29,7 @@ def quantize_tensor(
     source: LazyTensor,
     plan: TensorPlan,
     method: Method = Method.SEARCH,
+    statistics: InputStatistics | None = None,
     *,
     n_threads: int = 1,
     n_block_elements: int = BLOCK_ELEMENTS,
@@ -37,6 +40,7 @@ def quantize_tensor(
         source: Float tensor of shape ``plan.shape``.
         plan: Name, shape and encoding.
         method: How scales are chosen.
+        statistics: Of what the matrix reads, for the methods that need them.
         n_threads: Row blocks in work at the same time, at least 1.
         n_block_elements: Values of a row block; one row at least.
 
@@ -44,7 +48,8 @@ def quantize_tensor(
         Codes and scales for an integer encoding, else rounded floats.
 
     Raises:
-        QuantError: The shape is not the planned one, or a weight cannot be held (methods.py).
+        QuantError: The shape is not the planned one, a weight cannot be held, or statistics are
+            missing or not those of the matrix.
     """
     if source.info.shape != plan.shape:
         raise QuantError(f"{plan.name}: shape", got=source.info.shape, wanted=plan.shape)
@@ -54,16 +59,21 @@ def quantize_tensor(
     bits, n_blocks = plan.encoding.code_bits, plan.encoding.n_blocks(n_cols)
     packed = np.empty((n_rows, n_cols * bits // 8), dtype=np.uint8)
     scales = np.empty((n_rows, n_blocks), dtype=np.float32)
+    zeros = np.empty((n_rows, n_blocks), dtype=np.uint8) if plan.encoding.has_zero_points else None
+    if statistics is not None:
+        statistics.check(plan.name, n_cols)
+    quantize = row_quantizer(method, statistics)
 
     def fill(part: slice) -> None:
         rows = source.read_rows(part.start, part.stop)
-        codes, scales[part] = quantize_rows(
-            rows, plan.encoding, method, name=plan.name, first_row=part.start
-        )
-        packed[part] = pack_codes(codes, bits)
+        check_rows(rows, plan.encoding, plan.name, part.start)
+        made = quantize(rows, plan.encoding)
+        packed[part], scales[part] = pack_codes(made.codes, bits), made.scales
+        if zeros is not None and made.zero_points is not None:
+            zeros[part] = made.zero_points
 
     _run_all(fill, row_blocks(plan.shape, n_block_elements), n_threads)
-    return EncodedTensor(plan.name, plan.encoding, packed, scales)
+    return EncodedTensor(plan.name, plan.encoding, packed, scales, zeros)
 
 
 def row_blocks(shape: tuple[int, ...], n_block_elements: int = BLOCK_ELEMENTS) -> Iterator[slice]:

@@ -8,7 +8,7 @@ floats; ``assets/`` holds tokenizer and config files. Nothing in it depends on t
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +24,7 @@ from edgekit.families.spec import DecoderSpec
 from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from edgekit.model_files import CONFIG_NAME
 from edgekit.progress import Progress, ignore_progress
+from edgekit.quantize.calibrated import CalibratedCodes, quantize_layers
 from edgekit.quantize.calibration import calibration_ids, measure_inputs
 from edgekit.quantize.fold import (
     ChannelScales,
@@ -31,7 +32,9 @@ from edgekit.quantize.fold import (
     explain,
     find_sites,
     float_names,
+    input_groups,
 )
+from edgekit.quantize.input_statistics import InputStatistics
 from edgekit.quantize.methods import Method
 from edgekit.quantize.model import EncodedTensor, FloatTensor, ModelTensor, Source
 from edgekit.quantize.plan import TensorPlan
@@ -44,6 +47,7 @@ from edgekit.text.view import TextView
 
 WEIGHTS_NAME: Final = "weights.safetensors"
 ASSETS_NAME: Final = "assets"
+LAYERS_NAME: Final = "layers"
 _FLOAT_DTYPES: Final = {"fp32": DType.FP32, "fp16": DType.FP16}
 
 
@@ -92,6 +96,8 @@ def quantize_model(
     store_dir: str | Path,
     *,
     method: Method = Method.SEARCH,
+    text: Sequence[Sequence[int]] | None = None,
+    layers_dir: str | Path | None = None,
     fold: bool = True,
     n_threads: int = 1,
     progress: Progress = ignore_progress,
@@ -100,13 +106,18 @@ def quantize_model(
 
     Codes that the source holds already are kept where the grid has them (imports.py); between the
     other matrices, channel scales are moved first (fold.py).
-    The same source, scheme and method give the same bytes, whatever ``n_threads`` is.
+    The same source, scheme, method and text give the same bytes, whatever ``n_threads`` is.
 
     Args:
         source: The float model.
         scheme: What was asked for; plan.py decides what each tensor gets.
         store_dir: Folder of the store; an earlier store there is replaced.
-        method: How scales are chosen.
+        method: How codes and scales are chosen. ``IMPORTANCE`` without a text takes what the
+            channel scales are chosen by, too.
+        text: Token ids that the model is calibrated on, in sequences; default edgekit's own
+            conversation.
+        layers_dir: Where a calibrated run leaves the layers that it has finished, to go on from
+            there if it is stopped; default a folder of the store.
         fold: Whether channel scales are moved first (fold.py).
         n_threads: Threads to compute with.
         progress: Called as ``progress(what, n_done, n_total)`` after each layer that is calibrated
@@ -121,7 +132,12 @@ def quantize_model(
         ExportError: The store cannot be written.
     """
     plans = plan_source(source, scheme)
-    moved = find_scales(source, plans, progress) if fold else ChannelScales()
+    is_layered = method in (Method.GPTQ, Method.AUTO) or (
+        method is Method.IMPORTANCE and text is not None
+    )
+    moved, statistics = _measure(
+        source, plans, fold, method is Method.IMPORTANCE and not is_layered, progress
+    )
     plans = explain(source.spec, moved.sites, plans)
     folder = Path(store_dir)
     checkpoint = source.checkpoint
@@ -140,6 +156,18 @@ def quantize_model(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         assets = _copy_assets(view, folder)
+        layers = CalibratedCodes()
+        if is_layered:
+            layers = quantize_layers(
+                source,
+                plans,
+                moved,
+                text or [calibration_ids(view, source.spec.vocab_size)[0]],
+                folder / LAYERS_NAME if layers_dir is None else Path(layers_dir),
+                method=method,
+                n_threads=n_threads,
+                progress=progress,
+            )
         entries: list[TensorEntry] = []
         infos = [
             info for item in plans for info in _stored_infos(item.name, item.shape, item.encoding)
@@ -149,9 +177,12 @@ def quantize_model(
                 weights = source.tensor(item.name)
                 if item.keeps_codes and weights.prequantized is not None:
                     tensor: ModelTensor = import_codes(weights.prequantized, item)
+                elif item.name in layers.files:
+                    tensor = layers.get(item)
                 else:
-                    scaled = moved.apply(item.name, weights)
-                    tensor = quantize_tensor(scaled, item, method, n_threads=n_threads)
+                    scaled, known = moved.apply(item.name, weights), statistics.get(item.name)
+                    chosen = Method.SEARCH if method.reads_text and known is None else method
+                    tensor = quantize_tensor(scaled, item, chosen, known, n_threads=n_threads)
                 _append(writer, tensor)
                 entries.append(item.entry(_sha256(tensor)))
                 progress(f"quantize {item.name}", n_done, len(plans))
@@ -180,14 +211,40 @@ def find_scales(
     Raises:
         CheckpointError: A weight is no finite number.
     """
+    return _measure(source, plans, True, False, progress)[0]
+
+
+def _measure(
+    source: SourceModel,
+    plans: Iterable[TensorPlan],
+    fold: bool,
+    with_statistics: bool,
+    progress: Progress,
+) -> tuple[ChannelScales, Mapping[str, InputStatistics]]:
+    """Run the model once over edgekit's own text, if anything is wanted from it.
+
+    Returns:
+        The channel scales, and the statistics of what each matrix reads once they are moved.
+    """
     spec = source.spec
-    sites = find_sites(spec, plans)
-    if not sites:
-        return ChannelScales()
+    plans = tuple(plans)
+    sites = find_sites(spec, plans) if fold else ()
+    groups = input_groups(spec, plans) if with_statistics else [site.readers for site in sites]
+    if not groups:
+        return ChannelScales(), {}
     ids, what = calibration_ids(source.text, spec.vocab_size)
-    inputs = measure_inputs(source, [site.readers for site in sites], ids, progress=progress)
-    floats = {name: source.tensor(name).read() for name in float_names(spec, sites)}
-    return replace(choose_scales(spec, sites, inputs, floats), measured_on=what)
+    measured = measure_inputs(source, groups, ids, progress=progress)
+    moved = ChannelScales()
+    if sites:
+        ratios = {site.readers[0]: measured[site.readers[0]].ratio for site in sites}
+        floats = {name: source.tensor(name).read() for name in float_names(spec, sites)}
+        moved = replace(choose_scales(spec, sites, ratios, floats), measured_on=what)
+    statistics = {
+        name: InputStatistics(measured[group[0]].mean_squares / moved.squares_of(name))
+        for group in groups
+        for name in group
+    }
+    return moved, statistics if with_statistics else {}
 
 
 def _stored_infos(name: str, shape: tuple[int, ...], encoding: Encoding) -> list[TensorInfo]:

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgekit.quantize.grid import SCALE_STEP, largest_scale, round_scales
+from edgekit.quantize.grid import (
+    LARGEST_WEIGHT,
+    SCALE_STEP,
+    largest_scale,
+    round_scales,
+    round_scales_beside,
+    zero_point_step,
+)
 
 BITS = st.sampled_from([4, 8])
 SCALES = hnp.arrays(
@@ -75,3 +82,63 @@ def test_scales_worked_by_hand():
     # Halfway between 128/128 and 129/128, and between 129/128 and 130/128: to the even one.
     ties = np.array([257 / 256, 259 / 256], np.float32)
     np.testing.assert_array_equal(round_scales(ties, 4), np.array([1, 130 / 128], np.float32))
+
+
+def all_scales_beside(zero: int, bits: int) -> np.ndarray:
+    """Enumerate what may stand beside a zero point, from the definition of exactness."""
+    positive = np.arange(1, 0x7C00, dtype=np.uint16).view(np.float16).astype(np.float64)
+    significand, _ = np.frexp(positive)
+    has_7_bits = significand * 128 == np.rint(significand * 128)
+    steps = max(zero, 2**bits - 1 - zero)
+    candidates = positive[has_7_bits & (positive * steps <= LARGEST_WEIGHT)]
+    offsets = candidates * zero
+    is_held = (offsets.astype(np.float16) == offsets) & (
+        offsets.astype(ml_dtypes.bfloat16).astype(np.float64) == offsets
+    )
+    return candidates[is_held]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("number", range(16))
+def test_scales_beside_a_zero_point_are_those_that_every_format_holds(bits, number):
+    zero = number * zero_point_step(bits)
+    grid = all_scales_beside(zero, bits)
+    rng = np.random.default_rng(number)
+    raw = np.exp2(rng.uniform(-26, 14, 4000)).astype(np.float32)
+    raw[:3] = [0, 1e-30, 1e30]
+    given_zeros = np.full(raw.shape, zero, np.float32)
+    rounded = round_scales_beside(raw, given_zeros, bits).astype(np.float64)
+    assert np.isin(rounded, grid).all()
+    # Significands are looked up at 1024 places of an octave; subnormals become whole steps first.
+    slack = np.where(raw < 2.0**-17, SCALE_STEP, raw * 2.0**-10)
+    nearest = grid[np.abs(grid[None, :] - raw.astype(np.float64)[:, None]).argmin(axis=1)]
+    if bits == 8:
+        higher = grid[np.minimum(np.searchsorted(grid, raw + slack), len(grid) - 1)]
+        assert (np.minimum(raw, grid[-1]) - slack <= rounded).all()
+        assert (rounded <= higher + (raw < 2.0**-17) * SCALE_STEP).all()
+    else:
+        assert (np.abs(rounded - raw) <= np.abs(nearest - raw) + slack).all()
+    np.testing.assert_array_equal(round_scales_beside(grid, np.full(grid.shape, zero), bits), grid)
+
+
+def test_each_weight_beside_a_zero_point_is_exactly_an_fp16():
+    rng = np.random.default_rng(0)
+    zeros = rng.integers(0, 16, 3000)
+    raw = np.exp2(rng.uniform(-25, 13, 3000)).astype(np.float32)
+    scales = round_scales_beside(raw, zeros.astype(np.float32), 4).astype(np.float64)
+    weights = scales[:, None] * (np.arange(16)[None, :] - zeros[:, None])
+    assert is_exact(weights, np.float16)
+    assert is_exact(-zeros * scales, np.float16)  # MLX's bias, GGUF's minimum
+    assert is_exact(-zeros * scales, ml_dtypes.bfloat16)
+
+
+def test_scales_beside_zero_points_worked_by_hand():
+    # Beside 15 a scale has a significand of at most 17: 9 .. 17 and their doubles.
+    raw = np.array([17.4, 18.9, 19.1, 35.1, 1.0, 127.4, 129.2], np.float32)
+    expected = np.array([17.0, 18.0, 20.0, 36.0, 1.0, 128.0, 128.0], np.float32)
+    zeros = np.full(raw.shape, 15, np.float32)
+    np.testing.assert_array_equal(round_scales_beside(raw, zeros, 4), expected)
+    # Beside 8 = 1 * 2**3 only the 7 bits count.
+    expected = np.array([17.5, 19.0, 19.0, 35.0, 1.0, 127.0, 130.0], np.float32)
+    zeros = np.full(raw.shape, 8, np.float32)
+    np.testing.assert_array_equal(round_scales_beside(raw, zeros, 4), expected)

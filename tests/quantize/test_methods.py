@@ -11,12 +11,13 @@ from onnxruntime.capi._pybind_state import quantize_matmul_4bits
 
 from edgekit.encoding import FP16, FP32, Encoding
 from edgekit.errors import QuantError
-from edgekit.quantize import methods
 from edgekit.quantize.grid import LARGEST_WEIGHT, round_scales
-from edgekit.quantize.methods import Method, quantize_rows, round_floats
+from edgekit.quantize.input_statistics import InputStatistics
+from edgekit.quantize.methods import Method, blocks, quantize_rows, round_floats
 from tests.quantize.whole_matrix import nearest_codes, quantize_matrix
 
 INT4, INT8 = Encoding("int4", 32), Encoding("int8", 32)
+ON_WEIGHTS = (Method.RTN, Method.SEARCH)
 RMS_TOLERANCE = 0.01  # sampling noise of 1 M weights, and the distance to the published method
 # Relative RMS: (distribution, scheme, method), measured before this code existed
 # (4 bits: numpy RTN and search of 8 scales with one refit; 8 bits: 8-bit scales).
@@ -101,7 +102,7 @@ def test_rtn_is_onnxruntimes_own_quantizer_where_scales_need_no_rounding():
         | st.floats(-(2.0**-20), 2.0**-20, width=32),
     ),
     st.sampled_from(["int4-g32", "int4-g64", "int4-g128", "int8-g32", "int8-g128"]),
-    st.sampled_from(Method),
+    st.sampled_from(ON_WEIGHTS),
 )
 def test_any_weights_give_grid_scales_and_their_nearest_codes(matrix, scheme, method):
     tensor = quantize_matrix("w", matrix, Encoding.parse(scheme), method)
@@ -128,14 +129,14 @@ def test_search_is_never_worse_than_rtn_in_any_group(distribution, group):
     assert (searched < nearest).mean() > 0.5
 
 
-@pytest.mark.parametrize("method", Method)
+@pytest.mark.parametrize("method", ON_WEIGHTS)
 def test_result_does_not_depend_on_the_block_size(monkeypatch, method):
     matrix = draw("t4", (37, 96), seed=7)
     whole = quantize_matrix("w", matrix, INT4, method)
     one_group = quantize_matrix("w", matrix[20:21, 32:64], INT4, method)
     np.testing.assert_array_equal(one_group.scales, whole.scales[20:21, 1:2])
     for n_elements in (1, 96 * 5, 1 << 20):
-        monkeypatch.setattr(methods, "_BLOCK_ELEMENTS", n_elements)
+        monkeypatch.setattr(blocks, "TILE_ELEMENTS", n_elements)
         assert quantize_matrix("w", matrix, INT4, method).sha256() == whole.sha256()
 
 
@@ -160,7 +161,7 @@ def test_a_row_that_no_group_divides_is_refused_with_advice(n_cols):
 
 
 def test_a_float_scheme_has_no_codes():
-    with pytest.raises(QuantError, match="encoding fp16; wanted int4 or int8"):
+    with pytest.raises(QuantError, match="encoding fp16 has no codes; wanted int4"):
         quantize_matrix("w", np.ones((2, 32), np.float32), FP16)
 
 
@@ -177,3 +178,29 @@ def test_a_value_that_a_float_scheme_cannot_hold_is_named(scheme, bad):
     with pytest.raises(QuantError) as caught:
         round_floats(np.array([1, 2, bad], np.float32), scheme, name="final_norm", first_row=4)
     assert caught.value.what == "final_norm[6]: unusable weight"
+
+
+@pytest.mark.parametrize("method", [Method.IMPORTANCE, Method.GPTQ])
+def test_statistics_must_be_there_and_fit(method):
+    rows = np.ones((2, 32), np.float32)
+    with pytest.raises(QuantError, match=f"method {method.value}: no statistics") as caught:
+        quantize_rows(rows, INT4, method, name="layers.0.q")
+    assert "--method search" in caught.value.do
+    other = InputStatistics.of_moments(np.eye(64))
+    with pytest.raises(QuantError, match="statistics of the inputs"):
+        quantize_rows(rows, INT4, method, other, name="layers.0.q")
+    for bad in (np.nan, np.inf, -1.0):
+        moments = np.eye(32)
+        moments[3, 3] = bad
+        with pytest.raises(QuantError, match="input channel 3"):
+            quantize_rows(
+                rows, INT4, method, InputStatistics.of_moments(moments), name="layers.0.q"
+            )
+
+
+def test_mean_squares_alone_do_for_importance_and_not_for_gptq():
+    rows, statistics = draw("t4", (4, 64)), InputStatistics(np.arange(64.0))
+    made = quantize_rows(rows, INT4, Method.IMPORTANCE, statistics, name="w")
+    assert made.codes.shape == (4, 64)
+    with pytest.raises(QuantError, match="method gptq: no statistics"):
+        quantize_rows(rows, INT4, Method.GPTQ, statistics, name="w")

@@ -12,8 +12,8 @@ from edgekit.quantize.model import EncodedTensor
 def quantize_matrix(
     name: str, matrix: np.ndarray, encoding: Encoding, method: Method = Method.SEARCH
 ) -> EncodedTensor:
-    codes, scales = quantize_rows(matrix, encoding, method, name=name)
-    return EncodedTensor.of_codes(name, encoding, codes, scales)
+    made = quantize_rows(matrix, encoding, method, name=name)
+    return EncodedTensor.of_codes(name, encoding, made.codes, made.scales, made.zero_points)
 
 
 def nearest_codes(matrix: np.ndarray, tensor: EncodedTensor) -> np.ndarray:

@@ -1,0 +1,472 @@
+"""Calibrated quantization: layer by layer, on what the quantized model so far computes.
+
+A calibration text runs through the model once. Before the matrices of a layer that read the same
+input are quantized, that input is computed by the layers, and the matrices of this layer, that are
+quantized already: so later matrices make good what earlier ones do to their inputs. In memory are
+the matrices of one layer, its inputs for the whole text, and the second moments of one input.
+
+Each finished layer is a file, written under another name first, in a folder whose name says
+everything that decides its bytes. A run that was stopped goes on after the last of them and gives
+the same bytes. Neither the number of threads nor the size of row blocks changes a byte: rows are
+independent, and all sums over tokens or columns are made in a fixed order.
+
+Source:
+    Frantar et al. 2023, GPTQ (arXiv 2210.17323), section 4, quantizes layers in this order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.dtypes import DType, F32Array, F64Array
+from edgekit.encoding import Encoding
+from edgekit.errors import EdgekitError, QuantError
+from edgekit.families.base import SourceModel
+from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter
+from edgekit.progress import Progress, ignore_progress
+from edgekit.quantize.fold import ChannelScales
+from edgekit.quantize.input_statistics import InputStatistics
+from edgekit.quantize.methods import (
+    TRIED_BY_AUTO,
+    Method,
+    RowQuantizer,
+    round_floats,
+    row_quantizer,
+)
+from edgekit.quantize.methods.blocks import check_rows
+from edgekit.quantize.model import EncodedTensor
+from edgekit.quantize.plan import TensorPlan
+from edgekit.quantize.prequantized import import_codes
+from edgekit.reference.forward import FloatArray, Forward
+from edgekit.tensors import LazyTensor, TensorInfo, row_blocks
+
+_VERSION: Final = 1
+"""Counts the changes of this code after which a layer may get other bytes."""
+_TILE_ROWS: Final = 512
+_TOKENS_AT_ONCE: Final = 2048
+_HELD_OUT: Final = 8
+"""One of so many sequences measures the output error for ``auto`` and makes no codes."""
+_KEY: Final = "key"
+_METHOD: Final = "method "
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CalibratedCodes:
+    """The codes of all matrices that a calibrated run made, on disk.
+
+    Attributes:
+        files: Canonical name of each matrix to the file that holds it.
+        methods: Canonical name to the method that its codes come from.
+    """
+
+    files: Mapping[str, Path] = field(default_factory=dict)
+    methods: Mapping[str, Method] = field(default_factory=dict)
+
+    def get(self, plan: TensorPlan) -> EncodedTensor:
+        """Read a matrix.
+
+        Raises:
+            FormatError: The file is damaged.
+            OSError: It cannot be read.
+        """
+        with contextlib.closing(SafetensorsFile(self.files[plan.name])) as file:
+            return _read_tensor(file, plan)
+
+
+def quantize_layers(
+    source: SourceModel,
+    plans: Sequence[TensorPlan],
+    scales: ChannelScales,
+    sequences: Sequence[Sequence[int]],
+    folder: Path,
+    *,
+    method: Method = Method.GPTQ,
+    n_threads: int = 1,
+    progress: Progress = ignore_progress,
+) -> CalibratedCodes:
+    """Quantize the matrices of all layers on a calibration text.
+
+    Args:
+        source: The float model.
+        plans: What becomes of each tensor. Codes that the source brought and floats stay.
+        scales: Channel scales that are moved first.
+        sequences: Token ids of the text; each sequence is read from position 0 on. At least one
+            has two tokens; ids beyond the context are left out.
+        folder: Where the files of finished layers lie; a run of the same inputs goes on there.
+        method: ``IMPORTANCE``, ``GPTQ`` or ``AUTO``.
+        n_threads: Threads to round with.
+        progress: Called as ``progress("calibrate and quantize", n_done, n_layers)``.
+
+    Raises:
+        QuantError: A weight cannot be held, or the model computes no finite numbers on the text.
+        CheckpointError: A weight cannot be read.
+        OSError: The folder cannot be written.
+    """
+    text = _usable(sequences, source.spec.context_length)
+    key = _key_of(source, plans, scales, text, method)
+    place = folder / key[:32]
+    place.mkdir(parents=True, exist_ok=True)
+    run = _Run(source, plans, scales, method, n_threads)
+    layers = [
+        [plan for plan in run.made if plan.name.startswith(f"layers.{layer}.")]
+        for layer in range(source.spec.n_layers)
+    ]
+    files = [place / f"layer-{layer:04d}.safetensors" for layer in range(len(layers))]
+    is_done = [_holds(path, key, made) for path, made in zip(files, layers, strict=True)]
+    n_needed = len(layers) - next(
+        (i for i, done in enumerate(is_done[::-1]) if not done), len(layers)
+    )
+    residuals = run.embed_text(text) if n_needed else []
+    for layer in range(n_needed):
+        if is_done[layer]:
+            with contextlib.closing(SafetensorsFile(files[layer])) as file:
+                tensors = {plan.name: _read_tensor(file, plan) for plan in layers[layer]}
+            residuals = run.run_text(layer, residuals, tensors)
+        else:
+            tensors, methods, residuals = run.quantize_layer(layer, residuals)
+            _write_layer(files[layer], key, tensors, methods)
+        progress("calibrate and quantize", layer + 1, len(layers))
+    return CalibratedCodes(
+        {plan.name: path for path, made in zip(files, layers, strict=True) for plan in made},
+        {name: chosen for path in files for name, chosen in _methods_in(path).items()},
+    )
+
+
+class _Run(Forward):
+    """The quantized model so far, with the weights of one layer in memory."""
+
+    def __init__(
+        self,
+        source: SourceModel,
+        plans: Sequence[TensorPlan],
+        scales: ChannelScales,
+        method: Method,
+        n_threads: int,
+    ) -> None:
+        super().__init__(source.spec, self._give, np.float32, keeps_weights=False)
+        self._source = source
+        self._scales = scales
+        self._plans = {plan.name: plan for plan in plans}
+        self._method = method
+        self._n_threads = n_threads
+        self._now: dict[str, F32Array] = {}
+        self._is_long = False
+        self.made = [
+            plan
+            for plan in plans
+            if plan.encoding.is_quantized
+            and not plan.keeps_codes
+            and plan.name.startswith("layers.")
+        ]
+        self._is_made = {plan.name for plan in self.made}
+
+    def quantize_layer(
+        self, layer: int, residuals: list[FloatArray]
+    ) -> tuple[dict[str, EncodedTensor], dict[str, Method], list[FloatArray]]:
+        """Quantize the matrices of a layer, and run the text through it.
+
+        Args:
+            layer: Its number.
+            residuals: What each sequence brings into the layer, (T, C) each.
+
+        Returns:
+            Tensors and their methods by canonical name, and what comes out of the layer.
+        """
+        tensors: dict[str, EncodedTensor] = {}
+        methods: dict[str, Method] = {}
+
+        def settle(names: Sequence[str], inputs: list[FloatArray]) -> None:
+            made = [name for name in names if name in self._is_made]
+            if made:
+                quantizers = self._quantizers(made, inputs)
+                for name in made:
+                    tensors[name], methods[name] = self._quantize(name, quantizers, inputs)
+            self._load(names, tensors)
+
+        residuals = self._advance(layer, residuals, settle)
+        return tensors, methods, residuals
+
+    def run_text(
+        self, layer: int, residuals: list[FloatArray], tensors: Mapping[str, EncodedTensor]
+    ) -> list[FloatArray]:
+        """Run the text through a layer that is quantized already."""
+        return self._advance(layer, residuals, lambda names, _: self._load(names, tensors))
+
+    def embed_text(self, text: Sequence[NDArray[np.int64]]) -> list[FloatArray]:
+        """Give what each sequence brings into the first layer, (T, C) each."""
+        self.reserve(max(map(len, text)))
+        self._is_long = self.is_long(max(map(len, text)))
+        return [self.embed(ids) for ids in text]
+
+    def _advance(
+        self,
+        layer: int,
+        residuals: list[FloatArray],
+        settle: Callable[[Sequence[str], list[FloatArray]], None],
+    ) -> list[FloatArray]:
+        """Run the text through a layer; ``settle`` is told what each of its matrices reads."""
+        at = f"layers.{layer}."
+        inner = [self.attention_input(layer, residual) for residual in residuals]
+        settle([at + "q", at + "k", at + "v"], inner)
+        mixed = [self._mix_text(layer, item) for item in inner]
+        del inner
+        settle([at + "o"], mixed)
+        added = [self.add_attention(layer, *item) for item in zip(residuals, mixed, strict=True)]
+        del mixed
+        inner = [self.feed_forward_input(layer, residual) for residual in added]
+        settle([at + "gate", at + "up"], inner)
+        gated = [self.gate(layer, item) for item in inner]
+        del inner
+        settle([at + "down"], gated)
+        left = [self.add_feed_forward(layer, *item) for item in zip(added, gated, strict=True)]
+        self._now.clear()
+        return left
+
+    def _mix_text(self, layer: int, inner: FloatArray) -> FloatArray:
+        cache = self.empty_cache(len(inner))
+        return self.mix(layer, inner, cache, 0, is_long=self._is_long)
+
+    def _quantizers(
+        self, names: Sequence[str], inputs: list[FloatArray]
+    ) -> dict[Method, RowQuantizer]:
+        """Prepare what quantizes the matrices that read the same input."""
+        tried = TRIED_BY_AUTO if self._method is Method.AUTO else (self._method,)
+        shown = inputs if self._method is not Method.AUTO else _split(inputs)[0]
+        if Method.GPTQ in tried:
+            statistics = InputStatistics.of_moments(_moments(shown))
+        else:
+            statistics = InputStatistics(_mean_squares(shown))
+        for name in names:
+            statistics.check(name, inputs[0].shape[1])
+        return {method: row_quantizer(method, statistics) for method in tried}
+
+    def _quantize(
+        self, name: str, quantizers: Mapping[Method, RowQuantizer], inputs: list[FloatArray]
+    ) -> tuple[EncodedTensor, Method]:
+        """Quantize a matrix by the method whose output error is the smallest."""
+        candidates = {method: self._encode(name, made) for method, made in quantizers.items()}
+        if len(candidates) == 1:
+            ((method, tensor),) = candidates.items()
+            return tensor, method
+        kept = np.concatenate(_split(inputs)[1])
+        errors = {
+            method: self._output_error(name, made, kept) for method, made in candidates.items()
+        }
+        method = min(errors, key=errors.__getitem__)  # of equal ones, the first
+        return candidates[method], method
+
+    def _encode(self, name: str, quantizer: RowQuantizer) -> EncodedTensor:
+        plan, tensor = self._plans[name], self._tensor(name)
+        n_rows, n_cols = plan.shape
+        n_blocks = plan.encoding.n_blocks(n_cols)
+        codes = np.empty((n_rows, n_cols), dtype=np.uint8)
+        scales = np.empty((n_rows, n_blocks), dtype=np.float32)
+        zeros = (
+            np.empty((n_rows, n_blocks), dtype=np.uint8) if plan.encoding.has_zero_points else None
+        )
+
+        def fill(part: slice) -> None:
+            rows = tensor.read_rows(part.start, part.stop)
+            check_rows(rows, plan.encoding, name, part.start)
+            made = quantizer(rows, plan.encoding)
+            codes[part], scales[part] = made.codes, made.scales
+            if zeros is not None and made.zero_points is not None:
+                zeros[part] = made.zero_points
+
+        self._run_all(fill, plan.shape)
+        return EncodedTensor.of_codes(name, plan.encoding, codes, scales, zeros)
+
+    def _output_error(self, name: str, made: EncodedTensor, inputs: FloatArray) -> float:
+        """Give the sum of the squared errors of a matrix's outputs."""
+        tensor, rounded = self._tensor(name), made.dequantize()
+        errors: dict[int, float] = {}
+
+        def measure(part: slice) -> None:
+            wrong = rounded[part] - tensor.read_rows(part.start, part.stop)
+            errors[part.start] = float(np.square(wrong @ inputs.T, dtype=np.float64).sum())
+
+        self._run_all(measure, made.shape)
+        return sum(errors[start] for start in sorted(errors))
+
+    def _run_all(self, work: Callable[[slice], None], shape: tuple[int, ...]) -> None:
+        with ThreadPoolExecutor(self._n_threads) as pool:
+            for _ in pool.map(work, row_blocks(shape, _TILE_ROWS * shape[1])):
+                pass
+
+    def _load(self, names: Sequence[str], tensors: Mapping[str, EncodedTensor]) -> None:
+        """Take the matrices into memory as what their codes stand for."""
+        for name in names:
+            made = tensors.get(name)
+            self._now[name] = self._as_stored(name) if made is None else made.dequantize()
+
+    def _as_stored(self, name: str) -> F32Array:
+        """Give a tensor that no method quantizes here as it will be stored."""
+        plan, tensor = self._plans[name], self._tensor(name)
+        brought = self._source.tensor(name).prequantized
+        if plan.keeps_codes and brought is not None:
+            return import_codes(brought, plan).dequantize()
+        values = tensor.read()
+        return (
+            values if plan.encoding.is_quantized else round_floats(values, plan.encoding, name=name)
+        )
+
+    def _tensor(self, name: str) -> LazyTensor:
+        return self._scales.apply(name, self._source.tensor(name))
+
+    def _give(self, name: str) -> F32Array:
+        kept = self._now.get(name)
+        return self._as_stored(name) if kept is None else kept
+
+    def _embedding_rows(self, ids: NDArray[np.int64]) -> FloatArray:
+        plan, tensor = self._plans["embed"], self._source.tensor("embed")
+        distinct, places = np.unique(ids, return_inverse=True)
+        rows = np.concatenate([tensor.read_rows(int(i), int(i) + 1) for i in distinct])
+        if plan.encoding.is_quantized and not plan.keeps_codes:
+            check_rows(rows, plan.encoding, "embed", 0)
+            made = row_quantizer(Method.SEARCH)(rows, plan.encoding)
+            rows = made.dequantize(plan.encoding.code_bits)
+        return rows[places]
+
+
+def _usable(sequences: Sequence[Sequence[int]], context_length: int) -> list[NDArray[np.int64]]:
+    """Cut sequences to the context; one token alone has nothing before it to attend to."""
+    cut = [np.asarray(ids[:context_length], dtype=np.int64) for ids in sequences]
+    usable = [ids for ids in cut if len(ids) > 1]
+    if not usable:
+        raise QuantError("calibration text", got="no two tokens in a row", wanted="a longer text")
+    return usable
+
+
+def _split(inputs: list[FloatArray]) -> tuple[list[FloatArray], list[FloatArray]]:
+    """Give the sequences that make codes and those that measure errors; one alone does both."""
+    held = inputs[_HELD_OUT - 1 :: _HELD_OUT] or inputs[-1:]
+    shown = [item for i, item in enumerate(inputs) if i % _HELD_OUT != _HELD_OUT - 1]
+    if len(inputs) < _HELD_OUT:
+        shown = inputs[:-1] or inputs
+    return shown, held
+
+
+def _blocks_of_tokens(inputs: list[FloatArray]) -> Iterator[FloatArray]:
+    """Join sequences to blocks of about as many tokens, so that sums are few and large."""
+    waiting: list[FloatArray] = []
+    for item in inputs:
+        waiting.append(item)
+        if sum(map(len, waiting)) >= _TOKENS_AT_ONCE:
+            yield np.concatenate(waiting)
+            waiting = []
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+def _moments(inputs: list[FloatArray]) -> F64Array:
+    """Give the mean outer product of all tokens, (M, M)."""
+    size = inputs[0].shape[1]
+    total: F64Array = np.zeros((size, size))
+    for block in _blocks_of_tokens(inputs):
+        total += block.T @ block
+    total /= sum(map(len, inputs))
+    return total
+
+
+def _mean_squares(inputs: list[FloatArray]) -> F64Array:
+    """Give the mean square of each channel over all tokens, (M,)."""
+    total: F64Array = np.zeros(inputs[0].shape[1])
+    for item in inputs:
+        total += np.einsum("tm,tm->m", item, item, dtype=np.float64)
+    total /= sum(map(len, inputs))
+    return total
+
+
+def _key_of(
+    source: SourceModel,
+    plans: Sequence[TensorPlan],
+    scales: ChannelScales,
+    text: Sequence[NDArray[np.int64]],
+    method: Method,
+) -> str:
+    """Hash everything that decides the bytes of the files."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        digest.update(json.dumps(value).encode() + b"\n")
+
+    add([_VERSION, source.checkpoint.sha256(), method.value])
+    add([[plan.name, str(plan.encoding), plan.keeps_codes] for plan in plans])
+    for kind in (scales.columns, scales.rows, scales.floats):
+        for name in sorted(kind):
+            add([name, hashlib.sha256(np.ascontiguousarray(kind[name]).data).hexdigest()])
+    add([ids.tolist() for ids in text])
+    return digest.hexdigest()
+
+
+def _infos(name: str, encoding: Encoding, shape: tuple[int, ...]) -> list[TensorInfo]:
+    n_rows, n_cols = shape
+    per_block = (n_rows, encoding.n_blocks(n_cols))
+    infos = [
+        TensorInfo(f"{name}.codes", (n_rows, n_cols * encoding.bits // 8), DType.UINT8),
+        TensorInfo(f"{name}.scales", per_block, DType.FP16),
+    ]
+    if encoding.has_zero_points:
+        infos.append(TensorInfo(f"{name}.zero_points", per_block, DType.UINT8))
+    return infos
+
+
+def _write_layer(
+    path: Path, key: str, tensors: Mapping[str, EncodedTensor], methods: Mapping[str, Method]
+) -> None:
+    """Write the file of a layer; under its name it is whole or not there."""
+    metadata = {_KEY: key, **{f"{_METHOD}{name}": item.value for name, item in methods.items()}}
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    infos = [
+        info for item in tensors.values() for info in _infos(item.name, item.encoding, item.shape)
+    ]
+    with SafetensorsWriter(unfinished, infos, metadata=metadata) as writer:
+        for item in tensors.values():
+            writer.append(f"{item.name}.codes", item.packed)
+            writer.append(f"{item.name}.scales", item.scales.astype("<f2"))
+            if item.zero_points is not None:
+                writer.append(f"{item.name}.zero_points", item.zero_points)
+    unfinished.replace(path)
+
+
+def _holds(path: Path, key: str, made: Sequence[TensorPlan]) -> bool:
+    """Tell whether the file of a layer is there, whole, and of this run."""
+    try:
+        with contextlib.closing(SafetensorsFile(path)) as file:
+            wanted = {
+                info.name: info
+                for plan in made
+                for info in _infos(plan.name, plan.encoding, plan.shape)
+            }
+            found = {name: tensor.info for name, tensor in file.tensors.items()}
+            return file.metadata.get(_KEY) == key and found == wanted
+    except (OSError, EdgekitError):
+        return False
+
+
+def _methods_in(path: Path) -> dict[str, Method]:
+    with contextlib.closing(SafetensorsFile(path)) as file:
+        return {
+            name.removeprefix(_METHOD): Method(value)
+            for name, value in file.metadata.items()
+            if name.startswith(_METHOD)
+        }
+
+
+def _read_tensor(file: SafetensorsFile, plan: TensorPlan) -> EncodedTensor:
+    name, tensors = plan.name, file.tensors
+    zeros = tensors[f"{name}.zero_points"].raw() if plan.encoding.has_zero_points else None
+    return EncodedTensor(
+        name, plan.encoding, tensors[f"{name}.codes"].raw(), tensors[f"{name}.scales"].read(), zeros
+    )
