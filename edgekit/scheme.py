@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from edgekit.encoding import Encoding
 from edgekit.errors import UsageError
-from edgekit.files import NotTrustedError, open_plain, read_capped
+from edgekit.files import open_plain, read_capped
 from edgekit.paths import schemes_dir
 from edgekit.typed_values import WrongValuesError, from_plain
 
@@ -29,6 +29,7 @@ MAX_FILE_BYTES: Final = 1 << 18
 MIN_BITS_PER_WEIGHT: Final = 2.0
 MAX_BITS_PER_WEIGHT: Final = 16.0
 METHODS: Final = ("rtn", "search", "importance", "gptq", "auto")
+RECOMMENDED: Final = "balanced"
 _SUFFIX: Final = ".toml"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _SEE: Final = "See edgekit/schemes/balanced.toml for the form."
@@ -126,6 +127,11 @@ class Scheme:
         """True where matrices become integer codes."""
         return self.encoding.is_quantized
 
+    @property
+    def is_word(self) -> bool:
+        """Whether the name alone says everything, as ``int4`` does; else ``describe`` does."""
+        return self == Scheme(str(self.encoding), self.encoding, _edge_rules(self.encoding))
+
     def rule_of(self, name: str) -> Rule | None:
         """Give the rule that names a matrix; None where the scheme's own encoding counts."""
         return next((rule for rule in self.rules if rule.covers(name)), None)
@@ -165,10 +171,9 @@ def read_scheme(path: Path) -> Scheme:
             text = read_capped(stream, MAX_FILE_BYTES).decode("utf-8").replace("\r\n", "\n")
         data = tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
-        is_system = isinstance(error, OSError) and not isinstance(error, NotTrustedError)
         raise UsageError(
             f"cannot read scheme {path}",
-            got=error.strerror if is_system and error.strerror else str(error),
+            got=(isinstance(error, OSError) and error.strerror) or str(error),
             wanted="a TOML file in UTF-8",
             do=_SEE,
         ) from error
@@ -200,9 +205,7 @@ def scheme_of(data: Mapping[str, Any], *, name: str, where: str) -> Scheme:
     if read.mixed is not None:
         wide = tuple(map(_encoding, read.mixed.wide))
         mixed = Mixed(read.mixed.bits_per_weight, wide)
-    return Scheme(
-        name, _encoding(read.encoding), rules, read.method, read.fold, mixed, read.about
-    )
+    return Scheme(name, _encoding(read.encoding), rules, read.method, read.fold, mixed, read.about)
 
 
 def describe(scheme: Scheme) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from edgekit.exporters.work_folder import EARLIER, PARTIAL_PREFIX, sweep, work_f
 from edgekit.file_hashes import hash_file
 from edgekit.progress import Progress, ignore_progress
 from edgekit.quantize.model import QuantizedModel, combine_hashes, encodings_of
+from edgekit.scheme import describe
 from edgekit.units import format_bytes
 
 _NEW: Final = "new"
@@ -77,7 +78,12 @@ def write_artifact(
                 "python": platform.python_version(),
                 **written.tool_versions,
             },
-            settings={**written.settings, "channel_scales": model.source.channel_scales},
+            settings={
+                **written.settings,
+                "channel_scales": model.source.channel_scales,
+                **({} if model.scheme.is_word else {"scheme": describe(model.scheme)}),
+                **({"calibration": found} if (found := model.source.calibration) else {}),
+            },
             ignored_config_keys=model.source.ignored_config_keys,
             adapter=model.source.adapter,
             adapter_sha256=model.source.adapter_sha256,

@@ -10,7 +10,7 @@ is stored together reads the same inputs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,10 +19,13 @@ from typing import Final
 import numpy as np
 
 from edgekit.checkpoint.gguf.architectures import ARCHITECTURES
-from edgekit.dtypes import F64Array
+from edgekit.dtypes import F32Array, F64Array
 from edgekit.errors import CheckpointError
+from edgekit.families.base import SourceModel
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.imatrix import Imatrix, ImatrixEntry, read_imatrix
+from edgekit.progress import Progress, ignore_progress
+from edgekit.reference.forward import FloatArray, Forward
 
 # Part of a canonical name -> llama.cpp's names of the tensor that holds it, the usual one first.
 _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -55,6 +58,11 @@ class InputPower:
     n_tokens: int
     read: str
     notes: tuple[str, ...] = ()
+
+    @property
+    def of_layers(self) -> Mapping[str, F64Array]:
+        """Those of all but a tied embedding, whose rows are also what tokens begin as."""
+        return {name: values for name, values in self.mean_squares.items() if name != "embed"}
 
 
 def open_input_power(path: str | Path, spec: DecoderSpec) -> InputPower:
@@ -141,6 +149,62 @@ def make_imatrix(
         )
     n_chunks = -(-n_tokens // n_chunk_tokens)
     return Imatrix(MappingProxyType(entries), tuple(datasets), n_chunks, n_chunk_tokens)
+
+
+def measure_power(
+    source: SourceModel,
+    sequences: Sequence[Sequence[int]],
+    *,
+    progress: Progress = ignore_progress,
+) -> dict[str, F64Array]:
+    """Measure what an importance matrix holds: each token counts by how loud it is.
+
+    Args:
+        source: The model.
+        sequences: Token ids, each read by itself.
+        progress: Called as ``progress("measure inputs", n_done, n_layers)`` after each layer.
+
+    Returns:
+        Canonical name of each matrix, the output matrix included, to the mean square of each input
+        channel, (M,).
+    """
+    spec = source.spec
+    forward = _Summing(spec, lambda name: source.tensor(name).read())
+    texts = [np.asarray(sequence, dtype=np.int64) for sequence in sequences if sequence]
+    forward.reserve(max(map(len, texts)))
+    n_tokens = sum(map(len, texts))
+    residuals = [forward.embed(ids) for ids in texts]
+    for layer in range(spec.n_layers):
+        for place, residual in enumerate(residuals):
+            cache, is_long = forward.empty_cache(len(residual)), forward.is_long(len(residual))
+            residuals[place] = forward.run_layer(layer, residual, cache, 0, is_long=is_long)
+        forward.close()  # a layer's weights are not needed again
+        progress("measure inputs", layer + 1, spec.n_layers)
+    head = "embed" if spec.is_tied else "lm_head"
+    for residual in residuals:
+        forward.add(head, forward.finish(residual))
+    return {name: squares / n_tokens for name, squares in forward.squares.items()}
+
+
+class _Summing(Forward):
+    """A forward that sums the squares of what every matrix reads.
+
+    Attributes:
+        squares: Canonical name of a matrix to the sums of its input channels, (M,).
+    """
+
+    def __init__(self, spec: DecoderSpec, weights: Callable[[str], F32Array]) -> None:
+        super().__init__(spec, weights)
+        self.squares: dict[str, F64Array] = {}
+
+    def add(self, name: str, inner: FloatArray) -> None:
+        """Add the inputs of a matrix, (T, M)."""
+        squares = np.square(inner, dtype=np.float64).sum(axis=0)
+        self.squares[name] = self.squares.get(name, 0.0) + squares
+
+    def _matmul(self, inner: FloatArray, name: str) -> FloatArray:
+        self.add(name, inner)
+        return super()._matmul(inner, name)
 
 
 def _stored_names(spec: DecoderSpec) -> Iterator[tuple[str, tuple[str, ...]]]:
