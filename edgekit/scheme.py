@@ -106,8 +106,9 @@ class Scheme:
         """
         if text.endswith(_SUFFIX):
             return read_scheme(Path(text))
-        if text in preset_names():
-            return read_scheme(schemes_dir() / f"{text}{_SUFFIX}")
+        word = text.strip().lower()
+        if word in preset_names():
+            return read_scheme(schemes_dir() / f"{word}{_SUFFIX}")
         try:
             encoding = Encoding.parse(text)
         except UsageError as error:

@@ -28,6 +28,7 @@ from edgekit.exporters.base import Exporter, ExportOptions
 from edgekit.families.base import SourceModel
 from edgekit.model_files import CONFIG_NAME
 from edgekit.pipeline.calibration import flops_per_s
+from edgekit.pipeline.preflight import EXPECTED_ERROR
 from edgekit.pipeline.run import open_profile
 from edgekit.progress import Progress, ignore_progress
 from edgekit.quantize.budget import Option, Spending, Step, spend
@@ -54,6 +55,9 @@ _LAYERS: Final = "the layers"
 """Stands for a format in a budget of bits per weight."""
 _ENDS: Final = ("embed", "lm_head")
 _ENTRY_BYTES: Final = 400  # of one weight in a manifest
+# Room for what predictions of sizes leave out: their error, and the reasons in the manifest.
+_PREDICTED_PCT: Final = 100 + round(100 * EXPECTED_ERROR["artifact_bytes"][1])
+_MANIFEST_BYTES: Final = 32 << 10
 _ROUNDING_S: Final = 100e-9  # a weight, in one encoding; on one core of 2024, beside other work
 
 
@@ -350,7 +354,18 @@ def _room_in_files(
     chosen = sum(
         planned[name].encoding.bytes_of(*_matrix(planned[name].shape)) for name in candidates
     )
-    return _Room({fmt: max_bytes - whole + chosen for fmt, whole in wholes.items()}, bytes_of)
+    allowed = _allowed(max_bytes)
+    return _Room({fmt: allowed - whole + chosen for fmt, whole in wholes.items()}, bytes_of)
+
+
+def _allowed(max_bytes: int) -> int:
+    """Give the predicted size that a budget has room for."""
+    return max_bytes * 100 // _PREDICTED_PCT - _MANIFEST_BYTES
+
+
+def _size_with(allowed: int) -> int:
+    """Give the smallest budget with room for a predicted size; the inverse of ``_allowed``."""
+    return -(-(allowed + _MANIFEST_BYTES) * _PREDICTED_PCT // 100)
 
 
 def _room_on_device(
@@ -423,7 +438,7 @@ def _refuse_impossible(
         raise QuantError(
             f"--max-bytes is too small for {fmt}",
             got=f"{budget.max_bytes} bytes",
-            wanted=f"at least {budget.max_bytes + short[fmt]}",
+            wanted=f"at least {_size_with(_allowed(budget.max_bytes) + short[fmt])}",
             do=f"{do} Or leave out this format.",
         )
     name = budget.device.name if budget.device is not None else ""
