@@ -97,7 +97,7 @@ def write_checkpoint(folder: Path, config: Mapping[str, Any]) -> int:
         file_name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         with SafetensorsWriter(folder / file_name, infos) as writer:
             for info in infos:
-                writer.append(info.name, _draw(info.shape, rng, spec.norm_offset))
+                writer.write(info.name, _draw(info.shape, rng, spec.norm_offset))
                 weight_map[info.name] = file_name
     total = sum(info.n_bytes for infos in shards for info in infos)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}

@@ -64,7 +64,9 @@ def test_sizes_are_read(text, n_bytes):
     assert parse_bytes(text) == n_bytes
 
 
-@pytest.mark.parametrize("text", ["", "MB", "-1MB", "1e3", "0", "0MB", "5iB", "1 XB", "nan", "1,5GB"])
+@pytest.mark.parametrize(
+    "text", ["", "MB", "-1MB", "1e3", "0", "0MB", "5iB", "1 XB", "nan", "1,5GB"]
+)
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(ValueError, match="size"):
         parse_bytes(text)

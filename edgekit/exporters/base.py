@@ -1,4 +1,4 @@
-"""The ``Exporter`` protocol: what every export format provides, and its options and results."""
+"""The ``Exporter`` and ``Sink`` protocols: what every export format provides, and its results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from edgekit.decision import Decision
 from edgekit.encoding import Encoding
 from edgekit.exporters.context import ContextRange
 from edgekit.families.spec import DecoderSpec
-from edgekit.progress import Progress
 from edgekit.quantize.model import ModelOutline, ModelTensor, QuantizedModel
 
 
@@ -57,11 +56,41 @@ class SizeEstimate:
     memory_bytes: int
 
 
+class Sink(Protocol):
+    """An artifact that is being written: it takes every tensor of a model once, in any order."""
+
+    def put(self, tensor: ModelTensor, first_row: int = 0) -> None:
+        """Write a tensor, or some of its rows; several threads may call this at the same time.
+
+        Args:
+            tensor: The tensor, or some of its rows.
+            first_row: The row of the whole tensor that its first row is, an even number.
+
+        Raises:
+            ExportError: It is not what the model's entries say, or the format cannot hold it.
+            OSError: A file cannot be written.
+        """
+        ...
+
+    def finish(self) -> Written:
+        """Write what is left, once every tensor was put.
+
+        Raises:
+            ExportError: Tensors are missing, or a library refuses the artifact.
+            OSError: A file cannot be written.
+        """
+        ...
+
+    def discard(self) -> None:
+        """Close what is open, after an error; the caller removes the folder."""
+        ...
+
+
 class Exporter(Protocol):
     """One file format.
 
-    ``write`` fills an empty folder that becomes the artifact once it returns. The caller does the
-    staging, the manifest and the atomic rename (exporters/staging.py).
+    A model goes through ``open`` and then through the sink. The caller does the staging, the
+    manifest and the atomic rename (exporters/staging.py).
     """
 
     format: Format
@@ -80,16 +109,19 @@ class Exporter(Protocol):
         ...
 
     def predict(self, model: ModelOutline, options: ExportOptions) -> SizeEstimate:
-        """Estimate the size of what ``write`` writes; reads no tensor.
+        """Give the size of an artifact before any work; reads no tensor.
 
         Tolerance: disk within 1 % beyond 20 MB of weights; the graph is estimated per layer.
         """
         ...
 
-    def write(
-        self, model: QuantizedModel, folder: Path, options: ExportOptions, progress: Progress
-    ) -> Written:
-        """Write all files of the artifact except the manifest.
+    def open(self, model: QuantizedModel, folder: Path, options: ExportOptions) -> Sink:
+        """Begin an artifact in an empty folder.
+
+        Args:
+            model: The model. Only tensors that stay floats beside codes are read from it here.
+            folder: Where all files of the artifact except the manifest go.
+            options: Choices of this export.
 
         Raises:
             ExportError: The format cannot hold the model.

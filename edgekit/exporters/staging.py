@@ -13,19 +13,21 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Final
 
 from edgekit.artifact import MANIFEST_NAME, Artifact, FileEntry, Manifest
 from edgekit.decision import Rejected
 from edgekit.errors import ExportError
-from edgekit.exporters.base import Exporter, ExportOptions
+from edgekit.exporters.base import Exporter, ExportOptions, Sink, Written
 from edgekit.exporters.work_folder import EARLIER, PARTIAL_PREFIX, sweep, work_folder
 from edgekit.file_hashes import hash_file
 from edgekit.progress import Progress, ignore_progress
-from edgekit.quantize.model import QuantizedModel, combine_hashes, encodings_of
+from edgekit.quantize.model import ModelTensor, QuantizedModel, combine_hashes, encodings_of
 from edgekit.scheme import describe
 from edgekit.units import format_bytes
 
@@ -43,12 +45,68 @@ def write_artifact(
     options: ExportOptions | None = None,
     progress: Progress = ignore_progress,
 ) -> Artifact:
-    """Export a quantized model into ``folder``, replacing an earlier artifact there.
+    """Export a quantized model into one folder; see ``write_artifacts``."""
+    (artifact,) = write_artifacts({folder: exporter}, model, options, progress)
+    return artifact
+
+
+def write_artifacts(
+    exporters: Mapping[Path, Exporter],
+    model: QuantizedModel,
+    options: ExportOptions | None = None,
+    progress: Progress = ignore_progress,
+    *,
+    n_threads: int = 1,
+) -> list[Artifact]:
+    """Export a quantized model in several formats; each tensor is read once for all of them.
+
+    Args:
+        exporters: Folder of an artifact to its format; an earlier artifact there is replaced.
+        model: The model.
+        options: Choices of this export.
+        progress: Called as ``progress(what, n_done, n_total)`` after each tensor.
+        n_threads: Artifacts that are written at the same time.
+
+    Returns:
+        The artifacts, in the order of ``exporters``.
 
     Raises:
-        ExportError: The format refuses the model, ``folder`` holds something that is not an
-            artifact, or a file cannot be written. The folder is then as it was before.
+        ExportError: A format refuses the model, a folder holds something that is not an artifact,
+            or a file cannot be written. All folders are then as they were before.
     """
+    chosen = options or ExportOptions()
+    decisions = {path: _accept(exporter, model) for path, exporter in exporters.items()}
+    with contextlib.ExitStack() as stack:
+        staged = {folder: stack.enter_context(staged_folder(folder)) for folder in exporters}
+        sinks: dict[Path, Sink] = {}
+        try:
+            for folder, exporter in exporters.items():
+                with _mapped_os_errors(folder):
+                    sinks[folder] = exporter.open(model, staged[folder], chosen)
+            with ThreadPoolExecutor(n_threads) as pool:
+                for n_done, entry in enumerate(model.entries, start=1):
+                    _put_everywhere(model.get(entry.name), sinks, pool)
+                    progress(f"write {entry.name}", n_done, len(model.entries))
+                tasks = {item[0]: pool.submit(_finish, *item) for item in sinks.items()}
+                written = {folder: task.result() for folder, task in tasks.items()}
+        except BaseException:
+            for sink in sinks.values():
+                sink.discard()
+            raise
+        for folder, exporter in exporters.items():
+            cut = exporter.positions(model.spec).note(
+                chosen.context_length, model.spec.context_length
+            )
+            notes = (*decisions[folder], *written[folder].notes, *([cut] if cut else []))
+            with _mapped_os_errors(folder):
+                manifest = _manifest(exporter, model, written[folder], notes, staged[folder])
+                path = staged[folder] / MANIFEST_NAME
+                path.write_bytes(manifest.to_json().encode("utf-8"))
+    return [Artifact.open(folder) for folder in exporters]
+
+
+def _accept(exporter: Exporter, model: QuantizedModel) -> tuple[str, ...]:
+    """Ask a format; give its notes."""
     decision = exporter.supports(model.spec, encodings_of(model.entries))
     if isinstance(decision, Rejected):
         raise ExportError(
@@ -56,47 +114,63 @@ def write_artifact(
             got=decision.reason,
             do="Pick another format or scheme.",
         )
-    chosen = options or ExportOptions()
-    cut = exporter.positions(model.spec).note(chosen.context_length, model.spec.context_length)
-    with staged_folder(folder) as staging:
-        written = exporter.write(model, staging, chosen, progress)
-        manifest = Manifest(
-            format=exporter.format,
-            scheme=str(model.scheme),
-            model_name=model.source.name,
-            model_type=model.spec.model_type,
-            source=model.source.origin,
-            source_sha256=model.source.sha256,
-            weights_sha256=combine_hashes(model.entries),
-            n_parameters=sum(_n_elements(entry.shape) for entry in model.entries),
-            context_length=written.context_length,
-            decoder=model.spec.as_dict(),
-            tensors=model.entries,
-            files=list_files(staging),
-            tool_versions={
-                "edgekit": version("edgekit"),
-                "python": platform.python_version(),
-                **written.tool_versions,
-            },
-            settings={
-                **written.settings,
-                "channel_scales": model.source.channel_scales,
-                **({} if model.scheme.is_word else {"scheme": describe(model.scheme)}),
-                **({"calibration": found} if (found := model.source.calibration) else {}),
-            },
-            ignored_config_keys=model.source.ignored_config_keys,
-            adapter=model.source.adapter,
-            adapter_sha256=model.source.adapter_sha256,
-            notes=(
-                *model.source.notes,
-                *decision.notes,
-                *written.notes,
-                *([cut] if cut else []),
-            ),
-            end_tokens=model.source.ends,
-        )
-        (staging / MANIFEST_NAME).write_bytes(manifest.to_json().encode("utf-8"))
-    return Artifact.open(folder)
+    return decision.notes
+
+
+def _put_everywhere(
+    tensor: ModelTensor, sinks: Mapping[Path, Sink], pool: ThreadPoolExecutor
+) -> None:
+    for task in [pool.submit(_put, *item, tensor) for item in sinks.items()]:
+        task.result()
+
+
+def _put(folder: Path, sink: Sink, tensor: ModelTensor) -> None:
+    with _mapped_os_errors(folder):
+        sink.put(tensor)
+
+
+def _finish(folder: Path, sink: Sink) -> Written:
+    with _mapped_os_errors(folder):
+        return sink.finish()
+
+
+def _manifest(
+    exporter: Exporter,
+    model: QuantizedModel,
+    written: Written,
+    notes: tuple[str, ...],
+    staging: Path,
+) -> Manifest:
+    return Manifest(
+        format=exporter.format,
+        scheme=str(model.scheme),
+        model_name=model.source.name,
+        model_type=model.spec.model_type,
+        source=model.source.origin,
+        source_sha256=model.source.sha256,
+        weights_sha256=combine_hashes(model.entries),
+        n_parameters=sum(prod(entry.shape) for entry in model.entries),
+        context_length=written.context_length,
+        decoder=model.spec.as_dict(),
+        tensors=model.entries,
+        files=list_files(staging),
+        tool_versions={
+            "edgekit": version("edgekit"),
+            "python": platform.python_version(),
+            **written.tool_versions,
+        },
+        settings={
+            **written.settings,
+            "channel_scales": model.source.channel_scales,
+            **({} if model.scheme.is_word else {"scheme": describe(model.scheme)}),
+            **({"calibration": found} if (found := model.source.calibration) else {}),
+        },
+        ignored_config_keys=model.source.ignored_config_keys,
+        adapter=model.source.adapter,
+        adapter_sha256=model.source.adapter_sha256,
+        notes=(*model.source.notes, *notes),
+        end_tokens=model.source.ends,
+    )
 
 
 @contextlib.contextmanager
@@ -188,13 +262,6 @@ def list_files(folder: Path) -> tuple[FileEntry, ...]:
         FileEntry(path.relative_to(folder).as_posix(), path.stat().st_size, hash_file(path))
         for path in paths
     )
-
-
-def _n_elements(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from __future__ import annotations
 import enum
 import mmap
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from edgekit.dtypes import F32Array, U8Array
 from edgekit.errors import FormatError
 from edgekit.files import open_plain
+from edgekit.formats.output_file import OutputFile
 from edgekit.formats.packing import unpack_codes
 
 ALIGNMENT: Final = 64
@@ -34,7 +35,6 @@ VERSION: Final = 2
 _HEADER: Final = struct.Struct("<II7Q")
 _RECORD: Final = struct.Struct("<IIQQQ4Q")
 _SIGN_NIBBLES: Final = np.uint8(0x88)
-_BLOCK_VALUES: Final = 1 << 22
 
 
 class BlobType(enum.IntEnum):
@@ -84,20 +84,43 @@ class BlobRecord:
 
 
 class BlobWriter:
-    """Writes blobs one after another, keeping nothing in memory. Use as a context manager."""
+    """Writes blobs at places that are given out one after another. Use as a context manager.
+
+    Threads may fill reserved blobs at the same time.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._stream = path.open("wb")
+        self._file = OutputFile(path)
         self._n_blobs = 0
-        self._stream.write(bytes(_HEADER.size))
+        self._end = _HEADER.size
+
+    def reserve(self, blob_type: BlobType, n_bytes: int) -> int:
+        """Write the record of the next blob, whose data come later; give the record's offset."""
+        # Padding comes before a record and never after the last blob, as in coremltools.
+        offset = self._end + -self._end % ALIGNMENT
+        data_offset = offset + _RECORD.size
+        record = _RECORD.pack(MAGIC, blob_type, n_bytes, data_offset, 0, *(0,) * 4)
+        self._file.write_at(record, offset)
+        self._end = data_offset + n_bytes
+        self._n_blobs += 1
+        return offset
+
+    def fill(self, offset: int, data: U8Array, first_byte: int = 0) -> None:
+        """Write data of a blob.
+
+        Args:
+            offset: From ``reserve``.
+            data: Its bytes or some of them, in the form in which the file holds them.
+            first_byte: Where in the blob they begin.
+        """
+        at = offset + _RECORD.size + first_byte
+        self._file.write_at(np.ascontiguousarray(data).data, at)
 
     def write(self, values: NDArray[Any]) -> int:
         """Append an array of a plain type in C order; give the offset of its record."""
         blob_type = _BLOB[values.dtype.newbyteorder("<")]
-        dtype = _NUMPY[blob_type]
-        return self._append(
-            blob_type, values, lambda rows: np.ascontiguousarray(rows, dtype=dtype).view(np.uint8)
-        )
+        data = np.ascontiguousarray(values, dtype=_NUMPY[blob_type]).reshape(-1).view(np.uint8)
+        return self._append(blob_type, data)
 
     def write_codes(self, packed: U8Array, blob_type: BlobType) -> int:
         """Append packed unsigned codes; as int4 and int8 with the zero point in the middle.
@@ -109,9 +132,7 @@ class BlobWriter:
         Returns:
             The offset of the record.
         """
-        # Toggling the top bit turns a code into code - zero point in two's complement.
-        sign = np.uint8({BlobType.INT4: 0x88, BlobType.INT8: 0x80}.get(blob_type, 0))
-        return self._append(blob_type, packed, lambda rows: rows ^ sign, packed.size)
+        return self._append(blob_type, signed_codes(packed, blob_type))
 
     def write_fp16(self, values: F32Array) -> int:
         """Append floats as fp16; give the offset of the record.
@@ -119,13 +140,16 @@ class BlobWriter:
         Raises:
             FormatError: A value is not exact in fp16.
         """
-        return self._append(BlobType.FP16, values, _exact_fp16)
+        return self._append(BlobType.FP16, exact_fp16(values))
 
     def close(self) -> None:
         """Write the header and close the file."""
-        self._stream.seek(0)
-        self._stream.write(_HEADER.pack(self._n_blobs, VERSION, *(0,) * 7))
-        self._stream.close()
+        self._file.write_at(_HEADER.pack(self._n_blobs, VERSION, *(0,) * 7), 0)
+        self._file.close()
+
+    def discard(self) -> None:
+        """Remove the file."""
+        self._file.discard()
 
     def __enter__(self) -> BlobWriter:
         return self
@@ -139,37 +163,32 @@ class BlobWriter:
         if kind is None:
             self.close()
         else:
-            self._stream.close()
+            self.discard()
 
-    def _append(
-        self,
-        blob_type: BlobType,
-        values: NDArray[Any],
-        encode: Callable[[Any], U8Array],
-        n_bytes: int | None = None,
-    ) -> int:
-        """Write a record and its data, some rows at a time, so that no copy is as large."""
-        # Padding comes before a record and never after the last blob, as in coremltools.
-        self._stream.write(bytes(-self._stream.tell() % ALIGNMENT))
-        offset = self._stream.tell()
-        data_offset = offset + _RECORD.size
-        if n_bytes is None:
-            n_bytes = values.size * np.dtype(_NUMPY[blob_type]).itemsize
-        self._stream.write(_RECORD.pack(MAGIC, blob_type, n_bytes, data_offset, 0, *(0,) * 4))
-        rows = values.reshape(values.shape[0] if values.ndim else 1, -1)
-        step = max(1, _BLOCK_VALUES // max(1, rows.shape[1]))
-        for start in range(0, len(rows), step):
-            self._stream.write(np.ascontiguousarray(encode(rows[start : start + step])).data)
-        self._n_blobs += 1
+    def _append(self, blob_type: BlobType, data: U8Array) -> int:
+        offset = self.reserve(blob_type, data.nbytes)
+        self.fill(offset, data)
         return offset
 
 
-def _exact_fp16(values: F32Array) -> U8Array:
+def signed_codes(packed: U8Array, blob_type: BlobType) -> U8Array:
+    """Give packed unsigned codes as a blob holds them: int4 and int8 in two's complement."""
+    sign = {BlobType.INT4: 0x88, BlobType.INT8: 0x80}.get(blob_type)
+    # Toggling the top bit turns a code into code - zero point in two's complement.
+    return packed if sign is None else packed ^ np.uint8(sign)
+
+
+def exact_fp16(values: F32Array) -> U8Array:
+    """Give floats as the bytes of fp16.
+
+    Raises:
+        FormatError: A value is not exact in fp16.
+    """
     with np.errstate(over="ignore"):
         narrow = np.ascontiguousarray(values, dtype="<f2")
     if not np.array_equal(narrow.astype(np.float32), values):
         raise FormatError("fp16 blob", got="values that fp16 rounds", wanted="exact fp16 values")
-    return narrow.view(np.uint8)
+    return narrow.reshape(-1).view(np.uint8)
 
 
 class BlobReader:

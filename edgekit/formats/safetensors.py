@@ -1,7 +1,7 @@
 """Safetensors files: reading their tensors, and writing new ones.
 
-Reading takes one tensor (or some rows) at a time into memory. Writing is a stream: the header is
-made from the declared tensors, then each tensor's bytes follow in that order.
+Reading takes one tensor (or some rows) at a time into memory. Writing begins with the header, made
+from the declared tensors; then their bytes come in any order.
 
 Source:
     https://github.com/huggingface/safetensors, README, "Format".
@@ -9,9 +9,10 @@ Source:
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 import struct
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -26,6 +27,7 @@ from edgekit.dtypes import BY_SAFETENSORS, DTYPES, DType, F32Array, U8Array
 from edgekit.errors import FormatError
 from edgekit.formats.floats import to_float32
 from edgekit.formats.open_file import ByteSource, OpenFile
+from edgekit.formats.output_file import OutputFile
 from edgekit.strict_json import parse_object
 from edgekit.tensors import TensorInfo
 
@@ -205,10 +207,10 @@ class SafetensorsFile(ByteSource):
 
 
 class SafetensorsWriter:
-    """Writes a file tensor by tensor; use it as a context manager.
+    """Writes a file whose tensors come in any order, whole or in pieces; a context manager.
 
-    The file exists at ``path`` while it is written. It is removed again when the block ends with an
-    error or before every tensor was appended.
+    Threads may write different pieces at the same time. The file exists at ``path`` while it is
+    written. It is removed again when the block ends with an error or before every byte was given.
     """
 
     def __init__(
@@ -223,7 +225,7 @@ class SafetensorsWriter:
 
         Args:
             path: New file; an existing one is replaced.
-            infos: Every tensor, in the order of the calls to ``append``.
+            infos: Every tensor, in the order in which they lie in the file.
             metadata: Text entries for the header.
             alignment: The data begin at a multiple of this many bytes (64, or 4096 for mapping).
 
@@ -233,69 +235,76 @@ class SafetensorsWriter:
             OSError: The file cannot be written.
         """
         self.path = Path(path)
-        self._infos = tuple(infos)
-        self._n_done = 0
-        header = _make_header(self._infos, metadata or {}, alignment, self.path)
-        self._stream = self.path.open("wb")
+        listed = tuple(infos)
+        header = _make_header(listed, metadata or {}, alignment, self.path)
+        ends = itertools.accumulate((info.n_bytes for info in listed), initial=len(header))
+        self._places = {
+            info.name: (at, info.n_bytes) for info, at in zip(listed, ends, strict=False)
+        }
+        self._missing = {info.name: info.n_bytes for info in listed if info.n_bytes}
+        self._lock = threading.Lock()
+        self._file = OutputFile(self.path)
         try:
-            self._stream.write(header)
+            self._file.write_at(header, 0)
         except OSError:
-            self._discard()
+            self._file.discard()
             raise
 
-    def append(self, name: str, data: bytes | memoryview | NDArray[Any]) -> None:
-        """Write the bytes of the next tensor.
+    def offset(self, name: str) -> int:
+        """Give the first byte of a tensor, counted from the start of the file."""
+        return self._places[name][0]
+
+    def write(
+        self, name: str, data: bytes | memoryview | NDArray[Any], first_byte: int = 0
+    ) -> None:
+        """Write bytes of a tensor.
 
         Args:
-            name: Name of the next tensor, as a check on the order.
-            data: Its bytes, or an array that holds exactly those bytes in memory order.
+            name: The tensor.
+            data: Its bytes or some of them, or an array that holds exactly those in memory order.
+            first_byte: Where in the tensor they begin.
 
         Raises:
-            FormatError: Another tensor is due, or the byte count is not that of the declaration.
+            FormatError: There is no such tensor, or it ends before these bytes do.
             OSError: The file cannot be written.
         """
-        due = self._infos[self._n_done] if self._n_done < len(self._infos) else None
-        if due is None or due.name != name:
-            raise FormatError(
-                f"{self.path}: tensor out of order", got=name, wanted=due.name if due else "no more"
-            )
         view = np.ascontiguousarray(data).data if isinstance(data, np.ndarray) else memoryview(data)
-        if view.nbytes != due.n_bytes:
+        at, n_bytes = self._places.get(name, (0, -1))
+        if not 0 <= first_byte <= first_byte + view.nbytes <= n_bytes:
             raise FormatError(
-                f"{self.path}: tensor {name}: bytes", got=view.nbytes, wanted=due.n_bytes
+                f"{self.path}: tensor {name}: bytes",
+                got=f"{view.nbytes} from {first_byte} on",
+                wanted=f"no more than its {n_bytes}" if n_bytes >= 0 else "a tensor of the file",
             )
         if view.nbytes:
-            self._stream.write(view.cast("B"))
-        self._n_done += 1
+            self._file.write_at(view, at + first_byte)
+            with self._lock:
+                self._missing[name] = self._missing.get(name, 0) - view.nbytes
 
     def close(self) -> None:
-        """Finish the file; all tensors are written to disk.
+        """Finish the file.
 
         Raises:
-            FormatError: Tensors are missing; the file is removed.
+            FormatError: Bytes are missing, or were given twice; the file is removed.
             OSError: The file cannot be written; it is removed.
         """
-        missing = [info.name for info in self._infos[self._n_done :]]
-        if missing:
-            self._discard()
+        wrong = [name for name, n_bytes in self._missing.items() if n_bytes]
+        if wrong:
+            self._file.discard()
             raise FormatError(
                 f"{self.path}: file is incomplete",
-                got=f"{len(missing)} tensors not written",
-                wanted=", ".join(missing[:5]),
+                got=f"{len(wrong)} tensors not written, or written twice",
+                wanted=", ".join(wrong[:5]),
             )
         try:
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-            self._stream.close()
+            self._file.close()
         except OSError:
-            self._discard()
+            self._file.discard()
             raise
 
-    def _discard(self) -> None:
-        try:
-            self._stream.close()
-        finally:
-            self.path.unlink(missing_ok=True)
+    def discard(self) -> None:
+        """Remove the file."""
+        self._file.discard()
 
     def __enter__(self) -> Self:
         return self
@@ -309,7 +318,7 @@ class SafetensorsWriter:
         if kind is None:
             self.close()
         else:
-            self._discard()
+            self.discard()
 
 
 def file_bytes(

@@ -20,7 +20,7 @@ from edgekit.decision import Rejected
 from edgekit.errors import ExportError, UsageError
 from edgekit.exporters import open_exporter
 from edgekit.exporters.base import Exporter, ExportOptions
-from edgekit.exporters.staging import write_artifact
+from edgekit.exporters.staging import write_artifacts
 from edgekit.exporters.work_folder import work_folder
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
@@ -98,8 +98,8 @@ def export(
         FormatError: A weight file is damaged.
         QuantError: A weight is not a finite number, or the scheme cannot hold it.
         MissingExtraError: The library of a format is not installed.
-        ExportError: A format cannot hold the model, or the disk cannot be written. No half-written
-            file is left; artifacts that were finished before the error stay.
+        ExportError: A format cannot hold the model, or the disk cannot be written. Nothing
+            half-written is left, and no artifact of this call.
     """
     wanted = parse_formats(formats)
     parsed = scheme if isinstance(scheme, Scheme) else Scheme.parse(scheme)
@@ -158,16 +158,13 @@ def export(
                 progress=progress,
             )
             try:
-                return [
-                    write_artifact(
-                        exporter,
-                        quantized,
-                        parent / artifact_name(source, exporter.format, parsed),
-                        options,
-                        progress,
-                    )
+                folders = {
+                    parent / artifact_name(source, exporter.format, parsed): exporter
                     for exporter in exporters
-                ]
+                }
+                return write_artifacts(
+                    folders, quantized, options, progress, n_threads=os.cpu_count() or 1
+                )
             finally:
                 quantized.close()
     finally:

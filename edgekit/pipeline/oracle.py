@@ -229,7 +229,7 @@ def _write_checkpoint(artifact: Artifact, folder: Path) -> None:
     path = folder / WEIGHTS_NAME
     with SafetensorsWriter(path, infos, metadata={"format": "pt"}) as writer:
         for theirs, parts in groups.items():
-            writer.append(theirs, np.concatenate([weights[part] for part in parts]))
+            writer.write(theirs, np.concatenate([weights[part] for part in parts]))
 
 
 def _scale_ratio(spec: DecoderSpec) -> float | None:

@@ -235,7 +235,7 @@ def _write_model(folder: Path, sizes: tuple[int, ...]) -> Path:
     bits = to_bf16(values * np.float32(1 / 32))
     with SafetensorsWriter(folder / "model.safetensors", infos) as writer:
         for info in infos:
-            writer.append(info.name, np.resize(bits, info.shape))
+            writer.write(info.name, np.resize(bits, info.shape))
     return folder
 
 

@@ -280,12 +280,12 @@ def _stored_infos(name: str, shape: tuple[int, ...], encoding: Encoding) -> list
 def _append(writer: SafetensorsWriter, tensor: ModelTensor) -> None:
     if isinstance(tensor, FloatTensor):
         stored = "<f2" if tensor.encoding.kind == "fp16" else "<f4"
-        writer.append(tensor.name, tensor.values.astype(stored, copy=False))
+        writer.write(tensor.name, tensor.values.astype(stored, copy=False))
         return
-    writer.append(f"{tensor.name}.codes", tensor.packed)
-    writer.append(f"{tensor.name}.scales", tensor.scales.astype("<f2"))
+    writer.write(f"{tensor.name}.codes", tensor.packed)
+    writer.write(f"{tensor.name}.scales", tensor.scales.astype("<f2"))
     if tensor.zero_points is not None:
-        writer.append(f"{tensor.name}.zero_points", tensor.zero_points)
+        writer.write(f"{tensor.name}.zero_points", tensor.zero_points)
 
 
 def _sha256(tensor: ModelTensor) -> str | None:

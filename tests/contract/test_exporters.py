@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,8 @@ from edgekit.artifact import MANIFEST_NAME, Artifact, Format
 from edgekit.decision import Accepted, Rejected
 from edgekit.errors import ArtifactError, EdgekitError, ExportError
 from edgekit.exporters import EXPORTERS, open_exporter
-from edgekit.exporters.staging import write_artifact
+from edgekit.exporters.base import ExportOptions
+from edgekit.exporters.staging import write_artifact, write_artifacts
 from edgekit.families.rope_spec import Llama3Scaling, RopeSpec
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.safetensors import SafetensorsWriter
@@ -22,7 +24,7 @@ from edgekit.quantize.model import EncodedTensor, combine_hashes, encodings_of
 from tests.builders import write_tiny_tokenizer
 from tests.exporters.memory_model import MemoryModel, memory_model, stored_as, tiny_spec
 
-SCHEMES = ["fp32", "fp16", "int8", "int8-g64", "int4", "int4-g64"]
+SCHEMES = ["fp32", "fp16", "int8", "int8-g64", "int4", "int4-g64", "uint4", "uint4-g64", "uint8"]
 VARIANTS = {
     "llama": {"model_type": "llama"},
     "untied": {"is_tied": False},
@@ -62,6 +64,8 @@ def assert_recovers_exactly(artifact: Artifact, model: MemoryModel) -> None:
             assert got.encoding == wanted.encoding, name
             np.testing.assert_array_equal(got.codes(), wanted.codes(), err_msg=name)
             np.testing.assert_array_equal(got.scales, wanted.scales, err_msg=name)
+            if wanted.zero_points is not None:
+                np.testing.assert_array_equal(got.zero_points, wanted.zero_points, err_msg=name)
             assert got.sha256() == wanted.sha256(), name
         else:
             np.testing.assert_array_equal(got.values, wanted.values, err_msg=name)
@@ -178,6 +182,63 @@ def test_progress_goes_from_nothing_to_all(tmp_path, artifact_format):
 
 
 @each_format
+@pytest.mark.parametrize("scheme", ["int4", "uint4", "uint8"])
+def test_tensors_come_in_any_order_and_some_rows_at_a_time(tmp_path, artifact_format, scheme):
+    model = make_model(scheme)
+    whole = write_artifact(open_exporter(artifact_format), model, tmp_path / "whole")
+    (tmp_path / "pieces").mkdir()
+    sink = open_exporter(artifact_format).open(model, tmp_path / "pieces", ExportOptions())
+    pieces = [
+        (tensor, start)
+        for tensor in model.tensors.values()
+        for start in range(0, len_of(tensor), 6)
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        for task in [pool.submit(put_rows, sink, *piece) for piece in reversed(pieces)]:
+            task.result()
+    sink.finish()
+    for entry in whole.manifest.files:
+        stored = (tmp_path / "pieces" / entry.path).read_bytes()
+        assert stored == (whole.path / entry.path).read_bytes(), entry.path
+
+
+def len_of(tensor):
+    return tensor.shape[0]
+
+
+def put_rows(sink, tensor, start):
+    part = slice(start, start + 6)
+    rows = (
+        tensor.rows(part)
+        if isinstance(tensor, EncodedTensor)
+        else replace(tensor, values=tensor.values[part])
+    )
+    sink.put(rows, start)
+
+
+@each_format
+@pytest.mark.parametrize("n_times", [0, 2])
+def test_a_tensor_that_is_absent_or_comes_twice_is_refused(tmp_path, artifact_format, n_times):
+    model = make_model("int4")
+    sink = open_exporter(artifact_format).open(model, tmp_path, ExportOptions())
+    for name, tensor in model.tensors.items():
+        for _ in range(n_times if name == "layers.1.up" else 1):
+            sink.put(tensor)
+    with pytest.raises(ExportError):
+        sink.finish()
+    sink.discard()
+
+
+def test_all_formats_are_written_in_one_walk(tmp_path):
+    model = make_model("int4")
+    exporters = {tmp_path / form.value: open_exporter(form) for form in Format}
+    artifacts = write_artifacts(exporters, model, n_threads=3)
+    assert [artifact.format for artifact in artifacts] == list(Format)
+    assert sorted(model.reads) == sorted(model.tensors)
+    assert len({artifact.manifest.weights_sha256 for artifact in artifacts}) == 1
+
+
+@each_format
 def test_one_flipped_code_does_not_pass_unseen(tmp_path, artifact_format):
     model = make_model("int4")
     artifact = write_artifact(open_exporter(artifact_format), model, tmp_path / "a")
@@ -196,10 +257,8 @@ def test_one_flipped_code_does_not_pass_unseen(tmp_path, artifact_format):
     with pytest.raises(ArtifactError, match="changed since the export"):
         artifact.check_files()
     recovered = {t.name: t for t in open_exporter(artifact_format).recover(artifact)}
-    assert (
-        int((recovered["layers.0.gate"].codes() != model.tensors["layers.0.gate"].codes()).sum())
-        == 1
-    )
+    gate = model.tensors["layers.0.gate"].codes()
+    assert int((recovered["layers.0.gate"].codes() != gate).sum()) == 1
 
 
 @each_format
@@ -247,10 +306,10 @@ def test_a_model_may_hold_single_tensors_in_other_schemes(tmp_path, artifact_for
 def test_a_full_disk_is_told_of_the_folder_that_was_asked_for(
     artifact_format, tmp_path, monkeypatch
 ):
-    def append(self, name, data):
+    def write(self, name, data, first_byte=0):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
-    monkeypatch.setattr(SafetensorsWriter, "append", append)
+    monkeypatch.setattr(SafetensorsWriter, "write", write)
     with pytest.raises(ExportError) as caught:
         write_artifact(open_exporter(artifact_format), make_model("int4"), tmp_path / "a")
     assert caught.value.what == f"no space left while writing {tmp_path / 'a'}"

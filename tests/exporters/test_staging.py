@@ -30,9 +30,16 @@ class Failing(MlxExporter):
     def __init__(self, failure: BaseException) -> None:
         self.failure = failure
 
-    def write(self, model, folder, options, progress):
-        super().write(model, folder, options, progress)
-        raise self.failure
+    def open(self, model, folder, options):
+        sink = super().open(model, folder, options)
+        finish = sink.finish
+
+        def fail():
+            finish()
+            raise self.failure
+
+        sink.finish = fail
+        return sink
 
 
 def names(folder: Path) -> list[str]:
@@ -169,12 +176,17 @@ from edgekit.exporters.mlx.exporter import MlxExporter
 from tests.exporters.memory_model import memory_model
 
 class Slow(MlxExporter):
-    def write(self, model, folder, options, progress):
-        written = super().write(model, folder, options, progress)
-        if sys.argv[2] == "write":
-            print("ready", flush=True)
-            time.sleep(60)
-        return written
+    def open(self, model, folder, options):
+        sink = super().open(model, folder, options)
+        finish = sink.finish
+        def wait():
+            written = finish()
+            if sys.argv[2] == "write":
+                print("ready", flush=True)
+                time.sleep(60)
+            return written
+        sink.finish = wait
+        return sink
 
 if sys.argv[2] == "swap":
     staging._exchange = lambda first, second: False

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.errors import FormatError
-from edgekit.formats.mil_blob import BlobReader, BlobType, BlobWriter
+from edgekit.formats.mil_blob import BlobReader, BlobType, BlobWriter, signed_codes
 from edgekit.formats.mlpackage import require_coremltools
 from edgekit.formats.packing import pack_codes
 
@@ -105,17 +105,20 @@ def test_codes_come_back(
     np.testing.assert_array_equal(signed.astype(np.int16) + (1 << (bits - 1)), codes)
 
 
-def test_large_arrays_are_written_in_blocks_of_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    codes = np.random.default_rng(1).integers(0, 16, (37, 64), np.uint8)
-    whole, blocks = tmp_path / "whole.bin", tmp_path / "blocks.bin"
+def test_reserved_blobs_are_filled_in_any_order_and_in_pieces(tmp_path: Path) -> None:
+    codes = np.random.default_rng(1).integers(0, 256, (6, 10), np.uint8)
+    whole, pieces = tmp_path / "whole.bin", tmp_path / "pieces.bin"
     with BlobWriter(whole) as blobs:
-        blobs.write_codes(pack_codes(codes, 4), BlobType.INT4)
-    monkeypatch.setattr("edgekit.formats.mil_blob._BLOCK_VALUES", 150)
-    with BlobWriter(blocks) as blobs:
-        blobs.write_codes(pack_codes(codes, 4), BlobType.INT4)
-    assert whole.read_bytes() == blocks.read_bytes()
+        places = [blobs.write_codes(codes, BlobType.UINT8), blobs.write_codes(codes, BlobType.INT4)]
+    with BlobWriter(pieces) as blobs:
+        first = blobs.reserve(BlobType.UINT8, codes.nbytes)
+        second = blobs.reserve(BlobType.INT4, codes.nbytes)
+        for start in (4, 0, 2):
+            rows = codes[start : start + 2]
+            blobs.fill(second, signed_codes(rows, BlobType.INT4), start * 10)
+            blobs.fill(first, rows, start * 10)
+    assert [first, second] == places
+    assert whole.read_bytes() == pieces.read_bytes()
 
 
 def test_walk_lists_every_record(tmp_path: Path) -> None:

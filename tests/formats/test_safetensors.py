@@ -58,7 +58,7 @@ def test_the_library_reads_what_we_write_and_we_read_what_it_writes(tmp_path, dt
     infos = [TensorInfo(name, np.shape(array), dtype) for name, array in arrays.items()]
     with SafetensorsWriter(tmp_path / "ours", infos, metadata={"format": "pt"}) as writer:
         for name, array in arrays.items():
-            writer.append(name, np.asarray(array).tobytes())
+            writer.write(name, np.asarray(array).tobytes())
     theirs = safetensors.numpy.load_file(tmp_path / "ours")
     safetensors.numpy.save_file(
         {name: np.asarray(a) for name, a in arrays.items()}, tmp_path / "theirs", {"format": "pt"}
@@ -81,7 +81,7 @@ def test_data_begin_at_a_multiple_of_the_alignment(tmp_path, alignment):
     with SafetensorsWriter(
         path, [TensorInfo("a", (1,), DType.FP32)], alignment=alignment
     ) as writer:
-        writer.append("a", np.float32([1.5]))
+        writer.write("a", np.float32([1.5]))
     (n_header,) = struct.unpack("<Q", path.read_bytes()[:8])
     assert (8 + n_header) % alignment == 0
     assert path.read_bytes()[8 + n_header :] == struct.pack("<f", 1.5)
@@ -105,7 +105,7 @@ def test_write_and_read_give_the_same_bytes(tmp_path_factory, declared, seed):
     path = tmp_path_factory.mktemp("st") / "x.safetensors"
     with SafetensorsWriter(path, infos) as writer:
         for info in infos:
-            writer.append(info.name, payloads[info.name])
+            writer.write(info.name, payloads[info.name])
     with SafetensorsFile(path) as file:
         assert [t.info for t in file.tensors.values()] == infos
         for name, payload in payloads.items():
@@ -236,10 +236,10 @@ _TWO = [TensorInfo("a", (2,), DType.FP32), TensorInfo("b", (1,), DType.INT8)]
 
 def test_a_file_with_a_tensor_missing_is_refused_and_removed(tmp_path):
     with (
-        pytest.raises(FormatError, match="1 tensors not written; wanted b"),
+        pytest.raises(FormatError, match="1 tensors not written, or written twice; wanted b"),
         SafetensorsWriter(tmp_path / "x", _TWO) as writer,
     ):
-        writer.append("a", np.zeros(2, np.float32))
+        writer.write("a", np.zeros(2, np.float32))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -252,22 +252,36 @@ def test_an_error_while_writing_leaves_nothing_behind(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("b", b"\0", "out of order; got b; wanted a"),
-        ("a", b"\0" * 7, "bytes; got 7; wanted 8"),
-        ("a", np.zeros(2, np.float64), "bytes; got 16; wanted 8"),
+        ("c", b"\0", "bytes; got 1 from 0 on; wanted a tensor of the file"),
+        ("a", b"\0" * 7, "incomplete; got 2 tensors not written, or written twice; wanted a, b"),
+        ("a", np.zeros(2, np.float64), "bytes; got 16 from 0 on; wanted no more than its 8"),
     ],
 )
 def test_the_writer_refuses_what_was_not_declared(tmp_path, name, data, words):
     with pytest.raises(FormatError, match=words), SafetensorsWriter(tmp_path / "x", _TWO) as writer:
-        writer.append(name, data)
+        writer.write(name, data)
 
 
-def test_the_writer_refuses_one_tensor_too_many(tmp_path):
+def test_bytes_come_in_any_order_and_in_pieces(tmp_path):
+    values = np.arange(2, dtype=np.float32)
+    with SafetensorsWriter(tmp_path / "x", _TWO) as writer:
+        writer.write("b", b"\x07")
+        writer.write("a", values[1:], first_byte=4)
+        writer.write("a", values[:1])
+        assert writer.offset("b") == writer.offset("a") + 8
+    found = safetensors.numpy.load_file(tmp_path / "x")
+    np.testing.assert_array_equal(found["a"], values)
+    assert found["b"] == 7
+
+
+def test_bytes_given_twice_are_refused(tmp_path):
     with (
-        pytest.raises(FormatError, match="got c; wanted no more"),
-        SafetensorsWriter(tmp_path / "x", []) as writer,
+        pytest.raises(FormatError, match="not written, or written twice; wanted b"),
+        SafetensorsWriter(tmp_path / "x", _TWO) as writer,
     ):
-        writer.append("c", b"")
+        writer.write("a", np.zeros(2, np.float32))
+        writer.write("b", b"\1")
+        writer.write("b", b"\1")
 
 
 @pytest.mark.parametrize("names", [("a", "a"), ("__metadata__",)])
@@ -279,5 +293,5 @@ def test_the_writer_refuses_names_twice_or_reserved(tmp_path, names):
 def test_the_writer_takes_arrays_in_memory_order_of_their_axes(tmp_path):
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     with SafetensorsWriter(tmp_path / "x", [TensorInfo("a", (3, 2), DType.FP32)]) as writer:
-        writer.append("a", values.T)
+        writer.write("a", values.T)
     np.testing.assert_array_equal(safetensors.numpy.load_file(tmp_path / "x")["a"], values.T)

@@ -203,9 +203,7 @@ def _with_weights(facts, weight_bytes):
 
 def test_a_device_that_runs_none_of_the_formats(source):
     with pytest.raises(UsageError, match="no engine on Raspberry Pi 5"):
-        mixed(
-            source, budget=Budget(device=load_profile("raspberry-pi-5")), formats=[Format.COREML]
-        )
+        mixed(source, budget=Budget(device=load_profile("raspberry-pi-5")), formats=[Format.COREML])
 
 
 def test_schemes_without_a_choice_are_refused(source):

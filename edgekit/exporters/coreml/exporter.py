@@ -20,12 +20,12 @@ from edgekit.artifact import Artifact, Format, TensorEntry
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.encoding import FP32, Encoding
 from edgekit.errors import ExportError
-from edgekit.exporters.base import ExportOptions, SizeEstimate, Written
+from edgekit.exporters.base import ExportOptions, Sink, SizeEstimate, Written
 from edgekit.exporters.context import ContextRange, usual_length
 from edgekit.exporters.coreml.attention import position_bytes
 from edgekit.exporters.coreml.graph import build_graph
 from edgekit.exporters.coreml.lint import lint_package
-from edgekit.exporters.coreml.package import SPECIFICATION_VERSION, write_package
+from edgekit.exporters.coreml.package import SPECIFICATION_VERSION, PackageWriter
 from edgekit.exporters.coreml.recover import recover_tensors
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.mlpackage import (
@@ -36,7 +36,6 @@ from edgekit.formats.mlpackage import (
     PACKAGE_NAME,
     VALUE_CACHE,
 )
-from edgekit.progress import Progress
 from edgekit.quantize.memory_estimate import largest_handled_bytes
 from edgekit.quantize.model import (
     ModelOutline,
@@ -79,9 +78,11 @@ class CoremlExporter:
     def supports(self, spec: DecoderSpec, encodings: Mapping[str, Encoding]) -> Decision:
         """Tell whether Core ML can hold the model, before any work."""
         matrices = [name for name, shape in spec.weight_shapes().items() if len(shape) == 2]
-        if any(encodings.get(name) == FP32 for name in matrices):
+        wide = [name for name in matrices if encodings.get(name) == FP32]
+        if wide:
+            which = "" if len(wide) == len(matrices) else f" ({', '.join(wide[:3])})"
             return Rejected(
-                "Core ML keeps the key/value cache and the logits in fp16, so fp32 weights "
+                f"Core ML keeps the key/value cache and the logits in fp16, so fp32 weights{which} "
                 "would double the size without being more exact; use fp16"
             )
         for rope in spec.ropes:
@@ -116,34 +117,14 @@ class CoremlExporter:
             tables + largest_handled_bytes(model.entries),
         )
 
-    def write(
-        self, model: QuantizedModel, folder: Path, options: ExportOptions, progress: Progress
-    ) -> Written:
-        """Write package and tokenizer files, and check the package on disk.
+    def open(self, model: QuantizedModel, folder: Path, options: ExportOptions) -> Sink:
+        """Begin an artifact.
 
         Raises:
             ExportError: Core ML cannot hold the model, or coremltools refuses the program.
+            OSError: A file cannot be written.
         """
-        spec, package = model.spec, folder / PACKAGE_NAME
-        context_length = self._n_positions(spec, options)
-        encodings = _encodings(model)
-        graph = build_graph(spec, encodings, context_length)
-        metadata = _metadata(model, context_length)
-        write_package(package, graph, model, metadata, _FEATURES, progress)
-        lint_package(package, encodings, context_length)
-        _write_assets(model.assets, folder)
-        return Written(
-            context_length=context_length,
-            tool_versions={"coremltools": version("coremltools")},
-            settings={
-                "specification_version": SPECIFICATION_VERSION,
-                "deployment_target": "iOS 18, macOS 15",
-                "activation_type": "fp16",
-                "norm_type": "fp32",
-                "cache_type": "fp16",
-                "compute_units": "cpuAndGPU",
-            },
-        )
+        return _CoremlSink(model, folder, self._n_positions(model.spec, options))
 
     def recover(self, artifact: Artifact) -> Iterator[ModelTensor]:
         """Re-read every tensor with coremltools.
@@ -155,6 +136,47 @@ class CoremlExporter:
 
     def _n_positions(self, spec: DecoderSpec, options: ExportOptions) -> int:
         return self.positions(spec).choose(options.context_length, "Core ML")
+
+
+class _CoremlSink:
+    """A Core ML artifact that is being written; satisfies ``Sink``."""
+
+    def __init__(self, model: QuantizedModel, folder: Path, n_positions: int) -> None:
+        self._model = model
+        self._folder = folder
+        self._n_positions = n_positions
+        self._encodings = _encodings(model)
+        graph = build_graph(model.spec, self._encodings, n_positions)
+        shapes = model.spec.weight_shapes()
+        self._package = PackageWriter(folder / PACKAGE_NAME, graph, self._encodings, shapes)
+
+    def put(self, tensor: ModelTensor, first_row: int = 0) -> None:
+        """Write rows of a tensor."""
+        self._package.put(tensor, first_row)
+
+    def finish(self) -> Written:
+        """Write the program and the tokenizer files, and check the package on disk."""
+        model, n_positions = self._model, self._n_positions
+        summary = f"{model.source.name}, {model.scheme}, with state"
+        self._package.finish(summary, _metadata(model, n_positions), _FEATURES)
+        lint_package(self._folder / PACKAGE_NAME, self._encodings, n_positions)
+        _write_assets(model.assets, self._folder)
+        return Written(
+            context_length=n_positions,
+            tool_versions={"coremltools": version("coremltools")},
+            settings={
+                "specification_version": SPECIFICATION_VERSION,
+                "deployment_target": "iOS 18, macOS 15",
+                "activation_type": "fp16",
+                "norm_type": "fp32",
+                "cache_type": "fp16",
+                "compute_units": "cpuAndGPU",
+            },
+        )
+
+    def discard(self) -> None:
+        """Close what is open; the caller removes the folder."""
+        self._package.discard()
 
 
 def _encodings(model: QuantizedModel) -> dict[str, Encoding]:

@@ -7,17 +7,20 @@ merge all placeholders, and ``remove_redundant_ops`` would merge reads of a stat
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from edgekit.dtypes import F32Array
+from edgekit.dtypes import U8Array
+from edgekit.encoding import Encoding
 from edgekit.errors import ExportError, FormatError
 from edgekit.exporters.coreml.graph import Graph
 from edgekit.exporters.coreml.weights import Slot
-from edgekit.formats.mil_blob import BlobType, BlobWriter
+from edgekit.formats.mil_blob import BlobType, BlobWriter, exact_fp16, signed_codes
 from edgekit.formats.mlpackage import (
     BLOB_FILE_NAME,
     create_package,
@@ -26,125 +29,203 @@ from edgekit.formats.mlpackage import (
     weights_path,
 )
 from edgekit.formats.packing import pack_rows
-from edgekit.progress import Progress
-from edgekit.quantize.model import EncodedTensor, ModelTensor, QuantizedModel
+from edgekit.quantize.model import EncodedTensor, FloatTensor, ModelTensor
 
 SPECIFICATION_VERSION: Final = 9  # iOS 18, macOS 15
 
 
-def write_package(
-    package: Path,
-    graph: Graph,
-    model: QuantizedModel,
-    metadata: Mapping[str, str],
-    features: Mapping[str, str],
-    progress: Progress,
-) -> None:
-    """Write a package; the bytes depend on the arguments only.
+class PackageWriter:
+    """A package that is being written; the program comes first, the weights in any order.
+
+    The bytes depend on the arguments and on the tensors only.
 
     Args:
         package: Folder to make.
         graph: The program and its placeholders.
-        model: Where the tensors come from.
-        metadata: User-defined entries of the model description.
-        features: One sentence for each input, state and output.
-        progress: Called once per tensor.
+        encodings: How each canonical tensor is stored.
+        shapes: Shape of each canonical tensor.
 
     Raises:
-        ExportError: coremltools refuses the program, or a tensor is not what was declared.
+        ExportError: coremltools refuses the program.
+        OSError: A file cannot be written.
     """
-    create_package(package)
+
+    def __init__(
+        self,
+        package: Path,
+        graph: Graph,
+        encodings: Mapping[str, Encoding],
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        self._package = package
+        create_package(package)
+        blobs = BlobWriter(weights_path(package))
+        self._weights = _WeightFile(graph.slots, encodings, shapes, blobs)
+        try:
+            self._spec = _make_spec(graph, self._weights)
+        except BaseException:
+            blobs.discard()
+            raise
+
+    def put(self, tensor: ModelTensor, first_row: int) -> None:
+        """Write rows of a tensor.
+
+        Raises:
+            ExportError: It is not what was declared.
+            OSError: The file cannot be written.
+        """
+        self._weights.put(tensor, first_row)
+
+    def finish(
+        self, summary: str, metadata: Mapping[str, str], features: Mapping[str, str]
+    ) -> None:
+        """Write the program.
+
+        Args:
+            summary: What the model is.
+            metadata: User-defined entries of the model description.
+            features: One sentence for each input, state and output.
+
+        Raises:
+            ExportError: Rows of a tensor are missing.
+            OSError: A file cannot be written.
+        """
+        self._weights.close()
+        description = self._spec.description
+        description.metadata.shortDescription = summary
+        for key, value in sorted(metadata.items()):
+            description.metadata.userDefined[key] = value
+        for feature in (*description.input, *description.state, *description.output):
+            feature.shortDescription = features[feature.name]
+        spec_path(self._package).write_bytes(self._spec.SerializeToString(deterministic=True))
+
+    def discard(self) -> None:
+        """Close what is open; the caller removes the folder."""
+        self._weights.discard()
+
+
+def _make_spec(graph: Graph, weights: _WeightFile) -> Any:
     load = require_coremltools("coremltools.converters.mil.backend.mil.load")
     try:
-        with BlobWriter(weights_path(package)) as blobs:
-            weights = _WeightFile(graph.slots, model, blobs, progress)
-            spec = load.CoreMLProtoExporter(
-                prog=graph.program,
-                mil_proto=_translate(load, graph.program, weights),
-                predicted_feature_name=None,
-                predicted_probabilities_name=None,
-                classifier_config=None,
-                convert_to="mlprogram",
-                convert_from="milinternal",
-                specification_version=SPECIFICATION_VERSION,
-            ).export(SPECIFICATION_VERSION)
+        return load.CoreMLProtoExporter(
+            prog=graph.program,
+            mil_proto=_translate(load, graph.program, weights),
+            predicted_feature_name=None,
+            predicted_probabilities_name=None,
+            classifier_config=None,
+            convert_to="mlprogram",
+            convert_from="milinternal",
+            specification_version=SPECIFICATION_VERSION,
+        ).export(SPECIFICATION_VERSION)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ExportError(
             "coremltools refuses the program",
             got=str(error),
             do="Check the versions of coremltools and numpy.",
         ) from error
-    description = spec.description
-    description.metadata.shortDescription = f"{model.source.name}, {model.scheme}, with state"
-    for key, value in sorted(metadata.items()):
-        description.metadata.userDefined[key] = value
-    for feature in (*description.input, *description.state, *description.output):
-        feature.shortDescription = features[feature.name]
-    spec_path(package).write_bytes(spec.SerializeToString(deterministic=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A reserved blob: what it holds of a tensor, its type, its record and the bytes of a row."""
+
+    slot: Slot
+    type: BlobType
+    offset: int
+    row_bytes: float
 
 
 class _WeightFile:
-    """Writes the bytes of constants to the weight file and gives the values that refer to them."""
+    """Gives constants places in the weight file, and writes the bytes of tensors there."""
 
     def __init__(
         self,
         slots: Mapping[str, Slot],
-        model: QuantizedModel,
+        encodings: Mapping[str, Encoding],
+        shapes: Mapping[str, tuple[int, ...]],
         blobs: BlobWriter,
-        progress: Progress,
     ) -> None:
         self.slots = slots
-        self._model = model
+        self._encodings = encodings
+        self._shapes = shapes
         self._blobs = blobs
-        self._progress = progress
-        self._tensor: ModelTensor | None = None
-        self._n_total = len({slot.name for slot in slots.values()})
-        self._n_done = 0
+        self._places: dict[str, list[_Place]] = {}
+        self._missing_rows = {slot.name: shapes[slot.name][0] for slot in slots.values()}
+        self._lock = threading.Lock()
 
-    def write(self, label: str, value: np.ndarray[Any, Any]) -> int:
-        """Write the bytes of a constant; those of a placeholder come from the model."""
+    def place(self, label: str, value: np.ndarray[Any, Any]) -> int:
+        """Write a constant, or reserve room for a placeholder; give the offset of its record."""
         slot = self.slots.get(label)
         if slot is None:
             return self._blobs.write(value)
-        tensor = self._read(slot.name)
-        if isinstance(tensor, EncodedTensor):
-            _check(slot, tensor.shape if slot.part == "codes" else tensor.scales.shape, value)
-            blob_type = BlobType[tensor.encoding.kind.upper()]
-            if slot.part == "codes":
-                return self._blobs.write_codes(tensor.packed, blob_type)
-            if slot.part == "zero_points" and tensor.zero_points is not None:
-                flat = tensor.zero_points.reshape(1, -1)  # packed over the whole tensor
-                packed = pack_rows(flat, tensor.encoding.code_bits)
-                return self._blobs.write_codes(packed, blob_type)
-            return self._write_fp16(slot, tensor.scales)
-        _check(slot, tensor.shape, value)
-        if value.dtype == np.float32:
-            return self._blobs.write(tensor.values)
-        return self._write_fp16(slot, tensor.values)
+        encoding = self._encodings[slot.name]
+        if slot.part in ("codes", "zero_points"):
+            blob_type, n_bits = BlobType[encoding.kind.upper()], encoding.bits
+        else:
+            is_wide = value.dtype == np.float32
+            blob_type, n_bits = (BlobType.FP32, 32) if is_wide else (BlobType.FP16, 16)
+        offset = self._blobs.reserve(blob_type, (value.size * n_bits + 7) // 8)
+        row_bytes = value.size // value.shape[0] * n_bits / 8
+        self._places.setdefault(slot.name, []).append(_Place(slot, blob_type, offset, row_bytes))
+        return offset
 
-    def _write_fp16(self, slot: Slot, values: F32Array) -> int:
-        try:
-            return self._blobs.write_fp16(values)
-        except FormatError as error:
+    def put(self, tensor: ModelTensor, first_row: int) -> None:
+        """Write rows of a tensor."""
+        wanted = self._shapes.get(tensor.name)
+        is_declared = wanted is not None and (
+            tensor.encoding == self._encodings[tensor.name]
+            and tensor.shape[1:] == wanted[1:]
+            and first_row + tensor.shape[0] <= wanted[0]
+        )
+        if not is_declared:
             raise ExportError(
-                f"{slot.name}: {slot.part}",
-                got=error.got,
-                wanted=error.wanted,
+                f"{tensor.name}: shape and encoding",
+                got=f"{list(tensor.shape)} {tensor.encoding}",
+                wanted=f"{list(wanted or ())} {self._encodings.get(tensor.name)}",
                 do="Quantize the model again.",
-            ) from error
+            )
+        for place in self._places.get(tensor.name, ()):
+            data = _data_of(tensor, place)
+            self._blobs.fill(place.offset, data, int(first_row * place.row_bytes))
+        with self._lock:
+            self._missing_rows[tensor.name] -= tensor.shape[0]
 
-    def _read(self, name: str) -> ModelTensor:
-        if self._tensor is None or self._tensor.name != name:
-            self._tensor = None  # free the previous tensor before the next is read
-            self._tensor = self._model.get(name)
-            self._n_done += 1
-            self._progress(name, self._n_done, self._n_total)
-        return self._tensor
+    def close(self) -> None:
+        """Finish the file."""
+        wrong = [name for name, n_rows in self._missing_rows.items() if n_rows]
+        if wrong:
+            raise ExportError("tensors not written, or written twice", got=", ".join(wrong[:5]))
+        self._blobs.close()
+
+    def discard(self) -> None:
+        """Remove the file."""
+        self._blobs.discard()
 
 
-def _check(slot: Slot, shape: tuple[int, ...], placeholder: np.ndarray[Any, Any]) -> None:
-    if shape != placeholder.shape:
-        raise ExportError(f"{slot.name}: shape of {slot.part}", got=shape, wanted=placeholder.shape)
+def _data_of(tensor: ModelTensor, place: _Place) -> U8Array:
+    """Give what a blob holds of a tensor, as bytes."""
+    slot = place.slot
+    try:
+        match slot.part, tensor:
+            case "codes", EncodedTensor():
+                return signed_codes(tensor.packed, place.type)
+            case "scales", EncodedTensor():
+                return exact_fp16(tensor.scales)
+            case "zero_points", EncodedTensor(zero_points=zeros) if zeros is not None:
+                # Packed over the whole tensor: an even number of rows fills whole bytes.
+                return pack_rows(zeros.reshape(1, -1), tensor.encoding.code_bits)
+            case "values", FloatTensor():
+                if place.type is BlobType.FP32:
+                    return np.ascontiguousarray(tensor.values, "<f4").reshape(-1).view(np.uint8)
+                return exact_fp16(tensor.values)
+    except FormatError as error:
+        raise ExportError(
+            f"{slot.name}: {slot.part}",
+            got=error.got,
+            wanted=error.wanted,
+            do="Quantize the model again.",
+        ) from error
+    raise ExportError(f"{slot.name}: no {slot.part}", got=tensor.encoding)
 
 
 def _translate(load: Any, program: Any, weights: _WeightFile) -> Any:
@@ -162,10 +243,10 @@ def _translate(load: Any, program: Any, weights: _WeightFile) -> Any:
             return super().get_milproto_value(var)
 
         def create_file_value(self, var: Any) -> Any:
-            """Write a constant and point at it."""
+            """Write a constant, or reserve room for it, and point at it."""
             return helper.create_file_value_tensor(
                 file_name=BLOB_FILE_NAME,
-                offset=weights.write(var.name, var.val),
+                offset=weights.place(var.name, var.val),
                 dim=var.val.shape,
                 data_type=helper.types_to_proto_primitive(var.sym_type.get_primitive()),
             )

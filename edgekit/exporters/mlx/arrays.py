@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from edgekit.artifact import TensorEntry
 from edgekit.dtypes import DTYPES, DType, F32Array, U8Array
 from edgekit.encoding import Encoding
 from edgekit.errors import ExportError, FormatError
+from edgekit.exporters.arrays import Content, StoredArray, part_of
 from edgekit.exporters.mlx.config import CONFIG_NAME, quantization_of
 from edgekit.exporters.mlx.models import AttentionBias, ModelFile
 from edgekit.formats.floats import to_bf16, to_float32
@@ -28,7 +29,6 @@ from edgekit.quantize.model import EncodedTensor, FloatTensor, ModelTensor
 from edgekit.quantize.row_blocks import row_blocks
 from edgekit.tensors import TensorInfo
 
-_Scalar = TypeVar("_Scalar", bound=np.generic)
 _ATTENTION: Final = ("q", "k", "v", "o")
 _LARGEST: Final[Mapping[DType, float]] = MappingProxyType(
     {
@@ -62,44 +62,26 @@ class Slot:
     def encoding(self) -> Encoding | None:
         """The encoding of a matrix of codes, None for floats."""
         first = self.parts[0] if self.parts else None
-        return None if first is None or first.sha256 is None else Encoding.parse(first.encoding)
+        encoding = None if first is None else Encoding.parse(first.encoding)
+        return encoding if encoding is not None and encoding.is_quantized else None
 
-    def declare(self, dtype: DType) -> list[TensorInfo]:
-        """Name, shape and type of every array."""
+    def arrays(self, dtype: DType) -> list[StoredArray]:
+        """Plan the arrays that hold it; floats, scales and biases have type ``dtype``."""
+        names = tuple(part.name for part in self.parts)
         if self.encoding is None:
-            return [TensorInfo(f"{self.module}.{self.kind}", self.shape, dtype)]
+            info = TensorInfo(f"{self.module}.{self.kind}", self.shape, dtype)
+            return [StoredArray(info, Content.VALUES, names)]
         n_out, n_in = self.shape
-        per_group = (n_out, n_in // (self.encoding.block or n_in))
+        per_block = (n_out, self.encoding.n_blocks(n_in))
         words = (n_out, n_in * self.encoding.bits // 32)
-        return [
-            TensorInfo(f"{self.module}.weight", words, DType.UINT32),
-            TensorInfo(f"{self.module}.scales", per_group, dtype),
-            TensorInfo(f"{self.module}.biases", per_group, dtype),
+        planned = [
+            (f"{self.module}.weight", words, DType.UINT32, Content.CODES),
+            (f"{self.module}.scales", per_block, dtype, Content.SCALES),
+            (f"{self.module}.biases", per_block, dtype, Content.BIASES),
         ]
-
-    def encode(self, tensors: Sequence[ModelTensor], dtype: DType) -> list[NDArray[Any]]:
-        """Give the arrays of ``declare``, in its order, from the tensors of ``parts``.
-
-        Raises:
-            ExportError: A scale or bias is not exact in ``dtype``, a float is beyond its range,
-                or the parts of one module have different encodings.
-        """
-        if not self.parts:
-            return [narrow(np.zeros(self.shape, np.float32), dtype)]
-        codes = [tensor for tensor in tensors if isinstance(tensor, EncodedTensor)]
-        floats = [tensor for tensor in tensors if isinstance(tensor, FloatTensor)]
-        if (codes and floats) or len({tensor.encoding for tensor in codes}) > 1:
-            raise ExportError(
-                f"{self.module} holds {', '.join(t.name for t in tensors)} in one encoding",
-                got=", ".join(str(t.encoding) for t in tensors),
-                do="Export with a scheme that gives them one encoding.",
-            )
-        if floats:
-            return [_stack([_narrow_finite(tensor, dtype) for tensor in floats])]
         return [
-            _stack([tensor.packed.view("<u4") for tensor in codes]),
-            _stack([_narrow_exactly(tensor, tensor.scales, dtype) for tensor in codes]),
-            _stack([_narrow_exactly(tensor, tensor.biases(), dtype) for tensor in codes]),
+            StoredArray(TensorInfo(name, shape, stored), content, names)
+            for name, shape, stored, content in planned
         ]
 
     def decode(
@@ -110,7 +92,7 @@ class Slot:
         Raises:
             FormatError: The arrays or the config are not what an export writes.
         """
-        taken = [_take(arrays, info, where) for info in self.declare(DType.FP32)]
+        taken = [_take(arrays, stored.info, where) for stored in self.arrays(DType.FP32)]
         if not self.parts:
             if taken[0].any():
                 raise FormatError(f"{where}: {self.module}.{self.kind}", wanted="zeros")
@@ -121,9 +103,9 @@ class Slot:
             rows = slice(first, first + part.shape[0])
             first = rows.stop
             encoding = Encoding.parse(part.encoding)
-            if part.sha256 is None:
+            if not encoding.is_quantized:
                 yield FloatTensor(part.name, encoding, taken[0][rows].astype(np.float32))
-            elif said != (encoding.bits, encoding.block):
+            elif said != Encoding(f"int{encoding.bits}", encoding.block):
                 raise FormatError(
                     f"{where}: {part.name}: {CONFIG_NAME} quantization", got=said, wanted=encoding
                 )
@@ -143,6 +125,21 @@ def plan_slots(file: ModelFile, entries: Iterable[TensorEntry]) -> tuple[Slot, .
         parts.setdefault((file.module_of(entry.name), kind), []).append(entry)
     slots = [_slot(module, kind, tuple(held)) for (module, kind), held in parts.items()]
     return (*slots, *_zero_biases(file, slots))
+
+
+def encode(tensor: ModelTensor, stored: StoredArray) -> NDArray[Any]:
+    """Give the rows that an array holds of a tensor, in the form in which the file holds them.
+
+    Raises:
+        ExportError: A scale or bias is not exact in the type of the array, or a float is beyond
+            its range.
+    """
+    part, dtype = part_of(tensor, stored), stored.info.dtype
+    if stored.content is Content.CODES:
+        return part.view("<u4")
+    if isinstance(tensor, FloatTensor):
+        return _narrow_finite(tensor, dtype)
+    return _narrow_exactly(tensor, part, dtype)
 
 
 def is_within(values: F32Array, dtype: DType) -> bool:
@@ -168,17 +165,24 @@ def narrow(values: F32Array, dtype: DType) -> NDArray[Any]:
 
 def _slot(module: str, kind: str, parts: tuple[TensorEntry, ...]) -> Slot:
     n_dims = 1 if kind == "bias" else len(parts[0].shape)
+    encodings = [Encoding.parse(part.encoding) for part in parts]
+    stored = {encoding if encoding.is_quantized else None for encoding in encodings}
     is_sound = n_dims in (1, 2) and all(
         len(part.shape) == n_dims
         and part.shape[1:] == parts[0].shape[1:]
-        and (part.sha256 is None) == (parts[0].sha256 is None)
-        and (part.sha256 is None or n_dims == 2)
-        for part in parts
+        and (n_dims == 2 or not encoding.is_quantized)
+        for part, encoding in zip(parts, encodings, strict=True)
     )
     if not is_sound:
         raise FormatError(
             f"{module}.{kind}: weights that do not form one matrix or vector",
             got=", ".join(f"{part.name} {part.shape} {part.encoding}" for part in parts),
+        )
+    if len(stored) > 1:
+        raise ExportError(
+            f"{module} holds {', '.join(part.name for part in parts)} in one encoding",
+            got=", ".join(part.encoding for part in parts),
+            do="Export with a scheme that gives them one encoding.",
         )
     n_rows = sum(part.shape[0] for part in parts)
     return Slot(module, kind, (n_rows, *parts[0].shape[1:]), parts)
@@ -194,10 +198,6 @@ def _zero_biases(file: ModelFile, slots: Sequence[Slot]) -> Iterator[Slot]:
     for slot in attention if has_bias else ():
         if slot.module not in has_bias:
             yield Slot(slot.module, "bias", slot.shape[:1], ())
-
-
-def _stack(arrays: Sequence[NDArray[_Scalar]]) -> NDArray[_Scalar]:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _narrow_finite(tensor: FloatTensor, dtype: DType) -> NDArray[Any]:

@@ -272,8 +272,10 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
 
 
-def quantization_of(config: Mapping[str, Any], module: str) -> tuple[int, int] | None:
-    """Give bits and block in which mlx-lm reads a module: its own entry, else the common one.
+def quantization_of(config: Mapping[str, Any], module: str) -> Encoding | None:
+    """Give bits and block in which mlx-lm reads a module, as symmetric codes.
+
+    That is its own entry, else the common one; whether there are zero points only the arrays say.
 
     Raises:
         FormatError: The config states what edgekit does not write.
@@ -285,8 +287,7 @@ def quantization_of(config: Mapping[str, Any], module: str) -> tuple[int, int] |
     try:
         if own.get("mode", "affine") != "affine":
             raise FormatError(f"{CONFIG_NAME}: {module}: mode", got=own["mode"], wanted="affine")
-        encoding = Encoding(f"int{own['bits']}", own["group_size"])
-        return encoding.bits, int(own["group_size"])
+        return Encoding(f"int{own['bits']}", own["group_size"])
     except (KeyError, AttributeError, TypeError, UsageError) as error:
         raise FormatError(f"{CONFIG_NAME}: quantization of {module}", got=own) from error
 

@@ -25,9 +25,10 @@ from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.dtypes import DType
 from edgekit.encoding import FP16, Encoding
 from edgekit.errors import ExportError, FormatError
-from edgekit.exporters.base import ExportOptions, SizeEstimate, Written
+from edgekit.exporters.arrays import ArrayFile, StoredArray
+from edgekit.exporters.base import ExportOptions, Sink, SizeEstimate, Written
 from edgekit.exporters.context import ContextRange
-from edgekit.exporters.mlx.arrays import SCALE_BYTES, is_within, plan_slots
+from edgekit.exporters.mlx.arrays import SCALE_BYTES, encode, is_within, narrow, plan_slots
 from edgekit.exporters.mlx.config import (
     CONFIG_NAME,
     TORCH_DTYPES,
@@ -45,9 +46,8 @@ from edgekit.exporters.mlx.models import (
 )
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.floats import to_float32
-from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter, file_bytes
+from edgekit.formats.safetensors import SafetensorsFile, file_bytes
 from edgekit.lazy import require
-from edgekit.progress import Progress
 from edgekit.quantize.memory_estimate import largest_handled_bytes
 from edgekit.quantize.model import (
     FloatTensor,
@@ -56,7 +56,6 @@ from edgekit.quantize.model import (
     QuantizedModel,
     encodings_of,
 )
-from edgekit.quantize.row_blocks import row_blocks
 
 WEIGHTS_NAME: Final = "model.safetensors"
 _METADATA: Final = {"format": "mlx"}
@@ -95,52 +94,24 @@ class MlxExporter:
         chosen = _chosen_file(model.spec)
         dtype = _float_dtype(model)
         slots = plan_slots(chosen.file, model.entries)
-        infos = [info for slot in slots for info in slot.declare(dtype)]
+        infos = [stored.info for slot in slots for stored in slot.arrays(dtype)]
         return SizeEstimate(
             file_bytes(infos, metadata=_METADATA),
             largest_handled_bytes(model.entries, scale_bytes=SCALE_BYTES),
         )
 
-    def write(
-        self, model: QuantizedModel, folder: Path, options: ExportOptions, progress: Progress
-    ) -> Written:
-        """Write the folder; one module is in memory at a time.
+    def open(self, model: QuantizedModel, folder: Path, options: ExportOptions) -> Sink:
+        """Begin an artifact.
 
         Raises:
-            ExportError: mlx-lm does not compute the decoder, a scale or a float does not fit the
-                float type, or the source's config is unreadable.
+            ExportError: mlx-lm does not compute the decoder, or the source's config is unreadable.
             UsageError: More context than the artifact can hold.
+            OSError: A file cannot be written.
         """
         chosen = _chosen_file(model.spec)
         positions = self.positions(model.spec)
-        context_length = positions.choose(options.context_length, self.format.value)
-        dtype, notes = _dtype_that_holds(model)
-        write_config(folder, make_config(chosen, model.spec, model.entries, dtype))
-        for name, path in model.assets.items():
-            if name != CONFIG_NAME:
-                shutil.copyfile(path, folder / name)
-        slots = plan_slots(chosen.file, model.entries)
-        infos = [info for slot in slots for info in slot.declare(dtype)]
-        n_rounded = n_done = 0
-        with SafetensorsWriter(folder / WEIGHTS_NAME, infos, metadata=_METADATA) as writer:
-            for slot in slots:
-                tensors: list[ModelTensor] = []
-                for entry in slot.parts:
-                    progress("mlx weights", n_done, len(model.entries))
-                    tensors.append(model.get(entry.name))
-                    n_done += 1
-                arrays = slot.encode(tensors, dtype)
-                for info, array in zip(slot.declare(dtype), arrays, strict=True):
-                    writer.append(info.name, array)
-                if slot.encoding is None:
-                    n_rounded += _count_rounded(tensors, arrays[0], dtype)
-        progress("mlx weights", len(model.entries), len(model.entries))
-        settings = {
-            "float_dtype": TORCH_NAMES[dtype],
-            "n_rounded_float_tensors": n_rounded,
-            "mode": "affine",
-        }
-        return Written(context_length, {"numpy": np.__version__}, settings, notes)
+        n_positions = positions.choose(options.context_length, self.format.value)
+        return _MlxSink(model, folder, chosen, n_positions)
 
     def recover(self, artifact: Artifact) -> Iterator[ModelTensor]:
         """Re-read every tensor with ``mlx.core.load``, in the order of the manifest.
@@ -194,7 +165,7 @@ def _float_dtype(model: ModelOutline) -> DType:
 
 
 def _has_codes(model: ModelOutline) -> bool:
-    return any(entry.sha256 is not None for entry in model.entries)
+    return any(e.is_quantized for e in encodings_of(model.entries).values())
 
 
 def _dtype_that_holds(model: QuantizedModel) -> tuple[DType, tuple[str, ...]]:
@@ -206,8 +177,8 @@ def _dtype_that_holds(model: QuantizedModel) -> tuple[DType, tuple[str, ...]]:
     """
     dtype = _float_dtype(model)
     if dtype is DType.FP16 and _has_codes(model):
-        for entry in model.entries:
-            tensor = model.get(entry.name) if entry.sha256 is None else None
+        for name, encoding in encodings_of(model.entries).items():
+            tensor = None if encoding.is_quantized else model.get(name)
             if isinstance(tensor, FloatTensor) and not is_within(tensor.values, dtype):
                 largest = np.abs(tensor.values).max()
                 return DType.BF16, (
@@ -217,18 +188,58 @@ def _dtype_that_holds(model: QuantizedModel) -> tuple[DType, tuple[str, ...]]:
     return dtype, ()
 
 
-def _count_rounded(tensors: list[ModelTensor], array: NDArray[Any], dtype: DType) -> int:
-    """Count the float tensors, in rows one after another in ``array``, that were rounded."""
-    n_rounded = first = 0
-    for tensor in tensors:
+class _MlxSink:
+    """An MLX artifact that is being written; satisfies ``Sink``."""
+
+    def __init__(
+        self, model: QuantizedModel, folder: Path, chosen: ChosenFile, n_positions: int
+    ) -> None:
+        self._n_positions = n_positions
+        self._dtype, self._notes = _dtype_that_holds(model)
+        self._rounded: set[str] = set()
+        slots = plan_slots(chosen.file, model.entries)
+        arrays = [stored for slot in slots for stored in slot.arrays(self._dtype)]
+        write_config(folder, make_config(chosen, model.spec, model.entries, self._dtype))
+        for name, path in model.assets.items():
+            if name != CONFIG_NAME:
+                shutil.copyfile(path, folder / name)
+        shapes = {entry.name: entry.shape for entry in model.entries}
+        zeros = {
+            stored.info.name: narrow(np.zeros(stored.info.shape, np.float32), self._dtype)
+            for stored in arrays
+            if not stored.sources
+        }
+        path = folder / WEIGHTS_NAME
+        self._file = ArrayFile(
+            path, arrays, shapes, self._encode, constants=zeros, metadata=_METADATA
+        )
+
+    def put(self, tensor: ModelTensor, first_row: int = 0) -> None:
+        """Write rows of a tensor."""
+        self._file.put(tensor, first_row)
+
+    def finish(self) -> Written:
+        """Close the file."""
+        self._file.close()
+        settings = {
+            "float_dtype": TORCH_NAMES[self._dtype],
+            "n_rounded_float_tensors": len(self._rounded),
+            "mode": "affine",
+        }
+        versions = {"numpy": np.__version__}
+        return Written(self._n_positions, versions, settings, self._notes)
+
+    def discard(self) -> None:
+        """Close what is open; the caller removes the folder."""
+        self._file.discard()
+
+    def _encode(self, tensor: ModelTensor, stored: StoredArray) -> NDArray[Any]:
+        """Give the rows that an array holds, and note the float tensors that were rounded."""
+        rows = encode(tensor, stored)
         if isinstance(tensor, FloatTensor):
-            stored = array[first : first + tensor.shape[0]]
-            n_rounded += not all(
-                np.array_equal(to_float32(stored[part], dtype), tensor.values[part])
-                for part in row_blocks(tensor.shape)
-            )
-            first += tensor.shape[0]
-    return n_rounded
+            is_exact = np.array_equal(to_float32(rows, self._dtype), tensor.values)
+            self._rounded |= set() if is_exact else {tensor.name}
+        return rows
 
 
 def _load_arrays(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from edgekit.artifact import Artifact, Format
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.encoding import Encoding
 from edgekit.errors import ExportError
-from edgekit.exporters.base import ExportOptions, SizeEstimate, Written
+from edgekit.exporters.base import ExportOptions, Sink, SizeEstimate, Written
 from edgekit.exporters.context import ContextRange, usual_length
 from edgekit.exporters.onnx.activations import (
     ACCURACY_LEVEL,
@@ -30,18 +30,14 @@ from edgekit.exporters.onnx.graph import IR_VERSION, OPSET, GraphBuilder
 from edgekit.exporters.onnx.recover import recover_tensors
 from edgekit.exporters.onnx.weights import (
     WEIGHTS_NAME,
-    make_tables,
+    open_weights,
     plan_arrays,
     plan_linears,
-    read_offsets,
     weight_file_bytes,
-    write_weights,
 )
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.onnx_io import GRAPH_NAME
-from edgekit.formats.safetensors import SafetensorsFile
 from edgekit.lazy import require
-from edgekit.progress import Progress
 from edgekit.quantize.memory_estimate import largest_handled_bytes
 from edgekit.quantize.model import ModelOutline, ModelTensor, QuantizedModel, encodings_of
 
@@ -82,50 +78,21 @@ class OnnxExporter:
             tables + largest_handled_bytes(model.entries),
         )
 
-    def write(
-        self, model: QuantizedModel, folder: Path, options: ExportOptions, progress: Progress
-    ) -> Written:
-        """Write all files of the artifact except the manifest; the graph comes last.
+    def open(self, model: QuantizedModel, folder: Path, options: ExportOptions) -> Sink:
+        """Begin an artifact.
 
         Raises:
             ExportError: The format cannot hold the model.
             OSError: A file cannot be written.
         """
         spec = model.spec
-        encodings = encodings_of(model.entries)
-        decision = self.supports(spec, encodings)
+        decision = self.supports(spec, encodings_of(model.entries))
         if isinstance(decision, Rejected):
             raise ExportError("ONNX cannot hold this model", got=decision.reason)
-        n_positions = self._n_positions(spec, options)
-        missing = sorted(set(spec.weight_shapes()) - set(encodings))
+        missing = sorted(set(spec.weight_shapes()) - {entry.name for entry in model.entries})
         if missing:
             raise ExportError("the model lacks tensors", got=", ".join(missing))
-        arrays = plan_arrays(spec, encodings, n_positions)
-        tables = make_tables(spec, n_positions)
-        write_weights(folder / WEIGHTS_NAME, arrays, model, tables, progress)
-        with SafetensorsFile(folder / WEIGHTS_NAME) as weights:
-            offsets = read_offsets(weights, arrays)
-        precision = plan_precision(spec, model.entries)
-        terms = terms_of(precision)
-        graph = GraphBuilder(spec, encodings, arrays, offsets, n_positions, terms).build()
-        config = genai_config(spec, GRAPH_NAME, n_positions)
-        for name, source in model.assets.items():
-            shutil.copyfile(source, folder / name)
-        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        (folder / GENAI_NAME).write_text(text, encoding="utf-8")
-        (folder / GRAPH_NAME).write_bytes(graph.SerializeToString(deterministic=True))
-        return Written(
-            context_length=n_positions,
-            tool_versions={"onnx": require("onnx").__version__},
-            settings={
-                "opset": OPSET,
-                "ir_version": IR_VERSION,
-                "accuracy_level": ACCURACY_LEVEL,
-                "activations": "fp32",
-                "matmuls": describe_precision(precision, plan_linears(spec, encodings, terms)),
-                "weights_file": WEIGHTS_NAME,
-            },
-        )
+        return _OnnxSink(model, folder, self._n_positions(spec, options))
 
     def recover(self, artifact: Artifact) -> Iterator[ModelTensor]:
         """Re-read every tensor with the onnx library, one at a time, in file order.
@@ -139,3 +106,53 @@ class OnnxExporter:
 
     def _n_positions(self, spec: DecoderSpec, options: ExportOptions) -> int:
         return self.positions(spec).choose(options.context_length, self.format.value)
+
+
+class _OnnxSink:
+    """An ONNX artifact that is being written; the graph comes last. Satisfies ``Sink``."""
+
+    def __init__(self, model: QuantizedModel, folder: Path, n_positions: int) -> None:
+        self._model = model
+        self._folder = folder
+        self._n_positions = n_positions
+        self._encodings = encodings_of(model.entries)
+        self._arrays = plan_arrays(model.spec, self._encodings, n_positions)
+        path = folder / WEIGHTS_NAME
+        self._weights = open_weights(path, self._arrays, model.spec, n_positions)
+
+    def put(self, tensor: ModelTensor, first_row: int = 0) -> None:
+        """Write rows of a tensor."""
+        self._weights.put(tensor, first_row)
+
+    def finish(self) -> Written:
+        """Write everything but the weights."""
+        spec, n_positions = self._model.spec, self._n_positions
+        self._weights.close()
+        offsets = {item.info.name: self._weights.offset(item.info.name) for item in self._arrays}
+        precision = plan_precision(spec, self._model.entries)
+        terms = terms_of(precision)
+        builder = GraphBuilder(spec, self._encodings, self._arrays, offsets, n_positions, terms)
+        graph = builder.build()
+        config = genai_config(spec, GRAPH_NAME, n_positions)
+        for name, source in self._model.assets.items():
+            shutil.copyfile(source, self._folder / name)
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (self._folder / GENAI_NAME).write_text(text, encoding="utf-8")
+        (self._folder / GRAPH_NAME).write_bytes(graph.SerializeToString(deterministic=True))
+        linears = plan_linears(spec, self._encodings, terms)
+        return Written(
+            context_length=n_positions,
+            tool_versions={"onnx": require("onnx").__version__},
+            settings={
+                "opset": OPSET,
+                "ir_version": IR_VERSION,
+                "accuracy_level": ACCURACY_LEVEL,
+                "activations": "fp32",
+                "matmuls": describe_precision(precision, linears),
+                "weights_file": WEIGHTS_NAME,
+            },
+        )
+
+    def discard(self) -> None:
+        """Close what is open; the caller removes the folder."""
+        self._weights.discard()

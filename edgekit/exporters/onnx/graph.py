@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from edgekit.encoding import FP16, Encoding
+from edgekit.exporters.arrays import Content, StoredArray
 from edgekit.exporters.onnx.attention import AttentionBuilder
 from edgekit.exporters.onnx.ops import MICROSOFT, GraphWriter, Matmuls, Norms
-from edgekit.exporters.onnx.weights import Content, Stored, plan_linears
+from edgekit.exporters.onnx.weights import plan_linears
 from edgekit.families.spec import Activation, DecoderSpec, NormPlacement
 from edgekit.formats.onnx_io import INPUT_IDS, LOGITS, LOGITS_START, GraphPorts
 from edgekit.lazy import require
@@ -39,7 +40,7 @@ class GraphBuilder:
         self,
         spec: DecoderSpec,
         encodings: Mapping[str, Encoding],
-        arrays: Sequence[Stored],
+        arrays: Sequence[StoredArray],
         offsets: Mapping[str, int],
         n_positions: int,
         n_terms: Mapping[str, int],

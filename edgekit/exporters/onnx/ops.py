@@ -15,8 +15,9 @@ import numpy as np
 
 from edgekit.dtypes import DType
 from edgekit.encoding import FP16
+from edgekit.exporters.arrays import StoredArray
 from edgekit.exporters.onnx.activations import ACCURACY_LEVEL
-from edgekit.exporters.onnx.weights import WEIGHTS_NAME, Linear, Stored
+from edgekit.exporters.onnx.weights import WEIGHTS_NAME, Linear
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.onnx_io import Port
 from edgekit.lazy import require
@@ -35,7 +36,7 @@ class GraphWriter:
         offsets: First byte of each array in it.
     """
 
-    def __init__(self, arrays: Sequence[Stored], offsets: Mapping[str, int]) -> None:
+    def __init__(self, arrays: Sequence[StoredArray], offsets: Mapping[str, int]) -> None:
         self._onnx = require("onnx")
         self._helper = require("onnx.helper")
         self.arrays = {stored.info.name: stored for stored in arrays}

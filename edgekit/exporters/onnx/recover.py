@@ -20,12 +20,11 @@ from edgekit.artifact import Artifact
 from edgekit.dtypes import U8Array
 from edgekit.encoding import FP16, Encoding
 from edgekit.errors import FormatError, UsageError
+from edgekit.exporters.arrays import Content, StoredArray
 from edgekit.exporters.onnx.activations import plan_precision, terms_of
 from edgekit.exporters.onnx.graph import GraphBuilder
 from edgekit.exporters.onnx.weights import (
-    Content,
     Linear,
-    Stored,
     make_tables,
     plan_arrays,
     plan_linears,
@@ -363,7 +362,7 @@ def _check_aliases(weights: _ExternalArrays, linears: tuple[Linear, ...]) -> Non
 
 def _read_tensor(
     weights: _ExternalArrays,
-    arrays: tuple[Stored, ...],
+    arrays: tuple[StoredArray, ...],
     name: str,
     encoding: Encoding,
     spec: DecoderSpec,

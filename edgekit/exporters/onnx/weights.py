@@ -2,7 +2,7 @@
 
 The weight file is a valid safetensors file that onnxruntime maps as external data, so other
 runtimes can read the same bytes. Its content is planned from shapes and encodings before any weight
-is read; ``write_weights`` then holds one array at a time. This module knows nothing about graphs.
+is read. This module knows nothing about graphs.
 
 Besides the weights it holds tables indexed by position: cosines and sines of every rotary encoding
 in use, and the attention temperature. LongRoPE has two sets of angles; both are in one table, so
@@ -11,7 +11,6 @@ changing from one to the other changes an index, not a table.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +22,13 @@ from numpy.typing import NDArray
 
 from edgekit.dtypes import DTYPES, DType, F32Array
 from edgekit.encoding import FP16, FP32, Encoding
-from edgekit.errors import ExportError, FormatError
+from edgekit.exporters.arrays import ArrayFile, Content, StoredArray, part_of, with_padding
 from edgekit.families.rope import attention_temperatures, rope_tables
 from edgekit.families.rope_spec import LongRopeScaling, RopeSpec
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.packing import pack_rows
-from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter, file_bytes
-from edgekit.progress import Progress
-from edgekit.quantize.model import EncodedTensor, ModelTensor, QuantizedModel
+from edgekit.formats.safetensors import file_bytes
+from edgekit.quantize.model import ModelTensor
 from edgekit.tensors import TensorInfo
 
 WEIGHTS_NAME: Final = "weights.safetensors"
@@ -38,30 +36,6 @@ ATTENTION_TEMPERATURE: Final = "attention_temperatures"
 ALIGN_BYTES: Final = 64
 _NO_TERMS: Final[Mapping[str, int]] = MappingProxyType({})
 _METADATA: Final = {"format": "onnx", "producer": "edgekit"}
-
-
-class Content(enum.Enum):
-    """Which part of its sources a stored array holds."""
-
-    CODES = "codes"
-    SCALES = "scales"
-    ZERO_POINTS = "zero_points"
-    VALUES = "values"
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """One array of the weight file.
-
-    Attributes:
-        info: Name (in the file and of the ONNX initializer), shape and type as stored.
-        content: Which part of the sources it holds.
-        sources: Canonical names whose rows it stacks, in order; empty for the tables.
-    """
-
-    info: TensorInfo
-    content: Content
-    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +114,7 @@ def plan_linears(
 
 def plan_arrays(
     spec: DecoderSpec, encodings: Mapping[str, Encoding], n_positions: int
-) -> tuple[Stored, ...]:
+) -> tuple[StoredArray, ...]:
     """Plan the arrays of the weight file, in file order.
 
     Args:
@@ -164,101 +138,50 @@ def plan_arrays(
     return (*arrays, *(_values(name, shape, ()) for name, shape in tables.items()))
 
 
-def weight_file_bytes(arrays: tuple[Stored, ...]) -> int:
+def weight_file_bytes(arrays: tuple[StoredArray, ...]) -> int:
     """Give the exact size of the weight file that holds these arrays."""
-    infos = [info for stored in arrays for info in _with_padding(stored.info)]
+    infos = [info for stored in arrays for info in with_padding(stored.info, ALIGN_BYTES)]
     return file_bytes(infos, metadata=_METADATA, alignment=ALIGN_BYTES)
 
 
-def write_weights(
-    path: Path,
-    arrays: tuple[Stored, ...],
-    model: QuantizedModel,
-    tables: Mapping[str, F32Array],
-    progress: Progress,
-) -> None:
-    """Write the weight file, holding the sources of one array at a time.
+def open_weights(
+    path: Path, arrays: tuple[StoredArray, ...], spec: DecoderSpec, n_positions: int
+) -> ArrayFile:
+    """Begin the weight file, and write its tables.
 
     Args:
         path: The file to make.
-        arrays: From ``plan_arrays`` for this model.
-        model: Read tensor by tensor.
-        tables: The arrays without sources, by name.
-        progress: Told after every array.
+        arrays: From ``plan_arrays`` for this decoder.
+        spec: The decoder.
+        n_positions: Positions the artifact holds.
 
     Raises:
-        ExportError: A tensor is not what its entry says.
         OSError: The file cannot be written.
     """
-    infos = [info for stored in arrays for info in _with_padding(stored.info)]
-    held: dict[str, ModelTensor] = {}
-    try:
-        with SafetensorsWriter(path, infos, metadata=_METADATA, alignment=ALIGN_BYTES) as writer:
-            for n_done, stored in enumerate(arrays, start=1):
-                # Codes and scales of the same sources follow each other: read once for both.
-                if tuple(held) != stored.sources:
-                    held.clear()
-                    held.update((name, model.get(name)) for name in stored.sources)
-                name = stored.info.name
-                writer.append(name, _joined(held, stored) if held else tables[name])
-                for padding in _with_padding(stored.info)[1:]:
-                    writer.append(padding.name, bytes(padding.n_bytes))
-                progress("write weights", n_done, len(arrays))
-    except FormatError as error:
-        raise ExportError(
-            "the model is not what its entries say",
-            got=error.what,
-            do="Quantize the checkpoint again.",
-        ) from error
-
-
-def read_offsets(weights: SafetensorsFile, arrays: tuple[Stored, ...]) -> dict[str, int]:
-    """Give the first byte of every array, counted from the start of the weight file.
-
-    Raises:
-        FormatError: The file does not hold exactly these arrays, in this order.
-    """
-    wanted = [info for stored in arrays for info in _with_padding(stored.info)]
-    found = [tensor.info for tensor in weights.tensors.values()]
-    if found != wanted:
-        differing = [info.name for info in wanted if info not in found]
-        raise FormatError(
-            f"{weights.path}: arrays differ from what the exporter writes",
-            got=", ".join(differing[:5]) or "others, or in another order",
-            do="Export the model again.",
-        )
-    # Safetensors data run to the end of the file without a gap.
-    data_start = weights.path.stat().st_size - sum(info.n_bytes for info in wanted)
-    return {name: data_start + tensor.begin for name, tensor in weights.tensors.items()}
-
-
-def _joined(tensors: Mapping[str, ModelTensor], stored: Stored) -> NDArray[Any]:
-    """Give the rows of all sources in the form in which the file holds them."""
-    parts = [_raw(tensor, stored) for tensor in tensors.values()]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _raw(tensor: ModelTensor, stored: Stored) -> NDArray[Any]:
-    """Give what ``stored`` holds of a tensor, in the form in which the file holds it."""
-    if isinstance(tensor, EncodedTensor):
-        if stored.content is Content.CODES:
-            return tensor.packed
-        if stored.content is Content.SCALES:
-            return tensor.scales.astype("<f4", copy=False)
-        if stored.content is Content.ZERO_POINTS and tensor.zero_points is not None:
-            return pack_rows(tensor.zero_points, tensor.encoding.code_bits)
-    elif stored.content is Content.VALUES:
-        return tensor.values.astype(DTYPES[stored.info.dtype].numpy, copy=False)
-    raise ExportError(
-        f"{tensor.name} is stored as {tensor.encoding}",
-        wanted=f"{stored.content.value} for {stored.info.name}",
-        do="Quantize the checkpoint again.",
+    shapes = spec.weight_shapes()
+    tables = make_tables(spec, n_positions)
+    return ArrayFile(
+        path,
+        arrays,
+        shapes,
+        _encode,
+        constants=tables,
+        metadata=_METADATA,
+        alignment=ALIGN_BYTES,
     )
+
+
+def _encode(tensor: ModelTensor, stored: StoredArray) -> NDArray[Any]:
+    """Give the rows that an array holds of a tensor, in the form in which the file holds them."""
+    part = part_of(tensor, stored)
+    if stored.content is Content.ZERO_POINTS:
+        return pack_rows(part, tensor.encoding.code_bits)
+    return part.astype(DTYPES[stored.info.dtype].numpy, copy=False)
 
 
 def _matrix(
     name: str, sources: tuple[str, ...], shape: tuple[int, ...], encoding: Encoding
-) -> Iterator[Stored]:
+) -> Iterator[StoredArray]:
     n_out, n_in = shape
     if encoding.block is None:
         dtype = {FP32: DType.FP32, FP16: DType.FP16}[encoding]
@@ -267,26 +190,18 @@ def _matrix(
     codes = TensorInfo(f"{name}.codes", (n_out, n_in * encoding.bits // 8), DType.UINT8)
     n_blocks = encoding.n_blocks(n_in)
     scales = TensorInfo(f"{name}.scales", (n_out, n_blocks), DType.FP32)
-    yield Stored(codes, Content.CODES, sources)
-    yield Stored(scales, Content.SCALES, sources)
+    yield StoredArray(codes, Content.CODES, sources)
+    yield StoredArray(scales, Content.SCALES, sources)
     if encoding.has_zero_points:
         shape = (n_out, -(-n_blocks * encoding.bits // 8))  # each row is packed by itself
         zeros = TensorInfo(f"{name}.zero_points", shape, DType.UINT8)
-        yield Stored(zeros, Content.ZERO_POINTS, sources)
+        yield StoredArray(zeros, Content.ZERO_POINTS, sources)
 
 
 def _values(
     name: str, shape: tuple[int, ...], sources: tuple[str, ...], dtype: DType = DType.FP32
-) -> Stored:
-    return Stored(TensorInfo(name, shape, dtype), Content.VALUES, sources)
-
-
-def _with_padding(info: TensorInfo) -> tuple[TensorInfo, ...]:
-    """Add filler after an array that ends off the 64-byte grid; safetensors allows no gaps."""
-    n_padding = -info.n_bytes % ALIGN_BYTES
-    if not n_padding:
-        return (info,)
-    return (info, TensorInfo(f"padding.{info.name}", (n_padding,), DType.UINT8))
+) -> StoredArray:
+    return StoredArray(TensorInfo(name, shape, dtype), Content.VALUES, sources)
 
 
 @dataclass(frozen=True, slots=True)

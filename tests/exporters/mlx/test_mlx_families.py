@@ -340,7 +340,7 @@ def test_a_refused_decoder_is_not_written(tmp_path, specs):
     model = memory_model(replace(specs["qwen3"], has_qkv_bias=True))
     (tmp_path / "a").mkdir()
     with pytest.raises(ExportError, match="there is no attention_bias"):
-        MlxExporter().write(model, tmp_path / "a", ExportOptions(), lambda *_: None)
+        MlxExporter().open(model, tmp_path / "a", ExportOptions())
     assert list((tmp_path / "a").iterdir()) == []
 
 
