@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from edgekit.errors import EdgekitError, NoFitError
 from edgekit.lazy import UntestedVersionWarning, require
-from edgekit.progress import Progress
+from edgekit.progress import Progress, TimeLeft, format_left
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -105,15 +106,22 @@ class Output:
             rich_progress.BarColumn(bar_width=30),
             rich_progress.TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             rich_progress.TimeElapsedColumn(),
+            rich_progress.TextColumn("{task.fields[left]}"),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
         with bar:
-            task = bar.add_task("starting", total=1)
-            yield lambda what, done, total: bar.update(
-                task, description=what[:48], completed=done, total=max(1, total)
-            )
+            task = bar.add_task("starting", total=1, left="")
+            time_left = TimeLeft()
+
+            def show(what: str, done: int, total: int) -> None:
+                left = format_left(time_left.report(time.monotonic(), done, total))
+                bar.update(
+                    task, description=what[:48], completed=done, total=max(1, total), left=left
+                )
+
+            yield show
 
 
 def _write(stream: TextIO, text: str) -> None:

@@ -59,6 +59,7 @@ _HELD_OUT: Final = 8
 """One of so many sequences measures the output error for ``auto`` and makes no codes."""
 _KEY: Final = "key"
 _METHOD: Final = "method "
+_OUTPUT: Final = "output"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,6 +85,7 @@ class CalibratedCodes:
             return _read_tensor(file, plan)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # statistics that are no numbers are refused
 def quantize_layers(
     source: SourceModel,
     plans: Sequence[TensorPlan],
@@ -95,7 +97,7 @@ def quantize_layers(
     n_threads: int = 1,
     progress: Progress = ignore_progress,
 ) -> CalibratedCodes:
-    """Quantize the matrices of all layers on a calibration text.
+    """Quantize the matrices of all layers, and a 4-bit output matrix, on a calibration text.
 
     Args:
         source: The float model.
@@ -106,7 +108,8 @@ def quantize_layers(
         folder: Where the files of finished layers lie; a run of the same inputs goes on there.
         method: ``IMPORTANCE``, ``GPTQ`` or ``AUTO``.
         n_threads: Threads to round with.
-        progress: Called as ``progress("calibrate and quantize", n_done, n_layers)``.
+        progress: Called as ``progress("calibrate and quantize", n_done, n_total)`` after each
+            layer and the output matrix.
 
     Raises:
         QuantError: A weight cannot be held, or the model computes no finite numbers on the text.
@@ -118,28 +121,25 @@ def quantize_layers(
     place = folder / key[:32]
     place.mkdir(parents=True, exist_ok=True)
     run = _Run(source, plans, scales, method, n_threads)
-    layers = [
-        [plan for plan in run.made if plan.name.startswith(f"layers.{layer}.")]
-        for layer in range(source.spec.n_layers)
-    ]
-    files = [place / f"layer-{layer:04d}.safetensors" for layer in range(len(layers))]
-    is_done = [_holds(path, key, made) for path, made in zip(files, layers, strict=True)]
-    n_needed = len(layers) - next(
-        (i for i, done in enumerate(is_done[::-1]) if not done), len(layers)
-    )
+    pieces = run.pieces()
+    files = {piece: place / f"{piece}.safetensors" for piece in pieces}
+    is_done = [_holds(files[piece], key, made) for piece, made in pieces.items()]
+    n_needed = max((i + 1 for i, done in enumerate(is_done) if not done), default=0)
     residuals = run.embed_text(text) if n_needed else []
-    for layer in range(n_needed):
-        if is_done[layer]:
-            with contextlib.closing(SafetensorsFile(files[layer])) as file:
-                tensors = {plan.name: _read_tensor(file, plan) for plan in layers[layer]}
-            residuals = run.run_text(layer, residuals, tensors)
+    for i, (piece, made) in enumerate(list(pieces.items())[:n_needed]):
+        if is_done[i]:
+            with contextlib.closing(SafetensorsFile(files[piece])) as file:
+                tensors = {plan.name: _read_tensor(file, plan) for plan in made}
+            residuals = run.run_text(i, residuals, tensors)
+        elif piece == _OUTPUT:
+            _write_piece(files[piece], key, *run.quantize_output(made[0], residuals))
         else:
-            tensors, methods, residuals = run.quantize_layer(layer, residuals)
-            _write_layer(files[layer], key, tensors, methods)
-        progress("calibrate and quantize", layer + 1, len(layers))
+            tensors, methods, residuals = run.quantize_layer(i, residuals)
+            _write_piece(files[piece], key, tensors, methods)
+        progress("calibrate and quantize", i + 1, len(pieces))
     return CalibratedCodes(
-        {plan.name: path for path, made in zip(files, layers, strict=True) for plan in made},
-        {name: chosen for path in files for name, chosen in _methods_in(path).items()},
+        {plan.name: files[piece] for piece, made in pieces.items() for plan in made},
+        {name: item for path in files.values() for name, item in _methods_in(path).items()},
     )
 
 
@@ -162,14 +162,26 @@ class _Run(Forward):
         self._n_threads = n_threads
         self._now: dict[str, F32Array] = {}
         self._is_long = False
-        self.made = [
-            plan
-            for plan in plans
-            if plan.encoding.is_quantized
-            and not plan.keeps_codes
-            and plan.name.startswith("layers.")
-        ]
-        self._is_made = {plan.name for plan in self.made}
+        self._made = {
+            plan.name: plan for plan in plans if plan.encoding.is_quantized and not plan.keeps_codes
+        }
+
+    def pieces(self) -> dict[str, list[TensorPlan]]:
+        """Give what is quantized together, in order, under the names of its files.
+
+        All matrices of each layer; and the output matrix if it has 4 bits: 8-bit codes of so many
+        rows gain nothing worth the time.
+        """
+        pieces = {
+            f"layer-{layer:04d}": [
+                plan for name, plan in self._made.items() if name.startswith(f"layers.{layer}.")
+            ]
+            for layer in range(self._spec.n_layers)
+        }
+        output = self._made.get("embed" if self._spec.is_tied else "lm_head")
+        if output is not None and output.encoding.bits == 4:
+            pieces[_OUTPUT] = [output]
+        return pieces
 
     def quantize_layer(
         self, layer: int, residuals: list[FloatArray]
@@ -187,7 +199,7 @@ class _Run(Forward):
         methods: dict[str, Method] = {}
 
         def settle(names: Sequence[str], inputs: list[FloatArray]) -> None:
-            made = [name for name in names if name in self._is_made]
+            made = [name for name in names if name in self._made]
             if made:
                 quantizers = self._quantizers(made, inputs)
                 for name in made:
@@ -196,6 +208,28 @@ class _Run(Forward):
 
         residuals = self._advance(layer, residuals, settle)
         return tensors, methods, residuals
+
+    def quantize_output(
+        self, plan: TensorPlan, residuals: list[FloatArray]
+    ) -> tuple[dict[str, EncodedTensor], dict[str, Method]]:
+        """Quantize the output matrix.
+
+        One that is the embedding, too, has each row read by itself: there errors of different
+        columns cannot make good for each other, so each only counts by its column.
+
+        Args:
+            plan: Of the output matrix.
+            residuals: What comes out of the last layer.
+        """
+        inputs = [self.finish(residual) for residual in residuals]
+        if plan.name == "embed":
+            statistics = InputStatistics(_mean_squares(inputs))
+            statistics.check(plan.name, plan.shape[1])
+            quantizer = row_quantizer(Method.IMPORTANCE, statistics)
+            return {plan.name: self._encode(plan.name, quantizer)}, {plan.name: Method.IMPORTANCE}
+        quantizers = self._quantizers([plan.name], inputs)
+        tensor, method = self._quantize(plan.name, quantizers, inputs)
+        return {plan.name: tensor}, {plan.name: method}
 
     def run_text(
         self, layer: int, residuals: list[FloatArray], tensors: Mapping[str, EncodedTensor]
@@ -422,10 +456,10 @@ def _infos(name: str, encoding: Encoding, shape: tuple[int, ...]) -> list[Tensor
     return infos
 
 
-def _write_layer(
+def _write_piece(
     path: Path, key: str, tensors: Mapping[str, EncodedTensor], methods: Mapping[str, Method]
 ) -> None:
-    """Write the file of a layer; under its name it is whole or not there."""
+    """Write the file of a piece; under its name it is whole or not there."""
     metadata = {_KEY: key, **{f"{_METHOD}{name}": item.value for name, item in methods.items()}}
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     infos = [
@@ -441,7 +475,7 @@ def _write_layer(
 
 
 def _holds(path: Path, key: str, made: Sequence[TensorPlan]) -> bool:
-    """Tell whether the file of a layer is there, whole, and of this run."""
+    """Tell whether the file of a piece is there, whole, and of this run."""
     try:
         with contextlib.closing(SafetensorsFile(path)) as file:
             wanted = {

@@ -33,7 +33,7 @@ from edgekit.quantize.methods.rtn import (
 
 # Steps of the largest weight. Less than 8 leaves the end of the codes unused, more clips.
 # Unweighted, wider or finer sets gain under 0.2 % RMS (measured). Weighted, large weights may
-# matter little and the sign of the scale much; twice as many gain under 1 % of the error (measured).
+# matter little and the sign of the scale much; twice as many gain under 1 % (measured).
 _CLIP_LEVELS: Final = (7.0, 7.25, 7.5, 7.75, 8.25, 8.5, 8.75)
 _WEIGHTED_CLIP_LEVELS: Final = tuple(
     sign * level for level in (5.5, 6.5, 7.25, 8.0, 8.75) for sign in (1, -1)
