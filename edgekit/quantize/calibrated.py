@@ -467,10 +467,10 @@ def _write_piece(
     ]
     with SafetensorsWriter(unfinished, infos, metadata=metadata) as writer:
         for item in tensors.values():
-            writer.append(f"{item.name}.codes", item.packed)
-            writer.append(f"{item.name}.scales", item.scales.astype("<f2"))
+            writer.write(f"{item.name}.codes", item.packed)
+            writer.write(f"{item.name}.scales", item.scales.astype("<f2"))
             if item.zero_points is not None:
-                writer.append(f"{item.name}.zero_points", item.zero_points)
+                writer.write(f"{item.name}.zero_points", item.zero_points)
     unfinished.replace(path)
 
 
