@@ -70,6 +70,7 @@ def command(
         typer.Option(
             "--bits-per-weight",
             metavar="BITS",
+            show_default="what the scheme says",
             help="Give sensitive matrices 8 bits until the layers have this many bits per weight, "
             "scales included; the embedding and the output matrix are not counted.",
         ),
@@ -79,6 +80,7 @@ def command(
         typer.Option(
             "--max-bytes",
             metavar="SIZE",
+            show_default="no limit",
             help="The same, until an artifact of this size is full in any format: 900MB, 1.2GiB.",
         ),
     ] = None,
@@ -87,6 +89,7 @@ def command(
         typer.Option(
             "--device",
             metavar="DEVICE",
+            show_default="no limit",
             help="The same, until the memory of one app on this device is full: a name that "
             "`edgekit devices` lists, host, or a TOML file.",
         ),
@@ -121,6 +124,7 @@ def command(
         typer.Option(
             "--imatrix",
             metavar="FILE",
+            show_default="none",
             help="Importance matrix of llama.cpp to weigh errors with, in place of a text.",
         ),
     ] = None,
@@ -129,6 +133,7 @@ def command(
         typer.Option(
             "--write-imatrix",
             metavar="FILE",
+            show_default="nothing is written",
             help="Measure an importance matrix and write it for llama.cpp: .gguf, or .dat for its "
             "older form.",
         ),
