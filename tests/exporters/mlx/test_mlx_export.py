@@ -11,7 +11,7 @@ import pytest
 
 from edgekit.artifact import Artifact
 from edgekit.dtypes import DType
-from edgekit.encoding import FP16, FP32
+from edgekit.encoding import FP16, FP32, Encoding
 from edgekit.errors import ExportError, FormatError, UsageError
 from edgekit.exporters.base import ExportOptions
 from edgekit.exporters.mlx.arrays import narrow
@@ -62,7 +62,7 @@ def test_a_block_worked_out_by_hand(tmp_path):
     model = memory_model(schemes={"layers.0.q": "int4"})
     codes = np.tile(np.arange(16, dtype=np.uint8), (64, 4))
     scales = np.full((64, 2), 0.5, dtype=np.float32)
-    hand = EncodedTensor("layers.0.q", 4, 32, codes, scales)
+    hand = EncodedTensor.of_codes("layers.0.q", Encoding("int4", 32), codes, scales)
     artifact = export(replace(model, tensors={**model.tensors, "layers.0.q": hand}), tmp_path / "a")
     arrays = mx.load(str(artifact.path / "model.safetensors"))
     module = "model.layers.0.self_attn.q_proj"
