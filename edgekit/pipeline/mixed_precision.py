@@ -133,13 +133,13 @@ class MixedScheme:
 
     Attributes:
         scheme: One rule for each matrix that differs; nothing is left to decide.
-        spending: What was bought, in order.
-        sensitivity: What was measured.
+        spending: What was bought, in order; None where no matrix had a choice.
+        sensitivity: What was measured; None where no matrix had a choice.
     """
 
     scheme: Scheme
-    spending: Spending
-    sensitivity: Sensitivity
+    spending: Spending | None = None
+    sensitivity: Sensitivity | None = None
 
 
 def needs_budget(scheme: Scheme, budget: Budget) -> bool:
@@ -175,14 +175,19 @@ def mix(
         progress: As ``measure_sensitivity``.
 
     Raises:
-        UsageError: No matrix has a choice, or the device runs none of the formats.
+        UsageError: The user names a budget and no matrix has a choice, or the device runs none of
+            the formats.
         QuantError: Even the smallest encodings do not fit; the message says what does.
     """
     plans = plan_source(source, scheme)
     bits = budget.bits_per_weight
     if not budget.is_given and scheme.mixed is not None:
         bits = scheme.mixed.bits_per_weight
-    candidates = _candidates(source, scheme, plans, exporters, takes_ends=bits is None)
+    candidates = _candidates(
+        source, scheme, plans, exporters, takes_ends=bits is None, is_asked=budget.is_given
+    )
+    if not candidates:
+        return MixedScheme(with_rules(scheme, scheme.name, ()))
     if bits is not None:
         room = _room_for_bits(plans, candidates, bits)
     elif budget.max_bytes is not None:
@@ -236,8 +241,13 @@ def _candidates(
     exporters: Sequence[Exporter],
     *,
     takes_ends: bool,
+    is_asked: bool,
 ) -> dict[str, tuple[Encoding, ...]]:
-    """Give the matrices that have a choice, and their encodings; the one to try comes first."""
+    """Give the matrices that have a choice, and their encodings; the one to try comes first.
+
+    None have one where a model that is codes already keeps them all; that is refused only where the
+    user asked for a budget.
+    """
     offered: dict[str, list[Encoding]] = {}
     for item in plans:
         if not item.encoding.is_quantized or item.keeps_codes:
@@ -259,7 +269,7 @@ def _candidates(
         for name, encodings in offered.items()
     }
     found = {name: encodings for name, encodings in candidates.items() if len(encodings) > 1}
-    if not found:
+    if not found and is_asked:
         raise UsageError(
             f"scheme {scheme}: no matrix can have more or fewer bits",
             got="; ".join(f"{encoding}: {why}" for encoding, why in refused.items())

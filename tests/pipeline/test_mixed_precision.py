@@ -30,6 +30,13 @@ from edgekit.quantize.calibration_text import built_in_text
 from edgekit.quantize.plan import plan_tensors
 from edgekit.scheme import Mixed, Rule, Scheme
 from tests.builders import write_tiny_checkpoint
+from tests.checkpoint.prequantized.folders import (
+    Grid,
+    is_matrix,
+    mlx_config,
+    mlx_parts,
+    write_coded,
+)
 
 FORMATS = (Format.ONNX, Format.MLX, Format.COREML)
 MINE = Scheme("mine", Encoding("uint4", 64), mixed=Mixed(5.0, (Encoding("int8", 64),)))
@@ -211,6 +218,20 @@ def test_schemes_without_a_choice_are_refused(source):
         mixed(source, Scheme.parse("int8"), Budget(bits_per_weight=6))
     with pytest.raises(UsageError, match="scheme fp16: no matrix can have"):
         mixed(source, Scheme.parse("fp16"), Budget(max_bytes=10**9))
+
+
+def test_codes_that_a_source_brings_have_no_choice(tmp_path):
+    folder, _ = write_coded(
+        tmp_path / "m", Grid(4, 64), mlx_parts, mlx_config(Grid(4, 64)), is_coded=is_matrix,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    model = open_model(folder)
+    scheme = Scheme("mine", Encoding("int4", 64), mixed=MINE.mixed)
+    found = mixed(model, scheme, tell=print)
+    assert found.scheme == Scheme("mine", Encoding("int4", 64))
+    with pytest.raises(UsageError, match="no matrix can have more or fewer bits"):
+        mixed(model, scheme, Budget(bits_per_weight=5), tell=print)
+    model.close()
 
 
 def test_budgets_that_are_none():
