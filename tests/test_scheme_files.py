@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from edgekit.encoding import Encoding
@@ -175,3 +177,15 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_the_message_for_an_unknown_word_names_the_presets():
     with pytest.raises(UsageError, match=r"fast, tiny, balanced, quality, or a \.toml file"):
         Scheme.parse("best")
+
+
+def test_the_page_of_schemes_shows_the_files():
+    page = (Path(__file__).parent.parent / "docs" / "schemes.md").read_text(encoding="utf-8")
+    assert (schemes_dir() / "balanced.toml").read_text(encoding="utf-8") in page
+    for name in preset_names():
+        scheme = Scheme.parse(name)
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert f"{scheme.encoding.bits} bits in blocks of {scheme.encoding.block}" in row
+        assert f"| {scheme.method} |" in row
+        if scheme.mixed is not None:
+            assert f"{scheme.mixed.bits_per_weight} bits per weight" in row

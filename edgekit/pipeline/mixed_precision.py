@@ -500,13 +500,30 @@ def _measure(
         return scales.apply(name, source.tensor(name)).read()
 
     return measure_sensitivity(
-        spec, read, _as_stored, candidates, sequences, n_layers_together=together, progress=progress
+        spec,
+        read,
+        round_by_importance,
+        candidates,
+        sequences,
+        n_layers_together=together,
+        progress=progress,
     )
 
 
-def _as_stored(
+def round_by_importance(
     name: str, weights: F32Array, mean_squares: F64Array, encoding: Encoding
 ) -> F32Array:
+    """Give a matrix as it would be stored if each column's error counted by its input.
+
+    Args:
+        name: Canonical name.
+        weights: (N, M).
+        mean_squares: Mean square of each input channel, (M,).
+        encoding: How it is stored; floats stay.
+
+    Raises:
+        QuantError: A weight cannot be held.
+    """
     if not encoding.is_quantized:
         return weights
     statistics = InputStatistics(mean_squares)
