@@ -48,7 +48,7 @@ class LazyTensor(Protocol):
 
 
 def row_blocks(shape: tuple[int, ...], n_elements: int = _BLOCK_ELEMENTS) -> list[slice]:
-    """Cut the first axis into blocks of about ``n_elements`` values, one row at least, in order."""
+    """Cut the first axis into blocks of about ``n_elements`` values and even row numbers."""
     n_row = max(1, prod(shape[1:]))
-    n_rows = max(1, n_elements // n_row)
+    n_rows = max(2, n_elements // n_row // 2 * 2)
     return [slice(i, min(i + n_rows, shape[0])) for i in range(0, shape[0], n_rows)]

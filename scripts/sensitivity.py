@@ -16,10 +16,10 @@ import numpy as np
 from edgekit.families import open_model
 from edgekit.pipeline.mixed_precision import round_by_importance
 from edgekit.quantize.calibration_text import built_in_text
+from edgekit.quantize.encoded_model import find_scales
 from edgekit.quantize.fold import ChannelScales
 from edgekit.quantize.prequantized import plan_source
 from edgekit.quantize.sensitivity import measure_sensitivity, some_sequences
-from edgekit.quantize.store import find_scales
 from edgekit.scheme import Scheme
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgekit.artifact import Artifact, Format
+from edgekit.artifact import Artifact, Format, TensorEntry
 from edgekit.decision import Decision
 from edgekit.encoding import Encoding
 from edgekit.exporters.context import ContextRange
@@ -49,7 +49,7 @@ class SizeEstimate:
 
     Attributes:
         disk_bytes: All files of the artifact except its manifest and the copied assets.
-        memory_bytes: Arrays that are in memory together at the worst moment.
+        memory_bytes: Arrays of the artifact, besides weights, that are in memory together.
     """
 
     disk_bytes: int
@@ -72,8 +72,11 @@ class Sink(Protocol):
         """
         ...
 
-    def finish(self) -> Written:
+    def finish(self, entries: tuple[TensorEntry, ...]) -> Written:
         """Write what is left, once every tensor was put.
+
+        Args:
+            entries: All tensors with their hashes.
 
         Raises:
             ExportError: Tensors are missing, or a library refuses the artifact.

@@ -13,21 +13,30 @@ import os
 import platform
 import shutil
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import Final
 
-from edgekit.artifact import MANIFEST_NAME, Artifact, FileEntry, Manifest
+from edgekit.artifact import MANIFEST_NAME, Artifact, FileEntry, Manifest, TensorEntry
 from edgekit.decision import Rejected
 from edgekit.errors import ExportError
 from edgekit.exporters.base import Exporter, ExportOptions, Sink, Written
 from edgekit.exporters.work_folder import EARLIER, PARTIAL_PREFIX, sweep, work_folder
 from edgekit.file_hashes import hash_file
 from edgekit.progress import Progress, ignore_progress
-from edgekit.quantize.model import ModelTensor, QuantizedModel, combine_hashes, encodings_of
+from edgekit.quantize.model import (
+    EncodedTensor,
+    ModelTensor,
+    QuantizedModel,
+    TensorHash,
+    combine_hashes,
+    encodings_of,
+)
 from edgekit.scheme import describe
 from edgekit.units import format_bytes
 
@@ -65,7 +74,7 @@ def write_artifacts(
         model: The model.
         options: Choices of this export.
         progress: Called as ``progress(what, n_done, n_total)`` after each tensor.
-        n_threads: Artifacts that are written at the same time.
+        n_threads: Threads that encode and write.
 
     Returns:
         The artifacts, in the order of ``exporters``.
@@ -84,11 +93,13 @@ def write_artifacts(
                 with _mapped_os_errors(folder):
                     sinks[folder] = exporter.open(model, staged[folder], chosen)
             with ThreadPoolExecutor(n_threads) as pool:
-                for n_done, entry in enumerate(model.entries, start=1):
-                    _put_everywhere(model.get(entry.name), sinks, pool)
-                    progress(f"write {entry.name}", n_done, len(model.entries))
-                tasks = {item[0]: pool.submit(_finish, *item) for item in sinks.items()}
+                entries = _put_all(model, sinks, pool, n_threads, progress)
+                model.refuse_changed()
+                tasks = {
+                    folder: pool.submit(_finish, folder, sinks[folder], entries) for folder in sinks
+                }
                 written = {folder: task.result() for folder, task in tasks.items()}
+                files = {folder: list_files(staged[folder], pool) for folder in sinks}
         except BaseException:
             for sink in sinks.values():
                 sink.discard()
@@ -99,7 +110,9 @@ def write_artifacts(
             )
             notes = (*decisions[folder], *written[folder].notes, *([cut] if cut else []))
             with _mapped_os_errors(folder):
-                manifest = _manifest(exporter, model, written[folder], notes, staged[folder])
+                manifest = _manifest(
+                    exporter, model, entries, written[folder], notes, files[folder]
+                )
                 path = staged[folder] / MANIFEST_NAME
                 path.write_bytes(manifest.to_json().encode("utf-8"))
     return [Artifact.open(folder) for folder in exporters]
@@ -117,29 +130,67 @@ def _accept(exporter: Exporter, model: QuantizedModel) -> tuple[str, ...]:
     return decision.notes
 
 
-def _put_everywhere(
-    tensor: ModelTensor, sinks: Mapping[Path, Sink], pool: ThreadPoolExecutor
-) -> None:
-    for task in [pool.submit(_put, *item, tensor) for item in sinks.items()]:
-        task.result()
+def _put_all(
+    model: QuantizedModel,
+    sinks: Mapping[Path, Sink],
+    pool: ThreadPoolExecutor,
+    n_threads: int,
+    progress: Progress,
+) -> tuple[TensorEntry, ...]:
+    """Encode all tensors and put them into all artifacts; give the entries with their hashes.
+
+    One queue holds the rows of all tensors: while the last rows of one are encoded, other threads
+    are at the next. Hashes are made here, in the order of the rows.
+    """
+    waiting: deque[tuple[int, Future[ModelTensor]]] = deque()
+    entries: list[TensorEntry] = []
+    made: TensorHash | None = None
+
+    def take() -> None:
+        nonlocal made
+        n_left, task = waiting.popleft()
+        rows = task.result()
+        entry = model.entries[len(entries)]
+        if isinstance(rows, EncodedTensor):
+            made = made or TensorHash(entry.name, entry.shape, rows.encoding)
+            made.add(rows)
+        if not n_left:
+            entries.append(replace(entry, sha256=made.hexdigest() if made else None))
+            made = None
+            progress(f"quantize and write {entry.name}", len(entries), n_total)
+
+    n_total = len(model.entries)
+    for entry in model.entries:
+        parts = list(model.row_blocks(entry.name))
+        for n_left, part in zip(range(len(parts) - 1, -1, -1), parts, strict=True):
+            if len(waiting) > n_threads:
+                take()
+            waiting.append((n_left, pool.submit(_put, model, entry.name, part, sinks)))
+    while waiting:
+        take()
+    return tuple(entries)
 
 
-def _put(folder: Path, sink: Sink, tensor: ModelTensor) -> None:
+def _put(model: QuantizedModel, name: str, part: slice, sinks: Mapping[Path, Sink]) -> ModelTensor:
+    rows = model.rows(name, part)
+    for folder, sink in sinks.items():
+        with _mapped_os_errors(folder):
+            sink.put(rows, part.start)
+    return rows
+
+
+def _finish(folder: Path, sink: Sink, entries: tuple[TensorEntry, ...]) -> Written:
     with _mapped_os_errors(folder):
-        sink.put(tensor)
-
-
-def _finish(folder: Path, sink: Sink) -> Written:
-    with _mapped_os_errors(folder):
-        return sink.finish()
+        return sink.finish(entries)
 
 
 def _manifest(
     exporter: Exporter,
     model: QuantizedModel,
+    entries: tuple[TensorEntry, ...],
     written: Written,
     notes: tuple[str, ...],
-    staging: Path,
+    files: tuple[FileEntry, ...],
 ) -> Manifest:
     return Manifest(
         format=exporter.format,
@@ -148,12 +199,12 @@ def _manifest(
         model_type=model.spec.model_type,
         source=model.source.origin,
         source_sha256=model.source.sha256,
-        weights_sha256=combine_hashes(model.entries),
-        n_parameters=sum(prod(entry.shape) for entry in model.entries),
+        weights_sha256=combine_hashes(entries),
+        n_parameters=sum(prod(entry.shape) for entry in entries),
         context_length=written.context_length,
         decoder=model.spec.as_dict(),
-        tensors=model.entries,
-        files=list_files(staging),
+        tensors=entries,
+        files=files,
         tool_versions={
             "edgekit": version("edgekit"),
             "python": platform.python_version(),
@@ -255,12 +306,13 @@ def _sync(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def list_files(folder: Path) -> tuple[FileEntry, ...]:
-    """Give every file of a folder with its size and hash."""
+def list_files(folder: Path, pool: ThreadPoolExecutor | None = None) -> tuple[FileEntry, ...]:
+    """Give every file of a folder with its size and hash; a pool hashes several at a time."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    hashes = (pool.map if pool is not None else map)(hash_file, paths)
     return tuple(
-        FileEntry(path.relative_to(folder).as_posix(), path.stat().st_size, hash_file(path))
-        for path in paths
+        FileEntry(path.relative_to(folder).as_posix(), path.stat().st_size, sha256)
+        for path, sha256 in zip(paths, hashes, strict=True)
     )
 
 

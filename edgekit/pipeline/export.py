@@ -1,7 +1,6 @@
 """``export``: from a model to artifacts.
 
-The model is quantized once into a temporary store next to the target; every format is written from
-the store, which is then removed.
+Each row of the model is quantized once and put into every format at the same time.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ from edgekit.pipeline.mixed_precision import Budget, mix, needs_budget
 from edgekit.pipeline.preflight import check_room, join_predictions, predict_export
 from edgekit.pipeline.rates import known_rates
 from edgekit.progress import Progress, ignore_progress
+from edgekit.quantize.encoded_model import quantize_model
 from edgekit.quantize.methods import Method
 from edgekit.quantize.prequantized import CHANGES_OF_CODES, expected_plan
-from edgekit.quantize.store import quantize_model
 from edgekit.scheme import Scheme
 from edgekit.text.view import TextView
 from edgekit.units import format_seconds
@@ -157,16 +156,12 @@ def export(
                 n_threads=os.cpu_count() or 1,
                 progress=progress,
             )
-            try:
-                folders = {
-                    parent / artifact_name(source, exporter.format, parsed): exporter
-                    for exporter in exporters
-                }
-                return write_artifacts(
-                    folders, quantized, options, progress, n_threads=os.cpu_count() or 1
-                )
-            finally:
-                quantized.close()
+            folders = {
+                parent / artifact_name(source, exporter.format, parsed): exporter
+                for exporter in exporters
+            }
+            n_threads = os.cpu_count() or 1
+            return write_artifacts(folders, quantized, options, progress, n_threads=n_threads)
     finally:
         source.close()
 

@@ -33,6 +33,7 @@ from edgekit.pipeline.run import open_profile
 from edgekit.progress import Progress, ignore_progress
 from edgekit.quantize.budget import Option, Spending, Step, spend
 from edgekit.quantize.calibration_text import CalibrationText
+from edgekit.quantize.encoded_model import find_scales
 from edgekit.quantize.fold import ChannelScales
 from edgekit.quantize.input_statistics import InputStatistics
 from edgekit.quantize.memory_estimate import PlannedModel
@@ -47,7 +48,6 @@ from edgekit.quantize.sensitivity import (
     some_sequences,
     trial_flops,
 )
-from edgekit.quantize.store import find_scales
 from edgekit.scheme import Rule, Scheme, is_bits_per_weight, with_rules
 from edgekit.units import format_bytes, format_seconds, parse_bytes
 

@@ -27,7 +27,7 @@ from edgekit.families.base import SourceModel
 from edgekit.model_files import CONFIG_NAME
 from edgekit.pipeline.rates import Rates
 from edgekit.quantize.fold import find_sites
-from edgekit.quantize.memory_estimate import PlannedModel, largest_handled_bytes
+from edgekit.quantize.memory_estimate import PlannedModel, largest_held_bytes
 from edgekit.quantize.plan import TensorPlan
 from edgekit.quantize.prequantized import expected_plan
 from edgekit.scheme import Scheme
@@ -35,7 +35,7 @@ from edgekit.units import format_bytes
 
 _ENTRY_BYTES: Final = 400  # of one weight in a manifest
 # A whole export took 11 to 22 % longer than its stages add up to, over eight exports of 0.1 to
-# 1.7 B parameters: removing the quantized weights, colder memory, the end of the process.
+# 1.7 B parameters: colder memory, the end of the process.
 _WHOLE_OVER_STAGES: Final = 1.18
 _USUAL_PROCESS_BYTES: Final = 200 << 20  # Python, numpy, two threads at work, the libraries
 
@@ -55,7 +55,7 @@ class ExportPrediction:
     Attributes:
         scheme: As ``str(Scheme)``.
         artifact_bytes: Format -> size of the artifact.
-        disk_bytes: Most bytes on the disk at once: the quantized weights and all artifacts.
+        disk_bytes: Most bytes on the disk at once: all artifacts, and a copy of the text files.
         memory_bytes: Resident memory at the worst moment.
         time_s: From the start of the command to its end, without a download; None without rates.
     """
@@ -98,13 +98,12 @@ def predict_export(
         form: open_exporter(form).predict(model, options or ExportOptions()) for form in wanted
     }
     sizes = {form: estimate.disk_bytes + extra for form, estimate in estimates.items()}
-    store_bytes = sum(_stored_bytes(e.shape, Encoding.parse(e.encoding)) for e in model.entries)
-    held = [largest_handled_bytes(model.entries), *(f.memory_bytes for f in estimates.values())]
+    held = largest_held_bytes(model.entries) + sum(f.memory_bytes for f in estimates.values())
     return ExportPrediction(
         scheme=str(scheme),
         artifact_bytes={form.value: size for form, size in sizes.items()},
-        disk_bytes=store_bytes + checkpoint.assets_bytes + sum(sizes.values()),
-        memory_bytes=_process_bytes(wanted, rates) + max(held),
+        disk_bytes=checkpoint.assets_bytes + sum(sizes.values()),
+        memory_bytes=_process_bytes(wanted, rates) + held,
         time_s=None if rates is None else _time_s(source, model, plans, sizes, rates),
     )
 
@@ -112,7 +111,7 @@ def predict_export(
 def join_predictions(predictions: Sequence[ExportPrediction]) -> ExportPrediction:
     """Predict exports into the same folder, one scheme after the other.
 
-    The artifacts of each stay; the quantized weights of one are removed before the next begins.
+    The artifacts of each stay; what else one needs is removed before the next begins.
     """
     kept = [sum(item.artifact_bytes.values()) for item in predictions]
     beside = [item.disk_bytes - n for item, n in zip(predictions, kept, strict=True)]
@@ -181,10 +180,6 @@ def check_room(
             f"{format_bytes(available)} are free now; the export may slow down or be ended"
         ]
     return []
-
-
-def _stored_bytes(shape: tuple[int, ...], encoding: Encoding) -> int:
-    return encoding.bytes_of(*shape) if len(shape) == 2 else prod(shape) * encoding.bits // 8
 
 
 def _process_bytes(formats: list[Format], rates: Rates | None) -> int:

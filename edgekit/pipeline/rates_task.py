@@ -7,12 +7,14 @@ first import of a library, and the memory of a new process, can be measured only
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from math import prod
 from pathlib import Path
@@ -25,16 +27,16 @@ from edgekit.decision import Accepted
 from edgekit.dtypes import DType
 from edgekit.encoding import Encoding
 from edgekit.exporters import open_exporter
-from edgekit.exporters.staging import write_artifact
+from edgekit.exporters.staging import write_artifacts
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
 from edgekit.formats.floats import to_bf16
 from edgekit.formats.safetensors import SafetensorsWriter
 from edgekit.lazy import require
-from edgekit.quantize.memory_estimate import handled_bytes
+from edgekit.quantize.encoded_model import EncodedModel, find_scales, quantize_model
+from edgekit.quantize.memory_estimate import largest_held_bytes
 from edgekit.quantize.model import encodings_of
 from edgekit.quantize.prequantized import plan_source
-from edgekit.quantize.store import StoredModel, find_scales, quantize_model
 from edgekit.scheme import Scheme
 from edgekit.tensors import TensorInfo
 
@@ -100,74 +102,78 @@ class _Bench:
         self._folder = folder
         self._n_threads = n_threads
         self._hashes: list[float] = []
-        self._stores: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        self._encodes: dict[str, list[float]] = {kind: [] for kind in KINDS}
         self._writes: dict[tuple[Format, str], list[tuple[float, int]]] = {}
         self._n_weights: dict[str, Counter[str]] = {}
         self._calibrations: list[float] = []
         self._numbers = count()
 
-    def first_run(self, model: Path, kind: str) -> tuple[dict[Format, float], dict[Format, int]]:
+    def first_run(self, path: Path, kind: str) -> tuple[dict[Format, float], dict[Format, int]]:
         """Export in every format; give the seconds of each, and the process's memory after it."""
-        store = self._quantize(model, kind, is_kept=False)
-        encodings = [(entry, Encoding.parse(entry.encoding)) for entry in store.entries]
-        largest = max(handled_bytes(entry.shape, encoding) for entry, encoding in encodings)
         times: dict[Format, float] = {}
         sizes: dict[Format, int] = {}
-        for form in Format:
-            times[form], _ = self._write(store, form)
-            sizes[form] = _peak_bytes() - largest
-        store.close()
+        with self._opened(path, kind) as model:
+            encode_s = self._encode(model)
+            held = largest_held_bytes(model.entries)
+            for form in Format:
+                times[form] = self._write(model, form, encode_s)[0]
+                sizes[form] = _peak_bytes() - held
         return times, sizes
 
-    def layer_s(self, model: Path) -> dict[Format, float]:
+    def layer_s(self, path: Path) -> dict[Format, float]:
         """Give the seconds for each layer of a model that is nearly all graph."""
-        store = self._quantize(model, KINDS[0], is_kept=False)
-        times = {form: self._write(store, form)[0] / store.spec.n_layers for form in Format}
-        store.close()
-        return times
+        with self._opened(path, KINDS[0]) as model:
+            encode_s = self._encode(model)
+            times = {form: self._write(model, form, encode_s)[0] for form in Format}
+            return {form: seconds / model.spec.n_layers for form, seconds in times.items()}
 
-    def _quantize(self, model: Path, kind: str, *, is_kept: bool = True) -> StoredModel:
-        """Hash the source, then quantize it; store both times."""
-        source = open_model(model)
+    @contextlib.contextmanager
+    def _opened(self, path: Path, kind: str) -> Iterator[EncodedModel]:
+        source = open_model(path)
+        try:
+            yield quantize_model(source, Scheme.parse(kind), self._new("files"), fold=False)
+        finally:
+            source.close()
+
+    def _encode(self, model: EncodedModel) -> float:
+        """Encode every tensor and write none; give the seconds."""
+        began_s = time.perf_counter()
+        parts = [(e.name, part) for e in model.entries for part in model.row_blocks(e.name)]
+        with ThreadPoolExecutor(self._n_threads) as pool:
+            for _ in pool.map(lambda item: model.rows(*item) and None, parts):
+                pass
+        return time.perf_counter() - began_s
+
+    def run(self, path: Path, kind: str) -> None:
+        """Encode to one kind, and write every format that accepts it; store all times."""
+        source = open_model(path)
         try:
             began_s = time.perf_counter()
             source.checkpoint.sha256()
-            hashed_s = time.perf_counter()
-            scheme = Scheme.parse(kind)
-            store = quantize_model(
-                source, scheme, self._new("store"), fold=False, n_threads=self._n_threads
-            )
-            # Quantizing includes hashing the source.
-            hash_s = hashed_s - began_s
-            quantize_s = time.perf_counter() - hashed_s - hash_s
             n_source_bytes = source.checkpoint.weights_bytes
-            if is_kept and scheme.is_quantized:
-                self._calibrations.append(_calibrate(source, scheme))
+            self._hashes.append((time.perf_counter() - began_s) / n_source_bytes)
+            if Scheme.parse(kind).is_quantized:
+                self._calibrations.append(_calibrate(source, Scheme.parse(kind)))
         finally:
             source.close()
-        if is_kept:
-            self._hashes.append(hash_s / n_source_bytes)
-            self._stores[kind].append(max(0.0, quantize_s))
+        with self._opened(path, kind) as model:
+            encode_s = self._encode(model)
+            self._encodes[kind].append(encode_s)
             self._n_weights[kind] = Counter()
-            for entry in store.entries:
+            for entry in model.entries:
                 self._n_weights[kind][Encoding.parse(entry.encoding).kind] += prod(entry.shape)
-        return store
+            encodings = encodings_of(model.entries)
+            for form in Format:
+                if isinstance(open_exporter(form).supports(model.spec, encodings), Accepted):
+                    written = self._write(model, form, encode_s)
+                    self._writes.setdefault((form, kind), []).append(written)
 
-    def run(self, model: Path, kind: str) -> None:
-        """Quantize to one kind and write every format that accepts it."""
-        store = self._quantize(model, kind)
-        for form in Format:
-            if isinstance(
-                open_exporter(form).supports(store.spec, encodings_of(store.entries)), Accepted
-            ):
-                self._writes.setdefault((form, kind), []).append(self._write(store, form))
-        store.close()
-
-    def _write(self, store: StoredModel, form: Format) -> tuple[float, int]:
-        """Write an artifact; give seconds and bytes."""
+    def _write(self, model: EncodedModel, form: Format, encode_s: float) -> tuple[float, int]:
+        """Write an artifact; give the seconds beyond those of encoding, and bytes."""
+        exporters = {self._new("artifact"): open_exporter(form)}
         began_s = time.perf_counter()
-        artifact = write_artifact(open_exporter(form), store, self._new("artifact"))
-        return time.perf_counter() - began_s, artifact.n_bytes
+        [artifact] = write_artifacts(exporters, model, n_threads=self._n_threads)
+        return max(0.0, time.perf_counter() - began_s - encode_s), artifact.n_bytes
 
     def _new(self, name: str) -> Path:
         return self._folder / f"{next(self._numbers)}" / name
@@ -186,7 +192,7 @@ class _Bench:
         for kind in reversed(KINDS):
             counts = self._n_weights[kind]
             others = sum(n * costs.get(other, 0.0) for other, n in counts.items() if other != kind)
-            total_s = float(np.median(self._stores[kind]))
+            total_s = float(np.median(self._encodes[kind]))
             costs[kind] = max(0.0, total_s - others) / counts[kind]
         return costs
 

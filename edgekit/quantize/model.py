@@ -1,16 +1,16 @@
 """Quantized models and tensors, as exporters read them.
 
-A ``QuantizedModel`` holds integer codes and scales, never the float matrix they came from, so
-that quantizing once is a matter of types. Tensors live on disk and are read one at a time.
+A ``QuantizedModel`` gives integer codes and scales, never the float matrix they came from, so
+that quantizing once is a matter of types. Tensors are read some rows at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -100,12 +100,9 @@ class EncodedTensor:
 
     def sha256(self) -> str:
         """Hash name, shape, encoding, codes, scales and zero points: equal in every format."""
-        digest = hashlib.sha256(f"{self.name} {self.shape} {self.encoding}\n".encode())
-        digest.update(np.ascontiguousarray(self.packed).data)
-        digest.update(np.ascontiguousarray(self.scales, dtype="<f4").data)
-        if self.zero_points is not None:
-            digest.update(np.ascontiguousarray(self.zero_points).data)
-        return digest.hexdigest()
+        made = TensorHash(self.name, self.shape, self.encoding)
+        made.add(self)
+        return made.hexdigest()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -197,12 +194,79 @@ class QuantizedModel(ModelOutline, Protocol):
         ...
 
     def get(self, name: str) -> ModelTensor:
-        """Read one tensor from disk.
+        """Give one tensor.
 
         Raises:
             QuantError: No tensor of that name.
         """
         ...
+
+    def row_blocks(self, name: str) -> Iterable[slice]:
+        """Cut a tensor into the rows to take at a time, in order, even numbers of rows."""
+        ...
+
+    def rows(self, name: str, part: slice) -> ModelTensor:
+        """Give some rows of a tensor; threads may ask at the same time."""
+        ...
+
+    def refuse_changed(self) -> None:
+        """Refuse a source that was changed while it was read.
+
+        Raises:
+            CheckpointError: It was.
+        """
+        ...
+
+
+def join_rows(parts: Sequence[ModelTensor]) -> ModelTensor:
+    """Join rows of one tensor, in order; a single part is given as it is."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, FloatTensor):
+        return replace(first, values=np.concatenate([p.values for p in parts if _is_float(p)]))
+    codes = [part for part in parts if isinstance(part, EncodedTensor)]
+    zeros = [part.zero_points for part in codes if part.zero_points is not None]
+    return replace(
+        first,
+        packed=np.concatenate([part.packed for part in codes]),
+        scales=np.concatenate([part.scales for part in codes]),
+        zero_points=np.concatenate(zeros) if zeros else None,
+    )
+
+
+def _is_float(part: ModelTensor) -> TypeGuard[FloatTensor]:
+    return isinstance(part, FloatTensor)
+
+
+class TensorHash:
+    """The hash of a tensor whose rows come one block after another.
+
+    Args:
+        name: Canonical name.
+        shape: (N, M) of the whole tensor.
+        encoding: How it is stored.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, ...], encoding: Encoding) -> None:
+        self._digest = hashlib.sha256(f"{name} {shape} {encoding}\n".encode())
+        self._scales: list[F32Array] = []
+        self._zero_points: list[U8Array] = []
+
+    def add(self, rows: EncodedTensor) -> None:
+        """Take the next rows."""
+        self._digest.update(np.ascontiguousarray(rows.packed).data)
+        self._scales.append(rows.scales)
+        if rows.zero_points is not None:
+            self._zero_points.append(rows.zero_points)
+
+    def hexdigest(self) -> str:
+        """Give the hash, once all rows were added."""
+        for scales in self._scales:
+            self._digest.update(np.ascontiguousarray(scales, dtype="<f4").data)
+        for zeros in self._zero_points:
+            self._digest.update(np.ascontiguousarray(zeros).data)
+        return self._digest.hexdigest()
 
 
 def combine_hashes(entries: Iterable[TensorEntry]) -> str:

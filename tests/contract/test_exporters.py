@@ -196,7 +196,7 @@ def test_tensors_come_in_any_order_and_some_rows_at_a_time(tmp_path, artifact_fo
     with ThreadPoolExecutor(4) as pool:
         for task in [pool.submit(put_rows, sink, *piece) for piece in reversed(pieces)]:
             task.result()
-    sink.finish()
+    sink.finish(model.entries)
     for entry in whole.manifest.files:
         stored = (tmp_path / "pieces" / entry.path).read_bytes()
         assert stored == (whole.path / entry.path).read_bytes(), entry.path
@@ -225,7 +225,7 @@ def test_a_tensor_that_is_absent_or_comes_twice_is_refused(tmp_path, artifact_fo
         for _ in range(n_times if name == "layers.1.up" else 1):
             sink.put(tensor)
     with pytest.raises(ExportError):
-        sink.finish()
+        sink.finish(model.entries)
     sink.discard()
 
 

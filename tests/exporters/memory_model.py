@@ -79,6 +79,18 @@ class MemoryModel:
             raise QuantError(f"no tensor {name}")
         return self.tensors[name]
 
+    def row_blocks(self, name: str) -> list[slice]:
+        return [slice(0, self.tensors[name].shape[0] if name in self.tensors else 1)]
+
+    def rows(self, name: str, part: slice) -> ModelTensor:
+        tensor = self.get(name)
+        if isinstance(tensor, EncodedTensor):
+            return tensor.rows(part)
+        return replace(tensor, values=tensor.values[part])
+
+    def refuse_changed(self) -> None:
+        """Nothing can change."""
+
 
 def stored_as(spec: DecoderSpec, encoding: Encoding | str) -> dict[str, Encoding]:
     """Give the encodings of a decoder whose matrices are all stored alike."""

@@ -34,8 +34,8 @@ class Failing(MlxExporter):
         sink = super().open(model, folder, options)
         finish = sink.finish
 
-        def fail():
-            finish()
+        def fail(entries):
+            finish(entries)
             raise self.failure
 
         sink.finish = fail
@@ -179,8 +179,8 @@ class Slow(MlxExporter):
     def open(self, model, folder, options):
         sink = super().open(model, folder, options)
         finish = sink.finish
-        def wait():
-            written = finish()
+        def wait(entries):
+            written = finish(entries)
             if sys.argv[2] == "write":
                 print("ready", flush=True)
                 time.sleep(60)

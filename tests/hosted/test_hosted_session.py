@@ -12,7 +12,7 @@ from edgekit.families import open_model
 from edgekit.hosted.http_server import ModelServer
 from edgekit.hosted.latency import split_latency
 from edgekit.quality.suites.base import parse_tool_calls
-from edgekit.quantize.store import quantize_model
+from edgekit.quantize.encoded_model import quantize_model
 from edgekit.runtime.base import GenerateOptions
 from edgekit.runtime.server import ServerBackend
 from edgekit.runtime.session import open_session

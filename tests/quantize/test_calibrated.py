@@ -15,12 +15,12 @@ from edgekit.errors import QuantError
 from edgekit.families import open_model
 from edgekit.quantize import calibrated
 from edgekit.quantize.calibrated import quantize_layers
+from edgekit.quantize.encoded_model import find_scales, quantize_model
 from edgekit.quantize.fold import ChannelScales
 from edgekit.quantize.input_statistics import InputStatistics
 from edgekit.quantize.methods import Method, quantize_rows
 from edgekit.quantize.model import EncodedTensor
 from edgekit.quantize.prequantized import plan_source
-from edgekit.quantize.store import find_scales, quantize_model
 from edgekit.runtime.reference import ReferenceDecoder
 from edgekit.scheme import Scheme
 from tests.builders import write_tiny_checkpoint

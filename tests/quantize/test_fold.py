@@ -11,6 +11,7 @@ import pytest
 from edgekit.families import open_model
 from edgekit.families.spec import DecoderSpec, NormPlacement
 from edgekit.quantize.calibration import calibration_ids, measure_inputs
+from edgekit.quantize.encoded_model import find_scales, quantize_model
 from edgekit.quantize.fold import (
     EXPONENTS,
     LARGEST_SCALE,
@@ -22,7 +23,6 @@ from edgekit.quantize.fold import (
 )
 from edgekit.quantize.plan import plan_tensors
 from edgekit.quantize.prequantized import plan_source
-from edgekit.quantize.store import find_scales, quantize_model
 from edgekit.runtime.reference import ReferenceDecoder
 from edgekit.scheme import Scheme
 from tests.builders import write_tiny_checkpoint

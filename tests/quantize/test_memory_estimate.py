@@ -5,64 +5,68 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from edgekit.artifact import TensorEntry
 from edgekit.encoding import Encoding
 from edgekit.families import open_model
-from edgekit.quantize.memory_estimate import handled_bytes, largest_handled_bytes
+from edgekit.quantize.encoded_model import encode_rows, quantize_model
+from edgekit.quantize.memory_estimate import held_bytes, largest_held_bytes
 from edgekit.quantize.methods import Method
+from edgekit.quantize.model import EncodedTensor, TensorHash
 from edgekit.quantize.plan import TensorPlan, plan_tensors
 from edgekit.quantize.prequantized import expected_plan
-from edgekit.quantize.row_blocks import quantize_tensor
-from edgekit.quantize.store import _sha256, quantize_model
 from edgekit.scheme import Scheme
-from edgekit.tensors import TensorInfo
+from edgekit.tensors import TensorInfo, row_blocks
 from tests.builders import write_tiny_checkpoint
 from tests.checkpoint.prequantized.folders import Grid, write_compressed
 
-SHAPE = (4096, 4096)
-
 
 @pytest.mark.parametrize(
-    ("scheme", "shape", "wanted"),
+    ("encoding", "keeps_codes", "wanted"),
     [
-        # 64 values in two blocks: packed codes; a scale is 4 and 2 bytes, a zero point 1.
-        ("int4", (1, 64), 32 + 2 * 6),
-        ("uint4", (1, 64), 32 + 2 * 7),
-        ("int8-g64", (1, 64), 64 + 6),
-        ("fp16", (1, 64), 64 * 6),
-        ("fp32", (64,), 64 * 4),
+        # 128 values in 4 blocks: a scale is 4 bytes, a zero point 1; codes only if kept.
+        ("int4", False, 4 * 4),
+        ("uint4", False, 4 * 5),
+        ("int4", True, 64 + 4 * 4),
+        ("int8-g64", True, 128 + 2 * 4),
+        ("fp16", False, 0),
     ],
 )
-def test_one_weight_worked_by_hand(scheme, shape, wanted):
-    assert handled_bytes(shape, Encoding.parse(scheme)) == wanted
+def test_one_weight_worked_by_hand(encoding, keeps_codes, wanted):
+    entry = TensorEntry("w", (2, 64), encoding, "", None, None, keeps_codes)
+    assert held_bytes(entry) == wanted
 
 
 class Zeros:
     """Rows made when asked for, so that only what is made of them takes memory."""
 
-    info = TensorInfo("x", SHAPE, None)
+    def __init__(self, shape):
+        self.info = TensorInfo("x", shape, None)
 
     def read_rows(self, start, stop):
-        return np.zeros((stop - start, SHAPE[1]), np.float32)
+        return np.zeros((stop - start, self.info.shape[1]), np.float32)
 
 
-@pytest.mark.parametrize("kind", ["int4", "int8", "fp32"])
-def test_what_is_counted_is_what_numpy_allocates(kind):
-    """Quantize, hash and write as the store does; row blocks are small and counted apart."""
-    encoding = Encoding.parse(kind)
-    item = TensorPlan("x", SHAPE, encoding, "as asked")
-    tracemalloc.start()
-    try:
-        tensor = quantize_tensor(Zeros(), item, Method.RTN, n_block_elements=1 << 16)
-        item.entry(_sha256(tensor))
-        if encoding.is_quantized:
-            packed, scales = tensor.packed, tensor.scales.astype("<f2")
-            assert packed.nbytes + scales.nbytes == encoding.bytes_of(*SHAPE)
-            del tensor
-            assert scales.astype(np.float32).shape == scales.shape
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert handled_bytes(SHAPE, encoding) == pytest.approx(peak, rel=0.12)
+@pytest.mark.parametrize("kind", ["int4", "uint4", "int8", "fp32"])
+def test_memory_does_not_grow_with_the_rows_of_a_tensor_but_by_its_scales(kind):
+    """Encode, hash and drop rows as an export does."""
+
+    def peak(n_rows):
+        plan = TensorPlan("x", (n_rows, 1024), Encoding.parse(kind), "as asked")
+        source = Zeros(plan.shape)
+        made = TensorHash("x", plan.shape, plan.encoding)
+        tracemalloc.start()
+        try:
+            for part in row_blocks(plan.shape, 1 << 18):
+                rows = encode_rows(source, plan, part, Method.RTN)
+                if isinstance(rows, EncodedTensor):
+                    made.add(rows)
+            made.hexdigest()
+            return tracemalloc.get_traced_memory()[1], held_bytes(plan.entry(None))
+        finally:
+            tracemalloc.stop()
+
+    (small, few), (large, many) = peak(1024), peak(8192)
+    assert large - small == pytest.approx(many - few, rel=0.1, abs=1 << 16)
 
 
 @pytest.mark.parametrize("scheme", ["fp16", "int8", "int4", "int4-g64"])
@@ -70,13 +74,10 @@ def test_a_plan_has_the_entries_of_the_quantized_model(tmp_path, scheme):
     source = open_model(write_tiny_checkpoint(tmp_path / "m"))
     parsed = Scheme.parse(scheme)
     planned = [item.entry("") for item in plan_tensors(source.spec, parsed)]
-    store = quantize_model(source, parsed, tmp_path / "store")
+    model = quantize_model(source, parsed, tmp_path / "files")
     described = [(e.name, e.shape, e.encoding) for e in planned]
-    assert described == [(e.name, e.shape, e.encoding) for e in store.entries]
-    assert largest_handled_bytes(planned) == max(
-        handled_bytes(e.shape, Encoding.parse(e.encoding)) for e in store.entries
-    )
-    store.close()
+    assert described == [(e.name, e.shape, e.encoding) for e in model.entries]
+    assert largest_held_bytes(planned) == max(map(held_bytes, model.entries))
     source.close()
 
 

@@ -8,10 +8,10 @@ import pytest
 from edgekit.encoding import Encoding
 from edgekit.errors import CheckpointError
 from edgekit.families import open_model
+from edgekit.quantize.encoded_model import quantize_model
 from edgekit.quantize.grid import round_scales
 from edgekit.quantize.model import EncodedTensor
 from edgekit.quantize.plan import plan_tensors
-from edgekit.quantize.store import quantize_model
 from edgekit.scheme import Scheme
 from tests.checkpoint.prequantized.folders import (
     BF16,
@@ -75,7 +75,7 @@ def test_codes_on_the_grid_go_in_as_they_are(tmp_path, write, grid, scheme, orig
         alone = EncodedTensor.of_codes(
             name, Encoding(f"int{grid.bits}", grid.group), wanted.codes, wanted.scales
         )
-        assert entry.sha256 == alone.sha256()
+        assert tensor.sha256() == alone.sha256()
 
 
 def test_scales_with_more_digits_are_rounded_and_said_so(tmp_path):
@@ -218,8 +218,7 @@ def test_a_negative_scale_of_four_bits_is_on_the_grid(tmp_path):
 def test_a_scale_that_is_no_number_is_refused(tmp_path, scheme):
     folder, _ = write_compressed(tmp_path / "m", Grid(), change=set_scale(np.nan))
     with pytest.raises(CheckpointError, match=r"q_proj.weight: scales.*NaN"):
-        quantize(folder, scheme, tmp_path / "q")
-    assert not (tmp_path / "q" / "index.json").exists()
+        quantize(folder, scheme, tmp_path / "q")[0].get("layers.0.q")
 
 
 def test_a_float_source_is_planned_as_before(tmp_path):

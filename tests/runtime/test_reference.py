@@ -15,7 +15,7 @@ from edgekit.errors import EngineCrashError, UsageError
 from edgekit.families import open_model
 from edgekit.families.rope_spec import RopeSpec
 from edgekit.families.spec import DecoderSpec
-from edgekit.quantize.store import quantize_model
+from edgekit.quantize.encoded_model import quantize_model
 from edgekit.runtime import reference
 from edgekit.runtime.reference import ReferenceDecoder
 from edgekit.scheme import Scheme

@@ -36,7 +36,6 @@ from edgekit.formats.mlpackage import (
     PACKAGE_NAME,
     VALUE_CACHE,
 )
-from edgekit.quantize.memory_estimate import largest_handled_bytes
 from edgekit.quantize.model import (
     ModelOutline,
     ModelTensor,
@@ -114,7 +113,7 @@ class CoremlExporter:
         weights = sum(_stored_bytes(entry) for entry in model.entries)
         return SizeEstimate(
             weights + tables + spec.n_layers * _GRAPH_LAYER_BYTES,
-            tables + largest_handled_bytes(model.entries),
+            tables,
         )
 
     def open(self, model: QuantizedModel, folder: Path, options: ExportOptions) -> Sink:
@@ -154,11 +153,11 @@ class _CoremlSink:
         """Write rows of a tensor."""
         self._package.put(tensor, first_row)
 
-    def finish(self) -> Written:
+    def finish(self, entries: tuple[TensorEntry, ...]) -> Written:
         """Write the program and the tokenizer files, and check the package on disk."""
         model, n_positions = self._model, self._n_positions
         summary = f"{model.source.name}, {model.scheme}, with state"
-        self._package.finish(summary, _metadata(model, n_positions), _FEATURES)
+        self._package.finish(summary, _metadata(model, entries, n_positions), _FEATURES)
         lint_package(self._folder / PACKAGE_NAME, self._encodings, n_positions)
         _write_assets(model.assets, self._folder)
         return Written(
@@ -206,7 +205,9 @@ def _stored_bytes(entry: TensorEntry) -> int:
     return prod(entry.shape) * Encoding.parse(entry.encoding).bits // 8
 
 
-def _metadata(model: QuantizedModel, context_length: int) -> dict[str, str]:
+def _metadata(
+    model: QuantizedModel, entries: tuple[TensorEntry, ...], context_length: int
+) -> dict[str, str]:
     return {
         "co.huggingface.exporters.name": model.source.name,
         "edgekit.version": version("edgekit"),
@@ -214,7 +215,7 @@ def _metadata(model: QuantizedModel, context_length: int) -> dict[str, str]:
         "edgekit.context_length": str(context_length),
         "edgekit.eos_token_ids": ",".join(str(i) for i in model.spec.eos_token_ids),
         "edgekit.source_sha256": model.source.sha256,
-        "edgekit.weights_sha256": combine_hashes(model.entries),
+        "edgekit.weights_sha256": combine_hashes(entries),
         "edgekit.compute_units": "cpuAndGPU",
     }
 

@@ -26,8 +26,7 @@ from edgekit.exporters.mlx.models import AttentionBias, ModelFile
 from edgekit.formats.floats import to_bf16, to_float32
 from edgekit.lazy import require
 from edgekit.quantize.model import EncodedTensor, FloatTensor, ModelTensor
-from edgekit.quantize.row_blocks import row_blocks
-from edgekit.tensors import TensorInfo
+from edgekit.tensors import TensorInfo, row_blocks
 
 _ATTENTION: Final = ("q", "k", "v", "o")
 _LARGEST: Final[Mapping[DType, float]] = MappingProxyType(
@@ -37,9 +36,6 @@ _LARGEST: Final[Mapping[DType, float]] = MappingProxyType(
         DType.BF16: math.ldexp(255, 120),  # eight bits, the exponent of float32
     }
 )
-# Memory of a scale while its bias is made: float32 as read, float32 multiplied, and both in the
-# type in which they are written.
-SCALE_BYTES: Final = 4 + 4 + 2 + 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.artifact import Artifact, Format
+from edgekit.artifact import Artifact, Format, TensorEntry
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.dtypes import DType
 from edgekit.encoding import FP16, Encoding
@@ -28,7 +28,7 @@ from edgekit.errors import ExportError, FormatError
 from edgekit.exporters.arrays import ArrayFile, StoredArray
 from edgekit.exporters.base import ExportOptions, Sink, SizeEstimate, Written
 from edgekit.exporters.context import ContextRange
-from edgekit.exporters.mlx.arrays import SCALE_BYTES, encode, is_within, narrow, plan_slots
+from edgekit.exporters.mlx.arrays import encode, is_within, narrow, plan_slots
 from edgekit.exporters.mlx.config import (
     CONFIG_NAME,
     TORCH_DTYPES,
@@ -48,7 +48,6 @@ from edgekit.families.spec import DecoderSpec
 from edgekit.formats.floats import to_float32
 from edgekit.formats.safetensors import SafetensorsFile, file_bytes
 from edgekit.lazy import require
-from edgekit.quantize.memory_estimate import largest_handled_bytes
 from edgekit.quantize.model import (
     FloatTensor,
     ModelOutline,
@@ -97,7 +96,7 @@ class MlxExporter:
         infos = [stored.info for slot in slots for stored in slot.arrays(dtype)]
         return SizeEstimate(
             file_bytes(infos, metadata=_METADATA),
-            largest_handled_bytes(model.entries, scale_bytes=SCALE_BYTES),
+            0,
         )
 
     def open(self, model: QuantizedModel, folder: Path, options: ExportOptions) -> Sink:
@@ -218,8 +217,9 @@ class _MlxSink:
         """Write rows of a tensor."""
         self._file.put(tensor, first_row)
 
-    def finish(self) -> Written:
+    def finish(self, entries: tuple[TensorEntry, ...]) -> Written:
         """Close the file."""
+        del entries
         self._file.close()
         settings = {
             "float_dtype": TORCH_NAMES[self._dtype],

@@ -27,6 +27,7 @@ from edgekit.errors import FormatError
 from edgekit.exporters.mlx import config as mlx_config
 from edgekit.families.rope_spec import Llama3Scaling, LongRopeScaling, RopeSpec, YarnScaling
 from edgekit.families.spec import Activation, DecoderSpec, LayerAttention, NormPlacement, QkNorm
+from edgekit.quantize.model import encodings_of
 
 _TOP: Final = {"embed": "model.embed_tokens", "final_norm": "model.norm", "lm_head": "lm_head"}
 _SPLIT: Final = {
@@ -514,9 +515,9 @@ def make_config(
         **file.keys(spec, chosen.n_positions),
     }
     encodings = {
-        file.module_of(entry.name): Encoding.parse(entry.encoding)
-        for entry in entries
-        if entry.sha256 is not None
+        file.module_of(name): encoding
+        for name, encoding in encodings_of(entries).items()
+        if encoding.is_quantized
     }
     if encodings:
         config["quantization"] = mlx_config.quantization_keys(encodings)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from edgekit.artifact import Artifact, Format
+from edgekit.artifact import Artifact, Format, TensorEntry
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.encoding import Encoding
 from edgekit.errors import ExportError
@@ -38,7 +38,6 @@ from edgekit.exporters.onnx.weights import (
 from edgekit.families.spec import DecoderSpec
 from edgekit.formats.onnx_io import GRAPH_NAME
 from edgekit.lazy import require
-from edgekit.quantize.memory_estimate import largest_handled_bytes
 from edgekit.quantize.model import ModelOutline, ModelTensor, QuantizedModel, encodings_of
 
 _GRAPH_LAYER_BYTES: Final = 4 << 10
@@ -75,7 +74,7 @@ class OnnxExporter:
         tables = sum(stored.info.n_bytes for stored in arrays if not stored.sources)
         return SizeEstimate(
             weight_file_bytes(arrays) + spec.n_layers * _GRAPH_LAYER_BYTES,
-            tables + largest_handled_bytes(model.entries),
+            tables,
         )
 
     def open(self, model: QuantizedModel, folder: Path, options: ExportOptions) -> Sink:
@@ -124,12 +123,12 @@ class _OnnxSink:
         """Write rows of a tensor."""
         self._weights.put(tensor, first_row)
 
-    def finish(self) -> Written:
+    def finish(self, entries: tuple[TensorEntry, ...]) -> Written:
         """Write everything but the weights."""
         spec, n_positions = self._model.spec, self._n_positions
         self._weights.close()
         offsets = {item.info.name: self._weights.offset(item.info.name) for item in self._arrays}
-        precision = plan_precision(spec, self._model.entries)
+        precision = plan_precision(spec, entries)
         terms = terms_of(precision)
         builder = GraphBuilder(spec, self._encodings, self._arrays, offsets, n_positions, terms)
         graph = builder.build()

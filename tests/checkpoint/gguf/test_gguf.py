@@ -19,8 +19,8 @@ from edgekit.families.inspect import inspect_model
 from edgekit.formats.gguf import GgufFile
 from edgekit.formats.gguf_blocks import NOT_FLOATS, dequantize
 from edgekit.pipeline.export import export
+from edgekit.quantize.encoded_model import quantize_model
 from edgekit.quantize.grid import round_scales
-from edgekit.quantize.store import quantize_model
 from edgekit.scheme import Scheme
 from tests.builders import write_tiny_checkpoint
 from tests.checkpoint.gguf.convert import convert

@@ -9,7 +9,7 @@ import pytest
 
 from edgekit.errors import CheckpointError
 from edgekit.families import open_model
-from edgekit.quantize.store import quantize_model
+from edgekit.quantize.encoded_model import quantize_model
 from edgekit.scheme import Scheme
 from tests.checkpoint.prequantized.folders import (
     Grid,

@@ -12,7 +12,7 @@ from edgekit.checkpoint.prequantized.tensor import unpack_words
 from edgekit.errors import CheckpointError, UnknownKeyError
 from edgekit.families import open_model
 from edgekit.pipeline.export import export
-from edgekit.quantize.store import quantize_model
+from edgekit.quantize.encoded_model import quantize_model
 from edgekit.scheme import Scheme
 from tests.builders import write_tiny_checkpoint
 from tests.checkpoint.prequantized.folders import (

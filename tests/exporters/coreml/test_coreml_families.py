@@ -27,8 +27,8 @@ from edgekit.formats.mlpackage import (
     require_coremltools,
     weights_path,
 )
+from edgekit.quantize.encoded_model import quantize_model
 from edgekit.quantize.model import EncodedTensor, FloatTensor, QuantizedModel
-from edgekit.quantize.store import quantize_model
 from edgekit.runtime.base import Decoder
 from edgekit.runtime.mil import MilDecoder
 from edgekit.runtime.mil_machine import MilMachine

@@ -22,9 +22,9 @@ from edgekit.exporters.staging import write_artifact
 from edgekit.families import open_model
 from edgekit.families.rope_spec import Llama3Scaling, LongRopeScaling, RopeSpec, YarnScaling
 from edgekit.families.spec import Activation, DecoderSpec, QkNorm, QueryScaling
+from edgekit.quantize.encoded_model import quantize_model
 from edgekit.quantize.methods import Method
 from edgekit.quantize.model import EncodedTensor
-from edgekit.quantize.store import quantize_model
 from edgekit.runtime.mlx import MlxDecoder
 from edgekit.runtime.reference import ReferenceDecoder
 from edgekit.scheme import Scheme

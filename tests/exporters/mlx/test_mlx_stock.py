@@ -10,8 +10,8 @@ from edgekit.exporters.mlx.exporter import MlxExporter
 from edgekit.exporters.staging import write_artifact
 from edgekit.families import open_model
 from edgekit.paths import models_dir
+from edgekit.quantize.encoded_model import quantize_model
 from edgekit.quantize.methods import Method
-from edgekit.quantize.store import quantize_model
 from edgekit.runtime.session import open_session
 from edgekit.scheme import Scheme
 from edgekit.text.tokenizer import Tokenizer

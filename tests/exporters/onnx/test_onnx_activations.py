@@ -14,7 +14,7 @@ from edgekit.exporters import open_exporter
 from edgekit.exporters.onnx.activations import plan_precision, terms_of
 from edgekit.exporters.staging import write_artifact
 from edgekit.families import open_model
-from edgekit.quantize.store import quantize_model
+from edgekit.quantize.encoded_model import quantize_model
 from edgekit.runtime.onnxruntime import OnnxruntimeDecoder
 from edgekit.runtime.reference import ReferenceDecoder
 from edgekit.scheme import Scheme

@@ -21,9 +21,9 @@ from edgekit.exporters.staging import write_artifact
 from edgekit.families import open_model
 from edgekit.families.rope_spec import LongRopeScaling, RopeSpec
 from edgekit.families.spec import Activation, NormPlacement, QkNorm, QueryScaling
+from edgekit.quantize.encoded_model import StoredModel, quantize_model
 from edgekit.quantize.methods import Method
 from edgekit.quantize.model import EncodedTensor
-from edgekit.quantize.store import StoredModel, quantize_model
 from edgekit.runtime.onnxruntime import OnnxruntimeDecoder
 from edgekit.runtime.reference import ReferenceDecoder
 from edgekit.scheme import Scheme

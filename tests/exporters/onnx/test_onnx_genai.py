@@ -15,8 +15,8 @@ from edgekit.exporters.onnx.exporter import OnnxExporter
 from edgekit.exporters.staging import write_artifact
 from edgekit.families import open_model
 from edgekit.paths import models_dir
+from edgekit.quantize.encoded_model import quantize_model
 from edgekit.quantize.methods import Method
-from edgekit.quantize.store import quantize_model
 from edgekit.runtime.onnxruntime import OnnxruntimeDecoder
 from edgekit.scheme import Scheme
 from tests.builders import write_tiny_checkpoint

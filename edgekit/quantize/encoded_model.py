@@ -1,14 +1,14 @@
-"""The store: a temporary folder with a quantized model, written once and read by every exporter.
+"""A model that is encoded while it is read: rows are quantized when somebody asks for them.
 
-``weights.safetensors`` holds ``{name}.codes`` (packed, uint8) with ``{name}.scales`` (fp16,
-exact) and, where the encoding has them, ``{name}.zero_points`` (uint8), or ``{name}`` itself for
-floats; ``assets/`` holds tokenizer and config files. Nothing in it depends on the export format.
+What takes one pass over the whole model comes first: the plan, the channel scales, and for
+calibrated methods all layers, whose codes then lie in files. Nothing here depends on the export
+format.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -16,12 +16,10 @@ from typing import Any, Final
 
 from edgekit.artifact import TensorEntry
 from edgekit.checkpoint.assets import copy_assets
-from edgekit.dtypes import DType, F64Array
-from edgekit.encoding import Encoding
+from edgekit.dtypes import F64Array
 from edgekit.errors import ExportError, QuantError
 from edgekit.families.base import SourceModel
 from edgekit.families.spec import DecoderSpec
-from edgekit.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from edgekit.model_files import CONFIG_NAME
 from edgekit.progress import Progress, ignore_progress
 from edgekit.quantize.calibrated import CalibratedCodes, quantize_layers
@@ -35,32 +33,49 @@ from edgekit.quantize.fold import (
     input_groups,
 )
 from edgekit.quantize.input_statistics import InputStatistics
-from edgekit.quantize.methods import Method
-from edgekit.quantize.model import EncodedTensor, FloatTensor, ModelTensor, Source
+from edgekit.quantize.methods import Method, quantize_rows, round_floats
+from edgekit.quantize.model import EncodedTensor, FloatTensor, ModelTensor, Source, join_rows
 from edgekit.quantize.plan import TensorPlan
 from edgekit.quantize.prequantized import import_codes, plan_source
-from edgekit.quantize.row_blocks import quantize_tensor
 from edgekit.scheme import Scheme
 from edgekit.strict_json import read_object
-from edgekit.tensors import TensorInfo
+from edgekit.tensors import LazyTensor, row_blocks
 from edgekit.text.view import TextView
 
-WEIGHTS_NAME: Final = "weights.safetensors"
 ASSETS_NAME: Final = "assets"
 LAYERS_NAME: Final = "layers"
-_FLOAT_DTYPES: Final = {"fp32": DType.FP32, "fp16": DType.FP16}
+_BLOCK_ELEMENTS: Final = 1 << 22  # 16 MiB of float32 for each thread
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class StoredModel:
-    """A quantized model on disk, as ``quantize_model`` left it; satisfies ``QuantizedModel``."""
+class EncodedModel:
+    """A model whose tensors are encoded when they are read; satisfies ``QuantizedModel``.
+
+    The source must stay open.
+
+    Attributes:
+        spec: The decoder.
+        scheme: What was asked for.
+        source: Where the weights come from.
+        plans: What becomes of each tensor, in file order.
+        assets: Tokenizer, template and config files, by file name.
+    """
 
     spec: DecoderSpec
     scheme: Scheme
     source: Source
-    entries: tuple[TensorEntry, ...]
+    plans: tuple[TensorPlan, ...]
     assets: Mapping[str, Path]
-    _weights: SafetensorsFile
+    _model: SourceModel
+    _moved: ChannelScales
+    _statistics: Mapping[str, InputStatistics]
+    _layers: CalibratedCodes
+    _method: Method
+
+    @property
+    def entries(self) -> tuple[TensorEntry, ...]:
+        """Every tensor in file order; the hash of a tensor is known once all of it was read."""
+        return tuple(plan.entry(None) for plan in self.plans)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -69,31 +84,99 @@ class StoredModel:
         return {} if path is None else read_object(path)
 
     def get(self, name: str) -> ModelTensor:
-        """Read one tensor.
+        """Encode a tensor.
 
         Raises:
-            QuantError: No tensor of that name.
+            QuantError: No tensor of that name, or a weight that cannot be held.
+            CheckpointError: It cannot be read.
         """
-        entry = next((entry for entry in self.entries if entry.name == name), None)
-        if entry is None:
-            raise QuantError("no such tensor", got=name, wanted=f"one of {len(self.entries)}")
-        encoding = Encoding.parse(entry.encoding)
-        tensors = self._weights.tensors
-        if encoding.block is None:
-            return FloatTensor(name, encoding, tensors[name].read())
-        scales = tensors[f"{name}.scales"].read()
-        zeros = tensors[f"{name}.zero_points"].raw() if encoding.has_zero_points else None
-        return EncodedTensor(name, encoding, tensors[f"{name}.codes"].raw(), scales, zeros)
+        return join_rows([self.rows(name, part) for part in self.row_blocks(name)])
+
+    def row_blocks(self, name: str) -> Iterator[slice]:
+        """Cut a tensor into the rows that are worth encoding at a time; even numbers of rows."""
+        plan = self._plan(name)
+        if self._is_whole(plan):
+            yield slice(0, plan.shape[0])
+        else:
+            yield from row_blocks(plan.shape, _BLOCK_ELEMENTS)
+
+    def rows(self, name: str, part: slice) -> ModelTensor:
+        """Encode some rows of a tensor, those of a slice that ``row_blocks`` gave.
+
+        Raises:
+            QuantError: No tensor of that name, or a weight that cannot be held.
+            CheckpointError: It cannot be read.
+        """
+        plan = self._plan(name)
+        weights = self._model.tensor(name)
+        if plan.keeps_codes and weights.prequantized is not None:
+            return import_codes(weights.prequantized, plan)
+        if name in self._layers.files:
+            return self._layers.get(plan)
+        scaled, known = self._moved.apply(name, weights), self._statistics.get(name)
+        chosen = Method.SEARCH if self._method.reads_text and known is None else self._method
+        return encode_rows(scaled, plan, part, chosen, known)
+
+    def refuse_changed(self) -> None:
+        """Refuse a source that was changed while it was read.
+
+        Raises:
+            CheckpointError: It was.
+        """
+        self._model.checkpoint.refuse_changed(self.source.sha256)
 
     def close(self) -> None:
-        """Close the weights file; safe to call twice."""
-        self._weights.close()
+        """Close the source."""
+        self._model.close()
+
+    def _is_whole(self, plan: TensorPlan) -> bool:
+        return plan.keeps_codes or plan.name in self._layers.files
+
+    def _plan(self, name: str) -> TensorPlan:
+        found = next((plan for plan in self.plans if plan.name == name), None)
+        if found is None:
+            raise QuantError("no such tensor", got=name, wanted=f"one of {len(self.plans)}")
+        return found
+
+
+def encode_rows(
+    source: LazyTensor,
+    plan: TensorPlan,
+    part: slice,
+    method: Method = Method.SEARCH,
+    statistics: InputStatistics | None = None,
+) -> ModelTensor:
+    """Read rows of a tensor and convert them to their planned encoding.
+
+    Args:
+        source: Float tensor of shape ``plan.shape``.
+        plan: Name, shape and encoding.
+        part: Which rows.
+        method: How scales are chosen.
+        statistics: Of what the matrix reads, for the methods that need them.
+
+    Returns:
+        Codes and scales for an integer encoding, else rounded floats.
+
+    Raises:
+        QuantError: The shape is not the planned one, a weight cannot be held, or statistics are
+            missing or not those of the matrix.
+    """
+    if source.info.shape != plan.shape:
+        raise QuantError(f"{plan.name}: shape", got=source.info.shape, wanted=plan.shape)
+    encoding, name = plan.encoding, plan.name
+    rows = source.read_rows(part.start, part.stop)
+    if not encoding.is_quantized:
+        values = round_floats(rows, encoding, name=name, first_row=part.start)
+        return FloatTensor(name, encoding, values)
+    made = quantize_rows(rows, encoding, method, statistics, name=name, first_row=part.start)
+    return EncodedTensor.of_codes(name, encoding, made.codes, made.scales, made.zero_points)
 
 
 def quantize_model(
     source: SourceModel,
     scheme: Scheme,
-    store_dir: str | Path,
+    folder: str | Path,
     *,
     method: Method = Method.SEARCH,
     text: Sequence[Sequence[int]] | None = None,
@@ -103,38 +186,34 @@ def quantize_model(
     fold: bool = True,
     n_threads: int = 1,
     progress: Progress = ignore_progress,
-) -> StoredModel:
-    """Quantize a model once, tensor by tensor, into a store.
+) -> EncodedModel:
+    """Prepare a model to be encoded; calibrated methods encode its layers now.
 
-    Codes that the source holds already are kept where the grid has them (imports.py); between the
-    other matrices, channel scales are moved first (fold.py).
+    Codes that the source holds already are kept where the grid has them (prequantized.py); between
+    the other matrices, channel scales are moved first (fold.py).
     The same source, scheme, method and text give the same bytes, whatever ``n_threads`` is.
 
     Args:
-        source: The float model.
+        source: The float model; it must stay open as long as tensors are read.
         scheme: What was asked for; plan.py decides what each tensor gets.
-        store_dir: Folder of the store; an earlier store there is replaced.
+        folder: Where tokenizer and config files are copied, and finished layers left.
         method: How codes and scales are chosen. ``IMPORTANCE`` without a text takes what the
             channel scales are chosen by, too.
         text: Token ids that the model is calibrated on, in sequences; default edgekit's own
             conversation.
         layers_dir: Where a calibrated run leaves the layers that it has finished, to go on from
-            there if it is stopped; default a folder of the store.
+            there if it is stopped; default a folder inside ``folder``.
         mean_squares: Of the inputs of matrices, from an importance matrix, for ``IMPORTANCE``; in
             place of a text.
         calibration: What the manifest says of the text or of the importance matrix.
         fold: Whether channel scales are moved first (fold.py).
-        n_threads: Threads to compute with.
-        progress: Called as ``progress(what, n_done, n_total)`` after each layer that is calibrated
-            and each tensor that is quantized.
-
-    Returns:
-        The store, open.
+        n_threads: Threads that calibrated methods compute with.
+        progress: Called as ``progress(what, n_done, n_total)`` after each layer that is calibrated.
 
     Raises:
         QuantError: The scheme cannot hold the model; the message names the tensors.
-        CheckpointError: The model was changed while it was read.
-        ExportError: The store cannot be written.
+        CheckpointError: The model cannot be read.
+        ExportError: The folder cannot be written.
     """
     plans = plan_source(source, scheme)
     is_layered = method in (Method.GPTQ, Method.AUTO) or (
@@ -153,7 +232,7 @@ def quantize_model(
             for name, squares in mean_squares.items()
         }
     plans = explain(source.spec, moved.sites, plans)
-    folder = Path(store_dir)
+    place = Path(folder)
     checkpoint = source.checkpoint
     adapter, view = checkpoint.adapter, source.text
     origin = Source(
@@ -169,8 +248,8 @@ def quantize_model(
         calibration=calibration or {},
     )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        assets = _copy_assets(view, folder)
+        place.mkdir(parents=True, exist_ok=True)
+        assets = _copy_assets(view, place)
         layers = CalibratedCodes()
         if is_layered:
             layers = quantize_layers(
@@ -178,39 +257,21 @@ def quantize_model(
                 plans,
                 moved,
                 text or [calibration_ids(view, source.spec.vocab_size)[0]],
-                folder / LAYERS_NAME if layers_dir is None else Path(layers_dir),
+                place / LAYERS_NAME if layers_dir is None else Path(layers_dir),
                 method=method,
                 n_threads=n_threads,
                 progress=progress,
             )
-        entries: list[TensorEntry] = []
-        infos = [
-            info for item in plans for info in _stored_infos(item.name, item.shape, item.encoding)
-        ]
-        with SafetensorsWriter(folder / WEIGHTS_NAME, infos, alignment=4096) as writer:
-            for n_done, item in enumerate(plans, start=1):
-                weights = source.tensor(item.name)
-                if item.keeps_codes and weights.prequantized is not None:
-                    tensor: ModelTensor = import_codes(weights.prequantized, item)
-                elif item.name in layers.files:
-                    tensor = layers.get(item)
-                else:
-                    scaled, known = moved.apply(item.name, weights), statistics.get(item.name)
-                    chosen = Method.SEARCH if method.reads_text and known is None else method
-                    tensor = quantize_tensor(scaled, item, chosen, known, n_threads=n_threads)
-                _append(writer, tensor)
-                entries.append(item.entry(_sha256(tensor)))
-                progress(f"quantize {item.name}", n_done, len(plans))
-        checkpoint.refuse_changed(origin.sha256)
-        weights_file = SafetensorsFile(folder / WEIGHTS_NAME)
     except OSError as error:
         raise ExportError(
-            f"cannot write the quantized weights to {folder}",
+            f"cannot write to {place}",
             got=error.strerror or str(error),
             do="Free space, or choose another folder.",
         ) from error
     spec = replace(source.spec, eos_token_ids=view.end_ids)
-    return StoredModel(spec, scheme, origin, tuple(entries), assets, weights_file)
+    return EncodedModel(
+        spec, scheme, origin, plans, assets, source, moved, statistics, layers, method
+    )
 
 
 def find_scales(
@@ -262,38 +323,8 @@ def _measure(
     return moved, statistics if with_statistics else {}
 
 
-def _stored_infos(name: str, shape: tuple[int, ...], encoding: Encoding) -> list[TensorInfo]:
-    """Give the tensors of the file that hold one tensor of the model."""
-    if encoding.block is None:
-        return [TensorInfo(name, shape, _FLOAT_DTYPES[encoding.kind])]
-    n_rows, n_cols = shape
-    per_block = (n_rows, encoding.n_blocks(n_cols))
-    infos = [
-        TensorInfo(f"{name}.codes", (n_rows, n_cols * encoding.bits // 8), DType.UINT8),
-        TensorInfo(f"{name}.scales", per_block, DType.FP16),
-    ]
-    if encoding.has_zero_points:
-        infos.append(TensorInfo(f"{name}.zero_points", per_block, DType.UINT8))
-    return infos
-
-
-def _append(writer: SafetensorsWriter, tensor: ModelTensor) -> None:
-    if isinstance(tensor, FloatTensor):
-        stored = "<f2" if tensor.encoding.kind == "fp16" else "<f4"
-        writer.write(tensor.name, tensor.values.astype(stored, copy=False))
-        return
-    writer.write(f"{tensor.name}.codes", tensor.packed)
-    writer.write(f"{tensor.name}.scales", tensor.scales.astype("<f2"))
-    if tensor.zero_points is not None:
-        writer.write(f"{tensor.name}.zero_points", tensor.zero_points)
-
-
-def _sha256(tensor: ModelTensor) -> str | None:
-    return None if isinstance(tensor, FloatTensor) else tensor.sha256()
-
-
 def _copy_assets(view: TextView, folder: Path) -> Mapping[str, Path]:
-    """Copy tokenizer, template and config files into the store."""
+    """Copy tokenizer, template and config files."""
     target = folder / ASSETS_NAME
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
