@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 import edgekit
 from edgekit.families import open_model
-from edgekit.quality.divergence import measure_divergence, run_reference
+from edgekit.quality.divergence import LiveReference, measure_divergence
 from edgekit.quantize.calibration_text import CalibrationText
 from edgekit.reference.forward import Forward
 from edgekit.runtime.reference import ReferenceDecoder
@@ -137,12 +137,9 @@ def test_a_measure_is_that_of_edgekit(source, tmp_path):
     reference = Reference(source, DOCUMENTS, tmp_path)
     found = reference.measure(forward_logits(source.spec, noisy), {"name": "noisy"})
 
-    def logits_of(decoder):
-        return lambda ids: decoder.forward(ids, n_past=0, n_logits=len(ids))
-
     wanted = measure_divergence(
-        logits_of(ReferenceDecoder(source.spec, noisy)),
-        run_reference(logits_of(ReferenceDecoder.from_source(source)), DOCUMENTS),
+        ReferenceDecoder(source.spec, noisy),
+        LiveReference(ReferenceDecoder.from_source(source), DOCUMENTS),
     )
     assert found.counts == (5, 2, 4)
     assert found.kl_mean == pytest.approx(wanted.kl_mean, rel=1e-3)
