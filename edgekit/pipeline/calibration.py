@@ -32,11 +32,14 @@ from edgekit.quantize.own_answers import sample_answers
 
 _LIST_SUFFIX: Final = ".dat"
 _ROUNDING_S: Final[Mapping[Method, float]] = {
-    Method.IMPORTANCE: 130e-9,
-    Method.GPTQ: 160e-9,
-    Method.AUTO: 290e-9,
+    Method.IMPORTANCE: 60e-9,
+    Method.GPTQ: 300e-9,
+    Method.AUTO: 700e-9,
 }
-"""Seconds to round one weight on one core (measured on a busy machine of 2024)."""
+"""Seconds to round one weight on one core, matrix products aside (measured on a busy machine of
+2024). ``auto`` tries both methods on a part of the text and then takes one on all of it."""
+_FEEDBACK_FLOPS: Final[Mapping[Method, float]] = {Method.GPTQ: 10.0, Method.AUTO: 20.0}
+"""Operations for each weight and column in the products of GPTQ and its sweeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +189,7 @@ def calibrated_s(spec: DecoderSpec, method: Method, n_tokens: int) -> float:
     if method in (Method.GPTQ, Method.AUTO):
         widths = [layer[part][1] for part in ("q", "o", "gate", "down")]
         flops += sum(2.0 * n_tokens * m * m + 2.0 * m**3 for m in widths)
+        flops += sum(_FEEDBACK_FLOPS[method] * n * m * m for n, m in layer.values())
     n_threads = os.cpu_count() or 1
     rounding = n_weights * _ROUNDING_S.get(method, 0.0) / n_threads
     return spec.n_layers * (flops / flops_per_s() + rounding)
