@@ -31,6 +31,11 @@ def device_profiles_dir() -> Path:
     return data_dir("device_profiles")
 
 
+def schemes_dir() -> Path:
+    """Folder with the scheme files of the presets."""
+    return _PACKAGE / "schemes"
+
+
 def cache_dir() -> Path:
     """Folder for files that edgekit can make again: ``EDGEKIT_HOME``, else the user's cache."""
     chosen = os.environ.get("EDGEKIT_HOME")

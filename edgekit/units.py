@@ -5,6 +5,8 @@ Records keep plain bytes and seconds; only tables, pages and messages use these 
 
 from __future__ import annotations
 
+import re
+from fractions import Fraction
 from typing import Final
 
 MIB: Final = 1024**2
@@ -18,6 +20,26 @@ def format_bytes(n_bytes: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.2f} GiB"
+
+
+_SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+
+
+def parse_bytes(text: str) -> int:
+    """Read a size such as ``900MB`` (millions of bytes), ``1.5GiB`` (binary) or ``123456``.
+
+    Raises:
+        ValueError: It is none, or not positive.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or (match[3] and not match[2]):
+        raise ValueError(f"not a size: {text!r}")
+    base = 1024 if match[3] else 1000
+    unit: int = base ** " kmgt".index(match[2].lower() or " ")
+    n_bytes = round(Fraction(match[1]) * unit)
+    if n_bytes < 1:
+        raise ValueError(f"not a positive size: {text!r}")
+    return n_bytes
 
 
 def format_seconds(seconds: float) -> str:

@@ -296,7 +296,7 @@ def _without_tokenizer(manifest: Manifest) -> Manifest:
 
 FALSE_CLAIMS: Final = (
     Claim("scheme: another number of bits", _says(scheme="int8-g32")),
-    Claim("scheme: another group", _says(scheme="int4-g64")),
+    Claim("scheme: another block", _says(scheme="int4-g64")),
     Claim("scheme: floats", _says(scheme="fp16")),
     Claim("format", lambda m: replace(m, format=ALL[(ALL.index(m.format) + 1) % 3])),
     Claim("model_type", _says(model_type="qwen3")),
@@ -321,7 +321,7 @@ FALSE_CLAIMS: Final = (
     Claim("decoder.is_tied", _decoder(is_tied=False)),
     Claim("sha256 of a tensor", _first("tensors", sha256=ZEROS)),
     Claim("shape of a tensor", _first("tensors", shape=(1, 1))),
-    Claim("scheme of a tensor", _first("tensors", scheme="int4-g32")),
+    Claim("encoding of a tensor", _first("tensors", encoding="int4-g32")),
     Claim("name of a tensor", _first("tensors", name="embed2")),
     Claim("reason of a tensor", _first("tensors", reason="as asked")),
     Claim("imported of a tensor", lambda m: _last(m, imported="gguf q4_0")),

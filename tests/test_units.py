@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgekit.units import format_bytes, format_pct, format_rate, format_seconds
+from edgekit.units import format_bytes, format_pct, format_rate, format_seconds, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,28 @@ def test_rates_and_shares():
     assert format_rate(12345.6) == "12,346 tok/s"
     assert format_pct(0.125) == "12.5 %"
     assert format_pct(0.98765, digits=2) == "98.77 %"
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [
+        ("900MB", 900_000_000),
+        ("1.5 GiB", 3 * 2**29),
+        ("0.1kb", 100),
+        ("12", 12),
+        ("12B", 12),
+        ("2m", 2_000_000),
+        ("1TiB", 2**40),
+        ("0.3MB", 300_000),
+    ],
+)
+def test_sizes_are_read(text, n_bytes):
+    assert parse_bytes(text) == n_bytes
+
+
+@pytest.mark.parametrize(
+    "text", ["", "MB", "-1MB", "1e3", "0", "0MB", "5iB", "1 XB", "nan", "1,5GB"]
+)
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match="size"):
+        parse_bytes(text)

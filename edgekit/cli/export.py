@@ -27,8 +27,9 @@ def command(
         typer.Option(
             "--scheme",
             metavar="SCHEME",
-            help="Number type of the weights: fp32, fp16, int8 or int4; int4-g64 means one scale "
-            "for 64 weights (32, 64 or 128); may be repeated.",
+            help="How weights are stored: a preset (fast, tiny, balanced, quality), a number type "
+            "(fp32, fp16, int8, int4, uint4; int4-g64 means one scale for 64 weights: 32, 64 or "
+            "128), or a TOML file (docs/schemes.md); may be repeated.",
             show_default="int4, which is int4-g32",
         ),
     ] = None,
@@ -50,9 +51,10 @@ def command(
         typer.Option(
             "--method",
             metavar="METHOD",
-            help="How the scale of each group of weights is chosen: search (smallest error) or rtn "
-            "(from the largest weight).",
-            show_default="search",
+            help="How the codes of weights are chosen: rtn (rounding), search (smallest error), or "
+            "on a calibration text: importance (errors weighed by the inputs), gptq (later "
+            "weights make good the errors of earlier ones) or auto (the better for each matrix).",
+            show_default="what the scheme says, else search",
         ),
     ] = None,
     no_fold: Annotated[
@@ -63,6 +65,79 @@ def command(
             "that rounding costs less.",
         ),
     ] = False,
+    bits_per_weight: Annotated[
+        float | None,
+        typer.Option(
+            "--bits-per-weight",
+            metavar="BITS",
+            show_default="what the scheme says",
+            help="Give sensitive matrices 8 bits until the layers have this many bits per weight, "
+            "scales included; the embedding and the output matrix are not counted.",
+        ),
+    ] = None,
+    max_bytes: Annotated[
+        str | None,
+        typer.Option(
+            "--max-bytes",
+            metavar="SIZE",
+            show_default="no limit",
+            help="The same, until an artifact of this size is full in any format: 900MB, 1.2GiB.",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="DEVICE",
+            show_default="no limit",
+            help="The same, until the memory of one app on this device is full: a name that "
+            "`edgekit devices` lists, host, or a TOML file.",
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            metavar="FILE",
+            help="Text to calibrate on: plain text, or .jsonl with messages or text in each line.",
+            show_default="edgekit's own text",
+        ),
+    ] = None,
+    calibration_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--calibration-tokens",
+            metavar="N",
+            help="Tokens to calibrate on.",
+            show_default="8192",
+        ),
+    ] = None,
+    own_answers: Annotated[
+        bool,
+        typer.Option(
+            "--own-answers",
+            help="Calibrate also on answers that the model samples itself; takes longer.",
+        ),
+    ] = False,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(
+            "--imatrix",
+            metavar="FILE",
+            show_default="none",
+            help="Importance matrix of llama.cpp to weigh errors with, in place of a text.",
+        ),
+    ] = None,
+    write_imatrix: Annotated[
+        Path | None,
+        typer.Option(
+            "--write-imatrix",
+            metavar="FILE",
+            show_default="nothing is written",
+            help="Measure an importance matrix and write it for llama.cpp: .gguf, or .dat for its "
+            "older form.",
+        ),
+    ] = None,
     via: Annotated[
         str,
         typer.Option(
@@ -79,10 +154,12 @@ def command(
     """Quantize a model once and write it in one or more formats.
 
     Example:
-      edgekit export pocket --format all --scheme int4 --out artifacts
+      edgekit export pocket --format all --scheme balanced --out artifacts
     """
+    from edgekit.pipeline.calibration import Calibration
     from edgekit.pipeline.export import describe_import
     from edgekit.pipeline.export_optimum import export_by_route
+    from edgekit.pipeline.mixed_precision import read_budget
     from edgekit.records import to_data
     from edgekit.report.table import make_table
     from edgekit.report.terminal import print_table
@@ -99,6 +176,10 @@ def command(
             context_length=context_length,
             method=method,
             fold=not no_fold,
+            budget=read_budget(bits_per_weight, max_bytes, device),
+            calibration=Calibration(
+                calibration, calibration_tokens, imatrix, write_imatrix, own_answers
+            ),
             ignore_config_keys=ignore_config_keys or (),
             adapter=adapter,
             tell=output.message,

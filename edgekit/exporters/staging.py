@@ -37,6 +37,7 @@ from edgekit.quantize.model import (
     combine_hashes,
     encodings_of,
 )
+from edgekit.scheme import describe
 from edgekit.units import format_bytes
 
 _NEW: Final = "new"
@@ -209,7 +210,12 @@ def _manifest(
             "python": platform.python_version(),
             **written.tool_versions,
         },
-        settings={**written.settings, "channel_scales": model.source.channel_scales},
+        settings={
+            **written.settings,
+            "channel_scales": model.source.channel_scales,
+            **({} if model.scheme.is_word else {"scheme": describe(model.scheme)}),
+            **({"calibration": found} if (found := model.source.calibration) else {}),
+        },
         ignored_config_keys=model.source.ignored_config_keys,
         adapter=model.source.adapter,
         adapter_sha256=model.source.adapter_sha256,

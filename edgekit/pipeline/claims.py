@@ -50,7 +50,7 @@ from edgekit.quantize.fold import ChannelScales, Site, explain, find_sites
 from edgekit.quantize.model import EncodedTensor, combine_hashes, encodings_of
 from edgekit.quantize.plan import TensorPlan, plan_tensors
 from edgekit.quantize.prequantized import CHANGES_OF_CODES, CODES_KEPT
-from edgekit.scheme import Scheme
+from edgekit.scheme import Scheme, scheme_of
 from edgekit.strict_json import read_object
 from edgekit.text.files import TextFiles
 from edgekit.text.view import TEMPLATE_ORIGIN, TOKENIZER_ORIGIN, read_text_view
@@ -184,7 +184,7 @@ def _about_plan(artifact: Artifact, spec: DecoderSpec) -> Iterator[str]:
     asked for where the recipe has more.
     """
     manifest = artifact.manifest
-    asked = Scheme.parse(manifest.scheme)
+    asked = _scheme_of(manifest)
     try:
         plans = {item.name: item for item in plan_tensors(spec, asked)}
     except QuantError as error:
@@ -211,6 +211,20 @@ def _about_plan(artifact: Artifact, spec: DecoderSpec) -> Iterator[str]:
             yield f"reason of {entry.name}: {_shown(entry.reason)}, which ends in {_shown(after)}"
     if asked.is_quantized and not any(entry.sha256 for entry in manifest.tensors):
         yield f"scheme: the manifest says {asked}, and no tensor holds codes"
+
+
+def _scheme_of(manifest: Manifest) -> Scheme:
+    """Give the scheme that the manifest describes, or that its name stands for.
+
+    Raises:
+        UsageError: It is no scheme.
+    """
+    described = manifest.settings.get("scheme")
+    if described is None:
+        return Scheme.parse(manifest.scheme)
+    if not isinstance(described, Mapping):
+        raise UsageError("settings.scheme", got=_shown(described), wanted="keys with values")
+    return scheme_of(described, name=manifest.scheme, where="settings.scheme")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,15 @@ from edgekit.exporters.staging import write_artifacts
 from edgekit.exporters.work_folder import work_folder
 from edgekit.families import open_model
 from edgekit.families.base import SourceModel
+from edgekit.pipeline.calibration import (
+    Calibration,
+    calibrated_s,
+    describe,
+    read_power,
+    read_text,
+    write_power,
+)
+from edgekit.pipeline.mixed_precision import Budget, mix, needs_budget
 from edgekit.pipeline.preflight import check_room, join_predictions, predict_export
 from edgekit.pipeline.rates import known_rates
 from edgekit.progress import Progress, ignore_progress
@@ -33,8 +42,14 @@ from edgekit.quantize.methods import Method
 from edgekit.quantize.prequantized import CHANGES_OF_CODES, expected_plan
 from edgekit.scheme import Scheme
 from edgekit.text.view import TextView
+from edgekit.units import format_seconds
 
 ALL_FORMATS = tuple(Format)
+LAYERS_NAME = ".edgekit-layers"
+"""Folder beside the artifacts: layers that calibrated exports have finished so far. What was
+stopped goes on with the same command; what is finished removes what it used."""
+NO_BUDGET = Budget()
+OWN_CALIBRATION = Calibration()
 
 
 def export(
@@ -44,8 +59,10 @@ def export(
     out: str | Path = "artifacts",
     *,
     context_length: int | None = None,
-    method: str | Method = Method.SEARCH,
+    method: str | Method | None = None,
     fold: bool = True,
+    budget: Budget = NO_BUDGET,
+    calibration: Calibration = OWN_CALIBRATION,
     ignore_config_keys: Iterable[str] = (),
     adapter: str | Path | None = None,
     progress: Progress = ignore_progress,
@@ -57,14 +74,19 @@ def export(
         model: A folder, a name under ``models/``, or a Hub id.
         formats: ``"onnx"``, ``"mlx"``, ``"coreml"``, ``"gguf"``, several of them, or ``"all"``,
             which leaves out GGUF, with a warning, where llama.cpp does not compute the model.
-        scheme: ``fp32``, ``fp16``, ``int8``, ``int4``, ``int4-g64``, ...
+        scheme: ``fp32``, ``fp16``, ``int8``, ``int4``, ``int4-g64``, ...; a preset (``fast``,
+            ``tiny``, ``balanced``, ``quality``), or the path of a TOML file (docs/schemes.md).
         out: Parent folder; each artifact is ``{model}-{format}-{scheme}`` in it.
         context_length: Positions the artifacts hold, those of prompt and answer together;
             default the model's own, in ONNX and Core ML no more than 4,096 unless their
             key/value cache stays small (exporters/context.py).
-        method: How scales are chosen, ``search`` or ``rtn``.
+        method: How codes are chosen: ``search``, ``rtn``, ``importance``, ``gptq`` or ``auto``;
+            default what the scheme says, else ``importance`` with an importance matrix, else
+            ``search``.
         fold: Whether channel scales are moved between tensors before they are quantized, which
             costs nothing when the model runs (docs/activations.md).
+        budget: Bits or bytes that are spent where they help most (docs/schemes.md).
+        calibration: The text that the model reads, or an importance matrix.
         ignore_config_keys: Keys of config.json that pass although edgekit does not know them; one
             of a section is written ``section.key``. The manifest's notes name them.
         adapter: Folder of a LoRA adapter that is merged into the weights (docs/adapters.md).
@@ -86,7 +108,8 @@ def export(
     """
     wanted = parse_formats(formats)
     parsed = scheme if isinstance(scheme, Scheme) else Scheme.parse(scheme)
-    chosen = _parse_method(method)
+    chosen = choose_method(method, parsed, calibration)
+    calibration.check(chosen)
     exporters = [open_exporter(fmt) for fmt in wanted]
     parent, options = Path(out), ExportOptions(context_length)
     if needs_download(model):
@@ -108,16 +131,38 @@ def export(
         check_text(source.text, source.checkpoint.origin)
         _refuse_text(source, exporters)
         wanted = [exporter.format for exporter in exporters]
+        needs_text = calibration.write_imatrix is not None or needs_budget(parsed, budget)
+        needs_text |= chosen.reads_text and calibration.imatrix is None
+        power = read_power(source, calibration, warn)
+        text = read_text(source, calibration, progress) if needs_text else None
+        if text is not None and needs_budget(parsed, budget):
+            mixed = mix(
+                source, parsed, budget, exporters, options, text, tell=warn, progress=progress
+            )
+            parsed = mixed.scheme
         prediction = predict_export(source, parsed, wanted, options, known_rates())
         for warning in check_room(prediction, parent):
             warn(warning)
+        reads = text if chosen.reads_text and power is None else None
+        if reads is not None:
+            seconds = calibrated_s(source.spec, chosen, reads.n_tokens)
+            warn(
+                f"calibrating on {reads.n_tokens} tokens ({reads.content}): about "
+                f"{format_seconds(seconds)}"
+            )
+        if text is not None and calibration.write_imatrix is not None:
+            write_power(source, text, calibration.write_imatrix, progress=progress)
         with _store_folder(parent) as store_dir:
             quantized = quantize_model(
                 source,
                 parsed,
                 store_dir,
                 method=chosen,
-                fold=fold,
+                text=None if reads is None else reads.sequences,
+                mean_squares=None if power is None else power.of_layers,
+                calibration=describe(chosen, reads, power),
+                fold=fold and parsed.fold,
+                layers_dir=parent / LAYERS_NAME,
                 n_threads=os.cpu_count() or 1,
                 progress=progress,
             )
@@ -126,7 +171,9 @@ def export(
                 for exporter in exporters
             }
             n_threads = os.cpu_count() or 1
-            return write_artifacts(folders, quantized, options, progress, n_threads=n_threads)
+            artifacts = write_artifacts(folders, quantized, options, progress, n_threads=n_threads)
+            quantized.discard_layers()
+            return artifacts
     finally:
         source.close()
 
@@ -215,7 +262,16 @@ def parse_formats(formats: str | Format | Iterable[str | Format]) -> list[Format
     return list(found)
 
 
-def _parse_method(method: str | Method) -> Method:
+def choose_method(method: str | Method | None, scheme: Scheme, calibration: Calibration) -> Method:
+    """Give the method that was asked for, or that follows from the scheme and the calibration.
+
+    Raises:
+        UsageError: There is no such method.
+    """
+    if method is None:
+        method = Method.SEARCH if calibration.imatrix is None else Method.IMPORTANCE
+        if scheme.method is not None:
+            method = scheme.method
     try:
         return Method(method)
     except ValueError as error:

@@ -18,10 +18,20 @@ from edgekit.exporters.base import ExportOptions
 from edgekit.optimum.environment import Tell, open_environment
 from edgekit.optimum.model import read_rows, translate_config
 from edgekit.optimum.route import check_request, write_optimum_artifact
-from edgekit.pipeline.export import check_export, check_text, export, parse_formats
+from edgekit.pipeline.calibration import Calibration
+from edgekit.pipeline.export import (
+    NO_BUDGET,
+    OWN_CALIBRATION,
+    check_export,
+    check_text,
+    choose_method,
+    export,
+    parse_formats,
+)
+from edgekit.pipeline.mixed_precision import Budget
 from edgekit.progress import Progress, ignore_progress
 from edgekit.quantize.model import Source
-from edgekit.scheme import Scheme
+from edgekit.scheme import RECOMMENDED, Scheme
 
 SUFFIX: Final = "optimum"
 
@@ -43,6 +53,8 @@ def export_by_route(
     context_length: int | None,
     method: str | None,
     fold: bool = True,
+    budget: Budget = NO_BUDGET,
+    calibration: Calibration = OWN_CALIBRATION,
     ignore_config_keys: Sequence[str] = (),
     adapter: Path | None = None,
     tell: Tell,
@@ -61,6 +73,10 @@ def export_by_route(
         raise UsageError("unknown value of --via", got=repr(via), wanted=known) from error
     if route is Route.EDGEKIT:
         chosen = list(dict.fromkeys(Scheme.parse(text) for text in schemes or ["int4"]))
+        for scheme in chosen:
+            calibration.check(choose_method(method, scheme, calibration))
+        if schemes is None:
+            tell(f"no --scheme was named: int4. Recommended: --scheme {RECOMMENDED} (calibrated)")
         if len(chosen) > 1:
             # Refuse what the second export cannot do before the first is written.
             check_export(
@@ -81,8 +97,10 @@ def export_by_route(
                 scheme,
                 out,
                 context_length=context_length,
-                method=method or "search",
+                method=method,
                 fold=fold,
+                budget=budget,
+                calibration=calibration,
                 ignore_config_keys=ignore_config_keys,
                 adapter=adapter,
                 progress=progress,
@@ -105,6 +123,11 @@ def export_by_route(
     if method is not None:
         raise UsageError(
             "--method cannot be used with --via optimum", got=method, do="It quantizes nothing."
+        )
+    if budget != NO_BUDGET or calibration != OWN_CALIBRATION:
+        raise UsageError(
+            "budgets and calibration cannot be used with --via optimum",
+            do="It quantizes nothing.",
         )
     if ignore_config_keys:
         raise UsageError(

@@ -197,7 +197,7 @@ def _time_s(
 ) -> float:
     counts: Counter[str] = Counter()
     for entry in model.entries:
-        counts[Encoding.parse(entry.encoding).kind] += prod(entry.shape)
+        counts[_rated(Encoding.parse(entry.encoding))] += prod(entry.shape)
     time_s = rates.start_s + rates.hash_s * source.checkpoint.weights_bytes
     time_s += sum(rates.quantize_s[kind] * n for kind, n in counts.items())
     if find_sites(source.spec, plans):
@@ -207,5 +207,10 @@ def _time_s(
     for form, n_bytes in sizes.items():
         name = form.value
         time_s += rates.library_s[name] + rates.layer_s[name] * source.spec.n_layers
-        time_s += rates.write_s[name][model.scheme.encoding.kind] * n_bytes
+        time_s += rates.write_s[name][_rated(model.scheme.encoding)] * n_bytes
     return time_s * _WHOLE_OVER_STAGES
+
+
+def _rated(encoding: Encoding) -> str:
+    """Give the kind whose rate counts: codes with zero points take as long as those without."""
+    return encoding.kind.removeprefix("u")

@@ -7,6 +7,7 @@ format.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 from edgekit.artifact import TensorEntry
 from edgekit.checkpoint.assets import copy_assets
+from edgekit.dtypes import F64Array
 from edgekit.errors import ExportError, QuantError
 from edgekit.families.base import SourceModel
 from edgekit.families.spec import DecoderSpec
@@ -128,6 +130,14 @@ class EncodedModel:
         """Close the source."""
         self._model.close()
 
+    def discard_layers(self) -> None:
+        """Remove what a calibrated run left to go on from, once all of it is written elsewhere."""
+        folder = self._layers.folder
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another run's layers lie there
+                folder.parent.rmdir()
+
     def _is_whole(self, plan: TensorPlan) -> bool:
         return plan.keeps_codes or plan.name in self._layers.files
 
@@ -180,6 +190,8 @@ def quantize_model(
     method: Method = Method.SEARCH,
     text: Sequence[Sequence[int]] | None = None,
     layers_dir: str | Path | None = None,
+    mean_squares: Mapping[str, F64Array] | None = None,
+    calibration: Mapping[str, Any] | None = None,
     fold: bool = True,
     n_threads: int = 1,
     progress: Progress = ignore_progress,
@@ -200,6 +212,9 @@ def quantize_model(
             conversation.
         layers_dir: Where a calibrated run leaves the layers that it has finished, to go on from
             there if it is stopped; default a folder inside ``folder``.
+        mean_squares: Of the inputs of matrices, from an importance matrix, for ``IMPORTANCE``; in
+            place of a text.
+        calibration: What the manifest says of the text or of the importance matrix.
         fold: Whether channel scales are moved first (fold.py).
         n_threads: Threads that calibrated methods compute with.
         progress: Called as ``progress(what, n_done, n_total)`` after each layer that is calibrated.
@@ -211,11 +226,20 @@ def quantize_model(
     """
     plans = plan_source(source, scheme)
     is_layered = method in (Method.GPTQ, Method.AUTO) or (
-        method is Method.IMPORTANCE and text is not None
+        method is Method.IMPORTANCE and text is not None and mean_squares is None
     )
     moved, statistics = _measure(
-        source, plans, fold, method is Method.IMPORTANCE and not is_layered, progress
+        source,
+        plans,
+        fold,
+        method is Method.IMPORTANCE and not is_layered and mean_squares is None,
+        progress,
     )
+    if mean_squares is not None:
+        statistics = {
+            name: InputStatistics(squares / moved.squares_of(name))
+            for name, squares in mean_squares.items()
+        }
     plans = explain(source.spec, moved.sites, plans)
     place = Path(folder)
     checkpoint = source.checkpoint
@@ -230,6 +254,7 @@ def quantize_model(
         adapter_sha256=adapter.sha256() if adapter is not None else "",
         ends=view.ends,
         channel_scales=moved.describe(),
+        calibration=calibration or {},
     )
     try:
         place.mkdir(parents=True, exist_ok=True)

@@ -140,6 +140,8 @@ class Source:
         ends: Tokens that end an answer.
         channel_scales: How channel scales were moved before quantizing, as a manifest says it;
             empty where none were.
+        calibration: How codes were chosen and on which text, as a manifest says it; empty where no
+            text was read for it.
     """
 
     name: str
@@ -151,6 +153,7 @@ class Source:
     adapter_sha256: str = ""
     ends: tuple[EndToken, ...] = ()
     channel_scales: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ModelOutline(Protocol):

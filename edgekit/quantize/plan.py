@@ -62,7 +62,7 @@ def plan_tensors(spec: DecoderSpec, scheme: Scheme) -> tuple[TensorPlan, ...]:
         encoding = scheme.encoding if rule is None else rule.encoding
         reasons = [] if rule is None else [rule.reason]
         if encoding.block is not None:
-            block = _fitting_block(shape[1], encoding.block)
+            block = fitting_block(shape[1], encoding.block)
             if block is None:
                 misfits.append(f"{name} ({shape[1]})")
                 continue
@@ -80,6 +80,6 @@ def plan_tensors(spec: DecoderSpec, scheme: Scheme) -> tuple[TensorPlan, ...]:
     return tuple(plans)
 
 
-def _fitting_block(n_cols: int, wanted: int) -> int | None:
+def fitting_block(n_cols: int, wanted: int) -> int | None:
     """Give the largest allowed block, at most ``wanted``, that divides the row length."""
     return max((block for block in BLOCKS if block <= wanted and n_cols % block == 0), default=None)

@@ -94,30 +94,46 @@ class Forward:
         self, layer: int, inner: FloatArray, cache: LayerCache, n_past: int, *, is_long: bool
     ) -> FloatArray:
         """Attend from T new positions to all the cache holds; give what o reads, (T, H * D)."""
-        spec, at, attention = self._spec, f"layers.{layer}.", self._spec.attention(layer)
-        n_tokens, n_total = len(inner), n_past + len(inner)
-        queries = self._heads(self._normed_linear(inner, at + "q"), spec.n_heads)  # (H, T, D)
+        n_total = n_past + len(inner)
+        positions = np.arange(n_past, n_total)
+        queries, keys, values = self._project(layer, inner, positions, is_long)
+        cache.keys[:, n_past:n_total], cache.values[:, n_past:n_total] = keys, values
+        return self._attend(layer, queries, cache, n_past)
+
+    def _project(
+        self, layer: int, inner: FloatArray, positions: NDArray[np.int64], is_long: bool
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Give queries (H, T, D), keys and values (K, T, D) of tokens at these positions, (T,)."""
+        spec, at, rope = self._spec, f"layers.{layer}.", self._spec.attention(layer).rope
+        queries = self._heads(self._normed_linear(inner, at + "q"), spec.n_heads)
         keys = self._heads(self._normed_linear(inner, at + "k"), spec.n_kv_heads)
-        if attention.rope is not None:
-            queries = self._rotate(queries, n_past, attention.rope, is_long)
-            keys = self._rotate(keys, n_past, attention.rope, is_long)
+        if rope is not None:
+            queries = self._rotate(queries, positions, rope, is_long)
+            keys = self._rotate(keys, positions, rope, is_long)
         if spec.qk_norm is QkNorm.HEAD_AFTER_ROPE:
             queries, keys = self._norm(queries, at + "q_norm"), self._norm(keys, at + "k_norm")
         if spec.query_scaling is not None:
-            temperatures = attention_temperatures(spec.query_scaling, n_total)
+            temperatures = attention_temperatures(spec.query_scaling, int(positions.max()) + 1)
             factors: FloatArray = np.asarray(temperatures, dtype=self._dtype)
-            queries *= factors[n_past:, None]
-        new = slice(n_past, n_total)
-        cache.keys[:, new] = keys
-        cache.values[:, new] = self._heads(self._linear(inner, at + "v"), spec.n_kv_heads)
+            queries *= factors[positions, None]
+        return queries, keys, self._heads(self._linear(inner, at + "v"), spec.n_kv_heads)
+
+    def _attend(
+        self, layer: int, queries: FloatArray, cache: LayerCache, n_past: int
+    ) -> FloatArray:
+        """Mix the values of what the cache holds; queries (H, T, D) to (T, H * D)."""
+        spec, n_tokens = self._spec, queries.shape[1]
+        n_total = n_past + n_tokens
         keys, values = cache.keys[:, :n_total], cache.values[:, :n_total]
         # Query head h reads kv head h // (H / K): consecutive query heads share one.
         grouped = queries.reshape(spec.n_kv_heads, -1, n_tokens, spec.head_width)
         scores = grouped @ keys[:, None].swapaxes(-1, -2) * self._dtype(spec.score_scale)
         capped = self._capped(scores, spec.scores_softcap)
-        scores = np.where(_is_seen(n_past, n_total, attention.window), capped, -np.inf)
+        window = spec.attention(layer).window
+        scores = np.where(_is_seen(n_past, n_total, window), capped, -np.inf)
         mixed = _softmax(scores) @ values[:, None]  # (K, H // K, T, D)
-        return mixed.reshape(spec.n_heads, n_tokens, -1).swapaxes(0, 1).reshape(n_tokens, -1)
+        heads: FloatArray = mixed.reshape(spec.n_heads, n_tokens, -1)
+        return heads.swapaxes(0, 1).reshape(n_tokens, -1)
 
     def add_attention(self, layer: int, residual: FloatArray, mixed: FloatArray) -> FloatArray:
         """Add what o makes of the attention's mix, (T, C)."""
@@ -176,10 +192,11 @@ class Forward:
         """Split: (T, heads * D) to (heads, T, D)."""
         return projected.reshape(len(projected), n_heads, self._spec.head_width).swapaxes(0, 1)
 
-    def _rotate(self, heads: FloatArray, n_past: int, rope: RopeSpec, is_long: bool) -> FloatArray:
+    def _rotate(
+        self, heads: FloatArray, positions: NDArray[np.int64], rope: RopeSpec, is_long: bool
+    ) -> FloatArray:
         """Apply RoPE in the rotate-half form to the first channels; (heads, T, D)."""
-        part = slice(n_past, n_past + heads.shape[1])
-        cos, sin = (table[part] for table in self._rope(rope, is_long))
+        cos, sin = (table[positions] for table in self._rope(rope, is_long))
         half = cos.shape[1]
         first, second, rest = np.split(heads, [half, 2 * half], axis=-1)
         rotated = [first * cos - second * sin, second * cos + first * sin, rest]

@@ -66,13 +66,24 @@ class StoredWeight:
         blobs: The open weight file.
         value: ``MIL_pb2.Value`` of the codes, or of the floats themselves.
         scale: ``MIL_pb2.Value`` of the scales of integer codes.
+        offset: ``MIL_pb2.Value`` of their zero points, shaped like the scales; None where the codes
+            count from zero.
         rounds: Round dequantized values to fp16, the declared type.
     """
 
-    def __init__(self, blobs: BlobReader, value: Any, scale: Any | None, *, rounds: bool) -> None:
+    def __init__(
+        self,
+        blobs: BlobReader,
+        value: Any,
+        scale: Any | None,
+        offset: Any | None = None,
+        *,
+        rounds: bool,
+    ) -> None:
         self._blobs = blobs
         self._at = stored_at(value)
         self._scale_at = None if scale is None else stored_at(scale)
+        self._offset_at = None if offset is None else stored_at(offset)
         self._rounds = rounds
         self._kept: F32Array | None = None
         blobs.check(*self._at)
@@ -85,6 +96,12 @@ class StoredWeight:
                     got=f"{scales} for codes {self.shape}",
                     wanted="one row of scales per row of codes",
                 )
+            if self._offset_at is not None:
+                blobs.check(*self._offset_at)
+                if self._offset_at[2] != scales:
+                    raise FormatError(
+                        "block offsets", got=self._offset_at[2], wanted=f"{scales}, as the scales"
+                    )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -119,6 +136,8 @@ class StoredWeight:
             return values
         scales = self._blobs.read(*self._scale_at)[rows].astype(np.float32)
         grouped = values.reshape(*scales.shape, -1)
+        if self._offset_at is not None:
+            grouped -= self._blobs.read(*self._offset_at)[rows].astype(np.float32)[..., None]
         grouped *= scales[..., None]
         floats: F32Array = grouped.reshape(values.shape)
         return floats.astype(np.float16).astype(np.float32) if self._rounds else floats
@@ -180,10 +199,12 @@ def _parse(spec: Any, blobs: BlobReader, *, rounds: bool) -> MilProgram:
         if op.type == "const":
             constants[op.outputs[0].name] = _constant(blobs, op.attributes["val"], rounds=rounds)
         elif op.type == _CONSTEXPR:
-            if set(op.inputs) != {"data", "scale"}:
+            if set(op.inputs) - {"offset"} != {"data", "scale"}:
                 raise FormatError(f"{op.type}: parameters", got=", ".join(sorted(op.inputs)))
-            data, scale = (op.inputs[key].arguments[0].value for key in ("data", "scale"))
-            weight = StoredWeight(blobs, data, scale, rounds=rounds)
+            given = {key: item.arguments[0].value for key, item in op.inputs.items()}
+            weight = StoredWeight(
+                blobs, given["data"], given["scale"], given.get("offset"), rounds=rounds
+            )
             constants[op.outputs[0].name] = weight
         else:
             nodes.append(_node(op, len(nodes), constants, blobs, rounds=rounds))

@@ -6,8 +6,9 @@ needs them. Only the training split's entities occur.
 
 from collections.abc import Callable
 
+from edgekit.draw import Draw
 from edgekit.quality.suites import words
-from edgekit.quality.suites.base import Draw, Item, Split, split_of
+from edgekit.quality.suites.base import Item, Split, split_of
 from edgekit.quality.suites.multi_step import CHANGES, GAINS, LOSSES, TRANSFERS
 from pocket.chat import SPECIAL_TOKENS, Chat
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.quality.suites.base import Draw, Item, Split
+from edgekit.draw import Draw
+from edgekit.quality.suites.base import Item, Split
 from edgekit.quality.suites.long_context import LongContext
 from edgekit.quality.suites.multi_step import MultiStep
 from edgekit.quality.suites.structured_output import StructuredOutput

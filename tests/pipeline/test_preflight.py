@@ -55,6 +55,17 @@ def test_sizes_are_those_of_the_files(tmp_path, name, scheme):
             assert abs(off) < 0.05 * weights + 20_000
 
 
+def test_every_scheme_has_a_time_where_the_rates_are_known(tmp_path):
+    source = open_model(write_tiny_checkpoint(tmp_path / "m"))
+    times = {
+        name: predict_export(source, Scheme.parse(name), [Format.ONNX], rates=ROUND).time_s
+        for name in ("int4-g64", "uint4-g64", "uint8", "fp16", "fast", "tiny", "balanced")
+    }
+    assert all(time_s > 0 for time_s in times.values())
+    assert times["uint4-g64"] == pytest.approx(times["int4-g64"], rel=0.01)
+    source.close()
+
+
 def test_a_prediction_worked_by_hand(tmp_path):
     folder = write_tiny_checkpoint(tmp_path / "m")
     source = open_model(folder)

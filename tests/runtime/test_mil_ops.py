@@ -15,6 +15,7 @@ from edgekit.formats.mlpackage import (
     main_block,
     read_spec,
     require_coremltools,
+    type_name,
     weights_path,
 )
 from edgekit.runtime.mil_ops import OPS
@@ -194,7 +195,13 @@ def test_update_of_another_shape_fails() -> None:
         run(X.copy(), floats(1, 1, 1), ints(0, 0, 0), ints(2, 3, 4))
 
 
-@pytest.mark.parametrize("scheme", ["int4-g32", "int8-g64"])
+def _read_codes(reader: Any, value: Any) -> Any:
+    """Read codes or zero points with coremltools' reader, by their declared type."""
+    read = getattr(reader, f"read_{type_name(value.type).lower()}_data")
+    return read(value.blobFileValue.offset)
+
+
+@pytest.mark.parametrize("scheme", ["int4-g32", "int8-g64", "uint4-g64"])
 def test_dequantized_weights_equal_coremltools_decompress(tmp_path: Path, scheme: str) -> None:
     model = memory_model(scheme=scheme)
     package = export(model, tmp_path).path / PACKAGE_NAME
@@ -208,13 +215,17 @@ def test_dequantized_weights_equal_coremltools_decompress(tmp_path: Path, scheme
     for op in main_block(read_spec(package)).operations:
         if not op.type.startswith("constexpr"):
             continue
-        data, scale = (op.inputs[key].arguments[0].value for key in ("data", "scale"))
-        weight = StoredWeight(blobs, data, scale, rounds=True)
-        n_out, n_in = weight.shape
-        read = reader.read_int4_data if scheme.startswith("int4") else reader.read_int8_data
-        codes = read(data.blobFileValue.offset).reshape(n_out, n_in)
+        given = {key: item.arguments[0].value for key, item in op.inputs.items()}
+        data, scale, offset = given["data"], given["scale"], given.get("offset")
+        weight = StoredWeight(blobs, data, scale, offset, rounds=True)
+        n_out = weight.shape[0]
+        codes, zeros = (
+            None if value is None else _read_codes(reader, value).reshape(n_out, -1)
+            for value in (data, offset)
+        )
+        assert (zeros is not None) == (type_name(data.type) == "UINT4")
         scales = reader.read_fp16_data(scale.blobFileValue.offset).view(np.float16)
-        wanted = decompress(codes, scales.reshape(n_out, -1), None)
+        wanted = decompress(codes, scales.reshape(n_out, -1), zeros)
         assert wanted.dtype == np.float16
         np.testing.assert_array_equal(weight.array(), wanted.astype(np.float32))
         indices = np.array([[2, 0], [n_out - 1, 2]])

@@ -5,19 +5,18 @@ or any one suite, and uses only the standard library, so that every machine make
 """
 
 import enum
-import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
+from edgekit.draw import Draw, digest
 from edgekit.strict_json import refuse_constant
 
 __all__ = [
     "TOOL_CALLS_TAG",
     "Answer",
-    "Draw",
     "Item",
     "Score",
     "Split",
@@ -32,9 +31,7 @@ __all__ = [
 
 TOOL_CALLS_TAG = "[TOOL_CALLS]"
 HELD_OUT_PCT = 20
-_MASK = (1 << 64) - 1
 _CALL_NAME = re.compile(r'"name"\s*:\s*"([^"\\]*)"')
-T = TypeVar("T")
 
 
 class Split(enum.Enum):
@@ -120,53 +117,9 @@ class Suite(Protocol):
         """Grade one answer; never raises, whatever the answer holds."""
 
 
-class Draw:
-    """A small random stream that is the same on every platform and Python version.
-
-    Source:
-        splitmix64 (Steele, Lea, Flood 2014), seeded through BLAKE2b.
-    """
-
-    def __init__(self, *key: str | int) -> None:
-        """Start a stream; equal keys give equal streams."""
-        self._state = _digest("\x1f".join(str(part) for part in key))
-
-    def below(self, n: int) -> int:
-        """Draw an integer in 0..n-1."""
-        self._state = (self._state + 0x9E3779B97F4A7C15) & _MASK
-        z = self._state
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-        return ((z ^ (z >> 31)) * n) >> 64
-
-    def between(self, low: int, high: int) -> int:
-        """Draw an integer in low..high, both ends included."""
-        return low + self.below(high - low + 1)
-
-    def chance(self, pct: int) -> bool:
-        """Be true in `pct` of 100 draws."""
-        return self.below(100) < pct
-
-    def pick(self, choices: Sequence[T]) -> T:
-        """Draw one of `choices`."""
-        return choices[self.below(len(choices))]
-
-    def sample(self, choices: Sequence[T], n: int) -> list[T]:
-        """Draw `n` different positions of `choices`, in random order."""
-        pool = list(choices)
-        for i in range(min(n, len(pool))):
-            j = self.between(i, len(pool) - 1)
-            pool[i], pool[j] = pool[j], pool[i]
-        return pool[:n]
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
 def split_of(entity: str) -> Split:
     """Give the split that owns a name, place, title or other made-up value."""
-    is_held_out = _digest("entity\x1f" + entity.lower()) % 100 < HELD_OUT_PCT
+    is_held_out = digest("entity\x1f" + entity.lower()) % 100 < HELD_OUT_PCT
     return Split.HELD_OUT if is_held_out else Split.TRAIN
 
 

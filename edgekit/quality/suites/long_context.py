@@ -8,8 +8,9 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
+from edgekit.draw import Draw
 from edgekit.quality.suites import words
-from edgekit.quality.suites.base import Answer, Draw, Item, Score, Split, iter_items
+from edgekit.quality.suites.base import Answer, Item, Score, Split, iter_items
 
 __all__ = ["DEPTHS_PCT", "LENGTHS", "LongContext"]
 

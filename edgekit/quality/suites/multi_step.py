@@ -8,8 +8,9 @@ import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from edgekit.draw import Draw
 from edgekit.quality.suites import words
-from edgekit.quality.suites.base import Answer, Draw, Item, Score, Split, iter_items
+from edgekit.quality.suites.base import Answer, Item, Score, Split, iter_items
 
 __all__ = ["CHANGES", "GAINS", "LOSSES", "TRANSFERS", "MultiStep"]
 

@@ -7,8 +7,9 @@ one pair of lists (true, false) instead.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from edgekit.draw import Draw
 from edgekit.quality.suites import words
-from edgekit.quality.suites.base import Draw, Split
+from edgekit.quality.suites.base import Split
 
 __all__ = ["RECORD_KINDS", "Field", "Value"]
 

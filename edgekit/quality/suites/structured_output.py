@@ -8,9 +8,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
+from edgekit.draw import Draw
 from edgekit.quality.suites.base import (
     Answer,
-    Draw,
     Item,
     Score,
     Split,

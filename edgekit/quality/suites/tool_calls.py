@@ -9,11 +9,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from edgekit.draw import Draw
 from edgekit.quality.suites import words
 from edgekit.quality.suites.base import (
     TOOL_CALLS_TAG,
     Answer,
-    Draw,
     Item,
     Score,
     Split,

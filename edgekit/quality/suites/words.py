@@ -6,7 +6,8 @@ whole entity. So a held-out name never appears in training, although its parts m
 
 from collections.abc import Callable
 
-from edgekit.quality.suites.base import Draw, Split, split_of
+from edgekit.draw import Draw
+from edgekit.quality.suites.base import Split, split_of
 
 __all__ = [
     "ADJECTIVES",

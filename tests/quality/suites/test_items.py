@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from edgekit.draw import Draw
 from edgekit.errors import UsageError
 from edgekit.quality.suites import (
     SUITES,
@@ -19,7 +20,6 @@ from edgekit.quality.suites import (
     parse_tool_calls,
     structured_output,
 )
-from edgekit.quality.suites.base import Draw
 from edgekit.quality.suites.long_context import DEPTHS_PCT, LENGTHS, LongContext
 from edgekit.quality.suites.tools import TOOLS
 

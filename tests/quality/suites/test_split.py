@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
+from edgekit.draw import Draw
 from edgekit.quality.suites import (
     SUITES,
     Split,
@@ -19,7 +20,7 @@ from edgekit.quality.suites import (
     tool_phrases,
     words,
 )
-from edgekit.quality.suites.base import Draw, split_of
+from edgekit.quality.suites.base import split_of
 
 TRAIN, HELD_OUT = Split.TRAIN, Split.HELD_OUT
 Pairs = list[tuple[Sequence[str], Sequence[str]]]
