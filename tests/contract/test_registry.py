@@ -61,7 +61,7 @@ def artifact(tmp_path_factory) -> Artifact:
 
 
 def test_the_exporters_are_those_in_the_folder():
-    assert classes_with("exporters", {"supports", "write", "recover"}) == set(EXPORTERS.values())
+    assert classes_with("exporters", {"supports", "open", "recover"}) == set(EXPORTERS.values())
 
 
 def test_the_engines_are_those_in_the_folder():

@@ -88,7 +88,7 @@ def test_a_format_that_cannot_hold_the_model_is_refused_before_any_work(tmp_path
 
 def test_a_scheme_that_no_group_divides_is_refused_and_leaves_nothing(tmp_path):
     model = write_tiny_checkpoint(tmp_path / "odd", hidden_size=144, intermediate_size=272)
-    with pytest.raises(QuantError, match="no group divides"):
+    with pytest.raises(QuantError, match="no block divides"):
         export(model, "mlx", "int4", tmp_path / "out")
     assert not (tmp_path / "out").exists() or names(tmp_path / "out") == []
 
