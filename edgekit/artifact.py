@@ -69,6 +69,7 @@ class Format(enum.Enum):
     ONNX = "onnx"
     MLX = "mlx"
     COREML = "coreml"
+    GGUF = "gguf"
 
 
 @dataclass(frozen=True, slots=True)

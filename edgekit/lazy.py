@@ -50,6 +50,7 @@ TESTED: Final[Mapping[str, Range]] = MappingProxyType(
     {
         "coremltools": Range((9, 0), (10,), "the streaming writer subclasses its MIL classes"),
         "huggingface-hub": Range((2, 0), (3,), "file_download.http_get is not public"),
+        "llama-cpp-python": Range((0, 3, 20), (0, 4), "the layout of llama.cpp's parameters"),
         "mlx": Range((0, 32), (0, 33), "the packing of its affine codes"),
         "mlx-lm": Range((0, 32), (0, 33), "which decoders its model files compute, and how"),
         # 1.24 to 1.29 end the process (SIGSEGV) in GroupQueryAttention on edgekit's graphs.

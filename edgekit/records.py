@@ -116,10 +116,20 @@ class ProfileRecord:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Distance of a candidate from the float model on the same tokens.
+    """Distance of a candidate from the float model on the same tokens (docs/quality.md).
 
-    ``kl_*`` in nats per token, reference || candidate; intervals are 95 % block bootstrap over
-    documents. ``top1_agreement`` is a fraction. Perplexities are per token.
+    Attributes:
+        n_documents, n_tokens: What was compared; the last token of a document does not count.
+        kl_mean: KL(reference || candidate) in nats per token; of a stored reference an estimate
+            without bias, which adds what a sample of the less likely tokens says to ``kl_bound``.
+        kl_median, kl_p99, kl_max: Quantiles over single tokens.
+        kl_bound: Mean of KL with all tokens that are not stored as one: KL is not below it. Equal
+            to ``kl_mean`` where whole distributions were compared.
+        top1_agreement: Fraction of tokens with the same most likely next token.
+        perplexity, reference_perplexity: Per token, of the candidate and of the float model.
+        kl_low, kl_high, top1_low, top1_high, perplexity_low, perplexity_high: 95 % intervals,
+            block bootstrap over documents.
+        top_k: Likeliest tokens that were stored of the reference; None: all tokens.
     """
 
     n_documents: int
@@ -127,11 +137,18 @@ class Divergence:
     kl_mean: float
     kl_low: float
     kl_high: float
+    kl_median: float
     kl_p99: float
     kl_max: float
+    kl_bound: float
     top1_agreement: float
+    top1_low: float
+    top1_high: float
     perplexity: float
+    perplexity_low: float
+    perplexity_high: float
     reference_perplexity: float
+    top_k: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +187,65 @@ class QualityRecord:
     divergence: Divergence | None
     suites: tuple[SuiteRecord, ...]
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CostPoint:
+    """What one way of quantizing a model costs: its size, and what it does to the answers.
+
+    Attributes:
+        name: The setting, such as ``int4-g128`` or ``int4-g32:rtn``, or the name of an artifact
+            that was given.
+        artifact: Name of the artifact that was measured.
+        engine: What ran it.
+        n_bytes: Size of all its files.
+        weight_bits: Bits of a weight, scales included: mean over all weights.
+        linear_bits: The same over the matrices of the layers alone.
+        divergence: Distance from the float model.
+        suites: Task suites, where they were asked for.
+    """
+
+    name: str
+    artifact: str
+    engine: EngineInfo
+    n_bytes: int
+    weight_bits: float
+    linear_bits: float
+    divergence: Divergence
+    suites: tuple[SuiteRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CostRecord:
+    """What several ways of quantizing one model cost (``edgekit quality-cost``).
+
+    Attributes:
+        model: Name of the float model.
+        source_sha256: Its hash.
+        text: Which text it was measured on.
+        n_documents, n_tokens: Of that text.
+        text_sha256: Hash of its token ids.
+        float_bytes: Size of the float model's weights as stored.
+        float_perplexity: Perplexity of the float model, per token.
+        reference: What the stored float model loses, in one sentence.
+        points: One for each setting, in the order asked for.
+        front: Names of the points that no other beats: none is as small or smaller and as near
+            or nearer. The smallest first.
+    """
+
+    model: str
+    source_sha256: str
+    text: str
+    n_documents: int
+    n_tokens: int
+    text_sha256: str
+    float_bytes: int
+    float_perplexity: float
+    reference: str
+    points: tuple[CostPoint, ...]
+    front: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,7 +487,10 @@ class StockCheck:
 
 @dataclass(frozen=True, slots=True)
 class VerifyRecord:
-    """What was found about one artifact; a check that was not asked for is None."""
+    """What was found about one artifact; a check that was not asked for is None.
+
+    ``not_run`` says why the artifact was not run although that was asked for; empty otherwise.
+    """
 
     artifact: str
     format: str
@@ -420,6 +499,7 @@ class VerifyRecord:
     logits: LogitsCheck | None = None
     run: RunCheck | None = None
     stock: StockCheck | None = None
+    not_run: str = ""
 
     @property
     def is_met(self) -> bool:

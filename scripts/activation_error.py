@@ -5,17 +5,17 @@
 
 FOLDER is a float checkpoint with a chat template, such as scripts/real_model.py writes. Every
 artifact is exported twice, with channel scales moved and without (``--no-fold``); of the latter,
-onnxruntime also runs a graph whose head takes one int8 term, as edgekit wrote it before. The texts
-below are written for this measurement, and no part of them is in the calibration of edgekit.
+onnxruntime also runs a graph whose head takes one int8 term, as edgekit wrote it before. No part of
+the texts (edgekit/quality/texts.py) is in the calibration of edgekit.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 from unittest import mock
@@ -23,17 +23,15 @@ from unittest import mock
 import numpy as np
 
 from edgekit.artifact import Artifact
-from edgekit.dtypes import F32Array
 from edgekit.exporters.onnx import exporter
 from edgekit.families import open_model
+from edgekit.pipeline.evaluate import float_model
 from edgekit.pipeline.export import export
-from edgekit.quality.divergence import ReferenceRun, measure_divergence, run_reference
+from edgekit.quality.divergence import Reference, measure_divergence
+from edgekit.quality.texts import CHATS, builtin_documents, read_documents
 from edgekit.records import Divergence
 from edgekit.runtime import open_decoder
 from edgekit.runtime.base import Decoder
-from edgekit.runtime.reference import ReferenceDecoder
-from edgekit.text.chat import ChatTemplate
-from edgekit.text.tokenizer import Tokenizer
 
 PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "activations.md"
 TABLE_MARK: Final = "<!-- measured: errors -->"
@@ -42,91 +40,8 @@ SCHEMES: Final = ("int8", "int4", "int4-g128")
 N_ROUNDS: Final = 40
 N_STEPS: Final = 16
 PROMPT_TOKENS: Final = 128
-CHATS: Final = (
-    (
-        "What is the capital of France, and which river runs through it?",
-        "The capital of France is Paris. The river Seine runs through the middle of the city.",
-    ),
-    (
-        "Write a short poem about the sea in winter.",
-        "Grey is the water, white is the foam,\nThe fishing boats have all come "
-        "home.\nThe wind is cold, the gulls are few,\nAnd the far horizon is a "
-        "line of blue.",
-    ),
-    (
-        "How do I boil an egg so that the yolk stays soft?",
-        "Put the egg into boiling water with a spoon, wait for six minutes, then "
-        "cool it under cold running water for one minute. The white will be firm "
-        "and the yolk soft.",
-    ),
-    (
-        "Explain in two sentences why the sky is blue.",
-        "Sunlight is scattered by the molecules of the air, and short wavelengths "
-        "such as blue are scattered far more strongly than long ones such as red. "
-        "So blue light reaches our eyes from every direction of the sky.",
-    ),
-    (
-        "List three things to check before buying a used bicycle.",
-        "1. The frame: look for cracks and dents near the welds.\n2. The brakes: "
-        "they should stop both wheels firmly.\n3. The chain and gears: they should "
-        "run without slipping.",
-    ),
-    (
-        "Give me a Python function that returns the larger of two numbers.",
-        'def larger(a, b):\n    """Return the larger of two numbers."""\n    '
-        "return a if a > b else b",
-    ),
-    (
-        "A train travels 120 kilometres in 90 minutes. What is its average speed?",
-        "90 minutes are 1.5 hours. 120 kilometres divided by 1.5 hours is 80 kilometres per hour.",
-    ),
-    (
-        "Can you summarize what photosynthesis does?",
-        "Plants take in carbon dioxide and water and, with the energy of light, "
-        "turn them into sugar and oxygen. The sugar feeds the plant, and the "
-        "oxygen goes into the air.",
-    ),
-)
-PROSE: Final = (
-    (
-        "The old mill stood at the end of the village, where the road turned "
-        "towards the hills. Nobody had ground corn there for thirty years, but the "
-        "wheel still moved when the stream was high, and the children said that it "
-        "was the miller who turned it at night. In spring the swallows came back "
-        "to the beams under the roof, and the cat of the last house sat in the "
-        "grass below and waited. When the council decided to sell the building, a "
-        "young couple from the city bought it for less than the price of a small "
-        "car and began to repair the floor."
-    ),
-    (
-        "Heat moves in three ways. In solids it is passed on from one particle to "
-        "the next, which is called conduction; metals do this well and wood does "
-        "it badly. In liquids and gases the warm parts rise because they are "
-        "lighter, and cooler parts take their place, so that a circulation begins. "
-        "The third way needs no matter at all: every warm body sends out "
-        "radiation, and the warmer it is, the more it sends. A good flask slows "
-        "all three: its walls are thin glass with a vacuum between them, and they "
-        "are coated with a bright layer of silver."
-    ),
-    (
-        "Minutes of the meeting of 14 March. Present were all members of the board "
-        "except Mr. Weber, who had excused himself. The treasurer reported that "
-        "income from fees had grown by four per cent, while the cost of energy had "
-        "risen by eleven per cent. It was decided that the heating of the hall be "
-        "lowered by two degrees from next autumn. The question of a new roof was "
-        "put off until two more offers have been received. The next meeting will "
-        "be held on the second Tuesday of May at seven o'clock in the evening."
-    ),
-    (
-        "Bread needs only flour, water, salt and time. Mix the flour with the "
-        "water and let it rest for half an hour before you add the salt and the "
-        "yeast. Knead the dough until it no longer sticks to your fingers, cover "
-        "it with a cloth and leave it in a warm place until it has doubled. Shape "
-        "a loaf, let it rise again, and bake it in a very hot oven on a stone or "
-        "in an iron pot. The crust should be dark and should sound hollow when you "
-        "knock on the bottom."
-    ),
-)
+N_CHATS: Final = 8
+N_PROSE: Final = 4
 
 
 def main() -> None:
@@ -166,40 +81,21 @@ def _export_all(model: Path, folder: Path) -> dict[tuple[str, str], Artifact]:
 
 
 def _documents(model: Path) -> list[list[int]]:
-    tokenizer, template = Tokenizer.open(model), ChatTemplate.open(model)
-    documents = [
-        template.encode(
-            [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
-            tokenizer,
-            add_generation_prompt=False,
-        )
-        for question, answer in CHATS
-    ]
-    return documents + [tokenizer.encode(text, allow_special=False) for text in PROSE]
+    """Give the eight chats and four pieces of prose that the table is about."""
+    with contextlib.closing(open_model(model)) as source:
+        every = list(builtin_documents(source.text))
+    return every[:N_CHATS] + every[len(CHATS) : len(CHATS) + N_PROSE]
 
 
 def _read_documents(model: Path, path: Path) -> list[list[int]]:
-    tokenizer, template = Tokenizer.open(model), ChatTemplate.open(model)
-    items = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [
-        template.encode(item["messages"], tokenizer, add_generation_prompt=False)
-        if "messages" in item
-        else tokenizer.encode(item["text"], allow_special=False)
-        for item in items
-    ]
-
-
-def _logits_of(decoder: Decoder | ReferenceDecoder) -> Callable[[Sequence[int]], F32Array]:
-    return lambda ids: decoder.forward(ids, n_past=0, n_logits=len(ids))
+    with contextlib.closing(open_model(model)) as source:
+        return list(read_documents(source.text, path))
 
 
 def _compare_errors(
     model: Path, made: Mapping[tuple[str, str], Artifact], documents: list[list[int]]
 ) -> list[str]:
-    source = open_model(model)
-    reference = run_reference(_logits_of(ReferenceDecoder.from_source(source)), documents)
-    source.close()
-    n_tokens = sum(len(ids) - 1 for ids in reference.documents)
+    n_tokens = sum(len(ids) - 1 for ids in documents)
     lines = [
         f"{model.name}, {n_tokens} tokens of chats and prose, KL(float model, artifact) in nats a",
         "token with 95 % bootstrap over documents, and the share of tokens whose most likely",
@@ -208,23 +104,23 @@ def _compare_errors(
         "| scheme | | KL, weights alone | KL, as shipped | top-1, as shipped |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for (scheme, when), artifact in made.items():
-        alone = _measure(artifact, reference, {"activation": "fp32"})
-        shipped = _measure(artifact, reference, {})
-        lines.append(
-            f"| {scheme} | {when} | {alone.kl_mean:.5f} | {shipped.kl_mean:.5f} "
-            f"[{shipped.kl_low:.5f}, {shipped.kl_high:.5f}] | {shipped.top1_agreement:.4f} |"
-        )
-        print(lines[-1], flush=True)
+    with float_model(model, documents, is_exact=True) as reference:
+        for (scheme, when), artifact in made.items():
+            alone = _measure(artifact, reference, {"activation": "fp32"})
+            shipped = _measure(artifact, reference, {})
+            lines.append(
+                f"| {scheme} | {when} | {alone.kl_mean:.5f} | {shipped.kl_mean:.5f} "
+                f"[{shipped.kl_low:.5f}, {shipped.kl_high:.5f}] | {shipped.top1_agreement:.4f} |"
+            )
+            print(lines[-1], flush=True)
     return lines
 
 
-def _measure(artifact: Artifact, reference: ReferenceRun, options: Mapping[str, str]) -> Divergence:
-    decoder = open_decoder(artifact, engine="onnxruntime", options=options)
-    try:
-        return measure_divergence(_logits_of(decoder), reference)
-    finally:
-        decoder.close()
+def _measure(artifact: Artifact, reference: Reference, options: Mapping[str, str]) -> Divergence:
+    with contextlib.closing(
+        open_decoder(artifact, engine="onnxruntime", options=options)
+    ) as decoder:
+        return measure_divergence(decoder, reference)
 
 
 def _compare_speed(made: Mapping[tuple[str, str], Artifact], n_threads: int) -> list[str]:

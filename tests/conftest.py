@@ -25,6 +25,7 @@ from edgekit.lazy import quiet_variables
 from edgekit.optimum.environment import OptimumEnvironment, open_environment
 from edgekit.paths import models_dir
 from edgekit.pipeline.export_optimum import export_via_optimum
+from edgekit.quality import reference_store
 from tests.builders import write_tiny_checkpoint
 from tests.cli.cli import Edgekit, make_edgekit
 from tests.foreign_models import write_foreign_checkpoint
@@ -60,6 +61,15 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_reference_stores(tmp_path_factory) -> Iterator[None]:
+    """Keep what float models said out of the user's cache."""
+    folder = tmp_path_factory.mktemp("reference-stores")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference_store, "cache_dir", lambda: folder)
+        yield
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import re
 import sys
 import tomllib
 import warnings
+from itertools import chain
 from pathlib import Path
 
 import mlx_lm
@@ -29,7 +30,7 @@ def _nothing_is_remembered():
 
 def test_the_bounds_of_pip_are_those_that_were_checked():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    lines = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
     bounded = {}
     for line in lines:
         name, bounds = re.match(r"([\w-]+)(?:\[\w+\])?([^;]*)", line).groups()

@@ -24,6 +24,7 @@ from edgekit.model_files import (
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
 )
+from edgekit.text.files import TextFiles
 from edgekit.text.tokenizer_file import MAX_TOKENIZER_BYTES
 from edgekit.text.view import TextView, read_text_view
 
@@ -93,6 +94,12 @@ def copy_assets(view: TextView, target: Path) -> list[str]:
     for name, data in contents.items():
         (target / name).write_bytes(data)
     return sorted(contents)
+
+
+def files_of_artifact(view: TextView) -> TextFiles:
+    """Give the text files as an artifact holds them: the model's, with those that are rewritten."""
+    changed = {name: text for name, text in rewritten_assets(view).items() if text is not None}
+    return view.files.overlaid(TextFiles.of_contents(view.files.where, changed))
 
 
 def rewritten_assets(view: TextView) -> dict[str, str | None]:

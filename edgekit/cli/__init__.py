@@ -28,6 +28,7 @@ from edgekit.cli import (
     export,
     inspect,
     profile,
+    quality_cost,
     report,
     run,
     serve,
@@ -69,13 +70,15 @@ for module in (
     chat,
     profile,
     evaluate,
+    quality_cost,
     compare,
     report,
     devices,
     serve,
     demo,
 ):
-    app.command(module.__name__.rpartition(".")[2], help=_help(module.command))(module.command)
+    name = module.__name__.rpartition(".")[2].replace("_", "-")
+    app.command(name, help=_help(module.command))(module.command)
 
 
 def _show_version(value: bool) -> None:

@@ -105,7 +105,7 @@ def command(
     threads: ThreadsOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    r"""Ask an artifact and a server the same, and say which to ship.
+    r"""Ask an artifact and a server the same; say which to ship.
 
     Example:
       edgekit compare artifacts/pocket-onnx-int4-g32 \

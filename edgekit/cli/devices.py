@@ -33,7 +33,7 @@ def command(
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """List device profiles, or say which artifacts fit on a device.
+    """List device profiles, or say which artifacts fit a device.
 
     Example:
       edgekit devices raspberry-pi-5 --artifact artifacts/pocket-onnx-int4-g32

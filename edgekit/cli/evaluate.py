@@ -36,6 +36,14 @@ def command(
             show_default="none: only the suites are asked",
         ),
     ] = None,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help="Run the float model beside each artifact and compare whole distributions; "
+            "without this it runs once, and its likeliest tokens are stored for the next time.",
+        ),
+    ] = False,
     adapter: AdapterOpt = None,
     ignore_config_keys: IgnoreKeysOpt = None,
     items: ItemsOpt = 100,
@@ -74,6 +82,7 @@ def command(
                 device=device,
                 engine=engine,
                 n_threads=threads,
+                is_exact=exact,
                 progress=progress,
             )
             for path in artifacts

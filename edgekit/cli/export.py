@@ -18,7 +18,7 @@ def command(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            help="File format to write: onnx, mlx, coreml or all; may be repeated.",
+            help="File format to write: onnx, mlx, coreml, gguf or all; may be repeated.",
             show_default="all",
         ),
     ] = None,
@@ -151,7 +151,7 @@ def command(
     ignore_config_keys: IgnoreKeysOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Quantize a model once and write it as ONNX, MLX and Core ML.
+    """Quantize a model once and write it in one or more formats.
 
     Example:
       edgekit export pocket --format all --scheme balanced --out artifacts

@@ -37,8 +37,8 @@ EngineOpt: TypeAlias = Annotated[
     typer.Option(
         "--engine",
         metavar="ENGINE",
-        help="Program that runs the artifact: onnxruntime, mlx, coreml (on a Mac) or mil (Core ML "
-        "packages, emulated).",
+        help="Program that runs the artifact: onnxruntime, mlx, coreml (on a Mac), mil (Core ML "
+        "packages, emulated) or llama_cpp (GGUF; an optional package).",
         show_default="the first one of the device that can",
     ),
 ]

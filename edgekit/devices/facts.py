@@ -17,6 +17,7 @@ KV_ELEMENT_BYTES: Final[dict[Format, int]] = {
     Format.ONNX: 4,  # fp32 activations, so an fp32 cache
     Format.MLX: 2,  # fp16
     Format.COREML: 2,  # fp16 states; Core ML has no other
+    Format.GGUF: 2,  # fp16
 }
 """Width of one cached key or value element in the engine's default setting."""
 

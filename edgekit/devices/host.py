@@ -12,6 +12,7 @@ from typing import Final
 from edgekit.artifact import Format
 from edgekit.devices.profile import (
     HOST_ID,
+    OPTIONAL_ENGINES,
     Cpu,
     DeviceProfile,
     EngineSupport,
@@ -54,7 +55,11 @@ def host_profile(facts: HostFacts) -> DeviceProfile:
             bandwidth_bytes_per_s=_UNPROBED,
         ),
         storage=Storage(type="", read_bytes_per_s=_UNPROBED),
-        engines=tuple(engine for engine in ranked if engine.id in facts.engines),
+        engines=tuple(
+            engine
+            for engine in ranked
+            if engine.id in facts.engines or engine.id in OPTIONAL_ENGINES
+        ),
     )
 
 
@@ -109,5 +114,11 @@ _COREML: Final = replace(
     _MLX, id="coreml", formats=(Format.COREML,), compute_units=("cpu", "gpu", "ane"),
     min_version="9.0",
 )  # fmt: skip
-_ENGINES: Final = (_ONNXRUNTIME, _MLX_ON_CPU, _MIL)
-_MAC_ENGINES: Final = (_MLX, _COREML, _ONNXRUNTIME, _MIL)
+_LLAMA_CPP: Final = replace(
+    _ONNXRUNTIME, id="llama_cpp", formats=(Format.GGUF,),
+    overhead_bytes=SourcedValue(ValueKind.ASSUMED, _ASSUMED, 80 * MIB),
+    weights_factor=SourcedValue(ValueKind.ASSUMED, _ASSUMED, 2.0),
+    min_version="0.3",
+)  # fmt: skip
+_ENGINES: Final = (_ONNXRUNTIME, _MLX_ON_CPU, _MIL, _LLAMA_CPP)
+_MAC_ENGINES: Final = (_MLX, _COREML, _ONNXRUNTIME, _MIL, _LLAMA_CPP)

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from edgekit.artifact import Format
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.devices.facts import ArtifactFacts
-from edgekit.devices.profile import DeviceProfile, EngineSupport, SourcedValue, ValueKind
+from edgekit.devices.profile import (
+    OPTIONAL_ENGINES,
+    DeviceProfile,
+    EngineSupport,
+    SourcedValue,
+    ValueKind,
+)
 from edgekit.errors import NoFitError, UsageError
 from edgekit.records import HostFacts
 from edgekit.units import format_bytes
@@ -243,6 +249,8 @@ def _not_here(engine: EngineSupport, host: HostFacts | None) -> str:
     if host is None:
         return ""
     version = host.engines.get(engine.id)
+    if version is None and engine.id in OPTIONAL_ENGINES:
+        return f"engine {engine.id} is not installed: {OPTIONAL_ENGINES[engine.id]}"
     if version is None:
         return f"engine {engine.id} is not available on this machine ({host.os} {host.arch})"
     if _version_key(version) < _version_key(engine.min_version):

@@ -29,6 +29,7 @@ _ENGINE_PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "mlx": ("mlx-lm",),
     "coreml": ("coremltools",),
     "mil": ("coremltools",),
+    "llama_cpp": ("llama-cpp-python",),
 }
 _ENGINE_OS: Final[Mapping[str, str]] = {"coreml": "macos"}
 """Engines that exist on one system only; their packages can be installed elsewhere too."""

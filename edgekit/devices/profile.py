@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import enum
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, TypeVar
@@ -21,6 +22,8 @@ from edgekit.paths import device_profiles_dir
 from edgekit.typed_values import Problem, WrongValuesError, from_plain
 
 HOST_ID: Final = "host"
+OPTIONAL_ENGINES: Final[Mapping[str, str]] = {"llama_cpp": "pip install 'edgekit[llama]'"}
+"""Engines that edgekit does without, and what installs them."""
 MAX_PROFILE_BYTES: Final = 1 << 20
 
 Number = TypeVar("Number", int, float)

@@ -18,6 +18,7 @@ EXPORTERS: Final[Mapping[Format, str]] = MappingProxyType(
         Format.ONNX: "edgekit.exporters.onnx.exporter:OnnxExporter",
         Format.MLX: "edgekit.exporters.mlx.exporter:MlxExporter",
         Format.COREML: "edgekit.exporters.coreml.exporter:CoremlExporter",
+        Format.GGUF: "edgekit.exporters.gguf.exporter:GgufExporter",
     }
 )
 

@@ -13,6 +13,7 @@ from edgekit.encoding import Encoding
 from edgekit.exporters.context import ContextRange
 from edgekit.families.spec import DecoderSpec
 from edgekit.quantize.model import ModelOutline, ModelTensor, QuantizedModel
+from edgekit.text.files import TextFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,15 @@ class Exporter(Protocol):
         Args:
             spec: The decoder.
             encodings: How each canonical tensor is to be stored.
+        """
+        ...
+
+    def supports_text(self, files: TextFiles, spec: DecoderSpec) -> Decision:
+        """Tell whether this format can hold the tokenizer of a model, before any work.
+
+        Args:
+            files: The text files as an artifact holds them.
+            spec: The decoder, with all its end tokens.
         """
         ...
 

@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -41,6 +41,7 @@ _DEFAULT_ALIGNMENT: Final = 32
 _STRING: Final = 8
 _ARRAY: Final = 9
 _BOOL: Final = 7
+_FLOATS: Final = (6, 12)
 # struct codes of the numbers, by the format's type number.
 _NUMBERS: Final[Mapping[int, str]] = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "B", 10: "Q", 11: "q", 12: "d",
@@ -183,6 +184,22 @@ class GgufFile(OpenFile):
         data = self._items(key, _NUMBERS.keys(), "numbers")
         values: F64Array = data.view(f"<{_NUMBERS[self._array(key).kind]}").astype(np.float64)
         return values
+
+    def value(self, key: str) -> bool | int | float | str | list[Any] | None:
+        """Read a value, an array as a list; None for a key that is not there.
+
+        Raises:
+            FormatError: See ``texts`` and ``numbers``.
+        """
+        found = self.metadata.get(key)
+        if not isinstance(found, GgufArray):
+            return found
+        if found.holds_texts:
+            return self.texts(key)
+        numbers = self.numbers(key).tolist()
+        if found.kind in _FLOATS:
+            return list(numbers)
+        return [bool(n) if found.kind == _BOOL else int(n) for n in numbers]
 
     def _array(self, key: str) -> GgufArray:
         value = self.metadata.get(key)

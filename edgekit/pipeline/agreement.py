@@ -27,13 +27,11 @@ from edgekit.quantize.model import EncodedTensor, ModelTensor
 from edgekit.records import AnswerDifference, Answered, EngineInfo, LogitsCheck, RunCheck
 from edgekit.runtime import open_decoder
 from edgekit.runtime.base import Decoder, Finish, GenerateOptions
-from edgekit.runtime.reference import ReferenceDecoder
+from edgekit.runtime.reference import KEPT_BYTES, ReferenceDecoder
 from edgekit.runtime.session import Session, open_session
 from edgekit.text.tokenizer import spread_ids
 
 REFERENCE: Final = "the plain numpy forward"
-_KEPT_BYTES: Final = 2 << 30
-"""Float weights of the reference are kept when all of them take no more, else made at each use."""
 _SHOWN_TOKENS: Final = 8
 _PROMPT_TOKENS: Final = 16
 _QUESTION_SUITES: Final = ("multi_step", "tool_calls", "structured_output")  # the short ones
@@ -97,6 +95,7 @@ FLOAT_CHECKS: Final[Mapping[Format, FloatCheck]] = {
     Format.ONNX: FloatCheck("onnxruntime", {"activation": "fp32"}),
     Format.MLX: FloatCheck("mlx", {"activation": "fp32"}),
     Format.COREML: FloatCheck("mil", {"arithmetic": "fp32"}),
+    Format.GGUF: FloatCheck("llama_cpp", {"activation": "fp32"}),
 }
 _MLX_TYPES: Final = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
@@ -165,7 +164,7 @@ def reference_decoder(artifact: Artifact) -> ReferenceDecoder:
     tensors: dict[str, ModelTensor] = {
         t.name: t for t in open_exporter(artifact.format).recover(artifact)
     }
-    is_kept = 4 * sum(_n_values(t) for t in tensors.values()) <= _KEPT_BYTES
+    is_kept = 4 * sum(_n_values(t) for t in tensors.values()) <= KEPT_BYTES
 
     def weights(name: str) -> F32Array:
         tensor = tensors.pop(name) if is_kept else tensors[name]

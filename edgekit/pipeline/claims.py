@@ -25,6 +25,10 @@ from edgekit.encoding import Encoding
 from edgekit.errors import ArtifactError, EdgekitError, QuantError, UsageError
 from edgekit.exporters import open_exporter
 from edgekit.exporters.coreml.lint import lint_package
+from edgekit.exporters.gguf.exporter import FILE_NAME as GGUF_NAME
+from edgekit.exporters.gguf.exporter import file_metadata, file_settings
+from edgekit.exporters.gguf.modelfile import MODELFILE_NAME, make_modelfile
+from edgekit.exporters.gguf.tokenizer import text_metadata
 from edgekit.exporters.mlx.config import CONFIG_NAME, TORCH_DTYPES, read_config
 from edgekit.exporters.mlx.exporter import WEIGHTS_NAME as MLX_WEIGHTS
 from edgekit.exporters.mlx.models import choose_file, make_config
@@ -36,6 +40,7 @@ from edgekit.exporters.onnx.weights import plan_linears
 from edgekit.families import FAMILIES
 from edgekit.families.base import Family
 from edgekit.families.spec import DecoderSpec
+from edgekit.formats.gguf import GgufFile
 from edgekit.formats.mlpackage import PACKAGE_NAME, read_spec
 from edgekit.formats.onnx_io import GRAPH_NAME
 from edgekit.formats.safetensors import SafetensorsFile
@@ -124,7 +129,12 @@ def _about_files(artifact: Artifact) -> Iterator[str]:
     for name in names:
         if PurePosixPath(name).as_posix() != name or name == MANIFEST_NAME or "\\" in name:
             yield f"files: {_shown(name)} is not the path of a file of an artifact"
-    wanted = {Format.ONNX: GRAPH_NAME, Format.MLX: MLX_WEIGHTS, Format.COREML: f"{PACKAGE_NAME}/"}
+    wanted = {
+        Format.ONNX: GRAPH_NAME,
+        Format.MLX: MLX_WEIGHTS,
+        Format.COREML: f"{PACKAGE_NAME}/",
+        Format.GGUF: GGUF_NAME,
+    }
     if not any(name.startswith(wanted[artifact.format]) for name in names):
         yield f"files: no {wanted[artifact.format]}, which {artifact.format.value} artifacts hold"
 
@@ -405,10 +415,29 @@ def _about_coreml(artifact: Artifact, spec: DecoderSpec) -> Iterator[str]:
     lint_package(package, encodings, manifest.context_length)
 
 
+def _about_gguf(artifact: Artifact, spec: DecoderSpec) -> Iterator[str]:
+    """Judge the metadata of the file, the Modelfile, and the settings."""
+    manifest = artifact.manifest
+    files = TextFiles.of_folder(artifact.path, [entry.path for entry in manifest.files])
+    text = text_metadata(files, spec)
+    wanted = file_metadata(
+        manifest.model_name, spec, manifest.tensors, text, manifest.context_length
+    )
+    with GgufFile(artifact.path / GGUF_NAME) as file:
+        for key in sorted(wanted.keys() | file.metadata.keys()):
+            yield from _differs(f"{GGUF_NAME}: {key}", wanted.get(key), file.value(key))
+    modelfile = make_modelfile(files, spec, GGUF_NAME, manifest.context_length)
+    path = artifact.listed_path(MODELFILE_NAME)
+    found = "" if path is None else path.read_text(encoding="utf-8")
+    yield from _differs(MODELFILE_NAME, modelfile, found)
+    yield from _about_settings(manifest, file_settings(spec, manifest.tensors))
+
+
 _OF_FORMAT: Final[Mapping[Format, Callable[[Artifact, DecoderSpec], Iterator[str]]]] = {
     Format.ONNX: _about_onnx,
     Format.MLX: _about_mlx,
     Format.COREML: _about_coreml,
+    Format.GGUF: _about_gguf,
 }
 
 

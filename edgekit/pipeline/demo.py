@@ -21,8 +21,8 @@ from edgekit.pipeline.compare import Comparison, ServerRun, ask_server, join
 from edgekit.pipeline.evaluate import (
     DOCUMENTS_PER_SUITE,
     MAX_DOCUMENT_TOKENS,
+    float_model,
     measure_session,
-    run_float_model,
     session_documents,
 )
 from edgekit.pipeline.export import export
@@ -59,7 +59,7 @@ class DemoSize:
     Attributes:
         n_items: Items of each suite.
         n_documents: Documents from each suite that are compared with the float model.
-        max_document_tokens: Longer documents are left out; the logits of all are kept in memory.
+        max_document_tokens: Longer documents are left out.
         parity_step: MLX and the Core ML interpreter, which are slow on a CPU, get only every so
             many-th of these; they hold the same codes as ONNX.
         n_verify: Tokens on which the formats are compared.
@@ -78,6 +78,7 @@ class DemoSize:
 
 
 FULL: Final = DemoSize(100, DOCUMENTS_PER_SUITE, MAX_DOCUMENT_TOKENS, 4, 192, DEFAULT_WORKLOAD, 2)
+_FORMATS: Final = (Format.ONNX, Format.MLX, Format.COREML)
 SHORT: Final = DemoSize(12, 2, 320, 2, 32, Workload(64, 16, 3, 1), 10)
 
 
@@ -110,7 +111,7 @@ def run_demo(
     small = [
         artifact
         for scheme in SCHEMES
-        for artifact in export(model, "all", scheme, folder, progress=progress)
+        for artifact in export(model, _FORMATS, scheme, folder, progress=progress)
     ]
     (big,) = export(model, Format.ONNX, FLOAT_SCHEME, folder, progress=progress)
     for note in dict.fromkeys(big.manifest.notes):
@@ -152,12 +153,14 @@ def _distances(
     """Measure how far each artifact is from the float model, on the engine that ships."""
     with load(big) as session:
         documents = session_documents(session, size.n_documents, size.max_document_tokens)
-    reference = run_float_model(big.path, documents, None, progress)
     found = {}
-    for artifact in artifacts:
-        step = 1 if artifact.format is Format.ONNX else size.parity_step
-        with load(artifact) as session:
-            found[artifact.name] = measure_session(session, reference.subsample(step), progress)
+    with float_model(big.path, documents, progress=progress) as reference:
+        for artifact in artifacts:
+            step = 1 if artifact.format is Format.ONNX else size.parity_step
+            with load(artifact) as session:
+                found[artifact.name] = measure_session(
+                    session, reference, step=step, progress=progress
+                )
     return found
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+import functools
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import edgekit
 from edgekit.artifact import MANIFEST_NAME, Artifact
-from edgekit.dtypes import F32Array
 from edgekit.errors import UsageError
 from edgekit.families import open_model
+from edgekit.families.base import SourceModel
 from edgekit.pipeline.run import HOST, load
 from edgekit.progress import Progress, ignore_progress
 from edgekit.quality.corpus import make_documents
-from edgekit.quality.divergence import ReferenceRun, measure_divergence, run_reference
+from edgekit.quality.divergence import LiveReference, Reference, measure_divergence
 from edgekit.quality.evaluate import NO_TOOLS_NOTE, SuitePlan, run_suites
+from edgekit.quality.reference_store import Facts, StoredReference, stored_reference
 from edgekit.quality.suites import Item
-from edgekit.records import Divergence, QualityRecord
+from edgekit.records import Divergence, EngineInfo, QualityRecord
 from edgekit.runtime import open_decoder
 from edgekit.runtime.base import Decoder
 from edgekit.runtime.reference import ReferenceDecoder
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
 
 DOCUMENTS_PER_SUITE = 12
 MAX_DOCUMENT_TOKENS = 700
+FLOAT_CODE = ("checkpoint", "families", "formats", "reference", "runtime")
+"""The packages that decide what a float model answers."""
 
 
 def evaluate(
@@ -38,6 +45,7 @@ def evaluate(
     device: str = HOST,
     engine: str | None = None,
     n_threads: int | None = None,
+    is_exact: bool = False,
     progress: Progress = ignore_progress,
 ) -> QualityRecord:
     """Measure an artifact against its float model, and on the suites.
@@ -51,6 +59,8 @@ def evaluate(
         device: Device profile.
         engine: Only this engine.
         n_threads: Default the profile's figure.
+        is_exact: Run the float model beside the artifact and compare whole distributions; else
+            what is stored of the float model is read, and it runs only if nothing is stored yet.
         progress: Called as ``progress(what, n_done, n_total)``.
 
     Raises:
@@ -68,16 +78,16 @@ def evaluate(
         items = chosen.make_items(session.count_tokens, offers_tools=session.offers_tools)
         divergence = None
         if reference is not None:
-            documents = session_documents(session)
-            with_reference = run_float_model(
+            with float_model(
                 reference,
-                documents,
-                n_threads,
-                progress,
+                session_documents(session),
+                n_threads=n_threads,
                 adapter=adapter,
                 ignore_config_keys=ignore_config_keys,
-            )
-            divergence = measure_session(session, with_reference, progress)
+                is_exact=is_exact,
+                progress=progress,
+            ) as wanted:
+                divergence = measure_session(session, wanted, progress=progress)
         suites = run_suites(session, items, progress)
         return QualityRecord(
             candidate=artifact.name,
@@ -111,49 +121,131 @@ def session_documents(
     )
 
 
-def run_float_model(
+@contextlib.contextmanager
+def float_model(
     reference: str | Path,
     documents: Sequence[Sequence[int]],
-    n_threads: int | None = None,
-    progress: Progress = ignore_progress,
     *,
+    n_threads: int | None = None,
     adapter: str | Path | None = None,
     ignore_config_keys: Iterable[str] = (),
-) -> ReferenceRun:
-    """Run the float model once over the documents: a float artifact, or a checkpoint in numpy.
+    is_exact: bool = False,
+    progress: Progress = ignore_progress,
+) -> Iterator[Reference]:
+    """Give the float model on documents, to compare artifacts with.
 
-    ``adapter`` and ``ignore_config_keys`` are those of ``open_model``, for a checkpoint.
+    What the likeliest next tokens are is stored at the first call (quality/reference_store.py);
+    later calls with the same model and documents read it, and do not run the model.
+
+    Args:
+        reference: A float artifact, or a checkpoint, which runs in plain numpy.
+        documents: Token ids.
+        n_threads: Threads of a float artifact.
+        adapter: Of the checkpoint, as for ``open_model``.
+        ignore_config_keys: Of the checkpoint, as for ``open_model``.
+        is_exact: Store nothing, and run the model beside each artifact.
+        progress: Called as ``progress("float model", n_done, n_total)``, in tokens.
 
     Raises:
         UsageError: The reference is a quantized artifact, or an adapter or keys are given for an
             artifact.
         CheckpointError: The checkpoint cannot be read.
+        MeasureError: No document has two tokens, or no disk has room for the store.
         EngineError: The engine failed.
     """
-    decoder: Decoder
-    source = None
     if (Path(reference) / MANIFEST_NAME).is_file():
         if adapter is not None or tuple(ignore_config_keys):
             raise _only_with_checkpoint(adapter, f"the artifact {reference}")
-        artifact = Artifact.open(reference)
-        if artifact.is_quantized:
-            raise UsageError(
-                f"{reference} is not a float model",
-                got=artifact.manifest.scheme,
-                wanted="fp32 or fp16",
-            )
-        decoder = open_decoder(artifact, n_threads=n_threads)
-    else:
-        source = open_model(
+        artifact = _float_artifact(reference)
+        if not is_exact:
+            yield stored_artifact(artifact, documents, n_threads, progress)
+            return
+        with contextlib.closing(open_decoder(artifact, n_threads=n_threads)) as decoder:
+            yield LiveReference(decoder, documents)
+        return
+    with contextlib.closing(
+        open_model(
             reference, adapter=adapter, ignore_config_keys=ignore_config_keys, progress=progress
         )
-        decoder = ReferenceDecoder.from_source(source)
-    try:
-        return run_reference(_counted(decoder, "float model", len(documents), progress), documents)
-    finally:
-        decoder.close()
-        if source is not None:
-            source.close()
+    ) as source:
+        if not is_exact:
+            yield stored_source(source, documents, progress)
+            return
+        with contextlib.closing(ReferenceDecoder.from_source(source)) as decoder:
+            yield LiveReference(decoder, documents)
+
+
+def stored_source(
+    source: SourceModel,
+    documents: Sequence[Sequence[int]],
+    progress: Progress = ignore_progress,
+) -> StoredReference:
+    """Give what is stored of a checkpoint; it runs in plain numpy if that is nothing yet.
+
+    Raises:
+        MeasureError: No document has two tokens, or no disk has room for the store.
+    """
+
+    def opened() -> contextlib.closing[Decoder]:
+        decoder: Decoder = ReferenceDecoder.from_source(source)
+        return contextlib.closing(decoder)
+
+    facts: Facts = {
+        "edgekit": code_sha256(*FLOAT_CODE),
+        "source_sha256": source.checkpoint.sha256(),
+        "decoder": source.spec.as_dict(),
+        "engine": _engine_facts(ReferenceDecoder.describe()),
+    }
+    return stored_reference(opened, documents, facts, progress=progress)
+
+
+def stored_artifact(
+    artifact: Artifact,
+    documents: Sequence[Sequence[int]],
+    n_threads: int | None = None,
+    progress: Progress = ignore_progress,
+) -> StoredReference:
+    """Give what is stored of a float artifact; it runs if that is nothing yet.
+
+    Raises:
+        NoFitError: No engine of this machine can run it.
+        MeasureError: No document has two tokens, or no disk has room for the store.
+    """
+    artifact.check_unchanged()
+    with contextlib.closing(open_decoder(artifact, n_threads=n_threads)) as decoder:
+        facts: Facts = {
+            "edgekit": code_sha256(*FLOAT_CODE),
+            "files": {entry.path: entry.sha256 for entry in artifact.manifest.files},
+            "engine": _engine_facts(decoder.info),
+        }
+        return stored_reference(
+            lambda: contextlib.nullcontext(decoder), documents, facts, progress=progress
+        )
+
+
+@functools.cache
+def code_sha256(*packages: str) -> str:
+    """Hash the code of some packages of edgekit: what another code made is not used again."""
+    digest = hashlib.sha256()
+    root = Path(edgekit.__file__).parent
+    for package in packages:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _engine_facts(info: EngineInfo) -> dict[str, Any]:
+    return {"engine": info.engine, "version": info.version, "settings": dict(info.settings)}
+
+
+def _float_artifact(path: str | Path) -> Artifact:
+    artifact = Artifact.open(path)
+    if artifact.is_quantized:
+        raise UsageError(
+            f"{path} is not a float model", got=artifact.manifest.scheme, wanted="fp32 or fp16"
+        )
+    return artifact
 
 
 def _only_with_checkpoint(adapter: str | Path | None, got: str) -> UsageError:
@@ -166,25 +258,17 @@ def _only_with_checkpoint(adapter: str | Path | None, got: str) -> UsageError:
 
 
 def measure_session(
-    session: Session, reference: ReferenceRun, progress: Progress = ignore_progress
+    session: Session,
+    reference: Reference,
+    *,
+    step: int = 1,
+    progress: Progress = ignore_progress,
 ) -> Divergence:
-    """Compare an open session with the float model."""
-    n_documents = len(reference.documents)
+    """Compare an open session with the float model, on every ``step``-th document."""
     return measure_divergence(
-        _counted(session.decoder, f"divergence {session.info.model}", n_documents, progress),
+        session.decoder,
         reference,
+        step=step,
+        progress=progress,
+        what=f"divergence {session.info.model}",
     )
-
-
-def _counted(
-    decoder: Decoder, what: str, n_total: int, progress: Progress
-) -> Callable[[Sequence[int]], F32Array]:
-    n_done = 0
-
-    def logits(token_ids: Sequence[int]) -> F32Array:
-        nonlocal n_done
-        progress(what, n_done, n_total)
-        n_done += 1
-        return decoder.forward(token_ids, n_past=0, n_logits=len(token_ids))
-
-    return logits

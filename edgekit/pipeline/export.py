@@ -9,13 +9,15 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from edgekit.artifact import Artifact, Format, Manifest
+from edgekit.checkpoint.assets import files_of_artifact
 from edgekit.checkpoint.recipe import check_golden
 from edgekit.checkpoint.remote import needs_download
 from edgekit.checkpoint.repository import recipe_of
-from edgekit.decision import Rejected
+from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.errors import ExportError, UsageError
 from edgekit.exporters import open_exporter
 from edgekit.exporters.base import Exporter, ExportOptions
@@ -43,6 +45,9 @@ from edgekit.text.view import TextView
 from edgekit.units import format_seconds
 
 ALL_FORMATS = tuple(Format)
+LAYERS_NAME = ".edgekit-layers"
+"""Folder beside the artifacts: layers that calibrated exports have finished so far. What was
+stopped goes on with the same command; what is finished removes what it used."""
 NO_BUDGET = Budget()
 OWN_CALIBRATION = Calibration()
 
@@ -67,7 +72,8 @@ def export(
 
     Args:
         model: A folder, a name under ``models/``, or a Hub id.
-        formats: ``"onnx"``, ``"mlx"``, ``"coreml"``, several of them, or ``"all"``.
+        formats: ``"onnx"``, ``"mlx"``, ``"coreml"``, ``"gguf"``, several of them, or ``"all"``,
+            which leaves out GGUF, with a warning, where llama.cpp does not compute the model.
         scheme: ``fp32``, ``fp16``, ``int8``, ``int4``, ``int4-g64``, ...; a preset (``fast``,
             ``tiny``, ``balanced``, ``quality``), or the path of a TOML file (docs/schemes.md).
         out: Parent folder; each artifact is ``{model}-{format}-{scheme}`` in it.
@@ -120,8 +126,11 @@ def export(
         model, progress=progress, ignore_config_keys=ignore_config_keys, adapter=adapter
     )
     try:
+        exporters = _without_refused(source, exporters, parsed, _may_miss(formats), warn)
         _refuse_early(source, exporters, parsed, context_length)
         check_text(source.text, source.checkpoint.origin)
+        _refuse_text(source, exporters)
+        wanted = [exporter.format for exporter in exporters]
         needs_text = calibration.write_imatrix is not None or needs_budget(parsed, budget)
         needs_text |= chosen.reads_text and calibration.imatrix is None
         power = read_power(source, calibration, warn)
@@ -153,6 +162,7 @@ def export(
                 mean_squares=None if power is None else power.of_layers,
                 calibration=describe(chosen, reads, power),
                 fold=fold and parsed.fold,
+                layers_dir=parent / LAYERS_NAME,
                 n_threads=os.cpu_count() or 1,
                 progress=progress,
             )
@@ -161,7 +171,9 @@ def export(
                 for exporter in exporters
             }
             n_threads = os.cpu_count() or 1
-            return write_artifacts(folders, quantized, options, progress, n_threads=n_threads)
+            artifacts = write_artifacts(folders, quantized, options, progress, n_threads=n_threads)
+            quantized.discard_layers()
+            return artifacts
     finally:
         source.close()
 
@@ -189,10 +201,15 @@ def check_export(
         model, headers_only=True, ignore_config_keys=ignore_config_keys, adapter=adapter
     )
     try:
+        may_miss = _may_miss(formats)
         for scheme in schemes:
-            _refuse_early(source, exporters, scheme, context_length)
+            held = _without_refused(source, exporters, scheme, may_miss, has_text=False)
+            _refuse_early(source, held, scheme, context_length)
         source.checkpoint.fetch_text()
         check_text(source.text, source.checkpoint.origin)
+        held = _without_refused(source, exporters, schemes[0], may_miss)
+        _refuse_text(source, held)
+        wanted = [exporter.format for exporter in held]
         predictions = [predict_export(source, scheme, wanted, options) for scheme in schemes]
         n_download = source.checkpoint.weights_bytes if needs_download(model) else 0
         check_room(join_predictions(predictions), Path(out), n_download, source.checkpoint.folder)
@@ -260,6 +277,60 @@ def choose_method(method: str | Method | None, scheme: Scheme, calibration: Cali
     except ValueError as error:
         known = ", ".join(item.value for item in Method)
         raise UsageError("unknown method", got=repr(method), wanted=known) from error
+
+
+def _may_miss(formats: str | Format | Iterable[str | Format]) -> frozenset[Format]:
+    """Give the formats that are left out where they cannot hold a model, because nobody named them.
+
+    GGUF holds what llama.cpp computes and no other model; the other formats hold every decoder.
+    """
+    names = [formats] if isinstance(formats, str | Format) else list(formats)
+    is_named = Format.GGUF.value in names or (Format.GGUF in names and set(names) != set(Format))
+    return frozenset() if is_named else frozenset({Format.GGUF})
+
+
+def _without_refused(
+    source: SourceModel,
+    exporters: Iterable[Exporter],
+    scheme: Scheme,
+    may_miss: frozenset[Format],
+    warn: Callable[[str], None] = lambda text: None,
+    *,
+    has_text: bool = True,
+) -> list[Exporter]:
+    """Leave out formats that cannot hold the model, of those that may be left out."""
+    held = []
+    encodings = {item.name: item.encoding for item in expected_plan(source, scheme)}
+    for exporter in exporters:
+        decision = exporter.supports(source.spec, encodings)
+        if exporter.format in may_miss and has_text and isinstance(decision, Accepted):
+            decision = _judge_text(source, exporter)
+        if exporter.format in may_miss and isinstance(decision, Rejected):
+            warn(f"left out: {exporter.format.value}, which cannot hold it: {decision.reason}")
+        else:
+            held.append(exporter)
+    return held
+
+
+def _judge_text(source: SourceModel, exporter: Exporter) -> Decision:
+    spec = replace(source.spec, eos_token_ids=source.text.end_ids or source.spec.eos_token_ids)
+    return exporter.supports_text(files_of_artifact(source.text), spec)
+
+
+def _refuse_text(source: SourceModel, exporters: Iterable[Exporter]) -> None:
+    """Refuse formats that cannot hold the tokenizer.
+
+    Raises:
+        ExportError: See above.
+    """
+    for exporter in exporters:
+        decision = _judge_text(source, exporter)
+        if isinstance(decision, Rejected):
+            raise ExportError(
+                f"{exporter.format.value} cannot hold the tokenizer of {source.checkpoint.name}",
+                got=decision.reason,
+                do="Leave this format out.",
+            )
 
 
 def _refuse_early(

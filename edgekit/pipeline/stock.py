@@ -11,20 +11,23 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-from edgekit.artifact import Artifact
+from edgekit.artifact import Artifact, Format
 from edgekit.errors import EngineCrashError
+from edgekit.exporters.gguf.tokenizer import ends_in_llama_cpp
 from edgekit.pipeline.agreement import (
     DefaultRun,
     Reference,
     arithmetic_of,
     chat_ids,
     first_difference,
+    read_spec,
 )
 from edgekit.profiler.isolate import Failed, Job, run_isolated
 from edgekit.progress import Progress
 from edgekit.quality.suites import Item
 from edgekit.records import AnswerDifference, Answered, EngineInfo, StockCheck
 from edgekit.runtime.stock import STOCK_RUNTIMES
+from edgekit.text.files import TextFiles
 
 _MAX_SHOWN: Final = 400
 _TIMEOUT_S: Final = 3600.0
@@ -59,8 +62,10 @@ def check_stock(
     if not run.has_tokenizer:
         return StockCheck(runtime.title, not_run="needs a tokenizer, which this model has none of")
     wanted_ids = [chat_ids(run.session, prompt) for prompt in prompts]
+    ends = _expected_ends(artifact, run)
     request = {
         "path": str(artifact.path),
+        "end_candidates": sorted(ends),
         "n_new_tokens": n_new_tokens,
         "prompts": [
             {
@@ -91,7 +96,7 @@ def check_stock(
         )
         for answered, theirs in zip(run.answers, said, strict=True)
     )
-    problems = _end_problems(run, outcome.result["end_ids"])
+    problems = _end_problems(ends, outcome.result["end_ids"])
     differences: list[AnswerDifference] = []
     limit = _limit(artifact, run, reference)
     for ours, theirs, ids, own in zip(run.answers, answers, wanted_ids, said, strict=True):
@@ -118,8 +123,16 @@ def _limit(artifact: Artifact, run: DefaultRun, reference: Reference) -> float |
     return reference.float_margin if arithmetic_of(info, artifact) == run.arithmetic else None
 
 
-def _end_problems(run: DefaultRun, end_ids: Sequence[int]) -> list[str]:
-    ours, theirs = sorted(run.session.eos_ids), sorted(set(end_ids))
+def _expected_ends(artifact: Artifact, run: DefaultRun) -> frozenset[int]:
+    """Give the end tokens of a model; llama.cpp adds some by their names, as the notes tell."""
+    if artifact.format is not Format.GGUF:
+        return run.session.eos_ids
+    files = TextFiles.of_folder(artifact.path, [entry.path for entry in artifact.manifest.files])
+    return run.session.eos_ids | set(ends_in_llama_cpp(files, read_spec(artifact)))
+
+
+def _end_problems(wanted: frozenset[int], end_ids: Sequence[int]) -> list[str]:
+    ours, theirs = sorted(wanted), sorted(set(end_ids))
     return [] if ours == theirs else [f"end tokens {theirs}, in edgekit {ours}"]
 
 

@@ -8,6 +8,7 @@ activations, against a plain numpy forward over the recovered weights. As run: e
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -17,6 +18,8 @@ from typing import Final
 import numpy as np
 
 from edgekit.artifact import Artifact, Format, TensorEntry
+from edgekit.devices.probe import probe_host
+from edgekit.devices.profile import OPTIONAL_ENGINES
 from edgekit.errors import CheckpointError, FormatError, UsageError
 from edgekit.exporters import open_exporter
 from edgekit.pipeline.agreement import (
@@ -38,6 +41,7 @@ from edgekit.progress import Progress, ignore_progress
 from edgekit.quality.evaluate import SuitePlan
 from edgekit.quantize.model import EncodedTensor, combine_hashes
 from edgekit.records import LogitsCheck, VerifyRecord, WeightsCheck
+from edgekit.runtime import default_engine
 from edgekit.text.chat import ChatTemplate
 from edgekit.text.tokenizer import Tokenizer, spread_ids
 
@@ -46,6 +50,7 @@ LIBRARIES: Final[Mapping[Format, str]] = {
     Format.ONNX: "onnx",
     Format.MLX: "mlx",
     Format.COREML: "coremltools",
+    Format.GGUF: "gguf",
 }
 """The library of each format, by its package."""
 
@@ -125,9 +130,24 @@ def _verify_scheme(
         for artifact, own in zip(artifacts, entries, strict=True)
     ]
     if plan is not None:
-        records = _run_all(artifacts, records, plan, progress)
+        records = [
+            replace(record, not_run=_why_not_run(artifact))
+            for artifact, record in zip(artifacts, records, strict=True)
+        ]
+        here = [i for i, record in enumerate(records) if not record.not_run]
+        ran = _run_all([artifacts[i] for i in here], [records[i] for i in here], plan, progress)
+        for i, record in zip(here, ran, strict=True):
+            records[i] = record
     progress("verify", len(artifacts), len(artifacts))
     return records
+
+
+def _why_not_run(artifact: Artifact) -> str:
+    """Say which optional engine would run an artifact and is not installed; empty if none is."""
+    engine = default_engine(artifact.format, platform.system())
+    if engine not in OPTIONAL_ENGINES or engine in probe_host().engines:
+        return ""
+    return f"engine {engine} is not installed: {OPTIONAL_ENGINES[engine]}"
 
 
 def _run_all(
@@ -137,6 +157,8 @@ def _run_all(
     progress: Progress,
 ) -> list[VerifyRecord]:
     """Run artifacts of one scheme; those with the same weights share one reference."""
+    if not artifacts:
+        return []
     n_positions = min(artifact.manifest.context_length for artifact in artifacts)
     token_ids = verification_tokens(artifacts[0], min(plan.n_tokens, n_positions))
     n_new_tokens = max(1, min(plan.n_new_tokens, n_positions // 2))

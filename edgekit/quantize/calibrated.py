@@ -56,7 +56,7 @@ _VERSION: Final = 1
 _TILE_ROWS: Final = 512
 _TOKENS_AT_ONCE: Final = 2048
 _HELD_OUT: Final = 8
-"""One of so many sequences measures the output error for ``auto`` and makes no codes."""
+"""One of so many sequences measures the output errors that ``auto`` compares."""
 _KEY: Final = "key"
 _METHOD: Final = "method "
 _OUTPUT: Final = "output"
@@ -69,10 +69,12 @@ class CalibratedCodes:
     Attributes:
         files: Canonical name of each matrix to the file that holds it.
         methods: Canonical name to the method that its codes come from.
+        folder: Where all files lie; nothing else does.
     """
 
     files: Mapping[str, Path] = field(default_factory=dict)
     methods: Mapping[str, Method] = field(default_factory=dict)
+    folder: Path | None = None
 
     def get(self, plan: TensorPlan) -> EncodedTensor:
         """Read a matrix.
@@ -122,15 +124,13 @@ def quantize_layers(
     place.mkdir(parents=True, exist_ok=True)
     run = _Run(source, plans, scales, method, n_threads)
     pieces = run.pieces()
-    files = {piece: place / f"{piece}.safetensors" for piece in pieces}
-    is_done = [_holds(files[piece], key, made) for piece, made in pieces.items()]
+    files = {piece: place / f"{piece}.safetensors" for piece, made in pieces.items() if made}
+    is_done = [not made or _holds(files[piece], key, made) for piece, made in pieces.items()]
     n_needed = max((i + 1 for i, done in enumerate(is_done) if not done), default=0)
     residuals = run.embed_text(text) if n_needed else []
     for i, (piece, made) in enumerate(list(pieces.items())[:n_needed]):
         if is_done[i]:
-            with contextlib.closing(SafetensorsFile(files[piece])) as file:
-                tensors = {plan.name: _read_tensor(file, plan) for plan in made}
-            residuals = run.run_text(i, residuals, tensors)
+            residuals = run.run_text(i, residuals, _read_piece(files.get(piece), made))
         elif piece == _OUTPUT:
             _write_piece(files[piece], key, *run.quantize_output(made[0], residuals))
         else:
@@ -140,6 +140,7 @@ def quantize_layers(
     return CalibratedCodes(
         {plan.name: files[piece] for piece, made in pieces.items() for plan in made},
         {name: item for path in files.values() for name, item in _methods_in(path).items()},
+        place,
     )
 
 
@@ -200,10 +201,8 @@ class _Run(Forward):
 
         def settle(names: Sequence[str], inputs: list[FloatArray]) -> None:
             made = [name for name in names if name in self._made]
-            if made:
-                quantizers = self._quantizers(made, inputs)
-                for name in made:
-                    tensors[name], methods[name] = self._quantize(name, quantizers, inputs)
+            for tensor, method in self._settle(made, inputs) if made else ():
+                tensors[tensor.name], methods[tensor.name] = tensor, method
             self._load(names, tensors)
 
         residuals = self._advance(layer, residuals, settle)
@@ -227,8 +226,7 @@ class _Run(Forward):
             statistics.check(plan.name, plan.shape[1])
             quantizer = row_quantizer(Method.IMPORTANCE, statistics)
             return {plan.name: self._encode(plan.name, quantizer)}, {plan.name: Method.IMPORTANCE}
-        quantizers = self._quantizers([plan.name], inputs)
-        tensor, method = self._quantize(plan.name, quantizers, inputs)
+        ((tensor, method),) = self._settle([plan.name], inputs)
         return {plan.name: tensor}, {plan.name: method}
 
     def run_text(
@@ -271,34 +269,38 @@ class _Run(Forward):
         cache = self.empty_cache(len(inner))
         return self.mix(layer, inner, cache, 0, is_long=self._is_long)
 
-    def _quantizers(
+    def _settle(
         self, names: Sequence[str], inputs: list[FloatArray]
+    ) -> Iterator[tuple[EncodedTensor, Method]]:
+        """Quantize the matrices that read the same input, each by the best method for it."""
+        if self._method is not Method.AUTO:
+            quantizer = self._prepare(names, inputs, [self._method])[self._method]
+            for name in names:
+                yield self._encode(name, quantizer), self._method
+            return
+        shown, held = _split(inputs)
+        tried = self._prepare(names, shown, TRIED_BY_AUTO)
+        whole = self._prepare(names, inputs, TRIED_BY_AUTO)
+        kept = np.concatenate(held)
+        for name in names:
+            errors = {
+                method: self._output_error(self._encode(name, quantizer), kept)
+                for method, quantizer in tried.items()
+            }
+            method = min(errors, key=errors.__getitem__)  # of equal ones, the first
+            yield self._encode(name, whole[method]), method
+
+    def _prepare(
+        self, names: Sequence[str], inputs: list[FloatArray], methods: Sequence[Method]
     ) -> dict[Method, RowQuantizer]:
         """Prepare what quantizes the matrices that read the same input."""
-        tried = TRIED_BY_AUTO if self._method is Method.AUTO else (self._method,)
-        shown = inputs if self._method is not Method.AUTO else _split(inputs)[0]
-        if Method.GPTQ in tried:
-            statistics = InputStatistics.of_moments(_moments(shown))
+        if Method.GPTQ in methods:
+            statistics = InputStatistics.of_moments(_moments(inputs))
         else:
-            statistics = InputStatistics(_mean_squares(shown))
+            statistics = InputStatistics(_mean_squares(inputs))
         for name in names:
             statistics.check(name, inputs[0].shape[1])
-        return {method: row_quantizer(method, statistics) for method in tried}
-
-    def _quantize(
-        self, name: str, quantizers: Mapping[Method, RowQuantizer], inputs: list[FloatArray]
-    ) -> tuple[EncodedTensor, Method]:
-        """Quantize a matrix by the method whose output error is the smallest."""
-        candidates = {method: self._encode(name, made) for method, made in quantizers.items()}
-        if len(candidates) == 1:
-            ((method, tensor),) = candidates.items()
-            return tensor, method
-        kept = np.concatenate(_split(inputs)[1])
-        errors = {
-            method: self._output_error(name, made, kept) for method, made in candidates.items()
-        }
-        method = min(errors, key=errors.__getitem__)  # of equal ones, the first
-        return candidates[method], method
+        return {method: row_quantizer(method, statistics) for method in methods}
 
     def _encode(self, name: str, quantizer: RowQuantizer) -> EncodedTensor:
         plan, tensor = self._plans[name], self._tensor(name)
@@ -321,9 +323,9 @@ class _Run(Forward):
         self._run_all(fill, plan.shape)
         return EncodedTensor.of_codes(name, plan.encoding, codes, scales, zeros)
 
-    def _output_error(self, name: str, made: EncodedTensor, inputs: FloatArray) -> float:
+    def _output_error(self, made: EncodedTensor, inputs: FloatArray) -> float:
         """Give the sum of the squared errors of a matrix's outputs."""
-        tensor, rounded = self._tensor(name), made.dequantize()
+        tensor, rounded = self._tensor(made.name), made.dequantize()
         errors: dict[int, float] = {}
 
         def measure(part: slice) -> None:
@@ -383,7 +385,7 @@ def _usable(sequences: Sequence[Sequence[int]], context_length: int) -> list[NDA
 
 
 def _split(inputs: list[FloatArray]) -> tuple[list[FloatArray], list[FloatArray]]:
-    """Give the sequences that make codes and those that measure errors; one alone does both."""
+    """Give sequences to try methods on and others to measure errors on; one alone does both."""
     held = inputs[_HELD_OUT - 1 :: _HELD_OUT] or inputs[-1:]
     shown = [item for i, item in enumerate(inputs) if i % _HELD_OUT != _HELD_OUT - 1]
     if len(inputs) < _HELD_OUT:
@@ -435,7 +437,9 @@ def _key_of(
     def add(value: Any) -> None:
         digest.update(json.dumps(value).encode() + b"\n")
 
-    add([_VERSION, source.checkpoint.sha256(), method.value])
+    adapter = source.checkpoint.adapter
+    merged = "" if adapter is None else adapter.sha256()
+    add([_VERSION, source.checkpoint.sha256(), merged, method.value])
     add([[plan.name, str(plan.encoding), plan.keeps_codes] for plan in plans])
     for kind in (scales.columns, scales.rows, scales.floats):
         for name in sorted(kind):
@@ -496,6 +500,14 @@ def _methods_in(path: Path) -> dict[str, Method]:
             for name, value in file.metadata.items()
             if name.startswith(_METHOD)
         }
+
+
+def _read_piece(path: Path | None, made: Sequence[TensorPlan]) -> dict[str, EncodedTensor]:
+    """Read the tensors of a piece; without a file there are none."""
+    if path is None:
+        return {}
+    with contextlib.closing(SafetensorsFile(path)) as file:
+        return {plan.name: _read_tensor(file, plan) for plan in made}
 
 
 def _read_tensor(file: SafetensorsFile, plan: TensorPlan) -> EncodedTensor:

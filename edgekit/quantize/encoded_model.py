@@ -7,6 +7,7 @@ format.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -128,6 +129,14 @@ class EncodedModel:
     def close(self) -> None:
         """Close the source."""
         self._model.close()
+
+    def discard_layers(self) -> None:
+        """Remove what a calibrated run left to go on from, once all of it is written elsewhere."""
+        folder = self._layers.folder
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another run's layers lie there
+                folder.parent.rmdir()
 
     def _is_whole(self, plan: TensorPlan) -> bool:
         return plan.keeps_codes or plan.name in self._layers.files

@@ -67,10 +67,12 @@ def _rows(data: ReportData) -> Iterator[tuple[object, ...]]:
             d = quality.divergence
             rows = (
                 ("kl_mean", d.kl_mean, d.kl_low, d.kl_high),
+                ("kl_median", d.kl_median, None, None),
                 ("kl_p99", d.kl_p99, None, None),
                 ("kl_max", d.kl_max, None, None),
-                ("top1_agreement", d.top1_agreement, None, None),
-                ("perplexity", d.perplexity, None, None),
+                ("kl_bound", d.kl_bound, None, None),
+                ("top1_agreement", d.top1_agreement, d.top1_low, d.top1_high),
+                ("perplexity", d.perplexity, d.perplexity_low, d.perplexity_high),
                 ("reference_perplexity", d.reference_perplexity, None, None),
             )
             for name, value, low, high in rows:

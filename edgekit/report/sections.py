@@ -12,6 +12,7 @@ from typing import Final
 
 from edgekit.records import (
     ComparisonRecord,
+    Divergence,
     Kind,
     Metric,
     ProfileRecord,
@@ -166,34 +167,44 @@ def memory_table(profiles: Sequence[ProfileRecord]) -> Table:
 
 def divergence_table(qualities: Sequence[QualityRecord]) -> Table:
     """Show the distance from the float model."""
+    found = [(q.candidate, q.divergence) for q in qualities if q.divergence is not None]
     rows = [
         (
-            quality.candidate,
-            f"{d.kl_mean:.5f} ({d.kl_low:.5f} to {d.kl_high:.5f})",
+            candidate,
+            f"{d.kl_mean:.5f} ±{(d.kl_high - d.kl_low) / 2:.2g}",
             f"{d.kl_p99:.4f}",
             format_pct(d.top1_agreement, 2),
             f"{d.perplexity:.3f}",
             f"{d.perplexity / d.reference_perplexity:.4f}" if d.reference_perplexity else "-",
-            f"{d.n_tokens:,}",
         )
-        for quality in qualities
-        if (d := quality.divergence) is not None
+        for candidate, d in found
     ]
+    kept = sorted({d.top_k for _, d in found if d.top_k is not None})
     return make_table(
         "fidelity",
         "Fidelity to the float model",
-        (
-            "candidate",
-            "KL, nats per token (95 %)",
-            "KL p99",
-            "same top token",
-            "perplexity",
-            "ratio to float",
-            "tokens",
-        ),
+        ("candidate", "KL, 95 %", "KL p99", "top-1", "perplexity", "ratio"),
         rows,
-        caption="On the same tokens; intervals by bootstrap over documents.",
+        caption=f"{_token_counts(found)} KL: nats per token from the float model, with half of the "
+        "95 % interval over documents. top-1: same likeliest token. ratio: perplexity to the "
+        "float model's.",
+        notes=[
+            f"KL is estimated from the {k} likeliest tokens and a sample of the others "
+            "(docs/quality.md)."
+            for k in kept
+        ],
     )
+
+
+def _token_counts(found: Sequence[tuple[str, Divergence]]) -> str:
+    """Say on how many tokens each was compared; slow engines get fewer."""
+    names: dict[int, list[str]] = {}
+    for candidate, d in found:
+        names.setdefault(d.n_tokens, []).append(candidate)
+    if len(names) == 1:
+        return f"On {next(iter(names)):,} tokens."
+    counts = (f"{n:,} tokens of {', '.join(given)}" for n, given in names.items())
+    return f"On {'; '.join(counts)}."
 
 
 def suite_table(qualities: Sequence[QualityRecord]) -> Table:

@@ -178,7 +178,8 @@ def verdict(records: Sequence[VerifyRecord], oracle: Sequence[OracleRecord] = ()
     failed += [f"{record.artifact}: oracle" for record in oracle if not record.logits.is_met]
     if failed:
         return "NOT verified: " + "; ".join(failed)
-    unseen = dict.fromkeys(
+    unseen = dict.fromkeys(f"{r.artifact}: {r.not_run}" for r in records if r.not_run)
+    unseen |= dict.fromkeys(
         f"{record.stock.runtime}: {record.stock.not_run}"
         for record in records
         if record.stock and record.stock.is_met is None

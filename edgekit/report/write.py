@@ -1,15 +1,16 @@
-"""Writing the files of a report: HTML, Markdown, JSON and CSV."""
+"""Writing the files of a report (HTML, Markdown, JSON, CSV) and of a table of costs (JSON, SVG)."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 from edgekit.errors import ExportError
-from edgekit.records import ReportData, to_json
+from edgekit.records import CostRecord, ReportData, to_json
+from edgekit.report.cost import cost_picture
 from edgekit.report.csv_rows import render_csv
 from edgekit.report.html import render_html
 from edgekit.report.markdown import render_markdown
@@ -22,15 +23,34 @@ FILES: Final[dict[str, Callable[[ReportData], str]]] = {
 }
 
 
+COST_FILES: Final[dict[str, Callable[[CostRecord], str]]] = {
+    "quality-cost.json": to_json,
+    "quality-cost.svg": cost_picture,
+}
+
+
 def write_report(data: ReportData, folder: Path) -> tuple[Path, ...]:
     """Write the page and, next to it, the same report as Markdown, JSON and CSV.
 
     Raises:
         ExportError: A file cannot be written; each file is replaced whole.
     """
+    return _write_all({name: render(data) for name, render in FILES.items()}, folder)
+
+
+def write_cost(record: CostRecord, folder: Path) -> tuple[Path, ...]:
+    """Write what quantizing costs as JSON and as a picture.
+
+    Raises:
+        ExportError: A file cannot be written; each file is replaced whole.
+    """
+    return _write_all({name: render(record) for name, render in COST_FILES.items()}, folder)
+
+
+def _write_all(texts: Mapping[str, str], folder: Path) -> tuple[Path, ...]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return tuple(_write(folder / name, render(data)) for name, render in FILES.items())
+        return tuple(_write(folder / name, text) for name, text in texts.items())
     except OSError as error:
         raise ExportError(
             f"cannot write the report to {folder}",

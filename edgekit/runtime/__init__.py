@@ -22,6 +22,7 @@ ENGINES: Final[Mapping[str, str]] = MappingProxyType(
         "mlx": "edgekit.runtime.mlx:MlxDecoder",
         "coreml": "edgekit.runtime.coreml:CoremlDecoder",
         "mil": "edgekit.runtime.mil:MilDecoder",
+        "llama_cpp": "edgekit.runtime.llama_cpp:LlamaCppDecoder",
         "fake": "edgekit.runtime.fake:FakeDecoder",
     }
 )
@@ -33,12 +34,18 @@ ENGINE_FORMATS: Final[Mapping[str, frozenset[Format]]] = MappingProxyType(
         "mlx": frozenset({Format.MLX}),
         "coreml": frozenset({Format.COREML}),
         "mil": frozenset({Format.COREML}),
+        "llama_cpp": frozenset({Format.GGUF}),
         "fake": frozenset(Format),
     }
 )
 
 _DEFAULT_ENGINES: Final[Mapping[Format, str]] = MappingProxyType(
-    {Format.ONNX: "onnxruntime", Format.MLX: "mlx", Format.COREML: "mil"}
+    {
+        Format.ONNX: "onnxruntime",
+        Format.MLX: "mlx",
+        Format.COREML: "mil",
+        Format.GGUF: "llama_cpp",
+    }
 )
 _DARWIN_ENGINES: Final[Mapping[Format, str]] = MappingProxyType({Format.COREML: "coreml"})
 

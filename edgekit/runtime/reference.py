@@ -19,6 +19,8 @@ from edgekit.runtime.base import check_forward
 
 _CHUNK_TOKENS: Final = 128  # bounds the score matrices of long prompts
 _FIRST_CAPACITY: Final = 128
+KEPT_BYTES: Final = 2 << 30
+"""Float weights are kept when all of them take no more, else made at each use."""
 
 
 class ReferenceDecoder:
@@ -69,18 +71,28 @@ class ReferenceDecoder:
 
     @classmethod
     def from_source(cls, source: SourceModel, dtype: FloatType = np.float32) -> Self:
-        """Run the weights of the checkpoint, widened to ``dtype``."""
+        """Run the weights of the checkpoint, widened to ``dtype``.
+
+        They are kept if all of them take ``KEPT_BYTES`` at most, else read anew at each use.
+        """
 
         def read(name: str) -> F32Array:
             return source.tensor(name).read()
 
-        return cls(source.spec, read, dtype=dtype, model=source.checkpoint.name)
+        is_kept = np.dtype(dtype).itemsize * source.n_parameters <= KEPT_BYTES
+        name = source.checkpoint.name
+        return cls(source.spec, read, dtype=dtype, model=name, keeps_weights=is_kept)
 
     @property
     def info(self) -> EngineInfo:
         """What goes into records."""
-        settings = {"dtype": np.dtype(self._dtype).name}
-        return EngineInfo("reference", np.__version__, self._model, settings=settings)
+        return self.describe(self._model, self._dtype)
+
+    @staticmethod
+    def describe(model: str = "model", dtype: FloatType = np.float32) -> EngineInfo:
+        """Give the ``info`` of a model without opening it."""
+        settings = {"dtype": np.dtype(dtype).name}
+        return EngineInfo("reference", np.__version__, model, settings=settings)
 
     @property
     def vocab_size(self) -> int:

@@ -11,7 +11,10 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from edgekit.artifact import Format
@@ -19,6 +22,7 @@ from edgekit.errors import EngineCrashError
 from edgekit.lazy import require
 
 Report: TypeAlias = Callable[..., None]
+_ANSWER_S: Final = 600.0
 _FOREIGN_ERRORS: Final = (
     RuntimeError,
     ValueError,
@@ -60,8 +64,12 @@ class StockRuntime:
 STOCK_RUNTIMES: Final[Mapping[Format, StockRuntime]] = {
     Format.ONNX: StockRuntime("onnxruntime-genai", "edgekit.runtime.stock:ask_genai"),
     Format.MLX: StockRuntime("mlx-lm", "edgekit.runtime.stock:ask_mlx_lm"),
+    Format.GGUF: StockRuntime("xllamacpp", "edgekit.runtime.stock:ask_llama_cpp"),
 }
-"""Core ML has none: on a Mac it is the default engine of edgekit, elsewhere it is absent."""
+"""Core ML has none: on a Mac it is the default engine of edgekit, elsewhere it is absent.
+
+xllamacpp is a build of llama.cpp with its server; edgekit's own engine is llama-cpp-python.
+"""
 
 
 def ask_genai(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
@@ -135,6 +143,72 @@ def _ask_mlx_lm(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
         text = "".join(response.text for response in responses)
         answers.append(_answer(own, ids, text, str(responses[-1].finish_reason)))
     return {"end_ids": sorted(int(i) for i in tokenizer.eos_token_ids), "answers": answers}
+
+
+def ask_llama_cpp(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Let llama.cpp's own server answer the prompts of a request; as ``ask_genai``.
+
+    ``end_ids`` are those of ``end_candidates`` at which an answer ends.
+    """
+    with _told("llama.cpp"):
+        return _ask_llama_cpp(request, report)
+
+
+def _ask_llama_cpp(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    xllamacpp = require("xllamacpp")
+    params = xllamacpp.CommonParams()
+    params.model.path = str(Path(request["path"]) / "model.gguf")
+    n_new_tokens = int(request["n_new_tokens"])
+    n_longest = max((len(prompt["ids"]) for prompt in request["prompts"]), default=0)
+    params.n_ctx = n_longest + n_new_tokens + 1
+    params.n_parallel = 1
+    params.warmup = False
+    params.verbosity = 0
+    threads = int(request.get("n_threads") or 1)
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    server = xllamacpp.Server(params)
+    host = server.listening_address.removeprefix("http://")
+    answers = []
+    for index, prompt in enumerate(request["prompts"]):
+        report("answer", index=index)
+        own = None
+        if prompt["messages"] is not None:
+            text = _post(host, "/apply-template", {"messages": prompt["messages"]})["prompt"]
+            asked = {"content": text, "parse_special": True, "add_special": True}
+            own = [int(i) for i in _post(host, "/tokenize", asked)["tokens"]]
+        said = _post(host, "/completion", _greedy(prompt["ids"], n_new_tokens))
+        ids = [int(i) for i in said["tokens"]]
+        is_ended = said["stop_type"] == "eos"
+        answers.append(_answer(own, ids, said["content"], "stop" if is_ended else "length"))
+    ends = [
+        token_id
+        for token_id in request.get("end_candidates", ())
+        if _post(host, "/completion", {**_greedy([1], 2), "logit_bias": [[token_id, 1000.0]]})[
+            "stop_type"
+        ]
+        == "eos"
+    ]
+    return {"end_ids": ends, "answers": answers}
+
+
+def _greedy(ids: Sequence[int], n_new_tokens: int) -> dict[str, Any]:
+    return {
+        "prompt": list(ids), "n_predict": n_new_tokens, "temperature": 0, "return_tokens": True,
+        "cache_prompt": False,
+    }  # fmt: skip
+
+
+def _post(host: str, path: str, question: Mapping[str, Any]) -> Any:
+    """Ask the server in this process."""
+    connection = HTTPConnection(host, timeout=_ANSWER_S)
+    headers = {"Content-Type": "application/json"}
+    connection.request("POST", path, json.dumps(question), headers)
+    answer = connection.getresponse()
+    text = answer.read().decode("utf-8", "replace")
+    connection.close()
+    if answer.status != HTTPStatus.OK:
+        raise EngineCrashError(f"llama.cpp: {path}", got=f"{answer.status} {text[:200]}")
+    return json.loads(text)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from edgekit.errors import CheckpointError, UsageError
 from edgekit.lazy import require
+from edgekit.model_files import TOKENIZER_NAME
 from edgekit.text.files import TextFiles
 from edgekit.text.tokenizer_file import TOKEN_FLAGS, TokenizerFile, read_tokenizer_file
 from edgekit.text.tokenizer_limits import find_excess, find_excess_before
@@ -139,6 +140,29 @@ class Tokenizer:
             for stated, token in self._file.listed.items()
             if self.added_tokens.get(token["content"], stated) != stated
         }
+
+    def unreachable_tokens(self) -> list[str]:
+        """Give the tokens of the vocabulary whose own text becomes other tokens by merging.
+
+        Where there are none, it makes no difference whether a piece of text that is itself a token
+        is merged from parts (``ignore_merges``).
+        """
+        model = self._aware.model
+        with _mapped_errors(self.path):
+            if getattr(model, "ignore_merges", False):
+                model = self._without_ignored_merges()
+            own = self._aware.get_vocab(with_added_tokens=False)
+            return [
+                text
+                for text, token_id in own.items()
+                if text not in self.added_tokens
+                and [token.id for token in model.tokenize(text)] != [token_id]
+            ]
+
+    def _without_ignored_merges(self) -> Any:
+        parsed = json.loads(self._file.text)
+        parsed["model"]["ignore_merges"] = False
+        return require("tokenizers").Tokenizer.from_str(json.dumps(parsed)).model
 
     @property
     def vocab_size(self) -> int:
@@ -316,6 +340,33 @@ class Tokenizer:
                 wanted="normalizers and regular expressions as models have them",
                 do="Do not use this tokenizer.",
             )
+
+
+def cut_texts(content: Mapping[str, Any], texts: Iterable[str]) -> list[list[str]]:
+    """Cut texts as the normalizer and the pre-tokenizer of a tokenizer.json do.
+
+    Args:
+        content: A tokenizer.json, of which only these two sections count.
+        texts: What to cut.
+
+    Returns:
+        The pieces of each text, in the letters that the pre-tokenizer writes.
+
+    Raises:
+        CheckpointError: The library cannot read the sections, or fails on a text.
+    """
+    sections = {key: content.get(key) for key in ("normalizer", "pre_tokenizer")}
+    model = {"type": "BPE", "vocab": {}, "merges": []}
+    with _mapped_errors(Path(TOKENIZER_NAME)):
+        library = require("tokenizers").Tokenizer.from_str(
+            json.dumps({"version": "1.0", "added_tokens": [], "model": model, **sections})
+        )
+        normalize, cut = library.normalizer, library.pre_tokenizer
+        plain = [text if normalize is None else normalize.normalize_str(text) for text in texts]
+        return [
+            [text] if cut is None else [piece for piece, _ in cut.pre_tokenize_str(text)]
+            for text in plain
+        ]
 
 
 class StreamDecoder:

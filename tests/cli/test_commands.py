@@ -32,10 +32,18 @@ def run_child(*arguments: object, **options) -> subprocess.CompletedProcess[str]
 
 
 def test_the_commands_are_those_of_the_folder_and_of_the_contract():
-    wanted = "inspect export verify run chat profile evaluate compare report devices serve demo"
+    wanted = (
+        "inspect export verify run chat profile evaluate quality-cost compare report devices serve "
+        "demo"
+    )
     assert wanted.split() == COMMANDS
     files = {path.stem for path in (ROOT / "edgekit" / "cli").glob("*.py")}
-    assert files == {*COMMANDS, "__init__", "options", "output"}
+    assert {name if name == "__init__" else name.replace("_", "-") for name in files} == {
+        *COMMANDS,
+        "__init__",
+        "options",
+        "output",
+    }
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from edgekit.artifact import Artifact
-from edgekit.errors import ArtifactError, EdgekitError, EngineError, EngineLoadError, UsageError
+from edgekit.devices.probe import probe_host
+from edgekit.devices.profile import OPTIONAL_ENGINES
+from edgekit.errors import (
+    ArtifactError,
+    EdgekitError,
+    EngineError,
+    EngineLoadError,
+    MissingExtraError,
+    UsageError,
+)
 from edgekit.exporters import open_exporter
 from edgekit.exporters.staging import write_artifact
 from edgekit.pipeline.export_optimum import export_via_optimum
@@ -25,8 +34,14 @@ from tests.exporters.memory_model import memory_model, tiny_spec, write_float_ch
 MAC_ONLY = {"coreml"}
 # The same engine name over another graph: optimum's, with plain key and value inputs.
 TRACED = "onnxruntime over optimum's graph"
-HERE = [name for name in ENGINES if name not in MAC_ONLY or sys.platform == "darwin"]
-ELSEWHERE = sorted(set(ENGINES) - set(HERE))
+# Engines of optional packages; each that is installed here passes every test below.
+ABSENT = {name for name in OPTIONAL_ENGINES if name not in probe_host().engines}
+HERE = [
+    name
+    for name in ENGINES
+    if name not in ABSENT and (name not in MAC_ONLY or sys.platform == "darwin")
+]
+ELSEWHERE = sorted(set(ENGINES) - set(HERE) - ABSENT)
 HERE.append(TRACED)
 REAL = [name for name in HERE if name != "fake"]
 
@@ -284,6 +299,13 @@ def test_damaged_weights_are_a_load_error(tmp_path, artifact_of, engine, damage)
 def test_an_engine_of_another_system_says_so(artifact_of, engine):
     with pytest.raises(EdgekitError, match=r"(?i)mac"):
         open_decoder(artifact_of(engine), engine=engine)
+
+
+@pytest.mark.parametrize("engine", sorted(ABSENT))
+def test_an_engine_whose_package_is_missing_says_what_to_install(artifact_of, engine):
+    with pytest.raises(MissingExtraError, match="pip install 'edgekit") as caught:
+        open_decoder(artifact_of(engine), engine=engine)
+    assert caught.value.__cause__ is not None
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from tests.contract.sealed import SOMEWHERE, Command, Seen, run_sealed, why_not
 
 ROOT = Path(edgekit.__file__).parent.parent
 EDGEKIT = (sys.executable, "-m", "edgekit")
-# What edgekit itself keeps in a home, under the folder that XDG says: the measured rates.
+# What edgekit itself keeps in a home, under the folder that XDG says: rates, stored float models.
 OWN = "home/.cache/edgekit/"
 TALKS_TO_ALL = """
 import pathlib, socket
@@ -75,6 +75,7 @@ def commands(work: Path, tiny_model: Path) -> list[Command]:
         ("chat", onnx),
         ("profile", "--prompt", "8", "--new", "2", onnx),
         ("evaluate", *one, "--reference", model, onnx),
+        ("quality-cost", "--schemes", "int8", "--tokens", "20", "--out", work / "cost", model),
         ("compare", *one, "--replay", record, "--out", report, onnx),
         ("report", "--out", work / "page", report / "report.json"),
         ("devices", "host", "--artifact", onnx),

@@ -104,7 +104,7 @@ def test_core_ml_runs_natively_on_a_mac_only():
 def test_an_unknown_engine_is_refused_with_the_nearest_name(artifact):
     with pytest.raises(UsageError, match=r"got 'onnxruntim'.*Did you mean onnxruntime\?"):
         open_decoder(artifact, engine="onnxruntim")
-    with pytest.raises(UsageError, match="wanted onnxruntime, mlx, coreml, mil, fake"):
+    with pytest.raises(UsageError, match="wanted onnxruntime, mlx, coreml, mil, llama_cpp, fake"):
         open_decoder(artifact, engine="zzz")
 
 

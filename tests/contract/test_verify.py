@@ -20,9 +20,15 @@ MEMBERS = ("gemma3_text", "gemma2", "olmo2", "phi3", "qwen3", "granite", "minist
 def test_every_kind_of_decoder_is_verified_as_it_runs(member, scheme, tmp_path):
     model = write_tiny_checkpoint(tmp_path / "m", member)
     records = verify(edgekit.export(model, "all", scheme, tmp_path / "out"), PLAN)
-    assert [record.format for record in records] == [form.value for form in Format]
+    # Not as published, so llama.cpp computes these otherwise and there is no GGUF.
+    n_formats = 3 if member in MEMBERS[:2] or member == "phi3" else 4
+    assert [record.format for record in records] == [form.value for form in Format][:n_formats]
     for record in records:
         assert record.weights.is_met
+        if record.not_run:  # the engine of GGUF is an optional package
+            assert record.format == Format.GGUF.value
+            assert record.is_met
+            continue
         assert record.logits.is_met
         assert record.run.is_met
         assert 0 < record.run.kl_mean <= record.run.limit

@@ -39,7 +39,7 @@ def facts(fmt, scheme="int4-g32", weight_bytes=2 * GIB, context_length=4096, kv=
 
 ALL = [
     facts(fmt, scheme, weight_bytes)
-    for fmt in Format
+    for fmt in (Format.ONNX, Format.MLX, Format.COREML)
     for scheme, weight_bytes in (("int8-g32", 4 * GIB), ("int4-g32", 2 * GIB))
 ]
 
@@ -94,6 +94,15 @@ def test_ranking_is_engine_order_then_need_and_emulated_last():
         ("onnxruntime", "int4-g32"), ("onnxruntime", "int8-g32"),
         ("mil", "int4-g32"), ("mil", "int8-g32"),
     ]  # fmt: skip
+
+
+def test_an_optional_engine_that_is_not_installed_says_what_installs_it():
+    found = reasons(match([facts(Format.GGUF)], host_profile(LINUX), LINUX))
+    assert found["m gguf int4-g32 on llama_cpp"] == (
+        "engine llama_cpp is not installed: pip install 'edgekit[llama]'"
+    )
+    here = dataclasses.replace(LINUX, engines={**LINUX.engines, "llama_cpp": "0.3.36"})
+    assert choose(match([facts(Format.GGUF)], host_profile(here), here)).engine == "llama_cpp"
 
 
 def test_an_emulated_plan_carries_a_warning():

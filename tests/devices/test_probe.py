@@ -10,6 +10,7 @@ import pytest
 
 from edgekit.devices import probe
 from edgekit.devices.host import host_profile
+from edgekit.devices.profile import OPTIONAL_ENGINES
 
 PI_CPUINFO = """processor\t: 0
 BogoMIPS\t: 108.00
@@ -135,7 +136,7 @@ def test_this_machine_has_facts_and_a_profile():
     assert facts.cpu
     profile = host_profile(facts)
     assert profile.id == "host"
-    assert {e.id for e in profile.engines} == set(facts.engines)
+    assert {e.id for e in profile.engines} == {*facts.engines, *OPTIONAL_ENGINES}
 
 
 def test_probing_imports_no_engine():

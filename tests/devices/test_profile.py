@@ -119,7 +119,7 @@ def test_all_problems_of_a_file_are_reported_together():
 @pytest.mark.parametrize(
     ("old", "new", "wanted"),
     [
-        ('formats = ["onnx"]', 'formats = ["gguf"]', "engines[0].formats[0]: got str 'gguf'"),
+        ('formats = ["onnx"]', 'formats = ["ggml"]', "engines[0].formats[0]: got str 'ggml'"),
         ('formats = ["onnx"]', 'formats = "onnx"', "engines[0].formats: got str 'onnx', wanted a"),
         ('[cpu]\n', 'cpu = 4\n[cpu2]\n', "cpu: got int 4, wanted keys with values"),
         ("value = 0.56, ", "value = 1.2, ", "eta above 0 and at most 1"),

@@ -12,6 +12,7 @@ from edgekit.errors import CheckpointError, EdgekitError, ExportError, UsageErro
 from edgekit.pipeline import rates
 from edgekit.pipeline.export import export
 from edgekit.pipeline.export_optimum import export_via_optimum
+from edgekit.pipeline.quality_cost import CostPlan, parse_settings, quality_cost
 from tests.builders import write_tiny_checkpoint
 from tests.hub.hub_case import SHARD
 from tests.hub.hub_server import HubServer
@@ -96,6 +97,13 @@ def test_a_disk_without_room_for_model_and_artifacts_downloads_no_weight(
 def test_a_model_that_passes_is_exported_after_all(hub, tmp_path):
     (artifact,) = export("owner/name", "onnx", "int8", tmp_path / "out")
     assert artifact.manifest.source == "owner/name"
+    assert len(weights_asked(hub)) == 2
+
+
+def test_what_quantizing_costs_is_measured_after_one_download(hub, tmp_path):
+    plan = CostPlan(parse_settings("int8,int4"), n_tokens=30)
+    record = quality_cost("owner/name", plan, tmp_path / "out")
+    assert [point.name for point in record.points] == ["int8-g32", "int4-g32"]
     assert len(weights_asked(hub)) == 2
 
 

@@ -19,7 +19,8 @@ from tests.test_docs import ROOT, load_script
 from tests.tiny_adapters import ADAPTERS, write_tiny_adapter
 from tests.tiny_families import TINY_CONFIGS
 
-FORMATS = [fmt.value for fmt in Format]
+# Each is also loaded; the engine of GGUF is an optional package.
+FORMATS = [fmt.value for fmt in Format if fmt is not Format.GGUF]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_the_page_has_every_claim_that_the_script_tries(script):
 @pytest.mark.parametrize("model_type", TINY_CONFIGS)
 def test_what_an_export_of_a_family_writes_is_true(model_type, tmp_path):
     model = write_tiny_checkpoint(tmp_path / "m", model_type)
-    formats = [name for name in FORMATS if (model_type, name) != ("gemma", "mlx")]
+    formats = "all" if model_type != "gemma" else ["onnx", "coreml", "gguf"]
     for artifact in edgekit.export(model, formats, "int4", tmp_path / "o"):
         assert false_claims(artifact, recover_entries(artifact)) == []
 

@@ -23,9 +23,9 @@ def test_all_means_every_format_and_duplicates_count_once():
     assert len(parse_formats(["coreml", "all"])) == len(Format)
 
 
-@pytest.mark.parametrize("bad", ["gguf", "", "ONNX", "onnx,mlx"])
+@pytest.mark.parametrize("bad", ["ggml", "", "ONNX", "onnx,mlx"])
 def test_an_unknown_format_is_refused_with_the_list(bad):
-    with pytest.raises(UsageError, match="wanted onnx, mlx, coreml or all"):
+    with pytest.raises(UsageError, match="wanted onnx, mlx, coreml, gguf or all"):
         parse_formats(["onnx", bad])
 
 
@@ -98,7 +98,7 @@ def test_a_scheme_that_no_group_divides_is_refused_and_leaves_nothing(tmp_path):
     [
         ({"scheme": "int3"}, "unknown scheme"),
         ({"method": "magic"}, "unknown method; got 'magic'; wanted rtn, search"),
-        ({"formats": "gguf"}, "unknown format"),
+        ({"formats": "ggml"}, "unknown format"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused_before_the_model_is_opened(

@@ -157,6 +157,7 @@ def test_rates_are_measured_once_and_shown(edgekit_cli, tmp_path, monkeypatch):
         "onnx": {"fp32", "fp16", "int8", "int4"},
         "mlx": {"fp32", "fp16", "int8", "int4"},
         "coreml": {"fp16", "int8", "int4"},
+        "gguf": {"fp32", "fp16", "int8", "int4"},
     }
     monkeypatch.setattr(rates, "_measure", lambda progress: pytest.fail("measured again"))
     assert rates.machine_rates() == known

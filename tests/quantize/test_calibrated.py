@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from edgekit.runtime.reference import ReferenceDecoder
 from edgekit.scheme import Scheme
 from tests.builders import write_tiny_checkpoint
 from tests.checkpoint.prequantized.folders import Grid, write_compressed
+from tests.tiny_adapters import write_tiny_adapter
 from tests.tiny_families import TINY_CONFIGS
 
 INT4 = Scheme.parse("int4-g32")
@@ -284,6 +286,28 @@ def test_codes_of_a_source_and_floats_are_part_of_what_is_read(tmp_path):
     assert not any(name.endswith(".o") for name in codes.files)
 
 
+def test_layers_without_anything_to_quantize_have_no_file(tmp_path):
+    folder, _ = write_compressed(
+        tmp_path / "m", Grid(4, 32), is_coded=lambda name: ".layers.0." in name
+    )
+    source = open_model(folder)
+    made = made_by(source, tmp_path / "layers")
+    assert set(made) == {f"layers.1.{part}" for part in ("q", "k", "v", "o", "gate", "up", "down")}
+    assert [Path(name).name for name in stored_bytes(tmp_path / "layers")] == [
+        "layer-0001.safetensors"
+    ]
+    folder, _ = write_compressed(tmp_path / "all", Grid(4, 32))
+    assert made_by(open_model(folder), tmp_path / "none") == {}
+
+
+def test_a_merged_adapter_has_a_folder_of_its_own(tmp_path):
+    folder, adapter = write_tiny_adapter(tmp_path, "lora")
+    plain = hashes(made_by(open_model(folder), tmp_path / "layers"))
+    merged = hashes(made_by(open_model(folder, adapter=adapter), tmp_path / "layers"))
+    assert merged != plain
+    assert len(list((tmp_path / "layers").iterdir())) == 2
+
+
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_an_output_matrix_of_4_bits_is_calibrated(tmp_path, is_tied):
     folder = write_tiny_checkpoint(tmp_path / "m", "llama", tie_word_embeddings=is_tied)
@@ -362,9 +386,9 @@ def test_a_store_holds_the_codes_of_the_run(source, tmp_path, method):
         layers_dir=tmp_path / "layers",
         n_threads=2,
     )
-    assert [entry.sha256 for entry in one.entries] == [entry.sha256 for entry in again.entries]
-    one.close()
-    again.close()
+    for plan in one.plans:
+        if plan.encoding.is_quantized:
+            assert one.get(plan.name).sha256() == again.get(plan.name).sha256()
 
 
 def test_importance_without_a_text_needs_no_second_run(source, tmp_path):
@@ -380,5 +404,18 @@ def test_importance_without_a_text_needs_no_second_run(source, tmp_path):
     plain = quantize_model(source, INT4, tmp_path / "plain")
     assert model.get("layers.0.q").sha256() != plain.get("layers.0.q").sha256()
     assert model.get("embed").sha256() == plain.get("embed").sha256()
-    model.close()
-    plain.close()
+
+
+def test_memory_does_not_grow_with_the_layers(tmp_path):
+    peaks = []
+    for n_layers in (2, 6):
+        folder = write_tiny_checkpoint(
+            tmp_path / str(n_layers), "llama", num_hidden_layers=n_layers
+        )
+        source = open_model(folder)
+        tracemalloc.start()
+        made_by(source, tmp_path / f"layers{n_layers}", text=TEXT[:4])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        source.close()
+    assert peaks[1] < 1.1 * peaks[0]

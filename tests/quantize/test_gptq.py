@@ -57,8 +57,9 @@ def same(one, other) -> bool:
 @pytest.mark.parametrize("n_cols", [1, 5, 128, 200, 300])
 def test_the_factor_times_its_transpose_gives_the_damped_moments(n_cols):
     moments = moments_of(correlated(n_cols, 2 * n_cols + 3))
-    factor = factor_moments(moments, damping=0.05)
-    wanted = moments / np.diagonal(moments).mean() + 0.05 * np.eye(n_cols)
+    factor = factor_moments(moments, shrinkage=0.3, damping=0.05)
+    shares = moments / np.diagonal(moments).mean()
+    wanted = 0.7 * shares + 0.3 * np.diag(np.diagonal(shares)) + 0.05 * np.eye(n_cols)
     upper = factor.upper.astype(np.float64)
     np.testing.assert_allclose(upper @ upper.T, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
     assert np.array_equal(np.triu(upper), upper)
@@ -111,7 +112,7 @@ def test_two_blocks_by_the_textbook_algorithm():
     inverse_factor = np.linalg.cholesky(np.linalg.inv(damped)).T  # upper: H^-1 = U^T U
     weights = rows.astype(np.float64)
     wanted_codes = np.empty((5, 64), np.uint8)
-    made = gptq_rows(rows, INT4, factor_moments(moments), n_sweeps=0)
+    made = gptq_rows(rows, INT4, factor_moments(moments, shrinkage=0), n_sweeps=0)
     for m in range(64):
         if m % 32 == 0:
             block = slice(m, m + 32)
@@ -135,7 +136,7 @@ def test_two_columns_by_brute_force():
     rng = np.random.default_rng(0)
     moments = np.zeros((32, 32))
     moments[:2, :2] = [[1.0, 0.9], [0.9, 1.0]]
-    factor = factor_moments(moments, damping=1e-4)
+    factor = factor_moments(moments, shrinkage=0, damping=1e-4)
     rows = np.zeros((200, 32), np.float32)
     rows[:, :2] = rng.uniform(-1, 1, (200, 2))
     made = gptq_rows(rows, INT4, factor)
@@ -147,6 +148,17 @@ def test_two_columns_by_brute_force():
     assert (reached >= least - 1e-9).all()
     assert np.mean(reached <= least + 1e-7) > 0.6
     assert reached.mean() < 1.5 * least.mean()
+
+
+def test_shrunk_moments_do_better_on_another_text_of_the_same_kind():
+    rows, inputs = draw_rows(64, 256), correlated(256, 4400, seed=8)
+    few, other = moments_of(inputs[:400]), moments_of(inputs[400:])
+    errors = [
+        output_error(rows, gptq_rows(rows, INT4, factor_moments(few, shrinkage=share)), 4, other)
+        for share in (0.0, 0.2, 1.0)
+    ]
+    assert errors[1] < 0.95 * errors[0]
+    assert errors[1] < 0.95 * errors[2]
 
 
 @pytest.mark.parametrize("encoding", EVERY_ENCODING, ids=str)

@@ -10,7 +10,7 @@ import pytest
 
 import edgekit
 from edgekit.families.inspect import inspect_model
-from edgekit.pipeline.evaluate import evaluate
+from edgekit.pipeline.evaluate import evaluate, float_model, measure_session
 from edgekit.pipeline.verify import VerifyPlan, verify
 from edgekit.quality.evaluate import SuitePlan
 from edgekit.runtime import open_decoder
@@ -89,3 +89,19 @@ def test_a_suite_runs_to_its_end(real_artifacts):
     record = evaluate(real_artifacts["onnx-int4"], plan=SuitePlan(n_items=2))
     assert record.suites
     assert all(suite.n_items == 2 for suite in record.suites)
+
+
+def test_what_is_stored_of_the_float_model_gives_nearly_its_numbers(real_artifacts, golden):
+    """256 of 49,152 tokens and a sample, of 60 tokens of text; the bound alone is far off."""
+    documents = [[ids for text in golden["texts"] for ids in text["ids"]][:61]]
+    path = real_artifacts["onnx-fp32"].path
+    with edgekit.load(real_artifacts["onnx-int8"]) as session:
+        with float_model(path, documents, is_exact=True) as running:
+            exact = measure_session(session, running)
+        with float_model(path, documents) as reference:
+            stored = measure_session(session, reference)
+    assert (exact.top_k, stored.top_k) == (None, 256)
+    assert stored.kl_mean == pytest.approx(exact.kl_mean, rel=0.02)
+    assert stored.kl_bound < 0.98 * exact.kl_mean
+    assert stored.top1_agreement == exact.top1_agreement
+    assert stored.perplexity == exact.perplexity

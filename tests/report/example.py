@@ -32,6 +32,29 @@ HOST = HostFacts(
 )  # fmt: skip
 
 
+def example_divergence(kl: float, top1: float = 0.9876, top_k: int | None = 256) -> Divergence:
+    """Make a distance whose interval is a fifth to each side."""
+    return Divergence(
+        n_documents=3,
+        n_tokens=321,
+        kl_mean=kl,
+        kl_low=0.8 * kl,
+        kl_high=1.2 * kl,
+        kl_median=0.6 * kl,
+        kl_p99=0.2,
+        kl_max=1.5,
+        kl_bound=0.9 * kl,
+        top1_agreement=top1,
+        top1_low=top1 - 0.01,
+        top1_high=top1 + 0.01,
+        perplexity=4.321,
+        perplexity_low=4.3,
+        perplexity_high=4.4,
+        reference_perplexity=4.2,
+        top_k=top_k,
+    )
+
+
 def example_report(text: str = "pocket") -> ReportData:
     """Make a report in which every foreign text holds ``text``."""
     measured = _profile(f"{text} onnx", Kind.MEASURED, 1.0)
@@ -43,7 +66,7 @@ def example_report(text: str = "pocket") -> ReportData:
     device = QualityRecord(
         f"{text} onnx",
         measured.engine,
-        Divergence(3, 321, 0.01234, 0.01, 0.015, 0.2, 1.5, 0.9876, 4.321, 4.2),
+        example_divergence(0.01234, 0.9876),
         (_suite("tool_calls", "++-+", text), _suite("multi_step", "+--+", text)),
     )
     server = QualityRecord(

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import Phase, given, settings
 from rich.console import Console
 
-from edgekit.records import Kind, ReportData, from_data, to_json
+from edgekit.records import Kind, QualityRecord, ReportData, from_data, to_json
 from edgekit.report.csv_rows import COLUMNS, render_csv
 from edgekit.report.html import render_html
 from edgekit.report.markdown import render_markdown
-from edgekit.report.sections import build_tables
-from edgekit.report.terminal import print_report
+from edgekit.report.sections import build_tables, divergence_table
+from edgekit.report.terminal import print_report, print_table
 from tests.record_values import values_of
-from tests.report.example import empty_report, example_report
+from tests.report.example import empty_report, example_divergence, example_report
 
 HOSTILE = (
     '<script>alert(1)</script> | a * b `c` [x](http://evil.example) "q" & \x1b[31m\r\n# h =cmd()'
@@ -265,3 +265,31 @@ def test_no_report_breaks_a_format(data):
     assert render_markdown(data).startswith("# ")
     assert {len(row) for row in csv.reader(io.StringIO(render_csv(data), newline=""))} == {11}
     assert terminal_text(data)
+
+
+def test_fidelity_is_a_line_for_each_artifact_in_80_columns():
+    names = ("pocket onnx int8-g32", "pocket coreml int4-g32", "pocket mlx int4-g32")
+    engine = example_report().qualities[0].engine
+    qualities = [
+        QualityRecord(name, engine, example_divergence(kl, top_k=k), ())
+        for name, kl, k in zip(names, (0.00063, 0.0746, 2.5), (256, 256, None), strict=True)
+    ]
+    qualities[1] = dataclasses.replace(
+        qualities[1], divergence=dataclasses.replace(qualities[1].divergence, n_tokens=2136)
+    )
+    table = divergence_table(qualities)
+    console = Console(file=io.StringIO(), width=80, highlight=False)
+    print_table(table, console)
+    lines = console.file.getvalue().splitlines()
+    (line,) = [line for line in lines if "coreml" in line and "±" in line]
+    assert line.split() == [
+        "pocket", "coreml", "int4-g32", "0.07460", "±0.015", "0.2000", "98.76", "%", "4.321",
+        "1.0288",
+    ]  # fmt: skip
+    assert table.caption.startswith(
+        "On 321 tokens of pocket onnx int8-g32, pocket mlx int4-g32; 2,136 tokens of pocket coreml"
+    )
+    assert table.notes == (
+        "KL is estimated from the 256 likeliest tokens and a sample of the others "
+        "(docs/quality.md).",
+    )

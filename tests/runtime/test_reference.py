@@ -155,6 +155,21 @@ def test_logits_are_those_of_the_definition(source_of, model_type, config):
     assert exact.dtype == single.dtype == np.float32
 
 
+def test_weights_of_a_large_model_are_read_at_each_use(tiny_model, monkeypatch):
+    """Memory is then that of one weight; the logits are the same."""
+    source = open_model(tiny_model)
+    wanted = all_logits(ReferenceDecoder.from_source(source))
+    monkeypatch.setattr(reference, "KEPT_BYTES", 4 * source.n_parameters - 1)
+    decoder = ReferenceDecoder.from_source(source)
+    np.testing.assert_array_equal(all_logits(decoder), wanted)
+    assert not decoder._forward._weights
+    monkeypatch.setattr(reference, "KEPT_BYTES", 4 * source.n_parameters)
+    decoder = ReferenceDecoder.from_source(source)
+    np.testing.assert_array_equal(all_logits(decoder), wanted)
+    assert decoder._forward._weights
+    source.close()
+
+
 @pytest.mark.parametrize(
     ("model_type", "config"),
     [

@@ -24,23 +24,23 @@ from edgekit.checkpoint.gguf.splits import SPLITS, Split
 from edgekit.errors import CheckpointError
 from edgekit.formats.gguf import GgufFile
 
-_KEY: Final = "tokenizer.ggml."
-_TOKENS: Final = f"{_KEY}tokens"
-_TYPES: Final = f"{_KEY}token_type"
-_SCORES: Final = f"{_KEY}scores"
-_MERGES: Final = f"{_KEY}merges"
-_TEMPLATE: Final = "tokenizer.chat_template"
+KEY: Final = "tokenizer.ggml."
+_TOKENS: Final = f"{KEY}tokens"
+_TYPES: Final = f"{KEY}token_type"
+_SCORES: Final = f"{KEY}scores"
+_MERGES: Final = f"{KEY}merges"
+TEMPLATE: Final = "tokenizer.chat_template"
 _NO_TOKENIZER: Final = ("none", "no_vocab")
 MAX_TOKENS: Final = 1 << 20
 MAX_TOKEN_BYTES: Final = 1 << 12
 _MAX_SPLIT_WORK: Final = 1 << 28  # characters copied while merges are derived from scores
-_ROLES: Final[Mapping[str, str]] = {
+ROLES: Final[Mapping[str, str]] = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
-_END_KEYS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")
+END_KEYS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")
 # What llama.cpp assumes where a SentencePiece file does not say.
 _LLAMA_IDS: Final[Mapping[str, int]] = {
     "bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0,
@@ -68,7 +68,7 @@ _FILL_PARTS: Final = (
     "<MID>", "\u2581<MID>", "<|code_middle|>", "<|middle|>",
 )  # fmt: skip
 # Names of control tokens; they are control tokens whatever type a converter gave them.
-_CONTROL_NAMES: Final = frozenset((*_ENDS, *chain(*_FILL_ENDS.values()), *_FILL_PARTS))
+CONTROL_NAMES: Final = frozenset((*_ENDS, *chain(*_FILL_ENDS.values()), *_FILL_PARTS))
 # A name that does not end an answer if the vocabulary also has all of these other tokens: "<|end|>"
 # ends a part of an answer in gpt-oss and Solar, and "</s>" is text in Gemma 4.
 _NO_ENDS_BESIDE: Final = (
@@ -83,7 +83,7 @@ _SPACE: Final = "\N{LOWER ONE EIGHTH BLOCK}"
 _PHI3_KEEPS_SPACE: Final = ("<unk>", "<s>", "<|endoftext|>")
 
 
-class _Type(IntEnum):
+class TokenType(IntEnum):
     """Types of tokens; the numbers are those of ``tokenizer.ggml.token_type``."""
 
     NORMAL = 1
@@ -95,7 +95,7 @@ class _Type(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class _Vocabulary:
+class Vocabulary:
     """The tokens of a file.
 
     Attributes:
@@ -108,7 +108,7 @@ class _Vocabulary:
     types: Sequence[int]
     roles: Mapping[str, int]
 
-    def ids_of(self, *types: _Type) -> list[int]:
+    def ids_of(self, *types: TokenType) -> list[int]:
         """Give the ids of all tokens of some types, in order."""
         return [i for i, kind in enumerate(self.types) if kind in types]
 
@@ -117,29 +117,29 @@ class _Vocabulary:
 
         A padding token that is a piece of text, as in some conversions, stays text.
         """
-        special = set(self.ids_of(_Type.CONTROL, _Type.UNKNOWN))
+        special = set(self.ids_of(TokenType.CONTROL, TokenType.UNKNOWN))
         for key, token_id in self.roles.items():
-            if key in (*_END_KEYS, "bos_token_id") or self.types[token_id] != _Type.NORMAL:
+            if key in (*END_KEYS, "bos_token_id") or self.types[token_id] != TokenType.NORMAL:
                 special.add(token_id)
         return special
 
 
 def has_tokenizer(file: GgufFile) -> bool:
     """Tell whether a file holds a vocabulary."""
-    model = file.metadata.get(f"{_KEY}model")
+    model = file.metadata.get(f"{KEY}model")
     return isinstance(model, str) and model not in _NO_TOKENIZER and _TOKENS in file.metadata
 
 
 def why_unreadable(file: GgufFile) -> str | None:
     """Name the kind of a tokenizer that edgekit does not read; None if it reads this one."""
-    model, pre = (file.metadata.get(f"{_KEY}{key}") for key in ("model", "pre"))
+    model, pre = (file.metadata.get(f"{KEY}{key}") for key in ("model", "pre"))
     if model == "llama":
         return None
     if model != "gpt2":
-        return f"{_KEY}model {str(model)[:40]!r}"
+        return f"{KEY}model {str(model)[:40]!r}"
     if pre is None or (isinstance(pre, str) and pre in SPLITS):
         return None
-    return f"{_KEY}pre {str(pre)[:40]!r}"
+    return f"{KEY}pre {str(pre)[:40]!r}"
 
 
 def text_contents(file: GgufFile) -> dict[str, str]:
@@ -159,15 +159,15 @@ def text_contents(file: GgufFile) -> dict[str, str]:
         raise CheckpointError(
             f"{file.path}: tokenizer",
             got=reason,
-            wanted=f"{_KEY}model llama, or gpt2 with {_KEY}pre one of {', '.join(SPLITS)}",
+            wanted=f"{KEY}model llama, or gpt2 with {KEY}pre one of {', '.join(SPLITS)}",
             do="Copy the tokenizer files of the original model next to the file.",
         )
     vocabulary = _read_vocabulary(file)
-    is_bpe = file.metadata[f"{_KEY}model"] == "gpt2"
+    is_bpe = file.metadata[f"{KEY}model"] == "gpt2"
     tokenizer = _byte_level(file, vocabulary) if is_bpe else _sentencepiece(file, vocabulary)
     roles = {
         role: vocabulary.texts[vocabulary.roles[key]]
-        for role, key in _ROLES.items()
+        for role, key in ROLES.items()
         if key in vocabulary.roles and vocabulary.roles[key] in vocabulary.special_ids()
     }
     config: dict[str, Any] = {
@@ -175,9 +175,10 @@ def text_contents(file: GgufFile) -> dict[str, str]:
         "clean_up_tokenization_spaces": False,
         **roles,
     }
+    ends = end_ids(vocabulary)
     generation: dict[str, Any] = {
         "bos_token_id": vocabulary.roles.get("bos_token_id"),
-        "eos_token_id": _end_ids(vocabulary),
+        "eos_token_id": ends[0] if len(ends) == 1 else list(ends) or None,
         "pad_token_id": vocabulary.roles.get("padding_token_id"),
     }
     return {
@@ -196,30 +197,29 @@ def _templates(file: GgufFile) -> dict[str, str]:
     """Give the chat template and the named ones, by their file names in a model folder."""
     texts: dict[str, str] = {}
     for key, value in file.metadata.items():
-        name = key.removeprefix(f"{_TEMPLATE}.")
-        if not isinstance(value, str) or not key.startswith(_TEMPLATE):
+        name = key.removeprefix(f"{TEMPLATE}.")
+        if not isinstance(value, str) or not key.startswith(TEMPLATE):
             continue
-        if key == _TEMPLATE:
+        if key == TEMPLATE:
             texts["chat_template.jinja"] = value
         elif name.replace("_", "").replace("-", "").isalnum() and name != "default":
             texts[f"additional_chat_templates/{name}.jinja"] = value
     return texts
 
 
-def _end_ids(vocabulary: _Vocabulary) -> int | list[int] | None:
-    """Give the ids that end an answer: those that the file names, and those known by name."""
-    ids = [vocabulary.roles[key] for key in _END_KEYS if key in vocabulary.roles]
+def end_ids(vocabulary: Vocabulary) -> tuple[int, ...]:
+    """Give the ids that end an answer in llama.cpp: those with a role, and those known by name."""
+    ids = [vocabulary.roles[key] for key in END_KEYS if key in vocabulary.roles]
     by_text = {vocabulary.texts[i]: i for i in vocabulary.special_ids()}
     parts = {name for name, others in _NO_ENDS_BESIDE if others <= by_text.keys()}
     ids += [by_text[name] for name in _ENDS if name in by_text and name not in parts]
     for key, names in _FILL_ENDS.items():
         named = [by_text[name] for name in names if name in by_text]
         ids += [vocabulary.roles[key]] if key in vocabulary.roles else named
-    unique = list(dict.fromkeys(ids))
-    return unique[0] if len(unique) == 1 else unique or None
+    return tuple(dict.fromkeys(ids))
 
 
-def _read_vocabulary(file: GgufFile) -> _Vocabulary:
+def _read_vocabulary(file: GgufFile) -> Vocabulary:
     texts = file.texts(_TOKENS)
     if not 0 < len(texts) <= MAX_TOKENS:
         raise _fault(file, _TOKENS, f"{len(texts)} tokens", f"1 to {MAX_TOKENS}")
@@ -232,23 +232,23 @@ def _read_vocabulary(file: GgufFile) -> _Vocabulary:
         again = next(i for i, text in enumerate(texts) if first.setdefault(text, i) != i)
         got = f"tokens {first[texts[again]]} and {again} are both {texts[again][:40]!r}"
         raise _fault(file, _TOKENS, got, "tokens that differ")
-    types = [int(_Type.NORMAL)] * len(texts)
+    types = [int(TokenType.NORMAL)] * len(texts)
     if _TYPES in file.metadata:
         types = [int(number) for number in file.numbers(_TYPES)]
         if len(types) != len(texts):
             raise _fault(file, _TYPES, f"{len(types)} items", f"{len(texts)}, one a token")
     types = [
-        int(_Type.CONTROL) if text in _CONTROL_NAMES else kind
+        int(TokenType.CONTROL) if text in CONTROL_NAMES else kind
         for text, kind in zip(texts, types, strict=True)
     ]
     roles: dict[str, int] = {}
-    is_llama = file.metadata[f"{_KEY}model"] == "llama"
-    for key in (*_ROLES.values(), *_END_KEYS, *_FILL_ENDS):
-        value = file.metadata.get(f"{_KEY}{key}", _LLAMA_IDS.get(key) if is_llama else None)
+    is_llama = file.metadata[f"{KEY}model"] == "llama"
+    for key in (*ROLES.values(), *END_KEYS, *_FILL_ENDS):
+        value = file.metadata.get(f"{KEY}{key}", _LLAMA_IDS.get(key) if is_llama else None)
         # Some converters write -1 or the largest number for none.
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(texts):
             roles[key] = value
-    return _Vocabulary(texts, types, roles)
+    return Vocabulary(texts, types, roles)
 
 
 def _fault(file: GgufFile, key: str, got: str, wanted: str) -> CheckpointError:
@@ -257,9 +257,9 @@ def _fault(file: GgufFile, key: str, got: str, wanted: str) -> CheckpointError:
     )
 
 
-def _byte_level(file: GgufFile, vocabulary: _Vocabulary) -> dict[str, Any]:
+def _byte_level(file: GgufFile, vocabulary: Vocabulary) -> dict[str, Any]:
     """Give the tokenizer.json of a byte-level BPE."""
-    pre = file.metadata.get(f"{_KEY}pre", "default")
+    pre = file.metadata.get(f"{KEY}pre", "default")
     split = SPLITS[str(pre)]
     n_model = _n_in_model(vocabulary)
     ids = {text: i for i, text in enumerate(vocabulary.texts[:n_model])}
@@ -281,21 +281,21 @@ def _byte_level(file: GgufFile, vocabulary: _Vocabulary) -> dict[str, Any]:
     )
 
 
-def _n_in_model(vocabulary: _Vocabulary) -> int:
+def _n_in_model(vocabulary: Vocabulary) -> int:
     """Give the number of tokens in the model's own vocabulary; added ones follow them by id.
 
     A published tokenizer lists its added tokens after the vocabulary, so that no piece of text can
     become one. If other tokens are between them, all stay in the vocabulary, to keep their ids.
     """
-    is_added = [kind in (_Type.CONTROL, _Type.USER_DEFINED) for kind in vocabulary.types]
+    is_added = [kind in (TokenType.CONTROL, TokenType.USER_DEFINED) for kind in vocabulary.types]
     n_all = len(is_added)
-    while n_all and vocabulary.types[n_all - 1] == _Type.UNUSED:
+    while n_all and vocabulary.types[n_all - 1] == TokenType.UNUSED:
         n_all -= 1  # rows of the embedding that no token has
     n_model = n_all
     while n_model and is_added[n_model - 1]:
         n_model -= 1
-    is_free = vocabulary.types[n_model - 1] if n_model else _Type.NORMAL
-    return n_all if is_free == _Type.UNUSED else n_model
+    is_free = vocabulary.types[n_model - 1] if n_model else TokenType.NORMAL
+    return n_all if is_free == TokenType.UNUSED else n_model
 
 
 def _read_merges(file: GgufFile, ids: Mapping[str, int]) -> list[list[str]]:
@@ -315,7 +315,7 @@ def _read_merges(file: GgufFile, ids: Mapping[str, int]) -> list[list[str]]:
     return merges
 
 
-def _sentencepiece(file: GgufFile, vocabulary: _Vocabulary) -> dict[str, Any]:
+def _sentencepiece(file: GgufFile, vocabulary: Vocabulary) -> dict[str, Any]:
     """Give the tokenizer.json of a SentencePiece BPE, as transformers converts such models."""
     name = str(file.metadata.get("general.architecture", ""))
     is_gemma, is_phi3 = name.startswith("gemma"), name == "phi3"
@@ -323,8 +323,8 @@ def _sentencepiece(file: GgufFile, vocabulary: _Vocabulary) -> dict[str, Any]:
     if is_gemma:
         # llama.cpp writes runs of spaces as spaces; pieces of text have the mark instead.
         texts = [_SPACE * len(t) if t.strip(" ") == "" else t for t in texts]
-    vocabulary = _Vocabulary(texts, _spaces_as_text(vocabulary, is_gemma), vocabulary.roles)
-    adds_space = not is_gemma and file.metadata.get(f"{_KEY}add_space_prefix", True) is True
+    vocabulary = Vocabulary(texts, _spaces_as_text(vocabulary, is_gemma), vocabulary.roles)
+    adds_space = not is_gemma and file.metadata.get(f"{KEY}add_space_prefix", True) is True
     ids = {text: i for i, text in enumerate(texts)}
     merges = (
         _read_merges(file, ids)
@@ -372,18 +372,20 @@ def _sentencepiece(file: GgufFile, vocabulary: _Vocabulary) -> dict[str, Any]:
     )
 
 
-def _spaces_as_text(vocabulary: _Vocabulary, is_gemma: bool) -> list[int]:
+def _spaces_as_text(vocabulary: Vocabulary, is_gemma: bool) -> list[int]:
     """Give the types of tokens; Gemma's runs of spaces are ordinary pieces of text."""
     if not is_gemma:
         return list(vocabulary.types)
     return [
-        int(_Type.NORMAL) if kind == _Type.USER_DEFINED and not text.strip(f" {_SPACE}") else kind
+        int(TokenType.NORMAL)
+        if kind == TokenType.USER_DEFINED and not text.strip(f" {_SPACE}")
+        else kind
         for text, kind in zip(vocabulary.texts, vocabulary.types, strict=True)
     ]
 
 
 def _derive_merges(
-    file: GgufFile, vocabulary: _Vocabulary, ids: Mapping[str, int], *, by_id: bool
+    file: GgufFile, vocabulary: Vocabulary, ids: Mapping[str, int], *, by_id: bool
 ) -> list[list[str]]:
     """Give all ways to merge two pieces into one, the best piece first.
 
@@ -393,12 +395,14 @@ def _derive_merges(
     scores = file.numbers(_SCORES).tolist() if _SCORES in file.metadata else []
     if not by_id and len(scores) != len(ids):
         raise _fault(file, _SCORES, f"{len(scores)} items", f"{len(ids)}, one a token")
-    pieces = vocabulary.ids_of(_Type.NORMAL)
+    pieces = vocabulary.ids_of(TokenType.NORMAL)
     work = sum(len(vocabulary.texts[i]) ** 2 for i in pieces)
     if work > _MAX_SPLIT_WORK:
         raise _fault(file, _TOKENS, "pieces too long to find their merges", "words of a language")
     pieces.sort(key=lambda i: i if by_id else -scores[i])
-    can_be_part = {vocabulary.texts[i] for i in vocabulary.ids_of(_Type.NORMAL, _Type.USER_DEFINED)}
+    can_be_part = {
+        vocabulary.texts[i] for i in vocabulary.ids_of(TokenType.NORMAL, TokenType.USER_DEFINED)
+    }
     merges: list[list[str]] = []
     for i in pieces:
         text = vocabulary.texts[i]
@@ -411,11 +415,11 @@ def _derive_merges(
     return merges
 
 
-def _around(file: GgufFile, vocabulary: _Vocabulary, *, adds_bos: bool) -> dict[str, Any] | None:
+def _around(file: GgufFile, vocabulary: Vocabulary, *, adds_bos: bool) -> dict[str, Any] | None:
     """Give the section of tokenizer.json that adds begin and end tokens to a text."""
     around = []
     for role, default in (("bos", adds_bos), ("eos", False)):
-        wanted = file.metadata.get(f"{_KEY}add_{role}_token", default) is True
+        wanted = file.metadata.get(f"{KEY}add_{role}_token", default) is True
         around.append(vocabulary.roles.get(f"{role}_token_id") if wanted else None)
     if around == [None, None]:
         return None
@@ -436,7 +440,7 @@ def _around(file: GgufFile, vocabulary: _Vocabulary, *, adds_bos: bool) -> dict[
 
 
 def _tokenizer(
-    vocabulary: _Vocabulary,
+    vocabulary: Vocabulary,
     n_model: int,
     *,
     model: Mapping[str, Any],
@@ -445,7 +449,7 @@ def _tokenizer(
 ) -> dict[str, Any]:
     """Make a tokenizer.json; tokens beyond ``n_model`` are added in the order of ids."""
     special = vocabulary.special_ids()
-    added = sorted({*special, *vocabulary.ids_of(_Type.USER_DEFINED)})
+    added = sorted({*special, *vocabulary.ids_of(TokenType.USER_DEFINED)})
     return {
         "version": "1.0",
         "truncation": None,

@@ -43,6 +43,7 @@ from edgekit.quantize.model import (
     combine_hashes,
     encodings_of,
 )
+from edgekit.text.files import TextFiles
 
 _GRAPH_LAYER_BYTES: Final = 20 << 10
 # Source: huggingface/swift-transformers issue 136.
@@ -99,6 +100,11 @@ class CoremlExporter:
                 f"positions: {_LONGER}"
             )
         return Accepted(tuple(notes))
+
+    def supports_text(self, files: TextFiles, spec: DecoderSpec) -> Decision:
+        """Tell that the format holds any tokenizer: its files lie beside the weights."""
+        del files, spec
+        return Accepted()
 
     def positions(self, spec: DecoderSpec) -> ContextRange:
         """Tell how many positions a package can hold."""

@@ -55,6 +55,7 @@ from edgekit.quantize.model import (
     QuantizedModel,
     encodings_of,
 )
+from edgekit.text.files import TextFiles
 
 WEIGHTS_NAME: Final = "model.safetensors"
 _METADATA: Final = {"format": "mlx"}
@@ -74,6 +75,11 @@ class MlxExporter:
         """
         chosen = choose_file(spec, encodings.get("embed"))
         return chosen if isinstance(chosen, Rejected) else Accepted(chosen.notes)
+
+    def supports_text(self, files: TextFiles, spec: DecoderSpec) -> Decision:
+        """Tell that the format holds any tokenizer: its files lie beside the weights."""
+        del files, spec
+        return Accepted()
 
     def positions(self, spec: DecoderSpec) -> ContextRange:
         """Tell how many positions an artifact can hold; mlx-lm's cache grows with the text."""

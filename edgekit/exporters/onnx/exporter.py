@@ -39,6 +39,7 @@ from edgekit.families.spec import DecoderSpec
 from edgekit.formats.onnx_io import GRAPH_NAME
 from edgekit.lazy import require
 from edgekit.quantize.model import ModelOutline, ModelTensor, QuantizedModel, encodings_of
+from edgekit.text.files import TextFiles
 
 _GRAPH_LAYER_BYTES: Final = 4 << 10
 
@@ -60,6 +61,11 @@ class OnnxExporter:
                 f"GroupQueryAttention needs a head width that is a multiple of {HEAD_STEP}, "
                 f"not {spec.head_width}"
             )
+        return Accepted()
+
+    def supports_text(self, files: TextFiles, spec: DecoderSpec) -> Decision:
+        """Tell that the format holds any tokenizer: its files lie beside the weights."""
+        del files, spec
         return Accepted()
 
     def positions(self, spec: DecoderSpec) -> ContextRange:

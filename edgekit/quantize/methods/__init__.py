@@ -1,8 +1,9 @@
 """Quantization methods by name: from rows of weights to codes, scales and zero points.
 
 ``rtn`` and ``search`` look at the weights alone; ``importance`` and ``gptq`` also at what the model
-computes while it reads a calibration text. ``auto`` is not a way to round: it tries several and
-keeps, for each tensor, the one with the smallest output error (calibrated.py).
+computes while it reads a calibration text. ``auto`` is not a way to round: it tries both on a part
+of the text and takes, for each tensor, the one with the smaller output error on the rest
+(calibrated.py).
 """
 
 from __future__ import annotations

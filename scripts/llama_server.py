@@ -35,7 +35,14 @@ class NextToken:
 class LlamaCpp:
     """A GGUF file as llama.cpp reads it, on one thread."""
 
-    def __init__(self, path: Path, context: int = 2048) -> None:
+    def __init__(self, path: Path, context: int = 2048, *, is_float: bool = False) -> None:
+        """Load a file.
+
+        Args:
+            path: The file.
+            context: Positions of the cache, rounded up to a multiple of 256.
+            is_float: Keep keys and values in float32, as the weights of a float32 file are.
+        """
         import xllamacpp
 
         params = xllamacpp.CommonParams()
@@ -44,9 +51,17 @@ class LlamaCpp:
         params.warmup = False
         params.verbosity = 0
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+        if is_float:
+            params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+            params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.version: str = xllamacpp.__version__
         self._server: Any = xllamacpp.Server(params)
         self._host: str = self._server.listening_address.removeprefix("http://")
+        # A server that is closed before it has answered anything may never end.
+        connection = HTTPConnection(self._host, timeout=120)
+        connection.request("GET", "/health")
+        connection.getresponse().read()
+        connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -98,7 +113,8 @@ class LlamaCpp:
             "prompt": list(ids), "n_predict": n_tokens, "temperature": 0, "n_probs": n_likeliest,
             "cache_prompt": False,
         }  # fmt: skip
-        steps = self._ask("/completion", question)["completion_probabilities"]
+        # The server leaves out tokens that are parts of a character.
+        steps = self._ask("/completion", question).get("completion_probabilities", ())
         return [
             NextToken(
                 int(step["id"]),

@@ -1,0 +1,1 @@
+"""The GGUF exporter: the file that stock llama.cpp opens."""

@@ -1,0 +1,237 @@
+"""Measure what an export takes, beside the exporters of mlx-lm and onnxruntime-genai.
+
+    python scripts/export_speed.py FOLDER
+    python scripts/export_speed.py FOLDER --shape llama-100m --scheme int4 --repeats 1
+
+FOLDER gets random bfloat16 checkpoints of 0.1, 1.1 and 3.4 B parameters (9.3 GB), written once, and
+one export at a time beside them. Every export is a command in a fresh process, on weights that were
+just read, so that they are in the page cache. The commands take turns, and a first round is not
+counted. Of each process: wall time; the largest private (anonymous) memory, looked at every 20 ms;
+the largest resident memory, kept by the kernel, mapped weights included; bytes written to the disk,
+temporary ones included; bytes that remain.
+
+The table is printed; `--out FILE.json` keeps every sample. Tools that are not installed are named.
+Run it on an idle machine: nothing here asserts a speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from random_checkpoint import SHAPES, write_checkpoint
+
+from edgekit.profiler.memory import MemorySampler
+
+SHAPES_MEASURED: Final = ("llama-100m", "tinyllama-1.1b", "ministral-3-3b")
+FORMATS: Final = ("onnx", "mlx", "coreml", "all")
+READ_BYTES: Final = 1 << 24
+BLOCK_BYTES: Final = 512  # the unit of ru_oublock
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One export.
+
+    Attributes:
+        shape: Name of the checkpoint.
+        what: Tool and what it wrote.
+        wall_s: From start to end of the process.
+        private_bytes: Largest anonymous memory seen.
+        resident_bytes: Largest resident memory, mapped files included.
+        written_bytes: Written to the disk, temporary files included.
+        size_bytes: What remains.
+    """
+
+    shape: str
+    what: str
+    wall_s: float
+    private_bytes: int
+    resident_bytes: int
+    written_bytes: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """An exporter.
+
+    Attributes:
+        what: As the table says it.
+        modules: The packages that it needs.
+        command: Model folder and output folder to the command line.
+    """
+
+    what: str
+    modules: tuple[str, ...]
+    command: Callable[[Path, Path], list[str]]
+
+
+class ExportFailedError(Exception):
+    """An exporter ended with an error; the text says which, and its last words."""
+
+
+def tools(scheme: str, formats: Sequence[str]) -> list[Tool]:
+    """Give edgekit in each format, and the others, each writing four bits."""
+    python = sys.executable
+
+    def edgekit(fmt: str) -> Tool:
+        def command(model: Path, out: Path) -> list[str]:
+            asked = ["--format", fmt, "--scheme", scheme, "--out", str(out)]
+            return [python, "-m", "edgekit", "export", str(model), *asked]
+
+        return Tool(f"edgekit {fmt}, {scheme}", (), command)
+
+    def mlx_lm(model: Path, out: Path) -> list[str]:
+        asked = ["-q", "--q-bits", "4", "--q-group-size", "64", "--mlx-path", str(out / "mlx")]
+        return [python, "-m", "mlx_lm", "convert", "--hf-path", str(model), *asked]
+
+    def genai(model: Path, out: Path) -> list[str]:
+        asked = ["-p", "int4", "-e", "cpu", "-c", str(out / "cache")]
+        builder = "onnxruntime_genai.models.builder"
+        return [python, "-m", builder, "-i", str(model), "-o", str(out / "onnx"), *asked]
+
+    return [
+        *(edgekit(fmt) for fmt in formats),
+        Tool("mlx-lm convert -q, g64", ("mlx_lm",), mlx_lm),
+        Tool(
+            "onnxruntime-genai builder, int4",
+            ("onnxruntime_genai", "onnx_ir", "torch", "transformers"),
+            genai,
+        ),
+    ]
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--shape", action="append", choices=SHAPES)
+    parser.add_argument("--format", action="append", help="of edgekit; more than once for several")
+    parser.add_argument("--scheme", default="int4", help="edgekit's --scheme")
+    parser.add_argument("--repeats", type=int, default=3, help="counted rounds")
+    parser.add_argument("--out", type=Path, help="keep every sample in this JSON file")
+    options = parser.parse_args()
+    shapes = options.shape or SHAPES_MEASURED
+    for shape in shapes:
+        if not (options.folder / shape).is_dir():
+            partial = options.folder / f"{shape}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            write_checkpoint(partial, SHAPES[shape])
+            partial.replace(options.folder / shape)
+    usable, missing = [], []
+    for tool in tools(options.scheme, options.format or FORMATS):
+        absent = [name for name in tool.modules if find_spec(name) is None]
+        if absent:
+            missing.append(f"{tool.what}: not run, {', '.join(absent)} not installed")
+        else:
+            usable.append(tool)
+    samples = []
+    runs = [(tool, shape) for shape in shapes for tool in usable]
+    for number in range(options.repeats + 1):
+        for tool, shape in list(runs):
+            try:
+                sample = measure(tool, shape, options.folder)
+            except ExportFailedError as error:
+                missing.append(str(error))
+                runs.remove((tool, shape))
+                continue
+            if number:
+                samples.append(sample)
+    print("\n".join([*table(samples), "", *missing]))
+    if options.out is not None:
+        kept = {"machine": machine(), "samples": [asdict(sample) for sample in samples]}
+        options.out.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(tool: Tool, shape: str, folder: Path) -> Sample:
+    """Export once in a fresh process, with the weights in the page cache.
+
+    Raises:
+        ExportFailedError: The process ended with an error.
+    """
+    model, out = folder / shape, folder / "export"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    read_all(model)
+    log = folder / "export.log"
+    with log.open("wb") as words:
+        began = time.perf_counter()
+        child = subprocess.Popen(tool.command(model, out), stdout=words, stderr=words)
+        sampler = MemorySampler(child.pid)
+        sampler.start()
+        _, status, usage = os.wait4(child.pid, 0)
+        wall_s = time.perf_counter() - began
+    peak = sampler.stop()
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        reason = lines[-1] if lines else "no word"
+        raise ExportFailedError(f"{tool.what} of {shape}: exit status {child.returncode}, {reason}")
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    shutil.rmtree(out)
+    resident = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    written = usage.ru_oublock * BLOCK_BYTES
+    return Sample(shape, tool.what, wall_s, peak.anon_bytes, resident, written, size)
+
+
+def read_all(folder: Path) -> None:
+    """Read every file of a folder once."""
+    for path in sorted(folder.iterdir()):
+        with path.open("rb", buffering=0) as stream:
+            while stream.read(READ_BYTES):
+                pass
+
+
+def table(samples: Sequence[Sample]) -> list[str]:
+    """Write the samples as lines of Markdown: medians, of times the range too."""
+    lines = [
+        "| model | export | s, median (min to max) | private, MB | resident, MB | written, MB "
+        "| remains, MB |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    groups: dict[tuple[str, str], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault((sample.shape, sample.what), []).append(sample)
+    for (shape, what), found in groups.items():
+        times = sorted(sample.wall_s for sample in found)
+        sizes = [
+            f"{median(values) / 1e6:,.0f}"
+            for values in (
+                [sample.private_bytes for sample in found],
+                [sample.resident_bytes for sample in found],
+                [sample.written_bytes for sample in found],
+                [sample.size_bytes for sample in found],
+            )
+        ]
+        spread = f"{median(times):.1f} ({times[0]:.1f} to {times[-1]:.1f})"
+        lines.append(f"| {shape} | {what} | {spread} | {' | '.join(sizes)} |")
+    return lines
+
+
+def machine() -> Mapping[str, str]:
+    """Say where the samples were taken."""
+    return {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "n_cores": str(os.cpu_count()),
+        "python": platform.python_version(),
+    }
+
+
+if __name__ == "__main__":
+    main()
