@@ -28,11 +28,12 @@ from study.measure import Reference, TokenValues, forward_logits
 from study.moments import Moments
 from study.page import write_table
 from study.row import Model, NotInstalledError, Row
-from study.texts import calibration_documents, evaluation_documents
+from study.texts import calibration_text, evaluation_documents
 from study.weights import read
 
 from edgekit.dtypes import F32Array
 from edgekit.families import open_model
+from edgekit.quantize.calibration_text import DEFAULT_TOKENS
 
 PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "quantization.md"
 
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--only", default="*", metavar="PATTERN", help="names of rows, * and ?")
     parser.add_argument("--documents", type=int, default=10, help="of each kind")
     parser.add_argument("--tokens", type=int, default=256, help="most tokens of a document")
-    parser.add_argument("--calibration-tokens", type=int, default=32768)
+    parser.add_argument("--calibration-tokens", type=int, default=DEFAULT_TOKENS)
     parser.add_argument("--again", action="store_true", help="make rows that are there anew")
     parser.add_argument("--list", action="store_true", help="name the rows and stop")
     arguments = parser.parse_args()
@@ -71,8 +72,8 @@ def main() -> None:
             n_tokens=arguments.tokens,
         )
         documents = [ids for found in kinds.values() for ids in found]
-        calibration = calibration_documents(source, n_tokens=arguments.calibration_tokens)
-        moments = Moments(source, calibration, arguments.out)
+        text = calibration_text(source, arguments.calibration_tokens)
+        moments = Moments(source, text, arguments.out)
         reference = Reference(source, documents, arguments.out)
         folder = arguments.out / f"rows-{reference.key}"
         folder.mkdir(exist_ok=True)
@@ -83,18 +84,20 @@ def main() -> None:
             is_asked = fnmatch.fnmatchcase(row.name, arguments.only)
             if paths[row.name].is_file() and not (is_asked and arguments.again):
                 continue
-            if is_asked:
-                try:
-                    values = make(row, model, reference)
-                except NotInstalledError as error:
-                    missing[row.name] = str(error)
-                    continue
-                values.save(paths[row.name])
-                seconds = values.about["seconds"]
-                print(f"{row.label}: KL {values.kl_mean:.4f}, made in {seconds} s", flush=True)
+            if not is_asked:
+                missing[row.name] = "left out so far"
+                continue
+            try:
+                values = make(row, model, reference)
+            except NotInstalledError as error:
+                missing[row.name] = str(error)
+                continue
+            values.save(paths[row.name])
+            seconds = values.about["seconds"]
+            print(f"{row.label}: KL {values.kl_mean:.4f}, made in {seconds} s", flush=True)
         found = [TokenValues.load(path) for path in paths.values() if path.is_file()]
         n_of_kind = {kind: len(ids) for kind, ids in kinds.items()}
-        write_table(PAGE, source.checkpoint.name, found, n_of_kind, moments.n_tokens, missing)
+        write_table(PAGE, source.checkpoint.name, found, n_of_kind, text.n_tokens, missing)
 
 
 def _file_name(row: Row, moments: Moments) -> str:

@@ -14,7 +14,8 @@ from onnx import TensorProto, helper
 
 import edgekit
 from edgekit.families import open_model
-from edgekit.quality.divergence import measure_divergence, run_reference
+from edgekit.quality.divergence import LiveReference, measure_divergence
+from edgekit.quantize.calibration_text import CalibrationText
 from edgekit.reference.forward import Forward
 from edgekit.runtime.reference import ReferenceDecoder
 
@@ -66,13 +67,12 @@ def test_items_are_picked_at_equal_distances():
 
 
 def test_no_document_is_both_compared_on_and_calibrated_on(source):
-    from study.texts import calibration_documents, evaluation_documents
+    from study.texts import calibration_text, evaluation_documents
 
     compared = evaluation_documents(source, None, n_documents=8, n_tokens=4096)["suites"]
-    calibrated = calibration_documents(source, n_tokens=8192, n_document_tokens=512)
-    assert all(len(ids) == 512 for ids in calibrated)
-    assert sum(map(len, calibrated)) == 8192
-    joined = ",".join(",".join(map(str, ids)) for ids in calibrated)
+    calibrated = calibration_text(source, 2048)
+    assert calibrated.n_tokens == 2048
+    joined = ",".join(",".join(map(str, ids)) for ids in calibrated.sequences)
     assert not any(",".join(map(str, ids)) in joined for ids in compared)
 
 
@@ -137,12 +137,9 @@ def test_a_measure_is_that_of_edgekit(source, tmp_path):
     reference = Reference(source, DOCUMENTS, tmp_path)
     found = reference.measure(forward_logits(source.spec, noisy), {"name": "noisy"})
 
-    def logits_of(decoder):
-        return lambda ids: decoder.forward(ids, n_past=0, n_logits=len(ids))
-
     wanted = measure_divergence(
-        logits_of(ReferenceDecoder(source.spec, noisy)),
-        run_reference(logits_of(ReferenceDecoder.from_source(source)), DOCUMENTS),
+        ReferenceDecoder(source.spec, noisy),
+        LiveReference(ReferenceDecoder.from_source(source), DOCUMENTS),
     )
     assert found.counts == (5, 2, 4)
     assert found.kl_mean == pytest.approx(wanted.kl_mean, rel=1e-3)
@@ -220,8 +217,8 @@ def test_moments_are_those_of_the_inputs(source, tmp_path):
             cache = forward.empty_cache(len(ids))
             residual = forward.run_layer(layer, residual, cache, 0, is_long=False)
     inputs = np.concatenate(met).astype(np.float64)
-    moments = Moments(source, DOCUMENTS, tmp_path)
-    wanted = inputs.T @ inputs / moments.n_tokens
+    moments = Moments(source, CalibrationText(DOCUMENTS, "some tokens"), tmp_path)
+    wanted = inputs.T @ inputs / 14
     np.testing.assert_allclose(moments.of("layers.1.down"), wanted, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(moments.importance("layers.1.down"), np.diag(wanted), rtol=1e-4)
     np.testing.assert_array_equal(moments.of("layers.0.k"), moments.of("layers.0.q"))

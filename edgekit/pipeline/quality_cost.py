@@ -60,12 +60,12 @@ _EDGE_TENSORS: Final = frozenset({"embed", "lm_head"})
 class Setting:
     """One way of quantizing a model: what ``export`` is asked for.
 
-    ``parse`` and ``str`` are inverses: a scheme, then what is not the default, such as
-    ``int4-g128:rtn:no-fold``.
+    ``parse`` and ``str`` are inverses: a scheme, then what is not as the scheme says, such as
+    ``int4-g128:rtn:no-fold``. Without a method it is the scheme's own.
     """
 
     scheme: Scheme
-    method: Method = Method.SEARCH
+    method: Method | None = None
     fold: bool = True
 
     @classmethod
@@ -76,7 +76,9 @@ class Setting:
             UsageError: It names no scheme, or something unknown follows it.
         """
         name, *parts = (part.strip() for part in text.split(":"))
-        scheme, method, fold = Scheme.parse(name), Method.SEARCH, True
+        scheme = Scheme.parse(name)
+        method: Method | None = None
+        fold = True
         for part in parts:
             if part == _NO_FOLD:
                 fold = False
@@ -89,7 +91,7 @@ class Setting:
 
     def __str__(self) -> str:
         parts = [str(self.scheme)]
-        if self.method is not Method.SEARCH:
+        if self.method is not None:
             parts.append(self.method.value)
         if not self.fold:
             parts.append(_NO_FOLD)
@@ -209,7 +211,7 @@ def quality_cost(
     }
     points = []
     for setting in plan.settings:
-        kept = _Kept(folder / _KEPT, str(setting), {**facts, "setting": str(setting)})
+        kept = _Kept(folder / _KEPT, str(setting), {**facts, "setting": repr(setting)})
         point = kept.read()
         is_missing = plan.keeps_artifacts and not _artifact_folder(folder, setting).is_dir()
         if point is None or is_missing:

@@ -196,7 +196,7 @@ def _labels(
         x, y = at_x(dot.x), at_y(dot.y)
         width = _CHAR * len(dot.label)
         sides = (x + gap, x - gap - width)
-        places = [(left, y + line) for line in (-4.0, _LINE) for left in sides]
+        places = [(left, y + line) for line in (4.0, -6.0, _LINE) for left in sides]
         places += [(x - width / 2, y - gap - 4), (x - width / 2, y + gap + _LINE)]
         # Among many near points, farther up or down.
         places += [

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -100,15 +100,8 @@ def _find_library() -> tuple[str, Path]:
         if found is not None and found.submodule_search_locations:
             for folder in found.submodule_search_locations:
                 if (Path(folder) / place).is_file():
-                    return f"{package} {_version(package)}", Path(folder) / place
+                    return f"{package} {import_module(module).__version__}", Path(folder) / place
     raise GgmlMissingError("ggml: neither llama-cpp-python nor xllamacpp is installed")
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except ImportError:  # found on the path without its metadata
-        return ""
 
 
 def uses_more_bits(layer: int, n_layers: int) -> bool:

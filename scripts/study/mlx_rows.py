@@ -122,7 +122,7 @@ class GptqRow:
             for theirs, module in mlx_model.named_modules()
             if theirs in names
         }
-        catcher = partial(_prepare, moments, model.moments.n_tokens)
+        catcher = partial(_prepare, moments, model.moments.text.n_tokens)
         # It draws a progress bar.
         silent = contextlib.redirect_stderr(io.StringIO())
         with mock.patch.object(gptq, "Catcher", catcher), silent:

@@ -7,7 +7,6 @@ importance matrix; the whole is what GPTQ calls a Hessian.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +14,8 @@ import numpy as np
 
 from edgekit.dtypes import F32Array, F64Array
 from edgekit.families.base import SourceModel
+from edgekit.quantize.calibration_text import CalibrationText
 from edgekit.reference.forward import FloatArray, Forward
-from study.texts import Document
 
 READERS: Final = {
     "q": ("q", "k", "v"), "o": ("o",), "gate": ("gate", "up"), "down": ("down",),
@@ -29,23 +28,21 @@ class Moments:
 
     Args:
         source: The float model.
-        documents: The calibration text.
+        text: The calibration text.
         folder: Where a folder of them lies.
 
     Attributes:
-        documents: The calibration text.
-        n_tokens: Its tokens.
+        text: The calibration text.
         key: A hash of model and text.
     """
 
-    def __init__(self, source: SourceModel, documents: Sequence[Document], folder: Path) -> None:
+    def __init__(self, source: SourceModel, text: CalibrationText, folder: Path) -> None:
         self._source = source
-        self.documents = documents
-        digest = hashlib.sha256(repr([tuple(ids) for ids in documents]).encode())
+        self.text = text
+        digest = hashlib.sha256(text.sha256().encode())
         digest.update(source.checkpoint.sha256().encode())
         self.key: str = digest.hexdigest()[:8]
         self._folder = folder / f"moments-{self.key}"
-        self.n_tokens = sum(len(ids) for ids in documents)
 
     def of(self, name: str) -> F32Array:
         """Give the mean of x x' over tokens, (M, M), for the inputs of a matrix of a layer."""
@@ -70,15 +67,15 @@ class Moments:
         self._folder.mkdir(parents=True, exist_ok=True)
         spec = self._source.spec
         watching = _Watching(self._source)
-        watching.reserve(max(len(ids) for ids in self.documents))
-        residuals = [watching.embed(np.asarray(ids, dtype=np.int64)) for ids in self.documents]
+        watching.reserve(max(len(ids) for ids in self.text.sequences))
+        residuals = [watching.embed(np.asarray(ids, dtype=np.int64)) for ids in self.text.sequences]
         for layer in range(spec.n_layers):
             for i, residual in enumerate(residuals):
                 is_long = watching.is_long(len(residual))
                 cache = watching.empty_cache(len(residual))
                 residuals[i] = watching.run_layer(layer, residual, cache, 0, is_long=is_long)
             found = {
-                name.rpartition(".")[2]: (total / self.n_tokens).astype(np.float32)
+                name.rpartition(".")[2]: (total / self.text.n_tokens).astype(np.float32)
                 for name, total in watching.take().items()
             }
             partial = self._path(layer).with_suffix(".partial.npz")

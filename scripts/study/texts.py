@@ -2,9 +2,7 @@
 
 No text is in both. A model is compared on documents that nobody tuned anything on: questions and
 answers of GSM8K's test set and programs of HumanEval, read from a folder that the user names, and
-prose that was written for this study; without the folder, on items of edgekit's own suites. What
-methods calibrate on are this repository's pages and sources and items of the suites made with
-another seed.
+prose that was written for this study; without the folder, on items of edgekit's own suites.
 """
 
 from __future__ import annotations
@@ -12,23 +10,19 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from edgekit.errors import UsageError
 from edgekit.families.base import SourceModel
+from edgekit.pipeline.calibration import Calibration, read_text
 from edgekit.quality.suites import SUITES, load_suite
+from edgekit.quantize.calibration_text import CalibrationText
 
 GSM8K_NAME: Final = "gsm8k.test.jsonl"
 HUMANEVAL_NAME: Final = "HumanEval.jsonl.gz"
-ROOT: Final = Path(__file__).resolve().parent.parent.parent
 _EVALUATION_SEED: Final = 20261127
-_CALIBRATION_SEED: Final = 5
-_PAGES: Final = ("README.md", "docs/method.md", "docs/checkpoints.md", "docs/security.md",
-                 "docs/imports.md", "docs/hub.md", "docs/adapters.md")  # fmt: skip
-_SOURCES: Final = ("edgekit/files.py", "edgekit/statistics.py", "edgekit/formats/packing.py",
-                   "edgekit/decision.py", "edgekit/units.py")  # fmt: skip
 PROSE: Final = (
     (
         "The ferry left an hour late because the captain wanted to wait for the fog to lift. "
@@ -104,34 +98,14 @@ def evaluation_documents(
     return documents
 
 
-def calibration_documents(
-    source: SourceModel, *, n_tokens: int, n_document_tokens: int = 512
-) -> list[Document]:
-    """Give the documents that every method calibrates on, peers' methods too.
-
-    Half of the tokens are chats made by the suites' generators, the rest this repository's pages
-    and sources, in documents of equal length.
+def calibration_text(source: SourceModel, n_tokens: int) -> CalibrationText:
+    """Give what every method calibrates on, peers' methods too: edgekit's built-in text.
 
     Args:
-        source: The model, for its tokenizer and chat template.
-        n_tokens: About how many tokens in all.
-        n_document_tokens: Tokens of a document.
+        source: The model.
+        n_tokens: How many tokens.
     """
-    texts = [(ROOT / name).read_text(encoding="utf-8") for name in (*_PAGES, *_SOURCES)]
-    streams = [
-        _joined(_chat_ids(source, chat) for chat in _suite_chats(400, _CALIBRATION_SEED)),
-        _joined(_text_ids(source, text) for text in texts),
-    ]
-    n_each = n_tokens // (len(streams) * n_document_tokens)
-    return [
-        stream[start : start + n_document_tokens]
-        for stream in streams
-        for start in range(0, min(len(stream), n_each * n_document_tokens), n_document_tokens)
-    ]
-
-
-def _joined(parts: Iterator[Document]) -> Document:
-    return tuple(token for part in parts for token in part)
+    return read_text(source, Calibration(n_tokens=n_tokens))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

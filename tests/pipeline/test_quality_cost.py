@@ -37,7 +37,8 @@ def exports(monkeypatch):
     original = module.export
 
     def counted(model, formats, scheme, out, **options):
-        seen.append((str(scheme), options["method"].value, options["fold"]))
+        method = options["method"] and options["method"].value
+        seen.append((str(scheme), method, options["fold"]))
         return original(model, formats, scheme, out, **options)
 
     monkeypatch.setattr(module, "export", counted)
@@ -56,21 +57,22 @@ def plan(settings: str, **changes) -> CostPlan:
 @pytest.mark.parametrize(
     ("text", "scheme", "method", "fold", "written"),
     [
-        ("int4", "int4-g32", "search", True, "int4-g32"),
+        ("int4", "int4-g32", None, True, "int4-g32"),
         ("int4-g128:gptq", "int4-g128", "gptq", True, "int4-g128:gptq"),
-        (" INT8 : search : no-fold ", "int8-g32", "search", False, "int8-g32:no-fold"),
-        ("fp16", "fp16", "search", True, "fp16"),
+        (" INT8 : search : no-fold ", "int8-g32", "search", False, "int8-g32:search:no-fold"),
+        ("balanced", "balanced", None, True, "balanced"),
+        ("fp16", "fp16", None, True, "fp16"),
     ],
 )
 def test_a_setting_is_a_scheme_with_what_is_not_usual(text, scheme, method, fold, written):
     found = Setting.parse(text)
-    assert found == Setting(Scheme.parse(scheme), Method(method), fold)
+    assert found == Setting(Scheme.parse(scheme), method and Method(method), fold)
     assert str(found) == written
     assert Setting.parse(written) == found
 
 
 def test_settings_named_twice_count_once():
-    assert [str(s) for s in parse_settings("int8,int4,int4-g32, ,int4:search")] == [
+    assert [str(s) for s in parse_settings("int8,int4,int4-g32, ,INT4")] == [
         "int8-g32", "int4-g32",
     ]  # fmt: skip
     with pytest.raises(UsageError, match="no scheme given"):
@@ -88,8 +90,8 @@ def test_each_setting_is_measured_as_evaluate_measures_it(tiny_model, tmp_path, 
     record = quality_cost(
         tiny_model, plan("int8,int4:rtn:no-fold,fp16"), tmp_path / "out", tell=told.append
     )
-    assert exports == [("int8-g32", "search", True), ("int4-g32", "rtn", False),
-                       ("fp16", "search", True)]  # fmt: skip
+    assert exports == [("int8-g32", None, True), ("int4-g32", "rtn", False),
+                       ("fp16", None, True)]  # fmt: skip
     assert [point.name for point in record.points] == ["int8-g32", "int4-g32:rtn:no-fold", "fp16"]
     assert record.n_tokens == TOKENS
     by_name = {point.name: point for point in record.points}
@@ -134,7 +136,7 @@ def test_the_float_model_runs_once_and_finished_settings_are_kept(
     both = quality_cost(
         tiny_model, plan("int8,int4"), out, progress=lambda what, *_: steps.append(what)
     )
-    assert exports == [("int4-g32", "search", True)]
+    assert exports == [("int4-g32", None, True)]
     assert not any("float model" in what for what in steps)
     assert both.points[0] == first.points[0]
     exports.clear()
@@ -188,7 +190,7 @@ def test_what_was_kept_of_something_else_is_measured_again(
     else:
         monkeypatch.setattr(module, "code_sha256", lambda *packages: "another edgekit")
     record = quality_cost(model, plan("int4", **changes), out)
-    assert exports == [("int4-g32", "search", True)]
+    assert exports == [("int4-g32", None, True)]
     assert len(record.points[0].suites) == (change == "suites")
     assert json.loads(path.read_text())["point"]["name"] == "int4-g32"
 
