@@ -42,7 +42,7 @@ from edgekit.quantize.plan import TensorPlan, fitting_block
 from edgekit.quantize.prequantized import expected_plan, plan_source
 from edgekit.quantize.sensitivity import (
     Sensitivity,
-    choose_layers_together,
+    choose_extent,
     make_trials,
     measure_sensitivity,
     some_sequences,
@@ -482,10 +482,10 @@ def _measure(
     progress: Progress,
 ) -> Sensitivity:
     """Say how long it takes, and measure."""
-    spec, sequences = source.spec, some_sequences(text.sequences)
+    spec, names = source.spec, list(candidates)
+    n_tokens, together = choose_extent(spec, names)
+    sequences = some_sequences(text.sequences, n_tokens)
     n_tokens = sum(map(len, sequences))
-    names = list(candidates)
-    together = choose_layers_together(spec, names, n_tokens)
     trials = make_trials(spec, names, together)
     shapes = spec.weight_shapes()
     n_rounded = sum(prod(shapes[name]) * len(candidates[name]) for name in names)

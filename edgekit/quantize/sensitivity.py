@@ -31,8 +31,8 @@ Round = Callable[[str, F32Array, F64Array, Encoding], F32Array]
 channel (M,), encoding."""
 LOGIT_STRIDE: Final = 4
 """Predictions are compared at every fourth position: neighbours say much the same."""
-N_TOKENS: Final = 512
-"""Tokens of the calibration text that trials read."""
+N_TOKENS: Final = (256, 128)
+"""Tokens of the calibration text that trials read: many, or few where the model is large."""
 N_SEQUENCES: Final = 2
 MAX_FLOPS: Final = 30e12
 """Work of all trials; beyond it several layers share a trial. Ten minutes at 50 GFLOP/s."""
@@ -88,7 +88,7 @@ class Sensitivity:
 
 
 def some_sequences(
-    sequences: Sequence[Sequence[int]], n_tokens: int = N_TOKENS, n_wanted: int = N_SEQUENCES
+    sequences: Sequence[Sequence[int]], n_tokens: int = N_TOKENS[0], n_wanted: int = N_SEQUENCES
 ) -> list[Sequence[int]]:
     """Take the beginnings of a few sequences that are spread over a calibration text."""
     n_taken = min(n_wanted, len(sequences))
@@ -96,19 +96,28 @@ def some_sequences(
     return [sequences[place][: n_tokens // n_taken] for place in places]
 
 
-def choose_layers_together(
-    spec: DecoderSpec, names: Sequence[str], n_tokens: int, max_flops: float = MAX_FLOPS
-) -> int:
-    """Give how many layers share a trial so that all trials stay within some work.
+def choose_extent(
+    spec: DecoderSpec, names: Sequence[str], max_flops: float = MAX_FLOPS
+) -> tuple[int, int]:
+    """Choose how many tokens trials read, and how many layers share one, within some work.
 
-    One, if that is enough; else the smallest power of two; at last all layers.
+    Fewer tokens come before shared trials: a trial of several layers tells them apart badly
+    (docs/schemes.md).
+
+    Returns:
+        Tokens, and layers of a trial: 1, else the smallest power of two that is enough, at last all
+        layers.
     """
-    together = 1
+    single = make_trials(spec, names, 1)
+    for n_tokens in N_TOKENS:
+        if trial_flops(spec, single, n_tokens) <= max_flops:
+            return n_tokens, 1
+    fewest, together = N_TOKENS[-1], 2
     while together < spec.n_layers:
-        if trial_flops(spec, make_trials(spec, names, together), n_tokens) <= max_flops:
-            return together
+        if trial_flops(spec, make_trials(spec, names, together), fewest) <= max_flops:
+            return fewest, together
         together *= 2
-    return spec.n_layers
+    return fewest, spec.n_layers
 
 
 def make_trials(spec: DecoderSpec, names: Iterable[str], n_layers_together: int) -> list[Trial]:

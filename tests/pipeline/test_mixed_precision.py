@@ -38,7 +38,7 @@ from tests.checkpoint.prequantized.folders import (
     write_coded,
 )
 
-FORMATS = (Format.ONNX, Format.MLX, Format.COREML)
+FORMATS = tuple(Format)
 MINE = Scheme("mine", Encoding("uint4", 64), mixed=Mixed(5.0, (Encoding("int8", 64),)))
 DONE = {}
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")

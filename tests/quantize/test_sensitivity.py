@@ -12,7 +12,8 @@ from edgekit.families import open_model
 from edgekit.quantize import sensitivity
 from edgekit.quantize.sensitivity import (
     LOGIT_STRIDE,
-    choose_layers_together,
+    N_TOKENS,
+    choose_extent,
     make_trials,
     measure_sensitivity,
     output_error,
@@ -182,13 +183,28 @@ def test_work_by_hand_and_the_choice_of_groups(source):
     wanted = 2 * (5 * layer * 64 + 4 * head * 64 / LOGIT_STRIDE)
     assert trial_flops(spec, trials, 64) == wanted
     names = [f"layers.{i}.{part}" for i in range(2) for part in MATRICES]
-    enough = trial_flops(spec, make_trials(spec, names, 1), 64)
-    assert choose_layers_together(spec, names, 64, enough) == 1
-    assert choose_layers_together(spec, names, 64, enough - 1) == 2
+    many, few = (trial_flops(spec, make_trials(spec, names, 1), n) for n in N_TOKENS)
+    assert choose_extent(spec, names, many) == (256, 1)
+    assert choose_extent(spec, names, many - 1) == (128, 1)
+    assert choose_extent(spec, names, few) == (128, 1)
+    assert choose_extent(spec, names, few - 1) == (128, 2)
+
+
+def test_layers_share_trials_only_as_far_as_needed():
+    shapes = {f"layers.0.{part}": (64, 64) for part in MATRICES} | {"embed": (64, 64)}
+    spec = SimpleNamespace(n_layers=12, is_tied=True, weight_shapes=lambda: shapes)
+    names = [f"layers.{i}.{part}" for i in range(12) for part in MATRICES]
+    work = {n: trial_flops(spec, make_trials(spec, names, n), 128) for n in (2, 4, 8, 12)}
+    assert list(work.values()) == sorted(work.values(), reverse=True)
+    assert choose_extent(spec, names, work[2]) == (128, 2)
+    assert choose_extent(spec, names, work[2] - 1) == (128, 4)
+    assert choose_extent(spec, names, work[4] - 1) == (128, 8)
+    assert choose_extent(spec, names, work[8] - 1) == (128, 12)
+    assert choose_extent(spec, names, 1) == (128, 12)
 
 
 def test_sequences_are_spread_over_the_text():
     text = [[number] * 300 for number in range(10)]
-    assert [(s[0], len(s)) for s in some_sequences(text)] == [(0, 256), (5, 256)]
-    assert [(s[0], len(s)) for s in some_sequences(text[:1])] == [(0, 300)]
+    assert [(s[0], len(s)) for s in some_sequences(text)] == [(0, 128), (5, 128)]
+    assert [(s[0], len(s)) for s in some_sequences(text[:1])] == [(0, 256)]
     assert [len(s) for s in some_sequences([[1, 2, 3]], 2)] == [2]
