@@ -61,9 +61,9 @@ def test_presets(name):
     assert scheme_of(describe(scheme), name=name, where="x") == scheme
 
 
-def test_the_fast_preset_reads_no_text():
+def test_the_fast_preset_tries_nothing_out():
     fast = Scheme.parse("fast")
-    assert (fast.method, fast.mixed) == ("search", None)
+    assert (fast.method, fast.mixed) == ("importance", None)
 
 
 def test_a_users_scheme(tmp_path):

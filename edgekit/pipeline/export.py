@@ -132,7 +132,8 @@ def export(
         _refuse_text(source, exporters)
         wanted = [exporter.format for exporter in exporters]
         needs_text = calibration.write_imatrix is not None or needs_budget(parsed, budget)
-        needs_text |= chosen.reads_text and calibration.imatrix is None
+        reads_long = _reads_long_text(chosen, calibration)
+        needs_text |= reads_long and calibration.imatrix is None
         power = read_power(source, calibration, warn)
         text = read_text(source, calibration, progress) if needs_text else None
         if text is not None and needs_budget(parsed, budget):
@@ -143,7 +144,7 @@ def export(
         prediction = predict_export(source, parsed, wanted, options, known_rates())
         for warning in check_room(prediction, parent):
             warn(warning)
-        reads = text if chosen.reads_text and power is None else None
+        reads = text if reads_long and power is None else None
         if reads is not None:
             seconds = calibrated_s(source.spec, chosen, reads.n_tokens)
             warn(
@@ -277,6 +278,16 @@ def choose_method(method: str | Method | None, scheme: Scheme, calibration: Cali
     except ValueError as error:
         known = ", ".join(item.value for item in Method)
         raise UsageError("unknown method", got=repr(method), wanted=known) from error
+
+
+def _reads_long_text(method: Method, calibration: Calibration) -> bool:
+    """Tell whether a method reads more than the few words that channel scales are chosen by.
+
+    ``importance`` does so only if a text was asked for.
+    """
+    if method is Method.IMPORTANCE:
+        return calibration.file is not None or calibration.answers or bool(calibration.n_tokens)
+    return method.reads_text
 
 
 def _may_miss(formats: str | Format | Iterable[str | Format]) -> frozenset[Format]:
