@@ -32,6 +32,7 @@ PAGE: Final = ROOT / "docs" / "gguf_export.md"
 FOUND: Final = ROOT / "docs" / "gguf_export.json"
 SCHEMES: Final = ("int4", "int8")
 N_PROMPTS: Final = 50
+_SUITES: Final = ("multi_step", "tool_calls", "structured_output")  # the short ones
 N_NEW_TOKENS: Final = 16
 N_READ: Final = 256
 _LONGEST: Final = 220  # tokens of a prompt
@@ -126,7 +127,7 @@ def measure(model: Path, scheme: str) -> dict[str, Any]:
     """Compare one artifact with stock llama.cpp and with its ONNX twin."""
     with tempfile.TemporaryDirectory() as out:
         artifact, twin = edgekit.export(model, ["gguf", "onnx"], scheme, out)
-        suites = SuitePlan(n_items=N_PROMPTS).make_items(None)
+        suites = SuitePlan(suites=_SUITES, n_items=N_PROMPTS).make_items(None)
         items = [item for pack in zip(*suites.values(), strict=False) for item in pack]
         threads = os.cpu_count() or 1
         with edgekit.load(artifact) as session:
