@@ -41,6 +41,9 @@ settings.load_profile("patient")
 
 _CONNECT = {name: getattr(socket.socket, name) for name in ("connect", "connect_ex")}
 
+# GGUF runs where llama-cpp-python is installed, which is optional.
+RUN_EVERYWHERE = ("onnx", "mlx", "coreml")
+
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -86,12 +89,12 @@ def tiny_model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_artifacts(tiny_model, tmp_path_factory) -> dict[str, Artifact]:
-    """The tiny model as int4 and int8 in every format, by ``format-kind``; read only."""
+    """The tiny model as int4 and int8 where it runs everywhere, by ``format-kind``; read only."""
     out = tmp_path_factory.mktemp("tiny-artifacts")
     return _by_name(
         artifact
         for scheme in ("int4", "int8")
-        for artifact in edgekit.export(tiny_model, "all", scheme, out)
+        for artifact in edgekit.export(tiny_model, RUN_EVERYWHERE, scheme, out)
     )
 
 
@@ -104,9 +107,9 @@ def pocket_model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def pocket_artifacts(pocket_model, tmp_path_factory) -> dict[str, Artifact]:
-    """The bundled model as int4 and int8 in every format and fp32 ONNX; read only."""
+    """The bundled model as int4 and int8 in the same formats and fp32 ONNX; read only."""
     out = tmp_path_factory.mktemp("pocket-artifacts")
-    wanted = (("all", "int4"), ("all", "int8"), ("onnx", "fp32"))
+    wanted = ((RUN_EVERYWHERE, "int4"), (RUN_EVERYWHERE, "int8"), ("onnx", "fp32"))
     return _by_name(
         artifact
         for formats, scheme in wanted

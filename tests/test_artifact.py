@@ -106,7 +106,10 @@ def test_a_file_outside_the_folder_is_refused(copy, path):
         (lambda d: d["tensors"][0].update(shape=[1.5]), "tensors[0].shape[0]: got float 1.5"),
         (lambda d: d["tensors"][0].update(shape=7), "tensors[0].shape: got int 7, wanted a list"),
         (lambda d: d["tensors"][0].update(encoding="fp9"), "fp9"),
-        (lambda d: d.update(format="gguf"), "format: got str 'gguf', wanted onnx | mlx | coreml"),
+        (
+            lambda d: d.update(format="tflite"),
+            "format: got str 'tflite', wanted onnx | mlx | coreml | gguf",
+        ),
         (lambda d: d.pop("files"), "files: got nothing"),
         (lambda d: d.update(extra=1), "extra: got an unknown key"),
     ],

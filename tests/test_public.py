@@ -39,7 +39,7 @@ def test_export_is_the_plain_function_whatever_is_imported():
     )
     assert run_python(code) == [
         *("True", "True", "model", "formats", "scheme", "out", "context_length", "method"),
-        *("fold", "ignore_config_keys", "adapter", "progress", "warn"),
+        *("fold", "budget", "calibration", "ignore_config_keys", "adapter", "progress", "warn"),
     ]
 
 

@@ -346,7 +346,7 @@ pathlib.Path(sys.argv[2], "a").write_bytes(bytes(500))
 
     sample = measure(Tool("writer", (), command(writes)), "model", tmp_path)
     assert (sample.shape, sample.what, sample.size_bytes) == ("model", "writer", 500)
-    assert 50_000_000 < sample.private_bytes < sample.resident_bytes < 200_000_000
+    assert 50_000_000 < sample.private_bytes < min(sample.resident_bytes, 200_000_000)
     assert sample.wall_s > 0.2
     with pytest.raises(ExportFailedError, match=r"writer of model: exit status 3, no space"):
         fails = "import sys; print('no space'); sys.exit(3)"

@@ -75,8 +75,6 @@ def export_by_route(
         chosen = list(dict.fromkeys(Scheme.parse(text) for text in schemes or ["int4"]))
         for scheme in chosen:
             calibration.check(choose_method(method, scheme, calibration))
-        if schemes is None:
-            tell(f"no --scheme was named: int4. Recommended: --scheme {RECOMMENDED} (calibrated)")
         if len(chosen) > 1:
             # Refuse what the second export cannot do before the first is written.
             check_export(
@@ -88,7 +86,7 @@ def export_by_route(
                 ignore_config_keys=ignore_config_keys,
                 adapter=adapter,
             )
-        return [
+        artifacts = [
             artifact
             for scheme in chosen
             for artifact in export(
@@ -107,6 +105,9 @@ def export_by_route(
                 warn=tell,
             )
         ]
+        if schemes is None:
+            tell(f"no --scheme was named: int4. Recommended: --scheme {RECOMMENDED} (calibrated)")
+        return artifacts
     if parse_formats(formats or ["onnx"]) != [Format.ONNX]:
         raise UsageError(
             "--via optimum cannot write this format",

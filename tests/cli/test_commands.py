@@ -231,17 +231,17 @@ def test_report_writes_the_same_bytes_again(edgekit_cli, tmp_path):
 
 
 def test_an_error_has_four_parts_and_in_json_is_the_one_document(edgekit_cli, tiny_model, tmp_path):
-    arguments = ("export", tiny_model, "--format", "gguf", "--out", tmp_path)
+    arguments = ("export", tiny_model, "--format", "tflite", "--out", tmp_path)
     said = edgekit_cli(*arguments)
     assert (said.code, said.out) == (2, "")
     assert said.err == (
-        "error: unknown format\n  got:    'gguf'\n  wanted: onnx, mlx, coreml or all\n"
+        "error: unknown format\n  got:    'tflite'\n  wanted: onnx, mlx, coreml, gguf or all\n"
     )
     said = edgekit_cli(*arguments, "--json")
     assert said.code == 2
     assert said.data == {
-        "error": "UsageError", "what": "unknown format", "got": "'gguf'",
-        "wanted": "onnx, mlx, coreml or all", "do": None,
+        "error": "UsageError", "what": "unknown format", "got": "'tflite'",
+        "wanted": "onnx, mlx, coreml, gguf or all", "do": None,
     }  # fmt: skip
 
 

@@ -34,7 +34,8 @@ CACHES = r'["\']f?(past_key_values|present)\.'
 OTHERS = {"optimum/check.py", "formats/mlpackage.py", "formats/onnx_io.py"}
 # Keys of genai_config.json and of records, and words of messages that sound alike.
 ALIKE = {
-    "exporters/onnx/genai.py", "exporters/mlx/models.py", "report/verification.py", "cli/demo.py",
+    "exporters/onnx/genai.py", "exporters/mlx/models.py", "exporters/gguf/graphs.py",
+    "report/verification.py", "cli/demo.py",
 }  # fmt: skip
 
 

@@ -164,7 +164,19 @@ def test_the_command_gives_one_json_document_and_says_nothing_else(hub):
 
 def test_an_export_from_the_hub_gives_one_json_document(hub, tmp_path):
     out = tmp_path / "out"
-    said = run_cli("export", "owner/name", "--format", "mlx", "--out", str(out), "--json")
+    said = run_cli(
+        *(
+            "export",
+            "owner/name",
+            "--format",
+            "mlx",
+            "--scheme",
+            "int4",
+            "--out",
+            str(out),
+            "--json",
+        )
+    )
     assert (said.returncode, said.stderr) == (0, "")
     json.loads(said.stdout)
     assert hub.fetched() == WANTED

@@ -141,7 +141,7 @@ def test_fp16_has_half_the_bytes_and_a_cache_of_its_own_width(home, tmp_path, ed
     assert artifact.manifest.decoder["is_tied"] is True
     assert facts_of(artifact).kv_bytes_per_token == 2 * 2 * 2 * 32 * 2
     # optimum leaves one matrix a layer, that after attention, in float32; the manifest says so.
-    wide = [t.shape for t in artifact.manifest.tensors if t.scheme == "fp32"]
+    wide = [t.shape for t in artifact.manifest.tensors if t.encoding == "fp32"]
     assert wide == [(128, 128)] * 2
     n_bytes = 2 * artifact.manifest.n_parameters + 2 * 2 * 128 * 128
     assert facts_of(artifact).weight_bytes == n_bytes

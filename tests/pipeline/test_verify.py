@@ -360,7 +360,9 @@ def test_an_artifact_whose_default_engine_rounds_too_much_is_not_verified(tmp_pa
     model = write_model_of_outliers(tmp_path / "m")
     (moved,) = verify(edgekit.export(model, "onnx", "int8", tmp_path / "moved"), SHORT)
     assert moved.is_met
-    artifacts = edgekit.export(model, "all", "int8", tmp_path / "out", fold=False)
+    artifacts = edgekit.export(
+        model, ["onnx", "mlx", "coreml"], "int8", tmp_path / "out", fold=False
+    )
     onnx_record, mlx_record, coreml_record = verify(artifacts, SHORT)
     for record in (onnx_record, mlx_record, coreml_record):
         assert record.weights.is_met
@@ -444,7 +446,7 @@ def test_the_reference_keeps_weights_only_where_there_is_room(tiny_artifacts, mo
     monkeypatch.setattr(EncodedTensor, "dequantize", noted)
     logits = []
     for n_bytes, n_times in ((2 << 30, 1), (1000, 2)):
-        monkeypatch.setattr("edgekit.pipeline.agreement._KEPT_BYTES", n_bytes)
+        monkeypatch.setattr("edgekit.pipeline.agreement.KEPT_BYTES", n_bytes)
         decoder = reference_decoder(artifact)
         made.clear()
         logits += [decoder.forward(ids, n_past=0, n_logits=4) for _ in range(2)]

@@ -82,11 +82,7 @@ def member(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
 
 def quantized(name: str, scheme: str, folder: Path, **config: Any) -> QuantizedModel:
     checkpoint = write_tiny_checkpoint(folder / "model", name, dtype="fp32", **config)
-    with_spec = open_model(checkpoint)
-    try:
-        return quantize_model(with_spec, Scheme.parse(scheme), folder / "store")
-    finally:
-        with_spec.close()
+    return quantize_model(open_model(checkpoint), Scheme.parse(scheme), folder / "files")
 
 
 def some_ids(n_tokens: int) -> list[int]:
@@ -347,7 +343,7 @@ def test_what_leaves_fp16_between_norms_does_no_harm(tmp_path: Path) -> None:
 def widened(model: MemoryModel) -> MemoryModel:
     """Keep biases in fp32, as the plan does."""
     tensors = {
-        name: replace(tensor, scheme=FP32, values=tensor.values * np.float32(1 + 2**-20))
+        name: replace(tensor, encoding=FP32, values=tensor.values * np.float32(1 + 2**-20))
         if isinstance(tensor, FloatTensor) and name.endswith(".bias")
         else tensor
         for name, tensor in model.tensors.items()

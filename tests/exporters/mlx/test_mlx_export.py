@@ -256,7 +256,9 @@ def test_progress_counts_every_tensor(tmp_path):
     write_artifact(MlxExporter(), model, tmp_path / "a", None, lambda *step: seen.append(step))
     n_total = len(model.tensors)
     names = list(model.tensors)
-    assert seen == [(f"write {name}", n, n_total) for n, name in enumerate(names, start=1)]
+    assert seen == [
+        (f"quantize and write {name}", n, n_total) for n, name in enumerate(names, start=1)
+    ]
 
 
 def test_tokenizer_files_are_carried_along_but_not_the_source_config(tmp_path, source_config):

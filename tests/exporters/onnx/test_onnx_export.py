@@ -236,11 +236,12 @@ class CountingModel(MemoryModel):
         return replace(tensor, **{part: array})
 
 
-def test_one_tensor_at_a_time_is_in_memory(tmp_path):
+def test_no_more_tensors_than_are_waited_for_are_in_memory(tmp_path):
     base = memory_model(WITH_EVERYTHING, "int4")
     model = CountingModel(base.spec, base.scheme, base.tensors)
     export(model, tmp_path / "a")
-    assert max(model.peaks) == 1
+    # One is being encoded, one is waited for, one was just taken.
+    assert max(model.peaks) <= 3
 
 
 def test_a_tensor_that_is_not_what_its_entry_says_is_an_export_error(tmp_path):

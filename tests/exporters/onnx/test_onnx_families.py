@@ -21,7 +21,7 @@ from edgekit.exporters.staging import write_artifact
 from edgekit.families import open_model
 from edgekit.families.rope_spec import LongRopeScaling, RopeSpec
 from edgekit.families.spec import Activation, NormPlacement, QkNorm, QueryScaling
-from edgekit.quantize.encoded_model import StoredModel, quantize_model
+from edgekit.quantize.encoded_model import EncodedModel, quantize_model
 from edgekit.quantize.methods import Method
 from edgekit.quantize.model import EncodedTensor
 from edgekit.runtime.onnxruntime import OnnxruntimeDecoder
@@ -48,7 +48,7 @@ FLOAT_ACTIVATIONS = {"activation": "fp32"}
 class Member:
     """A tiny model of one family, quantized, and its ONNX artifact."""
 
-    model: StoredModel
+    model: EncodedModel
     artifact: Artifact
 
     def engine(self, **options) -> OnnxruntimeDecoder:
@@ -64,7 +64,6 @@ class Member:
 def make_member(folder: Path, name: str, scheme="fp32", context_length=None, **config) -> Member:
     source = open_model(write_tiny_checkpoint(folder / "model", name, dtype="fp32", **config))
     model = quantize_model(source, Scheme.parse(scheme), folder / "store", method=Method.RTN)
-    source.close()
     options = ExportOptions(context_length)
     return Member(model, write_artifact(OnnxExporter(), model, folder / "artifact", options))
 
@@ -96,7 +95,7 @@ def assert_comes_back(artifact, model) -> None:
     for tensor in recovered:
         wanted = model.get(tensor.name)
         assert (type(tensor), tensor.encoding) == (type(wanted), wanted.encoding)
-        parts = ("codes", "scales") if isinstance(wanted, EncodedTensor) else ("values",)
+        parts = ("packed", "scales") if isinstance(wanted, EncodedTensor) else ("values",)
         for part in parts:
             assert getattr(tensor, part).tobytes() == getattr(wanted, part).tobytes()
 
