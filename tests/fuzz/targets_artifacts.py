@@ -18,7 +18,7 @@ from edgekit.devices.profile import load_profile, parse_profile
 from edgekit.errors import FormatError
 from edgekit.families.rope_spec import LongRopeScaling, RopeSpec
 from edgekit.families.spec import DecoderSpec
-from edgekit.formats.mil_blob import BlobWriter
+from edgekit.formats.mil_blob import BlobType, BlobWriter
 from edgekit.formats.mlpackage import (
     BLOB_FILE_NAME,
     create_package,
@@ -26,6 +26,7 @@ from edgekit.formats.mlpackage import (
     spec_path,
     weights_path,
 )
+from edgekit.formats.packing import pack_codes
 from edgekit.paths import device_profiles_dir
 from edgekit.runtime.mil_program import StoredWeight, read_program
 from edgekit.strict_json import parse_object
@@ -161,7 +162,8 @@ def seeds_package() -> list[bytes]:
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "weight.bin"
         with BlobWriter(path) as writer:
-            codes = writer.write_codes(np.arange(128, dtype=np.uint8).reshape(2, 64) % 16, 4)
+            packed = pack_codes(np.arange(128, dtype=np.uint8).reshape(2, 64) % 16, 4)
+            codes = writer.write_codes(packed, BlobType.INT4)
             scales = writer.write_fp16(np.ones((2, 2), np.float32))
             floats = writer.write_fp16(np.ones((2, 8), np.float32))
             ones = writer.write_fp16(np.ones(4, np.float32))

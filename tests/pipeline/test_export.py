@@ -10,6 +10,7 @@ from edgekit.artifact import Format
 from edgekit.errors import CheckpointError, ExportError, QuantError, UsageError
 from edgekit.pipeline.export import export, parse_formats
 from tests.builders import write_tiny_checkpoint
+from tests.conftest import RUN_EVERYWHERE
 
 
 def names(folder) -> list[str]:
@@ -61,7 +62,7 @@ def test_every_scheme_gives_one_set_of_weights_in_every_format_that_holds_it(
 
 def test_int4_and_int8_hold_the_same_weights_in_three_formats(tiny_artifacts):
     for kind in ("int4", "int8"):
-        found = [tiny_artifacts[f"{f.value}-{kind}"].manifest for f in Format]
+        found = [tiny_artifacts[f"{f}-{kind}"].manifest for f in RUN_EVERYWHERE]
         assert len({m.weights_sha256 for m in found}) == 1
         assert len({m.tensors for m in found}) == 1
         assert len({m.source_sha256 for m in found}) == 1

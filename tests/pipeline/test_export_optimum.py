@@ -319,7 +319,7 @@ def test_the_default_route_is_edgekits_own(tiny_model, tmp_path):
     )  # fmt: skip
     assert artifact.manifest.scheme == "int4-g32"
     assert not artifact.is_traced
-    assert told == []
+    assert told == ["no --scheme was named: int4. Recommended: --scheme balanced (calibrated)"]
 
 
 def test_the_cache_of_these_tests_is_not_the_users(home):

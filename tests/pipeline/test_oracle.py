@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import edgekit
-from edgekit.artifact import Artifact, Format
+from edgekit.artifact import Artifact
 from edgekit.errors import ArtifactError, ExportError, UnsupportedArchError, UsageError
 from edgekit.families import open_model
 from edgekit.pipeline import oracle
@@ -18,13 +18,14 @@ from edgekit.pipeline.agreement import open_float_decoder
 from edgekit.pipeline.oracle import OracleRun, check_oracle, compare_with_oracle
 from edgekit.records import LogitsCheck, OracleRecord
 from tests.builders import write_tiny_checkpoint
+from tests.conftest import RUN_EVERYWHERE
 
 pytestmark = pytest.mark.usefixtures("optimum_environment")
 IDS = [(31 * i + 7) % 384 for i in range(200)]
 
 
 def of_kind(artifacts: dict[str, Artifact], kind: str) -> list[Artifact]:
-    return [artifacts[f"{f.value}-{kind}"] for f in Format]
+    return [artifacts[f"{f}-{kind}"] for f in RUN_EVERYWHERE]
 
 
 def relative_error(record: OracleRecord) -> float:
