@@ -142,6 +142,8 @@ def _put_all(
     One queue holds the rows of all tensors: while the last rows of one are encoded, other threads
     are at the next. Hashes are made here, in the order of the rows.
     """
+    planned = model.entries
+    n_total = len(planned)
     waiting: deque[tuple[int, Future[ModelTensor]]] = deque()
     entries: list[TensorEntry] = []
     made: TensorHash | None = None
@@ -150,7 +152,7 @@ def _put_all(
         nonlocal made
         n_left, task = waiting.popleft()
         rows = task.result()
-        entry = model.entries[len(entries)]
+        entry = planned[len(entries)]
         if isinstance(rows, EncodedTensor):
             made = made or TensorHash(entry.name, entry.shape, rows.encoding)
             made.add(rows)
@@ -159,8 +161,7 @@ def _put_all(
             made = None
             progress(f"quantize and write {entry.name}", len(entries), n_total)
 
-    n_total = len(model.entries)
-    for entry in model.entries:
+    for entry in planned:
         parts = list(model.row_blocks(entry.name))
         for n_left, part in zip(range(len(parts) - 1, -1, -1), parts, strict=True):
             if len(waiting) > n_threads:
