@@ -1,7 +1,7 @@
 """Measure what an export takes, beside the exporters of mlx-lm and onnxruntime-genai.
 
     python scripts/export_speed.py FOLDER
-    python scripts/export_speed.py FOLDER --shape llama-100m --scheme int4 --repeats 1
+    python scripts/export_speed.py FOLDER --shape llama-100m --repeats 1
 
 FOLDER gets random bfloat16 checkpoints of 0.1, 1.1 and 3.4 B parameters (9.3 GB), written once, and
 one export at a time beside them. Every export is a command in a fresh process, on weights that were
@@ -36,7 +36,6 @@ from random_checkpoint import SHAPES, write_checkpoint
 from edgekit.profiler.memory import MemorySampler
 
 SHAPES_MEASURED: Final = ("llama-100m", "tinyllama-1.1b", "ministral-3-3b")
-FORMATS: Final = ("onnx", "mlx", "coreml", "all")
 READ_BYTES: Final = 1 << 24
 BLOCK_BYTES: Final = 512  # the unit of ru_oublock
 
@@ -83,16 +82,37 @@ class ExportFailedError(Exception):
     """An exporter ended with an error; the text says which, and its last words."""
 
 
-def tools(scheme: str, formats: Sequence[str]) -> list[Tool]:
-    """Give edgekit in each format, and the others, each writing four bits."""
+EDGEKIT_RUNS: Final[Mapping[str, tuple[str, ...]]] = {
+    "MLX; int4 by search": ("mlx",),
+    "ONNX, MLX and Core ML; int4 by search": ("onnx", "mlx", "coreml"),
+    "all four formats; int4 by search": ("all",),
+    "all four formats; --scheme fast": ("all",),
+}
+"""What is exported; "by search" reads no text, ``fast`` reads edgekit's own few words."""
+_BY_SEARCH: Final = ("--scheme", "int4", "--method", "search", "--no-fold")
+
+
+def tools() -> list[Tool]:
+    """Give edgekit's runs, and the other exporters, each writing four bits."""
     python = sys.executable
 
-    def edgekit(fmt: str) -> Tool:
+    def edgekit(what: str, formats: Sequence[str]) -> Tool:
         def command(model: Path, out: Path) -> list[str]:
-            asked = ["--format", fmt, "--scheme", scheme, "--out", str(out)]
-            return [python, "-m", "edgekit", "export", str(model), *asked]
+            asked = [part for name in formats for part in ("--format", name)]
+            scheme = ("--scheme", "fast") if "fast" in what else _BY_SEARCH
+            return [
+                python,
+                "-m",
+                "edgekit",
+                "export",
+                str(model),
+                *asked,
+                *scheme,
+                "--out",
+                str(out),
+            ]
 
-        return Tool(f"edgekit {fmt}, {scheme}", (), command)
+        return Tool(f"edgekit: {what}", (), command)
 
     def mlx_lm(model: Path, out: Path) -> list[str]:
         asked = ["-q", "--q-bits", "4", "--q-group-size", "64", "--mlx-path", str(out / "mlx")]
@@ -104,7 +124,7 @@ def tools(scheme: str, formats: Sequence[str]) -> list[Tool]:
         return [python, "-m", builder, "-i", str(model), "-o", str(out / "onnx"), *asked]
 
     return [
-        *(edgekit(fmt) for fmt in formats),
+        *(edgekit(what, formats) for what, formats in EDGEKIT_RUNS.items()),
         Tool("mlx-lm convert -q, g64", ("mlx_lm",), mlx_lm),
         Tool(
             "onnxruntime-genai builder, int4",
@@ -121,8 +141,6 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shape", action="append", choices=SHAPES)
-    parser.add_argument("--format", action="append", help="of edgekit; more than once for several")
-    parser.add_argument("--scheme", default="int4", help="edgekit's --scheme")
     parser.add_argument("--repeats", type=int, default=3, help="counted rounds")
     parser.add_argument("--out", type=Path, help="keep every sample in this JSON file")
     options = parser.parse_args()
@@ -134,7 +152,7 @@ def main() -> None:
             write_checkpoint(partial, SHAPES[shape])
             partial.replace(options.folder / shape)
     usable, missing = [], []
-    for tool in tools(options.scheme, options.format or FORMATS):
+    for tool in tools():
         absent = [name for name in tool.modules if find_spec(name) is None]
         if absent:
             missing.append(f"{tool.what}: not run, {', '.join(absent)} not installed")

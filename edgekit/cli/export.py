@@ -51,10 +51,11 @@ def command(
         typer.Option(
             "--method",
             metavar="METHOD",
-            help="How the codes of weights are chosen: rtn (rounding), search (smallest error), or "
-            "on a calibration text: importance (errors weighed by the inputs), gptq (later "
-            "weights make good the errors of earlier ones) or auto (the better for each matrix).",
-            show_default="what the scheme says, else search",
+            help="How the codes of weights are chosen: rtn (rounding), search (smallest error), "
+            "importance (errors weighed by the inputs, measured on a few words or on a calibration "
+            "text), or on a calibration text: gptq (later weights make good the errors of earlier "
+            "ones) or auto (the better for each matrix).",
+            show_default="what the scheme says, else importance",
         ),
     ] = None,
     no_fold: Annotated[

@@ -199,7 +199,7 @@ def _manifest(
         model_name=model.source.name,
         model_type=model.spec.model_type,
         source=model.source.origin,
-        source_sha256=model.source.sha256,
+        source_sha256=model.source_sha256,
         weights_sha256=combine_hashes(entries),
         n_parameters=sum(prod(entry.shape) for entry in entries),
         context_length=written.context_length,

@@ -110,11 +110,12 @@ class Weight:
         return self._checked(self.stored.read_rows(self.first + start, self.first + stop))
 
     def _checked(self, values: F32Array) -> F32Array:
-        # A float64 sum of finite float32 cannot overflow; NaN and infinity survive it.
-        with np.errstate(invalid="ignore"):
-            total = values.sum(dtype=np.float64)
-        if not np.isfinite(total):
-            n_bad = int(values.size - np.isfinite(values).sum())
+        # NaN and infinity survive a sum of squares; only where it is no number, all are looked at.
+        flat = values.reshape(-1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            is_finite = bool(np.isfinite(np.dot(flat, flat)))
+        n_bad = 0 if is_finite else int(values.size - np.isfinite(values).sum())
+        if n_bad:
             raise CheckpointError(
                 f"{self.info.name} ({self.stored.info.name}): weights are not finite",
                 got=f"{n_bad} of {values.size} values are NaN or infinite",

@@ -31,7 +31,8 @@ def pack_codes(codes: U8Array, bits: Bits) -> U8Array:
         raise FormatError("4-bit packing: row length", got=codes.shape[-1], wanted="an even number")
     if codes.size and int(codes.max()) > 15:
         raise FormatError("4-bit packing: code", got=int(codes.max()), wanted="0 .. 15")
-    packed: U8Array = codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))
+    pairs = np.ascontiguousarray(codes).view("<u2")  # the first code is the low byte
+    packed: U8Array = (pairs | (pairs >> np.uint16(4))).astype(np.uint8)
     return packed
 
 

@@ -284,7 +284,7 @@ def _manifest(
         model_name=source.name,
         model_type=model_type,
         source=source.origin,
-        source_sha256=source.sha256,
+        source_sha256=checkpoint.sha256(),
         weights_sha256="",
         n_parameters=sum(tensor.info.n_elements for tensor in checkpoint.tensors.values()),
         context_length=n_positions,

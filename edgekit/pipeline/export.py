@@ -108,7 +108,7 @@ def export(
     """
     wanted = parse_formats(formats)
     parsed = scheme if isinstance(scheme, Scheme) else Scheme.parse(scheme)
-    chosen = choose_method(method, parsed, calibration)
+    chosen = choose_method(method, parsed)
     calibration.check(chosen)
     exporters = [open_exporter(fmt) for fmt in wanted]
     parent, options = Path(out), ExportOptions(context_length)
@@ -263,16 +263,14 @@ def parse_formats(formats: str | Format | Iterable[str | Format]) -> list[Format
     return list(found)
 
 
-def choose_method(method: str | Method | None, scheme: Scheme, calibration: Calibration) -> Method:
-    """Give the method that was asked for, or that follows from the scheme and the calibration.
+def choose_method(method: str | Method | None, scheme: Scheme) -> Method:
+    """Give the method that was asked for, or that of the scheme.
 
     Raises:
         UsageError: There is no such method.
     """
     if method is None:
-        method = Method.SEARCH if calibration.imatrix is None else Method.IMPORTANCE
-        if scheme.method is not None:
-            method = scheme.method
+        method = Method.IMPORTANCE if scheme.method is None else scheme.method
     try:
         return Method(method)
     except ValueError as error:

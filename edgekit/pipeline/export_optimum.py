@@ -74,7 +74,7 @@ def export_by_route(
     if route is Route.EDGEKIT:
         chosen = list(dict.fromkeys(Scheme.parse(text) for text in schemes or ["int4"]))
         for scheme in chosen:
-            calibration.check(choose_method(method, scheme, calibration))
+            calibration.check(choose_method(method, scheme))
         if len(chosen) > 1:
             # Refuse what the second export cannot do before the first is written.
             check_export(
@@ -198,7 +198,7 @@ def export_via_optimum(
         name = checkpoint.name.rpartition("/")[2]
         return write_optimum_artifact(
             checkpoint,
-            Source(checkpoint.name, checkpoint.origin, checkpoint.sha256()),
+            Source(checkpoint.name, checkpoint.origin),
             environment,
             parsed.encoding,
             Path(out) / f"{name}-{Format.ONNX.value}-{parsed}-{SUFFIX}",

@@ -145,7 +145,7 @@ def run_oracle(
             check_request(checkpoint, FP32, ExportOptions())
             traced = write_optimum_artifact(
                 checkpoint,
-                Source(artifact.manifest.model_name, str(model), ""),
+                Source(artifact.manifest.model_name, str(model)),
                 environment,
                 FP32,
                 scratch / "traced",

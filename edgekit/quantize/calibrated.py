@@ -48,6 +48,7 @@ from edgekit.quantize.methods.blocks import check_rows
 from edgekit.quantize.model import EncodedTensor
 from edgekit.quantize.plan import TensorPlan
 from edgekit.quantize.prequantized import import_codes
+from edgekit.quantize.threads import one_thread_a_product
 from edgekit.reference.forward import FloatArray, Forward
 from edgekit.tensors import LazyTensor, TensorInfo, row_blocks
 
@@ -336,7 +337,7 @@ class _Run(Forward):
         return sum(errors[start] for start in sorted(errors))
 
     def _run_all(self, work: Callable[[slice], None], shape: tuple[int, ...]) -> None:
-        with ThreadPoolExecutor(self._n_threads) as pool:
+        with one_thread_a_product(), ThreadPoolExecutor(self._n_threads) as pool:
             for _ in pool.map(work, row_blocks(shape, _TILE_ROWS * shape[1])):
                 pass
 

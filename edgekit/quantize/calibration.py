@@ -8,7 +8,10 @@ processor adds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,13 +22,14 @@ from edgekit.dtypes import F64Array
 from edgekit.errors import CheckpointError
 from edgekit.families.base import SourceModel
 from edgekit.progress import Progress, ignore_progress
+from edgekit.quantize.threads import one_thread_a_product
 from edgekit.reference.forward import FloatArray, Forward
 from edgekit.tensors import row_blocks
 from edgekit.text.tokenizer import spread_ids
 from edgekit.text.view import TextView
 
-MAX_TOKENS: Final = 256
-_BLOCK_ELEMENTS: Final = 1 << 20  # 8 MiB of float64
+MAX_TOKENS: Final = 128
+_BLOCK_ELEMENTS: Final = 1 << 19  # 4 MiB of float64: larger ones cost more page faults (measured)
 # Questions, numbers, a list, code and a language other than English, so that few channels stay
 # silent that speak in use.
 _CONVERSATION: Final = (
@@ -154,13 +158,14 @@ def measure_inputs(
     read = np.asarray(ids[: spec.context_length], dtype=np.int64)
     is_long = forward.is_long(len(read))
     forward.reserve(len(read))
-    residual = forward.embed(read)
-    for layer in range(spec.n_layers):
-        cache = forward.empty_cache(len(read))
-        residual = forward.run_layer(layer, residual, cache, 0, is_long=is_long)
-        progress("calibrate", layer + 1, spec.n_layers)
-    if "lm_head" in forward.inputs:
-        forward.measure_head(forward.finish(residual))
+    with contextlib.closing(forward), one_thread_a_product():
+        residual = forward.embed(read)
+        for layer in range(spec.n_layers):
+            cache = forward.empty_cache(len(read))
+            residual = forward.run_layer(layer, residual, cache, 0, is_long=is_long)
+            progress("calibrate", layer + 1, spec.n_layers)
+        if "lm_head" in forward.inputs:
+            forward.measure_head(forward.finish(residual))
     return {
         name: MeasuredInput(squares, forward.columns[name])
         for name, squares in forward.inputs.items()
@@ -169,6 +174,8 @@ def measure_inputs(
 
 class _Measuring(Forward):
     """A forward that reads matrices in blocks of rows and measures some of them on the way.
+
+    Each thread reads, measures and multiplies a block.
 
     Attributes:
         inputs: First name of each tuple to the mean squares of its input channels.
@@ -181,38 +188,46 @@ class _Measuring(Forward):
         self._first = {name: names[0] for names in readers for name in names}
         self.inputs: dict[str, F64Array] = dict.fromkeys(self._first.values(), np.zeros(0))
         self.columns: dict[str, F64Array] = {}
+        self._pool = ThreadPoolExecutor(os.cpu_count())
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
 
     def measure_head(self, finished: FloatArray) -> None:
         """Measure the output matrix without computing logits."""
         self._note_inputs("lm_head", finished)
-        for _, block in self._blocks("lm_head"):
-            self._note_columns("lm_head", block)
+        self._for_blocks("lm_head", lambda _rows, _block: None)
 
     def _matmul(self, inner: FloatArray, name: str) -> FloatArray:
-        first = self._first.get(name)
-        if first == name:
+        if self._first.get(name) == name:
             self._note_inputs(name, inner)
         product: FloatArray = np.empty((len(inner), self._shapes[name][0]))
-        for rows, block in self._blocks(name):
+
+        def multiply(rows: slice, block: F64Array) -> None:
             product[:, rows] = inner @ block.T
-            if first is not None:
-                self._note_columns(first, block)
+
+        self._for_blocks(name, multiply)
         return product
 
-    def _blocks(self, name: str) -> Iterator[tuple[slice, F64Array]]:
-        tensor = self._source.tensor(name)
-        for rows in row_blocks(tensor.info.shape, _BLOCK_ELEMENTS):
-            yield rows, tensor.read_rows(rows.start, rows.stop).astype(np.float64)
+    def _for_blocks(self, name: str, use: Callable[[slice, F64Array], None]) -> None:
+        """Read a matrix in blocks of rows, in several threads, and measure it if that is wanted."""
+        tensor, first = self._source.tensor(name), self._first.get(name)
+
+        def read(rows: slice) -> F64Array | None:
+            block = tensor.read_rows(rows.start, rows.stop).astype(np.float64)
+            use(rows, block)
+            return None if first is None else np.einsum("nm,nm->m", block, block)
+
+        for squares in self._pool.map(read, row_blocks(tensor.info.shape, _BLOCK_ELEMENTS)):
+            if first is not None and squares is not None:
+                self.columns[first] = self.columns.get(first, 0) + squares
 
     def _note_inputs(self, name: str, inner: FloatArray) -> None:
         square: F64Array = np.square(inner, dtype=np.float64)
         whole = square.mean(axis=1, keepdims=True)
         shares = np.divide(square, whole, out=np.zeros_like(square), where=whole > 0)
         self.inputs[name] = shares.mean(axis=0)
-
-    def _note_columns(self, first: str, block: F64Array) -> None:
-        square: F64Array = np.einsum("nm,nm->m", block, block)
-        self.columns[first] = self.columns.get(first, 0) + square
 
     def _embedding_rows(self, ids: NDArray[np.int64]) -> FloatArray:
         embed = self._source.tensor("embed")

@@ -30,10 +30,10 @@ N_SIGNIFICANT_BITS: Final = 8
 SCALE_STEP: Final = 2.0**-24  # fp16's smallest subnormal: no scale lies between its multiples
 LARGEST_WEIGHT: Final = 65280.0  # 255 * 2**8, the largest fp16 number of 8 significant bits
 # Below this a spacing of 8 significant bits would be finer than fp16's subnormal spacing.
-_SUBNORMAL_BELOW: Final = SCALE_STEP * 2 ** (N_SIGNIFICANT_BITS - 1)
+SUBNORMAL_BELOW: Final = SCALE_STEP * 2 ** (N_SIGNIFICANT_BITS - 1)
 _N_SIGNIFICANT_BITS_BESIDE_ZERO_POINTS: Final = 7
-_N_PLACES: Final = 1024  # at which the allowed significands are tabulated
-_N_ZEROS: Final = 16  # zero points of a block: 0 .. 15, times 16 for 8-bit codes
+N_PLACES: Final = 1024  # at which the allowed significands are tabulated
+N_ZEROS: Final = 16  # zero points of a block: 0 .. 15, times 16 for 8-bit codes
 # 1.5 * 2**23: adding it rounds a small float32 to the nearest integer in its low mantissa bits.
 ROUNDER: Final = np.float32(12582912.0)
 
@@ -61,7 +61,7 @@ def round_scales(scales: NDArray[np.floating], bits: Bits) -> F32Array:
     np.clip(exact, np.float32(SCALE_STEP), np.float32(largest_scale(bits)), out=exact)
     rounded = to_float32(to_bf16(exact), DType.BF16)
     subnormal = np.rint(exact * np.float32(1 / SCALE_STEP)) * np.float32(SCALE_STEP)
-    rounded = np.where(exact < np.float32(_SUBNORMAL_BELOW), subnormal, rounded)
+    rounded = np.where(exact < np.float32(SUBNORMAL_BELOW), subnormal, rounded)
     return np.where(np.asarray(scales) < 0, -rounded, rounded).astype(np.float32, copy=False)
 
 
@@ -91,11 +91,11 @@ def round_scales_beside(
     exact = np.clip(np.asarray(scales, dtype=np.float32), np.float32(SCALE_STEP), None)
     # Subnormal scales are whole multiples of SCALE_STEP, and so are the allowed ones next to them.
     whole = np.rint(exact * np.float32(1 / SCALE_STEP)) * np.float32(SCALE_STEP)
-    exact = np.where(exact < np.float32(_SUBNORMAL_BELOW), whole, exact)
+    exact = np.where(exact < np.float32(SUBNORMAL_BELOW), whole, exact)
     significand, exponent = np.frexp(exact)  # 0.5 <= significand < 1
-    place = np.rint(significand * np.float32(2 * _N_PLACES)).astype(np.intp) - _N_PLACES
-    rounded = np.ldexp(_SIGNIFICANDS[bits][zeros, place], exponent - 8)
-    capped: F32Array = np.minimum(rounded, _LARGEST_BESIDE[bits][zeros])
+    place = np.rint(significand * np.float32(2 * N_PLACES)).astype(np.intp) - N_PLACES
+    rounded = np.ldexp(SIGNIFICANDS[bits][zeros, place], exponent - 8)
+    capped: F32Array = np.minimum(rounded, LARGEST_BESIDE[bits][zeros])
     return capped.astype(np.float32, copy=False)
 
 
@@ -114,9 +114,9 @@ def _allowed_significands(zero: int) -> list[int]:
 
 def _rounded_significands(bits: Bits) -> F32Array:
     """Tabulate, for each zero point, what each place from 128 to 256 is rounded to."""
-    table = np.empty((_N_ZEROS, _N_PLACES + 1), dtype=np.float32)
-    places = np.linspace(128, 256, _N_PLACES + 1)
-    for zero in range(_N_ZEROS):
+    table = np.empty((N_ZEROS, N_PLACES + 1), dtype=np.float32)
+    places = np.linspace(128, 256, N_PLACES + 1)
+    for zero in range(N_ZEROS):
         allowed = np.array(_allowed_significands(zero))
         if bits == 8:
             table[zero] = allowed[np.searchsorted(allowed, places)]
@@ -128,8 +128,8 @@ def _rounded_significands(bits: Bits) -> F32Array:
 
 def _largest_beside(bits: Bits) -> F32Array:
     """Give, for each zero point, the largest allowed scale that keeps all weights within fp16."""
-    largest = np.empty(_N_ZEROS, dtype=np.float32)
-    for zero in range(_N_ZEROS):
+    largest = np.empty(N_ZEROS, dtype=np.float32)
+    for zero in range(N_ZEROS):
         zero_at = zero * zero_point_step(bits)
         steps = max(zero_at, 2**bits - 1 - zero_at)
         allowed = [n * 2.0**e for n in _allowed_significands(zero) for e in range(-8, 8)]
@@ -137,8 +137,8 @@ def _largest_beside(bits: Bits) -> F32Array:
     return largest
 
 
-_SIGNIFICANDS: Final[dict[Bits, F32Array]] = {
+SIGNIFICANDS: Final[dict[Bits, F32Array]] = {
     4: _rounded_significands(4),
     8: _rounded_significands(8),
 }
-_LARGEST_BESIDE: Final[dict[Bits, F32Array]] = {4: _largest_beside(4), 8: _largest_beside(8)}
+LARGEST_BESIDE: Final[dict[Bits, F32Array]] = {4: _largest_beside(4), 8: _largest_beside(8)}

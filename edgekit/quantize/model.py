@@ -132,7 +132,6 @@ class Source:
     Attributes:
         name: Display name.
         origin: What the user named.
-        sha256: Hash of config and weights.
         notes: What was left out, ignored or changed while reading, one sentence each.
         ignored_config_keys: Keys of the config that passed because the user said so.
         adapter: Folder of the adapter that was merged into the weights; empty without one.
@@ -146,7 +145,6 @@ class Source:
 
     name: str
     origin: str
-    sha256: str
     notes: tuple[str, ...] = ()
     ignored_config_keys: tuple[str, ...] = ()
     adapter: str = ""
@@ -186,6 +184,11 @@ class QuantizedModel(ModelOutline, Protocol):
     @property
     def source(self) -> Source:
         """Where the weights came from."""
+        ...
+
+    @property
+    def source_sha256(self) -> str:
+        """Hash of the source's config and weights; waits until it is there."""
         ...
 
     @property

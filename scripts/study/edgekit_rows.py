@@ -12,7 +12,7 @@ import numpy as np
 from edgekit.artifact import Format
 from edgekit.exporters import open_exporter
 from edgekit.exporters.base import ExportOptions
-from edgekit.pipeline.export import OWN_CALIBRATION, choose_method
+from edgekit.pipeline.export import choose_method
 from edgekit.pipeline.mixed_precision import Budget, mix, needs_budget
 from edgekit.quantize.encoded_model import quantize_model
 from edgekit.quantize.methods import Method
@@ -38,6 +38,8 @@ def rows() -> Iterator[Row]:
     for method in ("search", "importance", "gptq"):
         for scheme in _SCHEMES:
             yield EdgekitRow(scheme, method).row
+    for scheme in _SCHEMES:
+        yield EdgekitRow(scheme).row
     yield EdgekitRow("uint4-g128", "auto").row
     for preset in preset_names():
         yield EdgekitRow(preset).row
@@ -74,7 +76,7 @@ class EdgekitRow:
         name = "-".join(part for part in ("edgekit", *asked) if part)
         if not self.fold:
             name, words = f"{name}-nofold", f"{words}, no fold"
-        is_calibrated = self._method.reads_text or needs_budget(self._scheme, Budget(self.bits))
+        is_calibrated = self._reads_text or needs_budget(self._scheme, Budget(self.bits))
         return Row(name, words, self._make, is_calibrated=is_calibrated)
 
     @property
@@ -83,7 +85,17 @@ class EdgekitRow:
 
     @property
     def _method(self) -> Method:
-        return choose_method(self.method or None, self._scheme, OWN_CALIBRATION)
+        return choose_method(self.method or None, self._scheme)
+
+    @property
+    def _reads_text(self) -> bool:
+        """Whether the calibration text is read; edgekit's own few words are not counted.
+
+        ``importance`` reads it only where it is asked for.
+        """
+        return self._method.reads_text and (
+            self._method is not Method.IMPORTANCE or self.method == Method.IMPORTANCE.value
+        )
 
     def _make(self, model: Model) -> Made:
         scheme, budget, text = self._scheme, Budget(self.bits), model.moments.text
@@ -97,7 +109,7 @@ class EdgekitRow:
                 scheme,
                 folder,
                 method=self._method,
-                text=text.sequences if self._method.reads_text else None,
+                text=text.sequences if self._reads_text else None,
                 fold=self.fold and scheme.fold,
             )
             tensors, n_bytes = {}, {}

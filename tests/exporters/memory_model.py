@@ -67,7 +67,11 @@ class MemoryModel:
 
     @property
     def source(self) -> Source:
-        return Source("tiny", "memory", "0" * 64)
+        return Source("tiny", "memory")
+
+    @property
+    def source_sha256(self) -> str:
+        return "0" * 64
 
     @property
     def entries(self) -> tuple[TensorEntry, ...]:

@@ -76,7 +76,7 @@ def test_power_is_the_mean_square_of_every_input(source):
 def test_a_matrix_that_was_written_is_used_again(folder, source, tmp_path, name):
     path = tmp_path / name
     (first,) = export(
-        folder, "onnx", "int4-g64", tmp_path / "1",
+        folder, "onnx", "int4-g64", tmp_path / "1", method="search",
         calibration=Calibration(n_tokens=512, write_imatrix=path),
     )  # fmt: skip
     text = read_text(source, Calibration(n_tokens=512))
@@ -162,23 +162,22 @@ def test_the_estimate_grows_with_the_work(source, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("scheme", "method", "calibration", "wanted"),
+    ("scheme", "method", "wanted"),
     [
-        ("int4", None, Calibration(), Method.SEARCH),
-        ("int4", "rtn", Calibration(), Method.RTN),
-        ("balanced", None, Calibration(), Method.GPTQ),
-        ("balanced", "auto", Calibration(), Method.AUTO),
-        ("int4", None, Calibration(imatrix="x"), Method.IMPORTANCE),
-        ("int4", Method.GPTQ, Calibration(), Method.GPTQ),
+        ("int4", None, Method.IMPORTANCE),
+        ("int4", "rtn", Method.RTN),
+        ("balanced", None, Method.GPTQ),
+        ("balanced", "auto", Method.AUTO),
+        ("int4", Method.GPTQ, Method.GPTQ),
     ],
 )
-def test_the_method_that_is_meant(scheme, method, calibration, wanted):
-    assert choose_method(method, Scheme.parse(scheme), calibration) is wanted
+def test_the_method_that_is_meant(scheme, method, wanted):
+    assert choose_method(method, Scheme.parse(scheme)) is wanted
 
 
 def test_an_unknown_method():
     with pytest.raises(UsageError, match="unknown method; got 'awq'; wanted rtn, search"):
-        choose_method("awq", Scheme.parse("int4"), Calibration())
+        choose_method("awq", Scheme.parse("int4"))
 
 
 def test_contradictions_are_refused_before_any_work(folder, tmp_path, user_file):

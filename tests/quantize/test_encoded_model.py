@@ -69,7 +69,7 @@ def test_each_tensor_comes_back_as_quantizing_it_alone_gives_it(source, tmp_path
 def test_a_model_says_where_its_weights_came_from(source, tmp_path):
     made = quantize_model(source, Scheme.parse("int4-g32"), tmp_path, method=Method.RTN)
     assert (made.spec, made.source.name) == (source.spec, "tiny")
-    assert made.source.sha256 == source.checkpoint.sha256()
+    assert made.source_sha256 == source.checkpoint.sha256()
 
 
 def test_assets_are_carried_along(source, tmp_path):

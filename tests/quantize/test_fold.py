@@ -297,9 +297,9 @@ def test_one_kept_matrix_leaves_its_sites_alone(tmp_path):
 
 def test_the_conversation_is_told_in_the_models_own_form(source):
     ids, form = calibration_ids(source.text, source.spec.vocab_size)
-    assert 1 <= len(ids) <= 256
+    assert 1 <= len(ids) <= 128
     assert max(ids) < source.spec.vocab_size
     assert form.startswith(f"{len(ids)} tokens: a conversation")
     bare = replace(source.text, tokenizer=None)
     assert calibration_ids(bare, 100)[0][:3] == (13, 32, 51)
-    assert calibration_ids(bare, 100)[1] == "256 tokens: ids evenly spread"
+    assert calibration_ids(bare, 100)[1] == "128 tokens: ids evenly spread"

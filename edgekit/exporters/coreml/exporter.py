@@ -220,7 +220,7 @@ def _metadata(
         "edgekit.scheme": str(model.scheme),
         "edgekit.context_length": str(context_length),
         "edgekit.eos_token_ids": ",".join(str(i) for i in model.spec.eos_token_ids),
-        "edgekit.source_sha256": model.source.sha256,
+        "edgekit.source_sha256": model.source_sha256,
         "edgekit.weights_sha256": combine_hashes(entries),
         "edgekit.compute_units": "cpuAndGPU",
     }

@@ -21,8 +21,7 @@ from edgekit.quantize.input_statistics import InputStatistics
 from edgekit.quantize.methods.blocks import RowCodes, check_rows, unusable
 from edgekit.quantize.methods.gptq import factor_moments, gptq_rows
 from edgekit.quantize.methods.importance import column_weights, importance_rows
-from edgekit.quantize.methods.rtn import nearest_rows
-from edgekit.quantize.methods.search import search_rows
+from edgekit.quantize.methods.kernels import nearest_rows, search_rows
 
 
 class Method(enum.Enum):

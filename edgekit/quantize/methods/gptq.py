@@ -31,7 +31,7 @@ from edgekit.dtypes import F32Array, F64Array, U8Array
 from edgekit.encoding import Encoding
 from edgekit.quantize.grid import ROUNDER
 from edgekit.quantize.methods.blocks import BlockScales, RowCodes
-from edgekit.quantize.methods.search import search_scales
+from edgekit.quantize.methods.kernels import ScaleSearch, scale_search
 
 SHRINKAGE: Final = 0.2
 """Share taken off the moments of two channels: measured on few tokens, they are partly chance. On
@@ -107,10 +107,11 @@ def gptq_rows(
     scales = np.empty((n_rows, n_blocks), dtype=np.float32)
     zeros = np.empty((n_rows, n_blocks), dtype=np.uint8)
     inverses = factor.inverse_blocks(n_cols // n_blocks)
+    search = scale_search(rows.size)
     for start in range(0, n_rows, _TILE_ROWS):
         part = slice(start, min(start + _TILE_ROWS, n_rows))
         tile = _Tile(rows[part], encoding)
-        tile.round_forward(factor.upper, inverses)
+        tile.round_forward(factor.upper, inverses, search)
         if n_sweeps:
             tile.sweep(factor.damped, n_sweeps)
         n_here = part.stop - part.start
@@ -148,12 +149,13 @@ class _Tile:
             codes[here] = (self._steps[here] + zeros).astype(np.uint8)
         return codes
 
-    def round_forward(self, upper: F32Array, inverses: F32Array) -> None:
+    def round_forward(self, upper: F32Array, inverses: F32Array, search: ScaleSearch) -> None:
         """Choose scales and round the columns in order, each with the errors before it.
 
         Args:
             upper: R, (M, M).
             inverses: The inverses of its diagonal blocks, (M // G, G, G).
+            search: Chooses the scales of a block of each row.
         """
         for i, inverse in enumerate(inverses):
             here = slice(i * self._block, (i + 1) * self._block)
@@ -162,7 +164,7 @@ class _Tile:
                 before = upper[: here.start, here].T @ self._errors[: here.start]
                 updated += inverse.T @ before
             importance = np.square(np.diagonal(upper)[here])[:, None]
-            chosen = search_scales(updated, self._encoding, importance)
+            chosen = search(updated, self._encoding, importance)
             self.scales[i], self.zeros[i] = chosen.scales, chosen.zeros
             steps = _round_columns(updated, chosen, self._encoding, inverse)
             self._steps[here] = steps

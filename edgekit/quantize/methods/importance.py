@@ -12,7 +12,7 @@ import numpy as np
 from edgekit.dtypes import F32Array, F64Array
 from edgekit.encoding import Encoding
 from edgekit.quantize.methods.blocks import RowCodes
-from edgekit.quantize.methods.search import search_rows
+from edgekit.quantize.methods.kernels import search_rows
 
 _SILENT: float = 2.0**-20
 """Least weight, in shares of the mean: a channel that is silent here may speak elsewhere."""

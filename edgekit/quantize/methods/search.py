@@ -34,16 +34,16 @@ from edgekit.quantize.methods.rtn import (
 # Steps of the largest weight. Less than 8 leaves the end of the codes unused, more clips.
 # Unweighted, wider or finer sets gain under 0.2 % RMS (measured). Weighted, large weights may
 # matter little and the sign of the scale much; twice as many gain under 1 % (measured).
-_CLIP_LEVELS: Final = (7.0, 7.25, 7.5, 7.75, 8.25, 8.5, 8.75)
-_WEIGHTED_CLIP_LEVELS: Final = tuple(
+CLIP_LEVELS: Final = (7.0, 7.25, 7.5, 7.75, 8.25, 8.5, 8.75)
+WEIGHTED_CLIP_LEVELS: Final = tuple(
     sign * level for level in (5.5, 6.5, 7.25, 8.0, 8.75) for sign in (1, -1)
 )
 # Shares of the low and of the high end of a block that the codes span.
 _SHARES: Final = (1.0, 0.9, 0.8, 0.7)
-_SPANS: Final = tuple((low, high) for low in _SHARES for high in _SHARES)[1:]
+SPANS: Final = tuple((low, high) for low in _SHARES for high in _SHARES)[1:]
 # Each fit is made with the codes of the best scale so far.
-_N_SCALE_FITS: Final = 1
-_N_WEIGHTED_SCALE_FITS: Final = 3
+N_SCALE_FITS: Final = 1
+N_WEIGHTED_SCALE_FITS: Final = 3
 
 
 def search_scales(
@@ -63,15 +63,15 @@ def search_scales(
     best = _Best(weights, nearest, bits, importance)
     if encoding.has_zero_points:
         low, high = zero_range(weights)
-        for low_share, high_share in _SPANS:
+        for low_share, high_share in SPANS:
             new_low = low * np.float32(low_share)
             best.offer(beside_zero_points(new_low, high * np.float32(high_share) - new_low, bits))
         best.offer(_fit_line(weights, best.chosen, bits, importance))
         return best.chosen
     anchors = symmetric_anchors(weights, bits)
-    for level in _CLIP_LEVELS if importance is None else _WEIGHTED_CLIP_LEVELS:
+    for level in CLIP_LEVELS if importance is None else WEIGHTED_CLIP_LEVELS:
         best.offer(symmetric(anchors / np.float32(level), bits))
-    for _ in range(_N_SCALE_FITS if importance is None else _N_WEIGHTED_SCALE_FITS):
+    for _ in range(N_SCALE_FITS if importance is None else N_WEIGHTED_SCALE_FITS):
         best.offer(_fit_scale(weights, best.chosen, bits, importance))
     return best.chosen
 
