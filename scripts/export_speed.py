@@ -1,7 +1,8 @@
 """Measure what an export takes, beside the exporters of mlx-lm and onnxruntime-genai.
 
-    python scripts/export_speed.py FOLDER
+    python scripts/export_speed.py FOLDER --page
     python scripts/export_speed.py FOLDER --shape llama-100m --repeats 1
+    python scripts/export_speed.py --page
 
 FOLDER gets random bfloat16 checkpoints of 0.1, 1.1 and 3.4 B parameters (9.3 GB), written once, and
 one export at a time beside them. Every export is a command in a fresh process, on weights that were
@@ -10,8 +11,9 @@ counted. Of each process: wall time; the largest private (anonymous) memory, loo
 the largest resident memory, kept by the kernel, mapped weights included; bytes written to the disk,
 temporary ones included; bytes that remain.
 
-The table is printed; `--out FILE.json` keeps every sample. Tools that are not installed are named.
-Run it on an idle machine: nothing here asserts a speed.
+The table is printed. `--page` writes docs/export_speed.md and every sample to
+docs/export_speed.json; without FOLDER only the page, from the samples there. Tools that are not
+installed are named. Run it on an idle machine: nothing here asserts a speed.
 """
 
 from __future__ import annotations
@@ -26,16 +28,20 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
 from random_checkpoint import SHAPES, write_checkpoint
 
 from edgekit.profiler.memory import MemorySampler
 
 SHAPES_MEASURED: Final = ("llama-100m", "tinyllama-1.1b", "ministral-3-3b")
+PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "export_speed.md"
+SAMPLES: Final = PAGE.with_suffix(".json")
+MARK: Final = "<!-- measured -->"
 READ_BYTES: Final = 1 << 24
 BLOCK_BYTES: Final = 512  # the unit of ru_oublock
 
@@ -99,18 +105,8 @@ def tools() -> list[Tool]:
     def edgekit(what: str, formats: Sequence[str]) -> Tool:
         def command(model: Path, out: Path) -> list[str]:
             asked = [part for name in formats for part in ("--format", name)]
-            scheme = ("--scheme", "fast") if "fast" in what else _BY_SEARCH
-            return [
-                python,
-                "-m",
-                "edgekit",
-                "export",
-                str(model),
-                *asked,
-                *scheme,
-                "--out",
-                str(out),
-            ]
+            asked += ("--scheme", "fast") if "fast" in what else _BY_SEARCH
+            return [python, "-m", "edgekit", "export", str(model), *asked, "--out", str(out)]
 
         return Tool(f"edgekit: {what}", (), command)
 
@@ -139,11 +135,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--shape", action="append", choices=SHAPES)
     parser.add_argument("--repeats", type=int, default=3, help="counted rounds")
-    parser.add_argument("--out", type=Path, help="keep every sample in this JSON file")
+    parser.add_argument("--page", action="store_true", help=f"write {PAGE.name} and its samples")
     options = parser.parse_args()
+    if options.folder is not None:
+        data = measure_all(options)
+        print("\n".join([*table(data), "", *data["missing"]]))
+        if options.page:
+            SAMPLES.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    if options.page:
+        write_page(json.loads(SAMPLES.read_text(encoding="utf-8")))
+
+
+def measure_all(options: argparse.Namespace) -> dict[str, Any]:
+    """Run every export in turn; give machine, samples and what was not run."""
     shapes = options.shape or SHAPES_MEASURED
     for shape in shapes:
         if not (options.folder / shape).is_dir():
@@ -170,10 +177,12 @@ def main() -> None:
                 continue
             if number:
                 samples.append(sample)
-    print("\n".join([*table(samples), "", *missing]))
-    if options.out is not None:
-        kept = {"machine": machine(), "samples": [asdict(sample) for sample in samples]}
-        options.out.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    return {
+        "machine": machine(),
+        "n_rounds": options.repeats,
+        "samples": [asdict(sample) for sample in samples],
+        "missing": missing,
+    }
 
 
 def measure(tool: Tool, shape: str, folder: Path) -> Sample:
@@ -215,8 +224,9 @@ def read_all(folder: Path) -> None:
                 pass
 
 
-def table(samples: Sequence[Sample]) -> list[str]:
+def table(data: Mapping[str, Any]) -> list[str]:
     """Write the samples as lines of Markdown: medians, of times the range too."""
+    samples = [Sample(**sample) for sample in data["samples"]]
     lines = [
         "| model | export | s, median (min to max) | private, MB | resident, MB | written, MB "
         "| remains, MB |",
@@ -241,13 +251,23 @@ def table(samples: Sequence[Sample]) -> list[str]:
     return lines
 
 
+def write_page(data: Mapping[str, Any]) -> None:
+    """Write the table below the text that the page holds already."""
+    text = PAGE.read_text(encoding="utf-8").partition(MARK)[0]
+    about = ", ".join(f"{name} {value}" for name, value in data["machine"].items())
+    lines = [f"{data['n_rounds']} rounds; {about}.", "", *table(data), *data["missing"]]
+    PAGE.write_text(text + MARK + "\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+
+
 def machine() -> Mapping[str, str]:
-    """Say where the samples were taken."""
+    """Say where the samples were taken, and with what."""
+    tools = ("numpy", "numba", "mlx-lm", "onnxruntime-genai", "torch")
     return {
         "system": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "n_cores": str(os.cpu_count()),
         "python": platform.python_version(),
+        **{name: version(name) for name in tools if find_spec(name.replace("-", "_"))},
     }
 
 

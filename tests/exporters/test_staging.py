@@ -169,11 +169,17 @@ class Refusing:
 
 
 EXPORT = """
-import os, signal, sys, time
+import os, signal, sys, threading
 from pathlib import Path
 from edgekit.exporters import staging
 from edgekit.exporters.mlx.exporter import MlxExporter
 from tests.exporters.memory_model import memory_model
+
+stop = threading.Event()
+
+def end(*_):
+    stop.set()
+    sys.exit(143)
 
 class Slow(MlxExporter):
     def open(self, model, folder, options):
@@ -183,7 +189,7 @@ class Slow(MlxExporter):
             written = finish(entries)
             if sys.argv[2] == "write":
                 print("ready", flush=True)
-                time.sleep(60)
+                stop.wait(60)
             return written
         sink.finish = wait
         return sink
@@ -194,14 +200,14 @@ if sys.argv[2] == "swap":
     def cut(path, to):
         if path.name == "new":
             print("ready", flush=True)
-            time.sleep(60)
+            stop.wait(60)
         return rename(path, to)
     Path.rename = cut
 if sys.argv[2] == "again":
     print("ready", flush=True)
     for seed in range(1000):
         staging.write_artifact(MlxExporter(), memory_model(seed=seed), Path(sys.argv[1]))
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+signal.signal(signal.SIGTERM, end)
 staging.write_artifact(Slow(), memory_model(seed=1), Path(sys.argv[1]))
 """
 

@@ -87,7 +87,7 @@ def test_a_matrix_that_was_written_is_used_again(folder, source, tmp_path, name)
     assert read_imatrix(path).datasets == ("edgekit: edgekit's own text",)
     # Writing one changes nothing of the export itself.
     assert first.manifest.settings.get("calibration") is None
-    (plain,) = export(folder, "onnx", "int4-g64", tmp_path / "2")
+    (plain,) = export(folder, "onnx", "int4-g64", tmp_path / "2", method="search")
     assert plain.manifest.weights_sha256 == first.manifest.weights_sha256
     weighed = export(
         folder, ["onnx", "mlx"], "int4-g64", tmp_path / "3", calibration=Calibration(imatrix=path)

@@ -74,19 +74,19 @@ def test_blocks_get_the_scales_of_numpy(name):
         np.testing.assert_array_equal(made.zeros, wanted.zeros)
 
 
-def test_a_large_matrix_takes_the_machine_code_and_a_small_one_does_not(monkeypatch):
+def test_machine_code_follows_after_the_weights_of_a_small_model(monkeypatch):
     seen = []
     monkeypatch.setattr(kernels, "_load", lambda: seen.append("machine code") or compiled)
+    monkeypatch.setattr(kernels._Done, "n_weights", kernels.N_BY_NUMPY - 2 * 70 * 192)
     encoding = Encoding.parse("uint4-g64")
-    large = np.random.default_rng(0).standard_normal((256, 1024)).astype(np.float32)
-    assert large.size == kernels.MIN_WEIGHTS
-    made = kernels.search_rows(large, encoding)
-    assert seen == ["machine code"]
-    _assert_equal(made, search.search_rows(large, encoding))
-    kernels.search_rows(large[:255], encoding)
-    kernels.nearest_rows(large[:255], encoding)
-    kernels.scale_search(kernels.MIN_WEIGHTS - 1)
-    assert seen == ["machine code"]
+    rows = _rows(64, 1.0)
+    wanted = kernels.search_rows(rows, encoding)
+    assert kernels.scale_search(rows.size) is search.search_scales
+    assert seen == []
+    _assert_equal(kernels.search_rows(rows, encoding), wanted)
+    _assert_equal(kernels.nearest_rows(rows, encoding), rtn.nearest_rows(rows, encoding))
+    assert kernels.scale_search(1) is compiled.search_scales
+    assert seen == ["machine code"] * 3
 
 
 def test_without_numba_numpy_does_it(tmp_path):
@@ -96,7 +96,8 @@ sys.modules["numba"] = None
 import numpy as np
 from edgekit.encoding import Encoding
 from edgekit.quantize.methods import kernels, search
-rows = np.random.default_rng(0).standard_normal((256, 1024)).astype(np.float32)
+kernels._Done.n_weights = 1 << 30
+rows = np.random.default_rng(0).standard_normal((9, 64)).astype(np.float32)
 made = kernels.search_rows(rows, Encoding.parse("int4"))
 assert np.array_equal(made.codes, search.search_rows(rows, Encoding.parse("int4")).codes)
 assert kernels.scale_search(1 << 30) is search.search_scales

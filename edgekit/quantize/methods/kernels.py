@@ -1,8 +1,8 @@
-"""Which code rounds and searches: machine code for large matrices, numpy for small ones.
+"""Which code rounds and searches: machine code for large models, numpy for small ones.
 
 Both give the same codes. numba, which makes the machine code, takes a fifth of a second to import,
-and some seconds the first time; below ``MIN_WEIGHTS`` numpy is done before that. Where numba is not
-installed, numpy does it all.
+and some seconds the first time. So the first ``N_BY_NUMPY`` weights of a process are numpy's: a
+small model is done by then. Where numba is not installed, numpy does it all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgekit.encoding import Encoding
 from edgekit.quantize.methods import rtn, search
 from edgekit.quantize.methods.blocks import BlockScales, RowCodes
 
-MIN_WEIGHTS: Final = 1 << 18
+N_BY_NUMPY: Final = 1 << 24
 
 ScaleSearch: TypeAlias = Callable[[F32Array, Encoding, F32Array | None], BlockScales]
 
@@ -47,8 +47,17 @@ def scale_search(n_weights: int) -> ScaleSearch:
     return search.search_scales if compiled is None else compiled.search_scales
 
 
+class _Done:
+    """The weights that numpy did in this process; about, where threads count at the same time."""
+
+    n_weights = 0
+
+
 def _compiled(n_weights: int) -> ModuleType | None:
-    return _load() if n_weights >= MIN_WEIGHTS else None
+    if _Done.n_weights >= N_BY_NUMPY:
+        return _load()
+    _Done.n_weights += n_weights
+    return None
 
 
 @functools.cache
