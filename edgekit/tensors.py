@@ -47,8 +47,10 @@ class LazyTensor(Protocol):
         ...
 
 
-def row_blocks(shape: tuple[int, ...], n_elements: int = _BLOCK_ELEMENTS) -> list[slice]:
-    """Cut the first axis into blocks of about ``n_elements`` values and even row numbers."""
+def row_blocks(
+    shape: tuple[int, ...], n_elements: int = _BLOCK_ELEMENTS, multiple: int = 2
+) -> list[slice]:
+    """Cut the first axis into blocks of about ``n_elements`` values, ``multiple`` rows or more."""
     n_row = max(1, prod(shape[1:]))
-    n_rows = max(2, n_elements // n_row // 2 * 2)
+    n_rows = max(multiple, n_elements // n_row // multiple * multiple)
     return [slice(i, min(i + n_rows, shape[0])) for i in range(0, shape[0], n_rows)]

@@ -60,13 +60,13 @@ def main() -> None:
         made = _export_all(arguments.folder, Path(folder))
         if arguments.speed:
             tables = [_compare_speed(made, n_threads) for n_threads in arguments.threads]
-            _write_section(SPEED_MARK, [line for lines in tables for line in (*lines, "")][:-1])
+            write_section(SPEED_MARK, [line for lines in tables for line in (*lines, "")][:-1])
         elif arguments.documents is not None:
             documents = _read_documents(arguments.folder, arguments.documents)
             print("\n".join(_compare_errors(arguments.folder, made, documents)))
         else:
             documents = _documents(arguments.folder)
-            _write_section(TABLE_MARK, _compare_errors(arguments.folder, made, documents))
+            write_section(TABLE_MARK, _compare_errors(arguments.folder, made, documents))
 
 
 def _export_all(model: Path, folder: Path) -> dict[tuple[str, str], Artifact]:
@@ -167,7 +167,7 @@ def _decode(decoder: Decoder) -> float:
     return (time.perf_counter() - began) / N_STEPS
 
 
-def _write_section(mark: str, lines: Sequence[str]) -> None:
+def write_section(mark: str, lines: Sequence[str]) -> None:
     """Replace what follows a mark in the page, up to the next heading or the end."""
     text = PAGE.read_text(encoding="utf-8")
     before, found, after = text.partition(mark)

@@ -28,8 +28,8 @@ def command(
             "--scheme",
             metavar="SCHEME",
             help="How weights are stored: a preset (fast, tiny, balanced, quality), a number type "
-            "(fp32, fp16, int8, int4, uint4; int4-g64 means one scale for 64 weights: 32, 64 or "
-            "128), or a TOML file (docs/schemes.md); may be repeated.",
+            "(fp32, fp16, bf16, int8, int4, uint4, lut4; int4-g64 means one scale for 64 weights: "
+            "32, 64 or 128), or a TOML file (docs/schemes.md); may be repeated.",
             show_default="int4, which is int4-g32",
         ),
     ] = None,

@@ -258,7 +258,7 @@ def _about_scales(manifest: Manifest, moved: _Moved) -> Iterator[str]:
 
 def _may_be_imported(encoding: Encoding, item: TensorPlan, asked: Scheme) -> bool:
     """Tell whether a source's own codes may be stored so, where the recipe says otherwise."""
-    if encoding.block is None or item.encoding.block is None:
+    if encoding.block is None or item.encoding.block is None or item.encoding.has_palette:
         return encoding == item.encoding
     is_kept = encoding.bits in (asked.encoding.bits, item.encoding.bits)
     return is_kept and encoding.block >= item.encoding.block

@@ -18,7 +18,7 @@ from typing import Final
 from edgekit.artifact import Format
 from edgekit.decision import Accepted
 from edgekit.devices.probe import available_memory, probe_host
-from edgekit.encoding import Encoding
+from edgekit.encoding import BF16, Encoding
 from edgekit.errors import ExportError, QuantError
 from edgekit.exporters import open_exporter
 from edgekit.exporters.base import ExportOptions
@@ -212,5 +212,5 @@ def _time_s(
 
 
 def _rated(encoding: Encoding) -> str:
-    """Give the kind whose rate counts: codes with zero points take as long as those without."""
-    return encoding.kind.removeprefix("u")
+    """Give the kind whose rate counts: zero points and the kind of 16-bit float do not matter."""
+    return "fp16" if encoding == BF16 else encoding.kind.removeprefix("u")

@@ -119,6 +119,13 @@ def quantize_layers(
         CheckpointError: A weight cannot be read.
         OSError: The folder cannot be written.
     """
+    palettes = [plan.name for plan in plans if plan.encoding.has_palette]
+    if palettes:
+        raise QuantError(
+            "a calibrated run makes scales, not palettes",
+            got=", ".join(palettes[:3]),
+            do="Leave out the calibration text, or use another scheme.",
+        )
     text = _usable(sequences, source.spec.context_length)
     key = _key_of(source, plans, scales, text, method)
     place = folder / key[:32]

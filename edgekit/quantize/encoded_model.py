@@ -111,7 +111,8 @@ class EncodedModel:
         if self._is_whole(plan):
             yield slice(0, plan.shape[0])
         else:
-            yield from row_blocks(plan.shape, _BLOCK_ELEMENTS)
+            together = plan.encoding.block if plan.encoding.has_palette else None
+            yield from row_blocks(plan.shape, _BLOCK_ELEMENTS, together or 2)
 
     def rows(self, name: str, part: slice) -> ModelTensor:
         """Encode some rows of a tensor, those of a slice that ``row_blocks`` gave.

@@ -27,12 +27,15 @@ from edgekit.scheme import Scheme
 class EncodedTensor:
     """An (N, M) matrix on the common grid: ``w = (code - zero_point) * scale``.
 
+    With a palette, ``w[n, m] = palette[n // block, code]``; the palettes take the place of scales.
+
     Attributes:
         name: Canonical name (families/spec.py).
         encoding: How the codes are stored.
         packed: The codes, low bits first along M: uint8, shape (N, M * bits // 8).
         scales: float32, shape (N, M // block); each is exact in fp16 and has at most 8
-            significant bits, so it is exact in bf16 too. A 4-bit scale may be negative.
+            significant bits, so it is exact in bf16 too. A 4-bit scale may be negative. Palettes:
+            (N // block, 16), values exact in fp16.
         zero_points: The code that stands for 0.0 in each block: uint8, shaped like the scales;
             None where it is in the middle (8 or 128). Zero point times scale is exact in fp16 and
             in bf16.
@@ -78,10 +81,28 @@ class EncodedTensor:
     def rows(self, part: slice) -> EncodedTensor:
         """Give some of the rows; they share memory with the whole."""
         zeros = None if self.zero_points is None else self.zero_points[part]
-        return replace(self, packed=self.packed[part], scales=self.scales[part], zero_points=zeros)
+        scales = self.scales[self._scale_rows(part)]
+        return replace(self, packed=self.packed[part], scales=scales, zero_points=zeros)
+
+    def _scale_rows(self, part: slice) -> slice:
+        block = self.encoding.block
+        if not self.encoding.has_palette or block is None:
+            return part
+        start, stop, _ = part.indices(self.shape[0])
+        if start % block or stop % block:
+            raise QuantError(
+                f"{self.name}: rows {start}:{stop}", wanted=f"whole palettes, {block} rows each"
+            )
+        return slice(start // block, stop // block)
 
     def biases(self) -> F32Array:
-        """Give what code 0 stands for, ``-zero_point * scale``: float32, shaped like the scales."""
+        """Give what code 0 stands for, ``-zero_point * scale``: float32, shaped like the scales.
+
+        Raises:
+            QuantError: A palette has none.
+        """
+        if self.encoding.has_palette:
+            raise QuantError(f"{self.name}: a palette has no zero point")
         if self.zero_points is None:
             return np.float32(-zero_point(self.encoding.code_bits)) * self.scales
         return -self.zero_points.astype(np.float32) * self.scales
@@ -89,6 +110,9 @@ class EncodedTensor:
     def dequantize(self) -> F32Array:
         """Give the float32 matrix, shape (N, M). Exact: the product needs 8 + 8 bits."""
         n_rows, n_cols = self.shape
+        if self.encoding.has_palette:
+            codes = self.codes().reshape(len(self.scales), -1)
+            return np.take_along_axis(self.scales, codes, axis=1).reshape(n_rows, n_cols)
         block = n_cols // self.scales.shape[1]
         values = self.codes().astype(np.float32).reshape(n_rows, -1, block)
         if self.zero_points is None:
@@ -109,7 +133,7 @@ class EncodedTensor:
 class FloatTensor:
     """A tensor kept as floats: norms, biases, and every matrix of fp32 and fp16 encodings.
 
-    ``values`` is float32 of any shape, already rounded to ``encoding`` (fp16 or fp32).
+    ``values`` is float32 of any shape, already rounded to ``encoding`` (fp32, fp16 or bf16).
     """
 
     name: str

@@ -62,17 +62,18 @@ def plan_tensors(spec: DecoderSpec, scheme: Scheme) -> tuple[TensorPlan, ...]:
         encoding = scheme.encoding if rule is None else rule.encoding
         reasons = [] if rule is None else [rule.reason]
         if encoding.block is not None:
-            block = fitting_block(shape[1], encoding.block)
+            length = shape[0] if encoding.has_palette else shape[1]
+            block = fitting_block(length, encoding.block)
             if block is None:
-                misfits.append(f"{name} ({shape[1]})")
+                misfits.append(f"{name} ({length})")
                 continue
             if block != encoding.block:
-                reasons.append(f"blocks of {block}: {encoding.block} does not divide {shape[1]}")
+                reasons.append(f"blocks of {block}: {encoding.block} does not divide {length}")
                 encoding = Encoding(encoding.kind, block)
         plans.append(TensorPlan(name, shape, encoding, "; ".join(reasons) or "as asked"))
     if misfits:
         raise QuantError(
-            f"scheme {scheme}: row lengths that no block divides",
+            f"scheme {scheme}: lengths that no block divides",
             got=", ".join(misfits),
             wanted=f"multiples of {min(BLOCKS)}",
             do="Export this model with scheme fp16.",

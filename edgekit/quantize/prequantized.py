@@ -128,7 +128,7 @@ def _decide(item: TensorPlan, prequantized: PrequantizedTensor, asked: Scheme) -
 
 def _may_keep(item: TensorPlan, prequantized: PrequantizedTensor, asked: Scheme) -> bool:
     """Tell whether codes with the source's bits and group could be kept."""
-    if item.encoding.block is None:
+    if item.encoding.block is None or item.encoding.has_palette:
         return False
     # An embedding of 4-bit codes gains nothing from the 8 bits that the plan gives to floats.
     return (

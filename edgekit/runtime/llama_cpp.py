@@ -27,7 +27,7 @@ import numpy as np
 from edgekit.artifact import Artifact, Format
 from edgekit.devices.profile import OPTIONAL_ENGINES
 from edgekit.dtypes import F32Array
-from edgekit.encoding import FP16
+from edgekit.encoding import BF16, FP16
 from edgekit.errors import (
     EngineCrashError,
     EngineLoadError,
@@ -287,4 +287,4 @@ def _arithmetic(artifact: Artifact) -> str:
     if artifact.is_quantized:
         return "int8"
     encodings = {entry.encoding for entry in artifact.manifest.tensors if len(entry.shape) > 1}
-    return "fp16" if str(FP16) in encodings else "fp32"
+    return next((kind.kind for kind in (FP16, BF16) if str(kind) in encodings), "fp32")

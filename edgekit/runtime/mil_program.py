@@ -30,7 +30,8 @@ Shape: TypeAlias = tuple[int | None, ...]
 
 _FIELDS: Final = {"FLOAT32": "floats", "INT32": "ints", "BOOL": "bools"}
 _BYTES: Final = {"FLOAT16": "<f2", "INT8": "i1", "UINT8": "u1"}
-_CONSTEXPR: Final = "constexpr_blockwise_shift_scale"
+_BLOCKS: Final = "constexpr_blockwise_shift_scale"
+_PALETTES: Final = "constexpr_lut_to_dense"
 # The numpy type that holds each declared element type during computation.
 HELD_AS: Final = {
     "FLOAT16": np.dtype(np.float32),
@@ -143,6 +144,35 @@ class StoredWeight:
         return floats.astype(np.float16).astype(np.float32) if self._rounds else floats
 
 
+class PalettizedWeight(StoredWeight):
+    """A matrix in the weight file whose codes choose among values that rows share.
+
+    Args:
+        blobs: The open weight file.
+        indices: ``MIL_pb2.Value`` of the codes, (N, M).
+        lut: ``MIL_pb2.Value`` of the palettes, (N // G, 1, 16, 1); fp16, so no result is rounded.
+    """
+
+    def __init__(self, blobs: BlobReader, indices: Any, lut: Any) -> None:
+        super().__init__(blobs, indices, None, rounds=False)
+        self._lut_at = stored_at(lut)
+        blobs.check(*self._lut_at)
+        n_rows, palettes = self.shape[0], self._lut_at[2]
+        if len(palettes) != 4 or palettes[1:] != (1, 16, 1) or n_rows % max(1, palettes[0]):
+            raise FormatError(
+                "palettes",
+                got=f"{palettes} for codes {self.shape}",
+                wanted="16 values for a number of rows",
+            )
+
+    def _floats(self, rows: Any) -> F32Array:
+        codes = self._blobs.read(*self._at)[rows]
+        palettes = self._blobs.read(*self._lut_at).astype(np.float32).reshape(-1, 16)
+        places = np.arange(self.shape[0])[rows] // (self.shape[0] // len(palettes))
+        floats: F32Array = np.take_along_axis(palettes[places], codes.astype(np.intp), axis=1)
+        return floats
+
+
 @dataclass(frozen=True, slots=True)
 class MilProgram:
     """A parsed program.
@@ -198,7 +228,12 @@ def _parse(spec: Any, blobs: BlobReader, *, rounds: bool) -> MilProgram:
     for op in block.operations:
         if op.type == "const":
             constants[op.outputs[0].name] = _constant(blobs, op.attributes["val"], rounds=rounds)
-        elif op.type == _CONSTEXPR:
+        elif op.type == _PALETTES:
+            if set(op.inputs) != {"indices", "lut"}:
+                raise FormatError(f"{op.type}: parameters", got=", ".join(sorted(op.inputs)))
+            given = {key: item.arguments[0].value for key, item in op.inputs.items()}
+            constants[op.outputs[0].name] = PalettizedWeight(blobs, given["indices"], given["lut"])
+        elif op.type == _BLOCKS:
             if set(op.inputs) - {"offset"} != {"data", "scale"}:
                 raise FormatError(f"{op.type}: parameters", got=", ".join(sorted(op.inputs)))
             given = {key: item.arguments[0].value for key, item in op.inputs.items()}

@@ -24,7 +24,19 @@ from edgekit.quantize.model import EncodedTensor, combine_hashes, encodings_of
 from tests.builders import write_tiny_tokenizer
 from tests.exporters.memory_model import MemoryModel, memory_model, stored_as, tiny_spec
 
-SCHEMES = ["fp32", "fp16", "int8", "int8-g64", "int4", "int4-g64", "uint4", "uint4-g64", "uint8"]
+SCHEMES = [
+    "fp32",
+    "fp16",
+    "bf16",
+    "int8",
+    "int8-g64",
+    "int4",
+    "int4-g64",
+    "uint4",
+    "uint4-g64",
+    "uint8",
+    "lut4",
+]
 VARIANTS = {
     "llama": {"model_type": "llama"},
     "untied": {"is_tied": False},

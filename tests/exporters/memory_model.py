@@ -18,11 +18,12 @@ from safetensors.numpy import save_file
 
 from edgekit.artifact import TensorEntry
 from edgekit.dtypes import F32Array
-from edgekit.encoding import FP16, FP32, Encoding
+from edgekit.encoding import BF16, FP16, FP32, Encoding
 from edgekit.errors import QuantError
 from edgekit.families.llama_form import NAMES
 from edgekit.families.rope_spec import RopeSpec
 from edgekit.families.spec import DecoderSpec
+from edgekit.quantize.methods import round_floats
 from edgekit.quantize.model import EncodedTensor, FloatTensor, ModelTensor, Source
 from edgekit.scheme import Scheme
 
@@ -132,9 +133,11 @@ def memory_model(
         if len(shape) == 1:
             centre = 0.0 if name.endswith(".bias") else 1.0
             values = (centre + 0.1 * rng.standard_normal(shape)).astype(np.float16)
-            tensors[name] = FloatTensor(
-                name, FP32 if wanted == FP32 else FP16, values.astype(np.float32)
-            )
+            own = FP32 if wanted == FP32 else FP16
+            kept = values.astype(np.float32)
+            if wanted == BF16:  # MLX keeps all floats in the type of the matrices
+                own, kept = FP32, round_floats(kept, BF16, name=name)
+            tensors[name] = FloatTensor(name, own, kept)
         else:
             own = Encoding.parse(str((schemes or {}).get(name, wanted)))
             tensors[name] = _matrix(name, (shape[0], shape[1]), own, rng)
@@ -186,9 +189,13 @@ def _matrix(
     spread = n_in**-0.5
     if encoding.block is None:
         values = (spread * rng.standard_normal(shape)).astype(np.float32)
-        kept = values.astype(np.float16).astype(np.float32) if encoding == FP16 else values
-        return FloatTensor(name, encoding, kept)
+        return FloatTensor(name, encoding, round_floats(values, encoding, name=name))
     block, bits = encoding.block, encoding.code_bits
+    if encoding.has_palette:
+        codes = rng.integers(0, 1 << bits, shape, dtype=np.uint8)
+        palettes = spread * rng.standard_normal(encoding.scales_shape(*shape))
+        sorted_values = np.sort(palettes.astype(np.float16).astype(np.float32), axis=1)
+        return EncodedTensor.of_codes(name, encoding, codes, sorted_values)
     while n_in % block:
         block //= 2
     codes = rng.integers(0, 1 << bits, shape, dtype=np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnxruntime.capi._pybind_state import quantize_matmul_4bits
 
-from edgekit.encoding import FP16, FP32, Encoding
+from edgekit.encoding import BF16, FP16, FP32, Encoding
 from edgekit.errors import QuantError
 from edgekit.quantize.grid import LARGEST_WEIGHT, round_scales
 from edgekit.quantize.input_statistics import InputStatistics
@@ -173,7 +174,19 @@ def test_fp16_values_are_rounded_and_fp32_values_kept():
     np.testing.assert_array_equal(round_floats(values, FP32, name="w"), values)
 
 
-@pytest.mark.parametrize(("scheme", "bad"), [(FP16, 70000.0), (FP16, np.nan), (FP32, -np.inf)])
+def test_bf16_has_eight_significant_bits_and_the_range_of_fp32():
+    # 257/256 lies between 1 and 1 + 2**-7, 387/256 = 1.5117 nearer to 1 + 66/128.
+    values = np.array([257 / 256, 387 / 256, -1e-39, 3e38], np.float32)
+    rounded = round_floats(values, BF16, name="w")
+    wanted = values.astype(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(rounded, wanted)
+    assert rounded[0] == 1
+    assert rounded[1] == 1 + 66 / 128
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bad"), [(BF16, 3.4e38), (FP16, 70000.0), (FP16, np.nan), (FP32, -np.inf)]
+)
 def test_a_value_that_a_float_scheme_cannot_hold_is_named(scheme, bad):
     with pytest.raises(QuantError) as caught:
         round_floats(np.array([1, 2, bad], np.float32), scheme, name="final_norm", first_row=4)

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from edgekit.artifact import Artifact, Format, TensorEntry
 from edgekit.decision import Accepted, Decision, Rejected
-from edgekit.encoding import FP32, Encoding
+from edgekit.encoding import BF16, FP32, Encoding
 from edgekit.errors import ExportError
 from edgekit.exporters.base import ExportOptions, Sink, SizeEstimate, Written
 from edgekit.exporters.context import ContextRange, usual_length
@@ -85,6 +85,8 @@ class CoremlExporter:
                 f"Core ML keeps the key/value cache and the logits in fp16, so fp32 weights{which} "
                 "would double the size without being more exact; use fp16"
             )
+        if BF16 in encodings.values():
+            return Rejected("Core ML has no bfloat16; use fp16")
         for rope in spec.ropes:
             width = rope.rotary_width or spec.head_width
             if width % 2:
@@ -92,7 +94,8 @@ class CoremlExporter:
                     f"RoPE rotates pairs of channels, so their number is even, not {width}"
                 )
         notes = []
-        if any(encodings[name].bits == 4 for name in matrices if name in encodings):
+        four_bits = [encodings[n] for n in matrices if n in encodings and encodings[n].bits == 4]
+        if any(not encoding.has_palette for encoding in four_bits):
             notes.append("int4 blocks are made for the GPU; the Neural Engine is slower")
         if spec.context_length > MAX_CONTEXT_LENGTH:
             notes.append(

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from edgekit.encoding import Encoding
 from edgekit.errors import ExportError, FormatError
-from edgekit.exporters.coreml.weights import identifier
+from edgekit.exporters.coreml.weights import code_type, identifier
 from edgekit.formats.mil_blob import BlobReader
 from edgekit.formats.mlpackage import (
     CAUSAL_MASK,
@@ -27,12 +27,14 @@ from edgekit.formats.mlpackage import (
     weights_path,
 )
 
-_CONSTEXPR: Final = "constexpr_blockwise_shift_scale"
+_BLOCKS: Final = "constexpr_blockwise_shift_scale"
+_PALETTES: Final = "constexpr_lut_to_dense"
+_CODES: Final = {_BLOCKS: "data", _PALETTES: "indices"}
 # Ops that must compute in fp16: one of them in fp32 halves the speed and leaves the GPU path.
 _NARROW_OPS: Final = frozenset(
     {
         "linear", "gather", "matmul", "scaled_dot_product_attention", "slice_update", "read_state",
-        _CONSTEXPR,
+        _BLOCKS, _PALETTES,
     }
 )  # fmt: skip
 
@@ -149,16 +151,18 @@ def _weights(block: Any, encodings: Mapping[str, Encoding]) -> Iterator[str]:
         if op is None:
             yield f"{name} is not in the program"
         elif encoding.is_quantized:
-            data = op.inputs["data"].arguments[0].value if op.type == _CONSTEXPR else None
-            kind = "none" if data is None else type_name(data.type)
-            if kind != encoding.kind.upper():
-                yield f"{name}: stored as {kind}, wanted {encoding.kind.upper()}"
+            form = _PALETTES if encoding.has_palette else _BLOCKS
+            kind, wanted = "none", code_type(encoding).name
+            if op.type == form:
+                kind = type_name(op.inputs[_CODES[form]].arguments[0].value.type)
+            if kind != wanted:
+                yield f"{name}: stored as {kind} by {op.type}, wanted {wanted} by {form}"
 
 
 def _stored(op: Any) -> Iterator[Any]:
     if op.type == "const":
         values = [op.attributes["val"]]
-    elif op.type == _CONSTEXPR:
+    elif op.type in _CODES:
         values = [argument.arguments[0].value for argument in op.inputs.values()]
     else:
         return

@@ -19,7 +19,7 @@ from edgekit.dtypes import U8Array
 from edgekit.encoding import Encoding
 from edgekit.errors import ExportError, FormatError
 from edgekit.exporters.coreml.graph import Graph
-from edgekit.exporters.coreml.weights import Slot
+from edgekit.exporters.coreml.weights import Slot, code_type
 from edgekit.formats.mil_blob import BlobType, BlobWriter, exact_fp16, signed_codes
 from edgekit.formats.mlpackage import (
     BLOB_FILE_NAME,
@@ -160,12 +160,13 @@ class _WeightFile:
             return self._blobs.write(value)
         encoding = self._encodings[slot.name]
         if slot.part in ("codes", "zero_points"):
-            blob_type, n_bits = BlobType[encoding.kind.upper()], encoding.bits
+            blob_type, n_bits = code_type(encoding), encoding.bits
         else:
             is_wide = value.dtype == np.float32
             blob_type, n_bits = (BlobType.FP32, 32) if is_wide else (BlobType.FP16, 16)
         offset = self._blobs.reserve(blob_type, (value.size * n_bits + 7) // 8)
-        row_bytes = value.size // value.shape[0] * n_bits / 8
+        # Of a row of the tensor; rows that share a palette share its bytes.
+        row_bytes = value.size * n_bits / 8 / self._shapes[slot.name][0]
         self._places.setdefault(slot.name, []).append(_Place(slot, blob_type, offset, row_bytes))
         return offset
 

@@ -99,9 +99,11 @@ class _Blobs:
 
 
 def _quantized(name: str, op: Any, blobs: _Blobs) -> EncodedTensor:
+    values = {key: argument.arguments[0].value for key, argument in op.inputs.items()}
+    if op.type == "constexpr_lut_to_dense":
+        return _palettized(name, values, blobs)
     if op.type != "constexpr_blockwise_shift_scale":
         raise FormatError(f"{name}: stored by {op.type}", wanted="constexpr_blockwise_shift_scale")
-    values = {key: argument.arguments[0].value for key, argument in op.inputs.items()}
     stored = blobs.read(name, values["data"])
     scales = blobs.read(f"{name}: scales", values["scale"]).astype(np.float32)
     kind = stored_at(values["data"])[1].name.lower()
@@ -119,6 +121,19 @@ def _quantized(name: str, op: Any, blobs: _Blobs) -> EncodedTensor:
     if {scales.shape, *([] if zeros is None else [zeros.shape])} != {(len(codes), n_blocks)}:
         raise FormatError(f"{name}: codes and scales", got=f"{stored.shape} and {scales.shape}")
     return tensor
+
+
+def _palettized(name: str, values: dict[str, Any], blobs: _Blobs) -> EncodedTensor:
+    codes = blobs.read(name, values["indices"])
+    palettes = blobs.read(f"{name}: palettes", values["lut"]).astype(np.float32)
+    n_palettes = palettes.shape[0] if palettes.ndim else 0
+    if codes.ndim != 2 or not n_palettes or len(codes) % n_palettes:
+        raise FormatError(f"{name}: codes and palettes", got=f"{codes.shape} and {palettes.shape}")
+    encoding = Encoding("lut4", len(codes) // n_palettes)
+    wanted = encoding.scales_shape(*codes.shape)
+    if palettes.shape != (wanted[0], 1, wanted[1], 1):
+        raise FormatError(f"{name}: palettes", got=palettes.shape, wanted=wanted)
+    return EncodedTensor.of_codes(name, encoding, codes.view(np.uint8), palettes.reshape(wanted))
 
 
 def _float(name: str, op: Any, blobs: _Blobs) -> FloatTensor:

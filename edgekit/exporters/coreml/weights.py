@@ -14,6 +14,7 @@ import numpy as np
 
 from edgekit.encoding import Encoding
 from edgekit.families.spec import DecoderSpec
+from edgekit.formats.mil_blob import BlobType
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,11 @@ class Slot:
 
     name: str
     part: str  # "codes", "scales", "zero_points" or "values"
+
+
+def code_type(encoding: Encoding) -> BlobType:
+    """Give the type of the blob that holds codes; those of a palette are unsigned."""
+    return BlobType.UINT4 if encoding.has_palette else BlobType[encoding.kind.upper()]
 
 
 def identifier(name: str) -> str:
@@ -110,6 +116,14 @@ class Weights:
             n_out, n_in = self._shapes[name]
             if encoding.block is None:
                 self._matrices[name] = self._placeholder(name, "values", types.fp16, (n_out, n_in))
+            elif encoding.has_palette:
+                n_palettes, n_values = encoding.scales_shape(n_out, n_in)
+                palettes = (n_palettes, 1, n_values, 1)
+                self._matrices[name] = mb.constexpr_lut_to_dense(
+                    indices=self._placeholder(name, "codes", types.uint4, (n_out, n_in)),
+                    lut=self._placeholder(name, "scales", types.fp16, palettes),
+                    name=identifier(name),
+                )
             else:
                 code_type = getattr(types, encoding.kind)  # int4, int8, uint4 or uint8
                 per_block = (n_out, encoding.n_blocks(n_in))

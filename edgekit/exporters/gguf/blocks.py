@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.dtypes import DType, F32Array, U8Array
-from edgekit.encoding import FP16, Encoding
+from edgekit.encoding import Encoding
 from edgekit.errors import ExportError, FormatError
-from edgekit.formats.floats import to_float32
+from edgekit.formats.floats import to_bf16, to_float32
 from edgekit.formats.gguf_blocks import BlockType
 from edgekit.formats.gguf_writer import block_type
 from edgekit.quantize.model import EncodedTensor, FloatTensor, ModelTensor
@@ -29,6 +29,7 @@ BLOCK: Final = 32
 _HALF_BYTES: Final = 2
 _TOP_BIT: Final = np.uint8(128)
 _TYPES: Final[Mapping[str, str]] = {"int4": "Q4_0", "uint4": "Q4_1", "int8": "Q8_0"}
+_FLOATS: Final[Mapping[str, str]] = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
 def type_of(encoding: Encoding, shape: tuple[int, ...]) -> BlockType | None:
@@ -41,7 +42,7 @@ def type_of(encoding: Encoding, shape: tuple[int, ...]) -> BlockType | None:
     if encoding.is_quantized:
         name = _TYPES.get(encoding.kind)
         return None if name is None else block_type(name)
-    return block_type("F16" if encoding == FP16 else "F32")
+    return block_type(_FLOATS[encoding.kind])
 
 
 def encode(tensor: ModelTensor) -> NDArray[Any]:
@@ -55,6 +56,8 @@ def encode(tensor: ModelTensor) -> NDArray[Any]:
     if kind is None:
         raise ExportError(f"{tensor.name}: GGUF has no blocks for {tensor.encoding}")
     if isinstance(tensor, FloatTensor):
+        if kind.name == "BF16":
+            return to_bf16(tensor.values)
         return tensor.values.astype("<f2" if kind.name == "F16" else "<f4", copy=False)
     n_rows, n_cols = tensor.shape
     n_blocks = n_cols // BLOCK

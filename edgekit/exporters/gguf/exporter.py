@@ -35,7 +35,14 @@ from edgekit.text.files import TextFiles
 
 FILE_NAME: Final = "model.gguf"
 # llama.cpp's numbers of "mostly this type" (include/llama.h, llama_ftype).
-_FILE_TYPES: Final[Mapping[str, int]] = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7}
+_FILE_TYPES: Final[Mapping[str, int]] = {
+    "F32": 0,
+    "F16": 1,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q8_0": 7,
+    "BF16": 32,
+}
 _QUANTIZATION_VERSION: Final = 2
 # A token with its type, and a merge; measured on vocabularies of 49 to 152 thousand tokens.
 _TOKEN_BYTES: Final = 36

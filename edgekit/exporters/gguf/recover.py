@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from edgekit.artifact import Artifact
-from edgekit.dtypes import F32Array, U8Array
+from edgekit.dtypes import DType, F32Array, U8Array
 from edgekit.errors import FormatError
 from edgekit.exporters.gguf.blocks import decode
 from edgekit.exporters.gguf.graphs import GRAPHS
 from edgekit.exporters.gguf.layout import StoredWeight, plan_tensors
 from edgekit.families.spec import DecoderSpec
+from edgekit.formats.floats import to_float32
 from edgekit.formats.gguf import GgufFile
 from edgekit.formats.gguf_writer import TensorHeader
 from edgekit.lazy import require
@@ -101,7 +102,10 @@ def _recover(weight: StoredWeight, tensors: dict[str, Any], path: Path) -> Model
 
 
 def _values(stored: Any) -> F32Array:
-    values: F32Array = np.asarray(stored.data).astype(np.float32)
+    data = np.asarray(stored.data)
+    if stored.tensor_type.name == "BF16":  # the package gives its bytes
+        return to_float32(data.view("<u2"), DType.BF16)
+    values: F32Array = data.astype(np.float32)
     return values
 
 

@@ -1,8 +1,8 @@
 """The MLX exporter: a quantized model as the folder that stock mlx-lm opens.
 
 Number types: mlx computes in the type of scales and norms, so all floats of an artifact have one
-type. It is the type of the encoding (fp32, fp16), and for integer encodings that of the source
-(``torch_dtype``), as in ``mlx_lm.convert``. Scales on the common grid and their biases
+type. It is the type of the encoding (fp32, fp16, bf16), and for integer encodings that of the
+source (``torch_dtype``), as in ``mlx_lm.convert``. Scales on the common grid and their biases
 (-8 s, -128 s) are exact in each of them: eight significant bits within the range of fp16. If
 a float is beyond the range of fp16, an artifact of an integer encoding has bf16, with a note.
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from edgekit.artifact import Artifact, Format, TensorEntry
 from edgekit.decision import Accepted, Decision, Rejected
 from edgekit.dtypes import DType
-from edgekit.encoding import FP16, Encoding
+from edgekit.encoding import BF16, FP16, Encoding
 from edgekit.errors import ExportError, FormatError
 from edgekit.exporters.arrays import ArrayFile, StoredArray
 from edgekit.exporters.base import ExportOptions, Sink, SizeEstimate, Written
@@ -58,6 +58,7 @@ from edgekit.quantize.model import (
 from edgekit.text.files import TextFiles
 
 WEIGHTS_NAME: Final = "model.safetensors"
+_HALVES: Final = {FP16: DType.FP16, BF16: DType.BF16}
 _METADATA: Final = {"format": "mlx"}
 
 
@@ -71,8 +72,11 @@ class MlxExporter:
 
         Args:
             spec: The decoder.
-            encodings: Any; mlx holds 4 and 8 bits in blocks of 32, 64, 128, and every float.
+            encodings: All but palettes; mlx holds 4 and 8 bits in blocks of 32, 64, 128, and
+                every float.
         """
+        if any(encoding.has_palette for encoding in encodings.values()):
+            return Rejected("mlx has no palettes (lut4); use int4")
         chosen = choose_file(spec, encodings.get("embed"))
         return chosen if isinstance(chosen, Rejected) else Accepted(chosen.notes)
 
@@ -157,7 +161,7 @@ def _float_dtype(model: ModelOutline) -> DType:
     """Choose the one float type of the artifact."""
     if not _has_codes(model):
         kinds = encodings_of(model.entries).values()
-        return DType.FP16 if FP16 in kinds else DType.FP32
+        return next((dtype for kind, dtype in _HALVES.items() if kind in kinds), DType.FP32)
     config = model.config
     # Absent means float32 in Hugging Face's own reading; transformers 5 renamed the key.
     inner = config.get("text_config")

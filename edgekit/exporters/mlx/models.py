@@ -22,11 +22,12 @@ import numpy as np
 from edgekit.artifact import TensorEntry
 from edgekit.decision import Rejected
 from edgekit.dtypes import DType
-from edgekit.encoding import FP32, Encoding
+from edgekit.encoding import BF16, FP32, Encoding
 from edgekit.errors import FormatError
 from edgekit.exporters.mlx import config as mlx_config
 from edgekit.families.rope_spec import Llama3Scaling, LongRopeScaling, RopeSpec, YarnScaling
 from edgekit.families.spec import Activation, DecoderSpec, LayerAttention, NormPlacement, QkNorm
+from edgekit.formats.floats import to_bf16, to_float32
 from edgekit.quantize.model import encodings_of
 
 _TOP: Final = {"embed": "model.embed_tokens", "final_norm": "model.norm", "lm_head": "lm_head"}
@@ -189,6 +190,8 @@ class ModelFile:
             # Its floats have the type of the model's weights, to which the model rounds it as well.
             is_root = math.isclose(spec.embed_scale, root, rel_tol=_BF16_ROUNDING)
             return spec.embed_scale if is_root else root
+        if encoding == BF16:
+            return float(to_float32(to_bf16(np.array([root], np.float32)), DType.BF16)[0])
         return float(np.float32(root) if encoding == FP32 else np.float16(root))
 
     def n_positions(self, spec: DecoderSpec) -> int:

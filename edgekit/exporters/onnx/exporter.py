@@ -14,7 +14,7 @@ from typing import Final
 
 from edgekit.artifact import Artifact, Format, TensorEntry
 from edgekit.decision import Accepted, Decision, Rejected
-from edgekit.encoding import Encoding
+from edgekit.encoding import BF16, Encoding
 from edgekit.errors import ExportError
 from edgekit.exporters.base import ExportOptions, Sink, SizeEstimate, Written
 from edgekit.exporters.context import ContextRange, usual_length
@@ -51,7 +51,10 @@ class OnnxExporter:
 
     def supports(self, spec: DecoderSpec, encodings: Mapping[str, Encoding]) -> Decision:
         """Tell whether this format can hold the model, before any work."""
-        del encodings
+        if BF16 in encodings.values():
+            return Rejected("onnxruntime computes no bfloat16 on a CPU; use fp16")
+        if any(encoding.has_palette for encoding in encodings.values()):
+            return Rejected("onnxruntime has no palettes (lut4); use int4")
         if spec.n_heads % spec.n_kv_heads:
             return Rejected(
                 f"{spec.n_heads} query heads do not divide among {spec.n_kv_heads} key heads"

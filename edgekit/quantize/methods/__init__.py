@@ -14,14 +14,16 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from edgekit.dtypes import F32Array
-from edgekit.encoding import Encoding
+from edgekit.dtypes import DType, F32Array
+from edgekit.encoding import BF16, FP16, Encoding
 from edgekit.errors import QuantError
+from edgekit.formats.floats import to_bf16, to_float32
 from edgekit.quantize.input_statistics import InputStatistics
 from edgekit.quantize.methods.blocks import RowCodes, check_rows, unusable
 from edgekit.quantize.methods.gptq import factor_moments, gptq_rows
 from edgekit.quantize.methods.importance import column_weights, importance_rows
 from edgekit.quantize.methods.kernels import nearest_rows, search_rows
+from edgekit.quantize.methods.palette import palette_rows
 
 
 class Method(enum.Enum):
@@ -38,6 +40,12 @@ class Method(enum.Enum):
         """Whether the method looks at what the model computes on a calibration text."""
         return self in (Method.IMPORTANCE, Method.GPTQ, Method.AUTO)
 
+
+_LARGEST: Final = {
+    "fp32": float(np.finfo(np.float32).max),
+    "fp16": float(np.finfo(np.float16).max),
+    "bf16": (2 - 2.0**-7) * 2.0**127,
+}
 
 TRIED_BY_AUTO: Final = (Method.IMPORTANCE, Method.GPTQ)
 
@@ -85,7 +93,7 @@ def quantize_rows(
     """Quantize rows of a matrix; each row is independent of all others.
 
     Args:
-        rows: float32, shape (N, M).
+        rows: float32, shape (N, M); with palettes, whole ones.
         encoding: Codes with their block G.
         method: How scales are chosen; not ``AUTO``.
         statistics: Of the matrix's inputs, for the methods that need them.
@@ -102,7 +110,21 @@ def quantize_rows(
     check_rows(rows, encoding, name, first_row)
     if statistics is not None:
         statistics.check(name, rows.shape[1])
+    if encoding.has_palette:
+        return palette_rows(rows, encoding, _weights_of(method, statistics, name))
     return row_quantizer(method, statistics)(rows, encoding)
+
+
+def _weights_of(method: Method, statistics: InputStatistics | None, name: str) -> F32Array | None:
+    """Give what the columns of a matrix with palettes count; None where all count alike."""
+    if method in (Method.GPTQ, Method.AUTO):
+        raise QuantError(
+            f"{name}: method {method.value} makes scales, not palettes",
+            do="Use --method importance, or another scheme.",
+        )
+    if method is not Method.IMPORTANCE or statistics is None:
+        return None
+    return column_weights(statistics.mean_squares)
 
 
 def round_floats(
@@ -112,7 +134,7 @@ def round_floats(
 
     Args:
         values: float32, any shape with at least one axis.
-        encoding: fp32 or fp16.
+        encoding: fp32, fp16 or bf16.
         name: Canonical tensor name, for errors.
         first_row: Index of ``values[0]`` in the whole tensor, for errors.
 
@@ -120,11 +142,11 @@ def round_floats(
         float32, same shape; every value exact in ``encoding``.
 
     Raises:
-        QuantError: A value is NaN or infinite, or too large for fp16.
+        QuantError: A value is NaN or infinite, or too large for the encoding.
     """
-    limit = float(np.finfo(np.float32).max)
-    if encoding.kind == "fp16":
-        limit = float(np.finfo(np.float16).max)
+    limit = _LARGEST[encoding.kind]
     if values.size and not np.abs(values).max() <= limit:
         raise unusable(values, limit, name, first_row)
-    return values.astype(np.float16).astype(np.float32) if encoding.kind == "fp16" else values
+    if encoding == FP16:
+        return values.astype(np.float16).astype(np.float32)
+    return to_float32(to_bf16(values), DType.BF16) if encoding == BF16 else values

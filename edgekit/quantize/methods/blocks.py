@@ -27,7 +27,7 @@ class RowCodes:
 
     Attributes:
         codes: uint8 (N, M).
-        scales: float32 (N, M // G), on the grid of grid.py.
+        scales: float32 (N, M // G), on the grid of grid.py; or palettes, (N // G, 16).
         zero_points: uint8 (N, M // G); None where all are the code in the middle.
     """
 
@@ -67,10 +67,11 @@ def check_rows(rows: F32Array, encoding: Encoding, name: str, first_row: int) ->
             f"{name}: encoding {encoding} has no codes", wanted="int4, int8, uint4 or uint8"
         )
     n_cols = rows.shape[1]
-    if n_cols == 0 or n_cols % encoding.block:
+    along, n_blocked = ("rows", len(rows)) if encoding.has_palette else ("row length", n_cols)
+    if n_cols == 0 or n_blocked % encoding.block:
         raise QuantError(
-            f"{name}: row length",
-            got=n_cols,
+            f"{name}: {along}",
+            got=n_blocked,
             wanted=f"a multiple of block {encoding.block}",
             do="Use a smaller block (32) or scheme fp16.",
         )
