@@ -85,7 +85,7 @@ def main() -> None:
 
 def measure(model: Path, scheme: str, scratch: Path) -> list[str]:
     """Give the lines of a scheme."""
-    onnx, coreml = export(model, ["onnx", "coreml"], scheme, scratch)
+    onnx, mlx, coreml = export(model, ["onnx", "mlx", "coreml"], scheme, scratch)
     with mock.patch.object(exporter, "terms_of", lambda precision: dict.fromkeys(precision, 2)):
         [two] = export(model, "onnx", scheme, scratch / "two")
     ways = [
@@ -96,7 +96,7 @@ def measure(model: Path, scheme: str, scratch: Path) -> list[str]:
     with contextlib.closing(open_session(onnx)) as session:
         prompts = [tuple(session.encode_chat(item.messages)) for item in make_prompts(N_PROMPTS)]
         ends = session.eos_ids
-    with opened(Arithmetic("float32", onnx, "onnxruntime", {"activation": "fp32"})) as decoder:
+    with opened(Arithmetic("float32", mlx, "mlx", {"activation": "fp32"})) as decoder:
         answers = [answer(decoder, ids, ends) for ids in prompts]
     margins = np.concatenate([item.margins for item in answers])
     low = [f"{np.quantile(margins, share):.3f}" for share in (0.01, 0.05, 0.5)]
