@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
@@ -137,7 +138,8 @@ def measure(model: Path, scheme: str) -> dict[str, Any]:
                 (q, session.chat([{"role": "user", "content": q}], max_tokens=40).text)
                 for q in QUESTIONS
             ]
-            engine = session.info.version
+            engine, ends = session.info.version, session.eos_ids
+        theirs = _own_loop(artifact.path / "model.gguf", [ids for _, ids in prompts], ends)
         request = {
             "path": str(artifact.path), "n_new_tokens": N_NEW_TOKENS, "n_threads": threads,
             "prompts": [{"messages": messages, "ids": ids} for messages, ids in prompts],
@@ -152,16 +154,20 @@ def measure(model: Path, scheme: str) -> dict[str, Any]:
         divergence = token_divergence(logits["onnx"], logits["gguf"])
         same_top = logits["onnx"].argmax(-1) == logits["gguf"].argmax(-1)
         n_ids = sum(s["prompt_ids"] == i for s, (_, i) in zip(stock, prompts, strict=True))
-        n_same = sum(s["ids"] == o for s, o in zip(stock, ours, strict=True))
+        n_same = sum(t == o for t, o in zip(theirs, ours, strict=True))
+        n_server = sum(s["ids"] == o for s, o in zip(stock, ours, strict=True))
         return {
             "facts": {
                 "engine": engine,
-                "stock runtime": STOCK_RUNTIMES[artifact.format].title,
+                "llama.cpp's server": STOCK_RUNTIMES[artifact.format].title,
                 "file": f"{(artifact.path / 'model.gguf').stat().st_size:,} bytes",
-                "prompts with the same token ids": f"{n_ids} of {len(prompts)}",
-                f"greedy answers of {N_NEW_TOKENS} tokens that are the same, engine and stock": (
+                "prompts with the same token ids in llama.cpp's server": (
+                    f"{n_ids} of {len(prompts)}"
+                ),
+                f"greedy answers of {N_NEW_TOKENS} tokens equal to those of llama-cpp-python": (
                     f"{n_same} of {len(prompts)}"
                 ),
+                "the same with llama.cpp's server, another build": f"{n_server} of {len(prompts)}",
                 f"KL(onnx || gguf), {len(ids)} tokens": f"{divergence.mean():.2g} nats per token",
                 "same most likely token as ONNX": f"{100 * same_top.mean():.1f} %",
             },
@@ -174,6 +180,28 @@ def _prompts(session: Session, items: list[Any]) -> list[tuple[list[dict[str, An
         ([dict(m) for m in item.messages], session.encode_chat(item.messages)) for item in items
     ]
     return [(m, ids) for m, ids in made if len(ids) < _LONGEST][:N_PROMPTS]
+
+
+def _own_loop(path: Path, prompts: list[list[int]], ends: Collection[int]) -> list[list[int]]:
+    """Answer with llama-cpp-python's own generation, each prompt from an empty cache."""
+    import llama_cpp  # an optional package, as its engine
+
+    threads = os.cpu_count() or 1
+    llama = llama_cpp.Llama(
+        str(path), n_ctx=_LONGEST + N_NEW_TOKENS, n_threads=threads, n_threads_batch=threads,
+        flash_attn=True, verbose=False,
+    )  # fmt: skip
+    answers = []
+    for ids in prompts:
+        llama.reset()  # else it goes on from what two prompts share, in other batches
+        made: list[int] = []
+        for token in llama.generate(ids, temp=0.0, repeat_penalty=1.0):
+            made.append(int(token))
+            if token in ends or len(made) == N_NEW_TOKENS:
+                break
+        answers.append(made)
+    llama.close()
+    return answers
 
 
 def _answer(session: Session, ids: list[int]) -> list[int]:

@@ -46,6 +46,14 @@ def command(
             show_default="the model's own; in ONNX and Core ML often 4096, to save memory",
         ),
     ] = None,
+    exact_activations: Annotated[
+        bool,
+        typer.Option(
+            "--exact-activations",
+            help="ONNX: take what goes into a matmul in two int8 terms instead of one, so that "
+            "answers are those of float activations; decode is about a fifth slower.",
+        ),
+    ] = False,
     method: Annotated[
         str | None,
         typer.Option(
@@ -175,6 +183,7 @@ def command(
             schemes,
             out,
             context_length=context_length,
+            exact_activations=exact_activations,
             method=method,
             fold=not no_fold,
             budget=read_budget(bits_per_weight, max_bytes, device),

@@ -22,9 +22,12 @@ class ExportOptions:
 
     Attributes:
         context_length: Positions the artifact holds; None takes the format's default (context.py).
+        exact_activations: Whether an ONNX artifact spends speed on activations that are as good as
+            floats (onnx/activations.py); other formats have floats.
     """
 
     context_length: int | None = None
+    exact_activations: bool = False
 
 
 @dataclass(frozen=True, slots=True)

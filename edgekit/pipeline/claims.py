@@ -32,7 +32,13 @@ from edgekit.exporters.gguf.tokenizer import text_metadata
 from edgekit.exporters.mlx.config import CONFIG_NAME, TORCH_DTYPES, read_config
 from edgekit.exporters.mlx.exporter import WEIGHTS_NAME as MLX_WEIGHTS
 from edgekit.exporters.mlx.models import choose_file, make_config
-from edgekit.exporters.onnx.activations import describe_precision, plan_precision, terms_of
+from edgekit.exporters.onnx.activations import (
+    EXACT_KEY,
+    describe_precision,
+    is_exact,
+    plan_precision,
+    terms_of,
+)
 from edgekit.exporters.onnx.genai import GENAI_NAME, genai_config
 from edgekit.exporters.onnx.recover import read_graph
 from edgekit.exporters.onnx.weights import WEIGHTS_NAME as ONNX_WEIGHTS
@@ -350,10 +356,11 @@ def _about_onnx(artifact: Artifact, spec: DecoderSpec) -> Iterator[str]:
         "opset": next((item.version for item in graph.opset_import if not item.domain), None),
         "ir_version": graph.ir_version,
         "weights_file": ONNX_WEIGHTS,
+        EXACT_KEY: True if is_exact(manifest) else None,
     }
     encodings = encodings_of(manifest.tensors)
     if encodings.keys() >= spec.weight_shapes().keys():
-        precision = plan_precision(spec, manifest.tensors)
+        precision = plan_precision(spec, manifest.tensors, is_exact=is_exact(manifest))
         linears = plan_linears(spec, encodings, terms_of(precision))
         facts["matmuls"] = describe_precision(precision, linears)
     yield from _about_settings(manifest, facts)

@@ -59,6 +59,7 @@ def export(
     out: str | Path = "artifacts",
     *,
     context_length: int | None = None,
+    exact_activations: bool = False,
     method: str | Method | None = None,
     fold: bool = True,
     budget: Budget = NO_BUDGET,
@@ -80,9 +81,11 @@ def export(
         context_length: Positions the artifacts hold, those of prompt and answer together;
             default the model's own, in ONNX and Core ML no more than 4,096 unless their
             key/value cache stays small (exporters/context.py).
+        exact_activations: Whether ONNX artifacts take what goes into a matmul in two int8 terms
+            instead of one: answers are those of float activations, decode is about a fifth slower
+            (docs/activations.md).
         method: How codes are chosen: ``search``, ``rtn``, ``importance``, ``gptq`` or ``auto``;
-            default what the scheme says, else ``importance`` with an importance matrix, else
-            ``search``.
+            default what the scheme says, else ``importance``.
         fold: Whether channel scales are moved between tensors before they are quantized, which
             costs nothing when the model runs (docs/activations.md).
         budget: Bits or bytes that are spent where they help most (docs/schemes.md).
@@ -111,7 +114,7 @@ def export(
     chosen = choose_method(method, parsed)
     calibration.check(chosen)
     exporters = [open_exporter(fmt) for fmt in wanted]
-    parent, options = Path(out), ExportOptions(context_length)
+    parent, options = Path(out), ExportOptions(context_length, exact_activations)
     if needs_download(model):
         check_export(
             model,

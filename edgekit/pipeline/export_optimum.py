@@ -51,6 +51,7 @@ def export_by_route(
     out: Path,
     *,
     context_length: int | None,
+    exact_activations: bool = False,
     method: str | None,
     fold: bool = True,
     budget: Budget = NO_BUDGET,
@@ -95,6 +96,7 @@ def export_by_route(
                 scheme,
                 out,
                 context_length=context_length,
+                exact_activations=exact_activations,
                 method=method,
                 fold=fold,
                 budget=budget,
@@ -114,6 +116,11 @@ def export_by_route(
             got=", ".join(formats or ()),
             wanted="onnx",
             do="optimum writes ONNX; leave --format out.",
+        )
+    if exact_activations:
+        raise UsageError(
+            "--exact-activations cannot be used with --via optimum",
+            do="Its graphs have float activations already.",
         )
     if not fold:
         raise UsageError(

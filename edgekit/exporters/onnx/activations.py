@@ -4,7 +4,7 @@ onnxruntime's fast kernels round what goes into a matmul to int8, block by block
 (accuracy_level 4). Its other levels keep floats and are slow: about a third less speed with 4-bit
 codes, hundreds of times slower with 8-bit ones. In between, a matmul can take its activations as
 the sum of two int8 terms, which leaves next to no error: one token becomes two rows that meet the
-weights together, a prompt twice the work.
+weights together, a prompt twice the work. With ``ExportOptions.exact_activations`` all of them do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from edgekit.artifact import TensorEntry
+from edgekit.artifact import Manifest, TensorEntry
 from edgekit.encoding import Encoding
 from edgekit.exporters.onnx.weights import Linear
 from edgekit.families.spec import DecoderSpec
@@ -21,6 +21,8 @@ from edgekit.families.spec import DecoderSpec
 ACCURACY_LEVEL: Final = 4
 _ONE: Final = "one int8 term: fast, and its error is small beside that of the codes"
 _HEAD: Final = "two int8 terms: its error goes straight into the logits, and it runs on one token"
+_EXACT: Final = "two int8 terms: exact activations were asked for"
+EXACT_KEY: Final = "exact_activations"  # of a manifest's settings
 _KEPT: Final = (
     "two int8 terms: the 8-bit codes are those of the source, whose channels are as uneven as they "
     "were, and one term would cost more than the codes do"
@@ -35,12 +37,15 @@ class Precision:
     reason: str
 
 
-def plan_precision(spec: DecoderSpec, entries: Iterable[TensorEntry]) -> dict[str, Precision]:
+def plan_precision(
+    spec: DecoderSpec, entries: Iterable[TensorEntry], *, is_exact: bool
+) -> dict[str, Precision]:
     """Decide how the matmul of every quantized matrix takes its activations.
 
     Args:
         spec: The decoder.
         entries: Its tensors.
+        is_exact: Whether all take two terms.
 
     Returns:
         Canonical name to precision; a tied head is ``lm_head``.
@@ -55,9 +60,16 @@ def plan_precision(spec: DecoderSpec, entries: Iterable[TensorEntry]) -> dict[st
             found[name] = Precision(2, _HEAD)
         elif entry.keeps_codes and encoding.bits == 8:
             found[name] = Precision(2, _KEPT)
+        elif is_exact:
+            found[name] = Precision(2, _EXACT)
         else:
             found[name] = Precision(1, _ONE)
     return found
+
+
+def is_exact(manifest: Manifest) -> bool:
+    """Tell whether an artifact was exported with exact activations."""
+    return manifest.settings.get(EXACT_KEY) is True
 
 
 def terms_of(precision: Mapping[str, Precision]) -> dict[str, int]:

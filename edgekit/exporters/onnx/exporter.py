@@ -20,6 +20,7 @@ from edgekit.exporters.base import ExportOptions, Sink, SizeEstimate, Written
 from edgekit.exporters.context import ContextRange, usual_length
 from edgekit.exporters.onnx.activations import (
     ACCURACY_LEVEL,
+    EXACT_KEY,
     describe_precision,
     plan_precision,
     terms_of,
@@ -100,7 +101,9 @@ class OnnxExporter:
         missing = sorted(set(spec.weight_shapes()) - {entry.name for entry in model.entries})
         if missing:
             raise ExportError("the model lacks tensors", got=", ".join(missing))
-        return _OnnxSink(model, folder, self._n_positions(spec, options))
+        return _OnnxSink(
+            model, folder, self._n_positions(spec, options), is_exact=options.exact_activations
+        )
 
     def recover(self, artifact: Artifact) -> Iterator[ModelTensor]:
         """Re-read every tensor with the onnx library, one at a time, in file order.
@@ -119,8 +122,11 @@ class OnnxExporter:
 class _OnnxSink:
     """An ONNX artifact that is being written; the graph comes last. Satisfies ``Sink``."""
 
-    def __init__(self, model: QuantizedModel, folder: Path, n_positions: int) -> None:
+    def __init__(
+        self, model: QuantizedModel, folder: Path, n_positions: int, *, is_exact: bool
+    ) -> None:
         self._model = model
+        self._is_exact = is_exact
         self._folder = folder
         self._n_positions = n_positions
         self._encodings = encodings_of(model.entries)
@@ -137,7 +143,7 @@ class _OnnxSink:
         spec, n_positions = self._model.spec, self._n_positions
         self._weights.close()
         offsets = {item.info.name: self._weights.offset(item.info.name) for item in self._arrays}
-        precision = plan_precision(spec, entries)
+        precision = plan_precision(spec, entries, is_exact=self._is_exact)
         terms = terms_of(precision)
         builder = GraphBuilder(spec, self._encodings, self._arrays, offsets, n_positions, terms)
         graph = builder.build()
@@ -157,6 +163,7 @@ class _OnnxSink:
                 "accuracy_level": ACCURACY_LEVEL,
                 "activations": "fp32",
                 "matmuls": describe_precision(precision, linears),
+                **({EXACT_KEY: True} if self._is_exact else {}),
                 "weights_file": WEIGHTS_NAME,
             },
         )

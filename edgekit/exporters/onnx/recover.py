@@ -21,7 +21,7 @@ from edgekit.dtypes import U8Array
 from edgekit.encoding import FP16, Encoding
 from edgekit.errors import FormatError, UsageError
 from edgekit.exporters.arrays import Content, StoredArray
-from edgekit.exporters.onnx.activations import plan_precision, terms_of
+from edgekit.exporters.onnx.activations import is_exact, plan_precision, terms_of
 from edgekit.exporters.onnx.graph import GraphBuilder
 from edgekit.exporters.onnx.weights import (
     Linear,
@@ -60,7 +60,8 @@ def recover_tensors(artifact: Artifact) -> Iterator[ModelTensor]:
         spec = _read_spec(artifact)
         encodings = _read_encodings(model.graph, spec, artifact, path)
         arrays = plan_arrays(spec, encodings, n_positions)
-        terms = terms_of(plan_precision(spec, artifact.manifest.tensors))
+        exact = is_exact(artifact.manifest)
+        terms = terms_of(plan_precision(spec, artifact.manifest.tensors, is_exact=exact))
         linears = plan_linears(spec, encodings, terms)
         nowhere = dict.fromkeys((stored.info.name for stored in arrays), 0)
         wanted = GraphBuilder(spec, encodings, arrays, nowhere, n_positions, terms).build()

@@ -11,9 +11,11 @@ import pytest
 from edgekit.artifact import Format
 from edgekit.errors import FormatError
 from edgekit.exporters import open_exporter
+from edgekit.exporters.base import ExportOptions
 from edgekit.exporters.onnx.activations import plan_precision, terms_of
 from edgekit.exporters.staging import write_artifact
 from edgekit.families import open_model
+from edgekit.pipeline.claims import false_claims, recover_entries
 from edgekit.quantize.encoded_model import quantize_model
 from edgekit.runtime.onnxruntime import OnnxruntimeDecoder
 from edgekit.runtime.reference import ReferenceDecoder
@@ -50,7 +52,7 @@ def nodes_of(artifact):
 def test_only_the_head_of_a_float_source_takes_two_terms(tmp_path, is_tied):
     source = open_model(write_tiny_checkpoint(tmp_path / "m", tie_word_embeddings=is_tied))
     model, artifact = write(source, "int4", tmp_path)
-    terms = terms_of(plan_precision(model.spec, model.entries))
+    terms = terms_of(plan_precision(model.spec, model.entries, is_exact=False))
     assert {name for name, n in terms.items() if n == 2} == {"lm_head"}
     nodes = nodes_of(artifact)
     assert nodes["lm_head"].output[0] == "lm_head.terms"
@@ -69,7 +71,7 @@ def test_only_the_head_of_a_float_source_takes_two_terms(tmp_path, is_tied):
 def test_kept_codes_of_eight_bits_run_nearly_as_exactly_as_floats(tmp_path, model_type):
     folder, _ = write_compressed(tmp_path / "m", Grid(8, 32), model_type=model_type)
     model, artifact = write(open_model(folder), "int8", tmp_path)
-    terms = terms_of(plan_precision(model.spec, model.entries))
+    terms = terms_of(plan_precision(model.spec, model.entries, is_exact=False))
     assert set(terms.values()) == {2}
     assert error_of(model, artifact) < LITTLE
     assert error_of(model, artifact, activation="fp32") < 2e-4
@@ -78,10 +80,25 @@ def test_kept_codes_of_eight_bits_run_nearly_as_exactly_as_floats(tmp_path, mode
     assert "the 8-bit codes are those of the source" in kept[0]["reason"]
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int4", "uint4-g64"])
+def test_exact_activations_are_nearly_as_exact_as_floats(tmp_path, scheme):
+    source = open_model(write_tiny_checkpoint(tmp_path / "m"))
+    model = quantize_model(source, Scheme.parse(scheme), tmp_path / "store")
+    options = ExportOptions(exact_activations=True)
+    artifact = write_artifact(open_exporter(Format.ONNX), model, tmp_path / "a", options)
+    assert error_of(model, artifact) < LITTLE
+    settings = artifact.manifest.settings
+    assert settings["exact_activations"] is True
+    assert {item["n_terms"] for item in settings["matmuls"]} == {2}
+    recovered = {tensor.name for tensor in open_exporter(Format.ONNX).recover(artifact)}
+    assert recovered == {entry.name for entry in model.entries}
+    assert false_claims(artifact, recover_entries(artifact)) == []
+
+
 def test_kept_codes_of_four_bits_take_one_term(tmp_path):
     folder, _ = write_compressed(tmp_path / "m", Grid(4, 32))
     model, artifact = write(open_model(folder), "int4", tmp_path)
-    terms = terms_of(plan_precision(model.spec, model.entries))
+    terms = terms_of(plan_precision(model.spec, model.entries, is_exact=False))
     assert {name for name, n in terms.items() if n == 2} == {"lm_head"}
     assert error_of(model, artifact) > 3 * LITTLE
 
