@@ -33,6 +33,8 @@ from edgekit.report.terminal import print_verification
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 SCHEMES: Final = ("int8", "int4")
+# With exact activations in ONNX, all of these compute with floats or as good as.
+FORMATS_WITH_FLOATS: Final = ("onnx", "mlx", "coreml")
 N_PROMPTS: Final = 8
 HEAD: Final = """# What ships is what was proven
 
@@ -72,6 +74,8 @@ def main() -> None:
         if options.real is not None:
             copy = in_float32(options.real, scratch)
             parts.append(section(options.real.name, str(copy), scratch))
+            title = f"{options.real.name}, exact activations"
+            parts.append(section(title, str(copy), scratch, is_exact=True))
     options.out.write_text("\n".join(parts), encoding="utf-8")
 
 
@@ -85,12 +89,20 @@ def in_float32(folder: Path, scratch: Path) -> Path:
     return copy
 
 
-def section(title: str, model: str, scratch: Path) -> str:
+def section(title: str, model: str, scratch: Path, *, is_exact: bool = False) -> str:
     """Export a model in every format and scheme, verify it, and render what was found."""
-    artifacts = [a for scheme in SCHEMES for a in export(model, "all", scheme, scratch / "out")]
+    out, formats = scratch / f"out {title}", FORMATS_WITH_FLOATS if is_exact else ("all",)
+    artifacts = [
+        artifact
+        for scheme in SCHEMES
+        for artifact in export(model, formats, scheme, out, exact_activations=is_exact)
+    ]
     plan = replace(usual_plan(artifacts[0]), n_prompts=N_PROMPTS, asks_stock=True)
     records = verify(artifacts, plan, progress=told())
-    return render(title, artifacts, records)
+    asked = [f"--format {name}" for name in formats]
+    asked += [f"--scheme {scheme}" for scheme in SCHEMES]
+    asked += ["--exact-activations"] * is_exact
+    return render(title, artifacts, records, " ".join(asked))
 
 
 def told() -> Progress:
@@ -106,7 +118,9 @@ def told() -> Progress:
     return tell
 
 
-def render(title: str, artifacts: Sequence[Artifact], records: Sequence[VerifyRecord]) -> str:
+def render(
+    title: str, artifacts: Sequence[Artifact], records: Sequence[VerifyRecord], asked: str
+) -> str:
     """Give the part of the page about one model."""
     stream = io.StringIO()
     console = Console(file=stream, width=80, highlight=False)
@@ -116,7 +130,7 @@ def render(title: str, artifacts: Sequence[Artifact], records: Sequence[VerifyRe
     lines = [
         f"## {title[0].upper()}{title[1:]}",
         "",
-        f"    edgekit export {name} {' '.join(f'--scheme {s}' for s in SCHEMES)} --format all",
+        f"    edgekit export {name} {asked}",
         f"    edgekit verify artifacts/{name}-* --prompts {N_PROMPTS} --stock",
         "",
         shown,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 
-from threadpoolctl import threadpool_limits
+from edgekit.lazy import require
 
 
 def one_thread_a_product() -> contextlib.AbstractContextManager[object]:
@@ -17,5 +17,7 @@ def one_thread_a_product() -> contextlib.AbstractContextManager[object]:
 
     Holds for the whole process; only one block at a time may use it.
     """
-    limits: contextlib.AbstractContextManager[object] = threadpool_limits(1, user_api="blas")
+    limits: contextlib.AbstractContextManager[object] = require("threadpoolctl").threadpool_limits(
+        1, user_api="blas"
+    )
     return limits

@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from edgekit.artifact import Artifact
+from edgekit.pipeline.calibration import Calibration
 from edgekit.pipeline.export import LAYERS_NAME, export
 from tests.builders import write_tiny_checkpoint
+
+TEXT = Calibration(n_tokens=256)
 
 
 class StoppedError(Exception):
@@ -45,7 +48,9 @@ def test_an_export_stopped_at_any_place_goes_on(tmp_path, method):
     folder = write_tiny_checkpoint(tmp_path / "tiny", "llama")
 
     def run(out: Path, **options) -> None:
-        export(folder, ["onnx", "mlx"], "uint4-g64", out, method=method, **options)
+        export(
+            folder, ["onnx", "mlx"], "uint4-g64", out, method=method, calibration=TEXT, **options
+        )
 
     calls: list[str] = []
     run(tmp_path / "whole", progress=lambda what, *_: calls.append(what))
@@ -73,6 +78,7 @@ N_KILLS = 20
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from edgekit.pipeline.calibration import Calibration
 from edgekit.pipeline.export import export
 
 TOUCH = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
@@ -90,7 +96,8 @@ def run(model, out, kill_at):
             if n_done == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(watch)
-    export(model, ["onnx", "mlx", "gguf"], "uint4-g64", out, method="gptq")
+    text = Calibration(n_tokens=256)
+    export(model, ["onnx", "mlx", "gguf"], "uint4-g64", out, method="gptq", calibration=text)
     (Path(out) / "count").write_text(str(n_done))
     os._exit(0)
 

@@ -156,7 +156,7 @@ def _weights(block: Any, encodings: Mapping[str, Encoding]) -> Iterator[str]:
             if op.type == form:
                 kind = type_name(op.inputs[_CODES[form]].arguments[0].value.type)
             if kind != wanted:
-                yield f"{name}: stored as {kind} by {op.type}, wanted {wanted} by {form}"
+                yield f"{name}: stored as {kind}, wanted {wanted}"
 
 
 def _stored(op: Any) -> Iterator[Any]:

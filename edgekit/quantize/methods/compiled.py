@@ -19,6 +19,7 @@ import numpy as np
 
 from edgekit.dtypes import F32Array
 from edgekit.encoding import Encoding
+from edgekit.lazy import require
 from edgekit.paths import cache_dir
 from edgekit.quantize import grid
 from edgekit.quantize.methods import search
@@ -37,7 +38,7 @@ def _keep_machine_code() -> bool:
 
 
 _IS_KEPT: Final = _keep_machine_code()
-import numba  # noqa: E402 (it reads the variable when it is imported)
+numba: Final = require("numba")  # it reads the variable when it is imported
 
 _LANES: Final = 64
 _N_UNROLLED: Final = 8  # divides every block

@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 
 from edgekit.dtypes import F32Array
 from edgekit.encoding import Encoding
+from edgekit.errors import MissingExtraError
 from edgekit.quantize.methods import rtn, search
 from edgekit.quantize.methods.blocks import BlockScales, RowCodes
 
@@ -64,5 +65,5 @@ def _compiled(n_weights: int) -> ModuleType | None:
 def _load() -> ModuleType | None:
     try:
         return importlib.import_module("edgekit.quantize.methods.compiled")
-    except ImportError:
+    except MissingExtraError:
         return None
