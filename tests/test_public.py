@@ -38,8 +38,18 @@ def test_export_is_the_plain_function_whatever_is_imported():
         "print(*inspect.signature(first).parameters)"
     )
     assert run_python(code) == [
-        *("True", "True", "model", "formats", "scheme", "out", "context_length", "method"),
-        *("fold", "budget", "calibration", "ignore_config_keys", "adapter", "progress", "warn"),
+        *("True", "True", "model", "formats", "scheme", "out", "context_length"),
+        *(
+            "exact_activations",
+            "method",
+            "fold",
+            "budget",
+            "calibration",
+            "ignore_config_keys",
+            "adapter",
+            "progress",
+            "warn",
+        ),
     ]
 
 
