@@ -83,7 +83,7 @@ def export(
             key/value cache stays small (exporters/context.py).
         exact_activations: Whether ONNX artifacts take what goes into a matmul in two int8 terms
             instead of one: answers are those of float activations, decode is about a fifth slower
-            (docs/activations.md).
+            and a prompt takes twice as long (docs/activations.md).
         method: How codes are chosen: ``search``, ``rtn``, ``importance``, ``gptq`` or ``auto``;
             default what the scheme says, else ``importance``.
         fold: Whether channel scales are moved between tensors before they are quantized, which
