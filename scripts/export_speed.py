@@ -207,7 +207,7 @@ def measure(tool: Tool, shape: str, folder: Path) -> Sample:
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        reason = lines[-1] if lines else "no word"
+        reason = lines[-1].replace(f"{folder}/", "") if lines else "no word"
         raise ExportFailedError(f"{tool.what} of {shape}: exit status {child.returncode}, {reason}")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     shutil.rmtree(out)
