@@ -23,7 +23,7 @@ class ExportOptions:
     Attributes:
         context_length: Positions the artifact holds; None takes the format's default (context.py).
         exact_activations: Whether an ONNX artifact spends speed on activations that are as good as
-            floats (onnx/activations.py); other formats have floats.
+            floats (onnx/activations.py); other formats leave that to what runs them.
     """
 
     context_length: int | None = None

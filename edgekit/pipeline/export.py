@@ -113,6 +113,12 @@ def export(
     parsed = scheme if isinstance(scheme, Scheme) else Scheme.parse(scheme)
     chosen = choose_method(method, parsed)
     calibration.check(chosen)
+    if exact_activations and Format.ONNX not in wanted:
+        raise UsageError(
+            "exact activations are a choice of ONNX artifacts",
+            got=", ".join(item.value for item in wanted),
+            wanted="onnx among the formats",
+        )
     exporters = [open_exporter(fmt) for fmt in wanted]
     parent, options = Path(out), ExportOptions(context_length, exact_activations)
     if needs_download(model):

@@ -124,7 +124,7 @@ def quantize_layers(
         raise QuantError(
             "a calibrated run makes scales, not palettes",
             got=", ".join(palettes[:3]),
-            do="Leave out the calibration text, or use another scheme.",
+            do="Use --method importance without a calibration text, or another scheme.",
         )
     text = _usable(sequences, source.spec.context_length)
     key = _key_of(source, plans, scales, text, method)

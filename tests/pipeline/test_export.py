@@ -136,3 +136,9 @@ def test_progress_names_the_tensors_and_ends(tiny_model, tmp_path):
 def test_a_shorter_context_is_written_down(tiny_model, tmp_path):
     (artifact,) = export(tiny_model, "onnx", "int4", tmp_path, context_length=64)
     assert artifact.manifest.context_length == 64
+
+
+def test_exact_activations_without_onnx_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="a choice of ONNX artifacts; got mlx"):
+        export("pocket", "mlx", "int8", tmp_path, exact_activations=True)
+    assert list(tmp_path.iterdir()) == []

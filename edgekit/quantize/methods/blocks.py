@@ -64,7 +64,7 @@ def check_rows(rows: F32Array, encoding: Encoding, name: str, first_row: int) ->
     """
     if encoding.block is None:
         raise QuantError(
-            f"{name}: encoding {encoding} has no codes", wanted="int4, int8, uint4 or uint8"
+            f"{name}: encoding {encoding} has no codes", wanted="int4, int8, uint4, uint8 or lut4"
         )
     n_cols = rows.shape[1]
     along, n_blocked = ("rows", len(rows)) if encoding.has_palette else ("row length", n_cols)

@@ -1,9 +1,10 @@
 """Rounding to nearest and search as machine code: the same results as rtn.py and search.py.
 
-numba compiles this module when a large matrix is first quantized; the machine code is kept in
-edgekit's cache. Why it is here: numpy takes 30 to 60 ns a weight for a search on one core, because
-each of its passes over a tile does one operation; here all operations on a weight are done while
-it is in a register (scripts/export_speed.py and docs/export_speed.md have the times).
+numba compiles this module in a process that quantizes more than a small model (kernels.py); the
+machine code is kept in edgekit's cache. Why it is here: numpy takes 30 to 60 ns a weight for a
+search on one core, because each of its passes over a tile does one operation; here all operations
+on a weight are done while it is in a register (docs/calibrated.md and docs/export_speed.md have the
+times).
 
 Every operation is the one of the numpy methods, in float32, in the same order, so the codes are the
 same, bit for bit (tests/quantize/test_compiled.py); a change there needs the same change here. A
